@@ -1,0 +1,57 @@
+"""One episode of a robot, in the units and shapes the rest of the package relies on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+
+from worldmodel.datasets.actions import ActionSpec
+
+
+class Frames(Protocol):
+    """Frames of one camera, decoded only when indexed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, window: slice) -> UInt8[np.ndarray, "time height width 3"]:
+        """RGB frames of a contiguous window."""
+        ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """One episode: frames per camera, canonical actions and states, and what the source said.
+
+    Row t of `actions` takes frame t to frame t + 1. All arrays have as many rows as there are frames.
+    """
+
+    episode_id: str
+    source: str
+    """Where it came from: form and path, for people and provenance."""
+    frames: Mapping[str, Frames]
+    """Camera name -> lazy frames. All cameras have the same number of frames."""
+    actions: Float32[np.ndarray, "time 7"]
+    """Canonical actions (see `CANONICAL`); rows where `action_valid` is false are zero, gripper included."""
+    action_valid: Bool[np.ndarray, " time"]
+    """False where the source has no action."""
+    states: Float32[np.ndarray, "time 10"] | None
+    """x y z (m), 6-D rotation (first two columns of the matrix), gripper opening (1 = open); None if unknown."""
+    action_spec: ActionSpec
+    """What the source's own actions meant. `actions` are already canonical."""
+    instruction: str
+    rate_hz: float
+    success: bool | None
+    signals: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Untouched source signals, by the source's own names (per-step success of a simulator among them)."""
+
+    def __len__(self) -> int:
+        return len(self.actions)

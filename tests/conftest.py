@@ -1,0 +1,19 @@
+"""Shape checks in every test, and where real data lie."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("worldmodel", "beartype.beartype").install()
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real Bridge and DROID episodes."""
+    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("WORLDMODEL_DATA", default))
+    if not (folder / "droid").is_dir():
+        pytest.skip(f"real episodes not found in {folder}; set WORLDMODEL_DATA to their folder")
+    return folder
