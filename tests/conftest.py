@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("worldmodel", "beartype.beartype").install()
+# Before torch and BLAS load: the workers of `pytest -n` share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+install_import_hook("worldmodel", "beartype.beartype")
 
 
 @pytest.fixture(scope="session")
