@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +23,15 @@ COMMANDS = {
     "evaluate": "evaluate policies in imagination",
     "report": "write the HTML report of a rollout log",
 }
-"""Subcommand -> one line of help. Module `worldmodel.cli.<words joined by _>` holds `Command` and `run`."""
+"""Subcommand -> one line of help; its words joined by _ name a module with `Command` and `run`."""
+
+GROUPS = {name.split()[0] for name in COMMANDS if " " in name}
+"""First words of the commands of two words."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells report it."""
+READER_GONE = 141
+"""Exit code when the reader of a pipe left: 128 + SIGPIPE."""
 
 
 def usage() -> str:
@@ -29,38 +39,69 @@ def usage() -> str:
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:<{width}}{summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
-        ["usage: worldmodel COMMAND [OPTIONS]", "", *lines, ""]
-        + ["`worldmodel COMMAND --help` lists its options with units and defaults."]
-        + ["Exit code 0: done; 1: a problem was found that the run was asked to look for; 2: wrong input."]
+        [
+            "usage: worldmodel COMMAND [OPTIONS]",
+            "",
+            *lines,
+            "",
+            "`worldmodel COMMAND --help` lists its options with units and defaults.",
+            "Exit code 0: done; 1: found a problem that the run was to look for; 2: wrong input.",
+        ]
     )
 
 
 def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """The subcommand's name ("" if unknown) and the arguments after it."""
+    """The subcommand's name and the arguments after it.
+
+    >>> split_command(["data", "info", "folder"])
+    ('data info', ['folder'])
+    """
     for words in (2, 1):
         name = " ".join(argv[:words])
         if len(argv) >= words and name in COMMANDS:
             return name, list(argv[words:])
-    return "", list(argv)
+    given = " ".join(argv[: 2 if argv[0] in GROUPS else 1])
+    close = difflib.get_close_matches(given, COMMANDS, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"Unknown command {given!r}; `worldmodel --help` lists them all.{hint}")
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    """Parse the options of a subcommand and run it."""
+    name, rest = split_command(argv)
+    module = importlib.import_module(f"worldmodel.cli.{name.replace(' ', '_')}")
+    command = tyro.cli(
+        module.Command, args=rest, prog=f"worldmodel {name}", description=module.__doc__
+    )
+    code: int = module.run(command)
+    sys.stdout.flush()  # so that a reader that left shows here, not at interpreter exit
+    return code
+
+
+def asks_for_usage(argv: Sequence[str]) -> bool:
+    """Whether no command was named, but at most a group of them.
+
+    >>> asks_for_usage(["data", "--help"]), asks_for_usage(["train", "--help"])
+    (True, False)
+    """
+    rest = argv[1:] if argv and argv[0] in GROUPS else argv
+    return not rest or rest[0] in ("-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; wrong input is one line on standard error and exit code 2."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
+    argv = sys.argv[1:] if argv is None else argv
+    if asks_for_usage(argv):
         print(usage())
         return 0
-    name, rest = split_command(argv)
-    if not name:
-        print(f"error: unknown command {' '.join(argv[:2])!r}; `worldmodel --help` lists them.", file=sys.stderr)
-        return 2
-    module = importlib.import_module(f"worldmodel.cli.{name.replace(' ', '_')}")
-    command = tyro.cli(module.Command, args=rest, prog=f"worldmodel {name}", description=module.__doc__)
     try:
-        return module.run(command)
+        return dispatch(argv)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
