@@ -1,9 +1,15 @@
-"""What an action means: the declared specification every reader, checkpoint and policy carries."""
+"""What an action means: the spec every reader, checkpoint and policy carries, and conversions."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64
+from numpy.typing import ArrayLike
+
+from worldmodel.datasets.rotations import euler_to_rotation_vector, rotation_vector_to_euler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +28,8 @@ class ActionSpec:
     rotation: str
     """"rotation_vector" (rad), "euler_xyz" (extrinsic, rad) or "none"."""
     gripper: str
-    """"open_is_one" (1 = open), "closed_is_one" (1 = closed) or "open_is_minus_one" (-1 = open, +1 = closed)."""
+    """"open_is_one" (1 = open), "closed_is_one" (1 = closed) or "open_is_minus_one" (-1 = open,
+    +1 = closed)."""
     dim: int
     """Width of one action."""
     scale: tuple[float, ...]
@@ -54,4 +61,137 @@ CANONICAL = ActionSpec(
     scale=(1.0,) * 7,
     rate_hz=5.0,
 )
-"""Δx Δy Δz (m), rotation vector (rad), gripper opening in [0, 1] with 1 = open, base frame, 5 Hz."""
+"""Δx Δy Δz (m), rotation vector (rad), gripper opening in [0, 1] (1 = open), base frame, 5 Hz."""
+
+START_UP = 1e-6
+"""A first row below this in every component is no motion; the moving rows of Bridge exceed 3e-3."""
+
+
+def canonical_gripper(
+    values: Float[np.ndarray, "*rows"], gripper: str
+) -> Float[np.ndarray, "*rows"]:
+    """Gripper values of a convention to the opening, 1 = open.
+
+    >>> canonical_gripper(np.array([-1.0, 1.0]), "open_is_minus_one")
+    array([1., 0.])
+    """
+    slope, offset = _gripper_line(gripper)
+    return slope * values + offset
+
+
+def source_gripper(opening: Float[np.ndarray, "*rows"], gripper: str) -> Float[np.ndarray, "*rows"]:
+    """The inverse of `canonical_gripper`."""
+    slope, offset = _gripper_line(gripper)
+    return (opening - offset) / slope
+
+
+def _gripper_line(gripper: str) -> tuple[float, float]:
+    """Slope and offset of opening = slope · value + offset."""
+    lines = {
+        "open_is_one": (1.0, 0.0),
+        "closed_is_one": (-1.0, 1.0),
+        "open_is_minus_one": (-0.5, 0.5),
+    }
+    if gripper not in lines:
+        raise ValueError(f"`gripper` must be one of {', '.join(lines)}, got {gripper!r}.")
+    return lines[gripper]
+
+
+@dataclass(frozen=True)
+class DeltaPose:
+    """Stored pose changes in the base frame <-> canonical actions, row by row and lossless."""
+
+    spec: ActionSpec
+    """What the stored rows mean; columns after the seventh are a mobile base that stands still."""
+
+    def __post_init__(self) -> None:
+        spec = self.spec
+        known = spec.rotation in ("rotation_vector", "euler_xyz") and spec.dim >= 7
+        if not (known and spec.space == "delta_pose" and spec.frame == "base"):
+            raise ValueError(
+                f"`spec` must be a pose change in the base frame of 7 columns or more, got {spec}."
+            )
+
+    def __call__(self, stored: Float[np.ndarray, "time dim"]) -> Float32[np.ndarray, "time 7"]:
+        """Canonical actions of stored rows."""
+        rows = checked_rows(stored, dim=self.spec.dim, what="actions") * np.array(self.spec.scale)
+        if np.any(rows[:, 7:]):
+            raise ValueError(
+                "`actions` move the mobile base (columns after the seventh); no canonical form."
+            )
+        if self.spec.rotation == "euler_xyz":
+            rows[:, 3:6] = euler_to_rotation_vector(rows[:, 3:6])
+        rows[:, 6] = canonical_gripper(rows[:, 6], self.spec.gripper)
+        return rows[:, :7].astype(np.float32)
+
+    def inverse(self, actions: Float[np.ndarray, "time 7"]) -> Float32[np.ndarray, "time dim"]:
+        """Stored rows of canonical actions."""
+        rows = np.zeros((len(actions), self.spec.dim))
+        rows[:, :7] = checked_rows(actions, dim=7, what="actions")
+        if self.spec.rotation == "euler_xyz":
+            rows[:, 3:6] = rotation_vector_to_euler(rows[:, 3:6])
+        rows[:, 6] = source_gripper(rows[:, 6], self.spec.gripper)
+        return (rows / np.array(self.spec.scale)).astype(np.float32)
+
+
+def checked_rows(values: ArrayLike, *, dim: int, what: str) -> Float64[np.ndarray, "time dim"]:
+    """Rows of `dim` finite numbers as a fresh float64 array.
+
+    Raises:
+        ValueError: naming `what`, if the rows are ragged, of another width, NaN or infinite.
+
+    >>> checked_rows([[1, 2]], dim=2, what="points")
+    array([[1., 2.]])
+    """
+    try:
+        rows = np.array(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{what}` must be rows of {dim} numbers, got ragged or non-numeric rows."
+        ) from error
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise ValueError(
+            f"`{what}` must be rows of {dim} numbers, got an array of shape {rows.shape}."
+        )
+    broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if broken.size:
+        raise ValueError(
+            f"`{what}` holds NaN or infinity, first in row {broken[0]} of {len(rows)}."
+        )
+    return rows
+
+
+def convert(
+    actions: Float[np.ndarray, "time source_dim"], source: ActionSpec, target: ActionSpec
+) -> Float32[np.ndarray, "time target_dim"]:
+    """Rows that mean under `target` what `actions` mean under `source`.
+
+    Raises:
+        ValueError: printing both specs, unless the two mean the same or both are pose changes in
+            the base frame at one rate: only then does a row convert without loss and without
+            knowing the pose it starts from.
+    """
+    if replace(source, name=target.name) == target:
+        return checked_rows(actions, dim=source.dim, what="actions").astype(np.float32)
+    try:
+        if source.rate_hz != target.rate_hz:
+            raise ValueError("the rates differ")
+        read, write = DeltaPose(source), DeltaPose(target)
+    except ValueError as error:
+        raise ValueError(f"No lossless conversion of actions from {source} to {target}.") from error
+    return write.inverse(read(actions))
+
+
+def commanded_actions(
+    stored: Float[np.ndarray, "time dim"], to_canonical: DeltaPose
+) -> tuple[Float32[np.ndarray, "time 7"], Bool[np.ndarray, " time"]]:
+    """Canonical actions of a Bridge episode and which rows are valid; the others are zero.
+
+    Not valid are the last row, which no frame follows, and a first row without motion (every
+    component below 1e-6): the recorder's start-up, not a command.
+    """
+    actions = to_canonical(stored)
+    valid = np.arange(len(actions)) < len(actions) - 1
+    valid[:1] &= np.any(np.abs(stored[:1, :6]) >= START_UP, axis=1)
+    actions[~valid] = 0
+    return actions, valid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float32, UInt8
 from worldmodel.datasets.actions import ActionSpec
 
 
+@runtime_checkable
 class Frames(Protocol):
     """Frames of one camera, decoded only when indexed."""
 
@@ -31,7 +32,7 @@ class Frames(Protocol):
 class Trajectory:
     """One episode: frames per camera, canonical actions and states, and what the source said.
 
-    Row t of `actions` takes frame t to frame t + 1. All arrays have as many rows as there are frames.
+    Row t of `actions` takes frame t to frame t + 1. Every array has one row per frame.
     """
 
     episode_id: str
@@ -40,18 +41,29 @@ class Trajectory:
     frames: Mapping[str, Frames]
     """Camera name -> lazy frames. All cameras have the same number of frames."""
     actions: Float32[np.ndarray, "time 7"]
-    """Canonical actions (see `CANONICAL`); rows where `action_valid` is false are zero, gripper included."""
+    """Canonical actions (see `CANONICAL`); where `action_valid` is false a row is all zero."""
     action_valid: Bool[np.ndarray, " time"]
     """False where the source has no action."""
     states: Float32[np.ndarray, "time 10"] | None
-    """x y z (m), 6-D rotation (first two columns of the matrix), gripper opening (1 = open); None if unknown."""
+    """x y z (m), first two columns of the rotation matrix, gripper (1 = open); None if unknown."""
     action_spec: ActionSpec
     """What the source's own actions meant. `actions` are already canonical."""
     instruction: str
     rate_hz: float
     success: bool | None
     signals: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Untouched source signals, by the source's own names (per-step success of a simulator among them)."""
+    """Untouched source signals, by the source's own names (a simulator's per-step success, too)."""
+
+    def __post_init__(self) -> None:
+        where = f"episode {self.episode_id} of {self.source}"
+        for camera, frames in self.frames.items():
+            if len(frames) != len(self):
+                raise ValueError(
+                    f"`frames` of camera {camera} hold {len(frames)} frames, but there are "
+                    f"{len(self)} actions in {where}."
+                )
+        if not np.isfinite(self.actions).all():
+            raise ValueError(f"`actions` hold NaN or infinity in {where}.")
 
     def __len__(self) -> int:
         return len(self.actions)

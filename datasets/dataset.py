@@ -1,0 +1,115 @@
+"""A folder of episodes, whatever its form: what every reader returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from worldmodel.datasets.actions import ActionSpec
+from worldmodel.datasets.trajectory import Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What is known of an episode without decoding its frames."""
+
+    num_frames: int
+    instruction: str
+    success: bool | None
+    """None if the source does not say."""
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Episodes by id ("train/0") or by position."""
+
+    @property
+    def form(self) -> str:
+        """Name of the on-disk form, such as "annotation-json"."""
+        ...
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Cameras that show something, by meaningful names."""
+        ...
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        """What the stored actions mean; a trajectory's `actions` are canonical already."""
+        ...
+
+    @property
+    def rate_hz(self) -> float:
+        """Frames and actions per second, declared by the form, never a video's own tag."""
+        ...
+
+    @property
+    def episode_ids(self) -> tuple[str, ...]:
+        """Unique, with the split in front: "train/0"."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Trajectory]: ...
+
+    def episode(self, key: str | int) -> Trajectory:
+        """Open one episode by id or position; its frames are decoded only when indexed."""
+        ...
+
+    def summary(self, key: str | int) -> Summary:
+        """Length, instruction and outcome of one episode, cheaply."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDataset:
+    """A `Dataset` over one folder; a reader supplies the two functions that open an episode."""
+
+    form: str
+    path: Path
+    cameras: tuple[str, ...]
+    action_spec: ActionSpec
+    episode_ids: tuple[str, ...]
+    load: Callable[[str], Trajectory]
+    """Episode id -> trajectory."""
+    summarize: Callable[[str], Summary]
+    """Episode id -> summary."""
+
+    @property
+    def rate_hz(self) -> float:
+        """Frames and actions per second: one of each per step."""
+        return self.action_spec.rate_hz
+
+    def __len__(self) -> int:
+        return len(self.episode_ids)
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        return map(self.load, self.episode_ids)
+
+    def episode(self, key: str | int) -> Trajectory:
+        """Open one episode by id or position."""
+        return self.load(self._episode_id(key))
+
+    def summary(self, key: str | int) -> Summary:
+        """Length, instruction and outcome of one episode."""
+        return self.summarize(self._episode_id(key))
+
+    def _episode_id(self, key: str | int) -> str:
+        """The id at a position, or the id itself if it exists."""
+        if isinstance(key, int):
+            if not -len(self) <= key < len(self):
+                raise ValueError(
+                    f"`key`={key} is out of range: {self.path} holds {len(self)} episodes."
+                )
+            return self.episode_ids[key]
+        if key not in self.episode_ids:
+            raise ValueError(
+                f"{self.path} has no episode {key!r}; it holds {len(self)}, "
+                f"the first {self.episode_ids[0]!r}."
+            )
+        return key

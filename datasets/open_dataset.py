@@ -1,0 +1,69 @@
+"""Open a folder of episodes whatever its form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from worldmodel.datasets import annotation_json, mp4_npz
+from worldmodel.datasets.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Form:
+    """One on-disk form: how it is recognised and opened."""
+
+    name: str
+    mark: str
+    """The files that mark it, for people."""
+    matches: Callable[[Path], bool]
+    open: Callable[[Path], Dataset]
+
+
+def _is_clip_store(path: Path) -> bool:
+    try:
+        attributes = json.loads((path / "zarr.json").read_text()).get("attributes", {})
+    except (OSError, ValueError):
+        return False
+    return attributes.get("worldmodel_form") == "clip-store"
+
+
+def _open_clip_store(path: Path) -> Dataset:
+    from worldmodel.datasets.clip_store import ClipStore  # Zarr loads only when a store is opened
+
+    return ClipStore.open(path)
+
+
+FORMS = (
+    Form("clip-store", "zarr.json with `worldmodel_form`", _is_clip_store, _open_clip_store),
+    Form(
+        annotation_json.FORM,
+        annotation_json.MARK,
+        annotation_json.matches,
+        annotation_json.open_annotation_json,
+    ),
+    Form(mp4_npz.FORM, mp4_npz.MARK, mp4_npz.matches, mp4_npz.open_mp4_npz),
+)
+
+
+def open_dataset(path: str | Path) -> Dataset:
+    """The episodes of a folder.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: if `path` is no folder.
+        ValueError: if the folder is empty, has no known form, or is broken at first look.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give the folder of a dataset.")
+    if not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file; give the folder of a dataset.")
+    if not any(path.iterdir()):
+        raise ValueError(f"{path} is empty; give the folder of a dataset.")
+    for form in FORMS:
+        if form.matches(path):
+            return form.open(path)
+    looked_for = "; ".join(f"{form.name} ({form.mark})" for form in FORMS)
+    raise ValueError(f"{path} has no known form; looked for {looked_for}.")
