@@ -1,0 +1,140 @@
+"""Frames as they lie in the clip store: JPEG bytes end to end, or raw pixels."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import simplejpeg
+import zarr
+from jaxtyping import UInt8
+
+from worldmodel.datasets.trajectory import Frames
+
+JPEG_QUALITY = 95
+JPEG_CHUNK_BYTES = 2**18
+RAW_CHUNK_BYTES = 2**20
+
+
+def encode_jpeg(frame: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    """One RGB frame as JPEG of quality 95 without chroma subsampling."""
+    frame = np.ascontiguousarray(frame)
+    return simplejpeg.encode_jpeg(
+        frame, quality=JPEG_QUALITY, colorspace="RGB", colorsubsampling="444"
+    )
+
+
+def decode_jpeg(
+    data: UInt8[np.ndarray, " bytes"], out: UInt8[np.ndarray, "height width 3"]
+) -> None:
+    """Decode one JPEG into `out`, bit for bit as TensorFlow does by default."""
+    simplejpeg.decode_jpeg(data, "RGB", fastdct=True, buffer=out)
+
+
+def window_bounds(window: slice, length: int) -> tuple[int, int]:
+    """First and past-the-last index of a contiguous window.
+
+    >>> window_bounds(slice(-2, None), 5)
+    (3, 5)
+    """
+    start, stop, step = window.indices(length)
+    if step != 1:
+        raise ValueError(f"`window` must be contiguous, got step {step}.")
+    return start, max(start, stop)
+
+
+class JpegFrames:
+    """Frames of one camera and episode, stored as JPEG bytes laid end to end.
+
+    Frame i is bytes offsets[i] to offsets[i + 1]; `offsets` is an attribute of the array.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int], num_frames: int) -> None:
+        self.path = path
+        self.size = size
+        self.num_frames = num_frames
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def __getitem__(self, window: slice) -> UInt8[np.ndarray, "time height width 3"]:
+        start, stop = window_bounds(window, len(self))
+        offsets = self._offsets[start : stop + 1]
+        data = np.asarray(self._blob[offsets[0] : offsets[-1]])
+        frames = np.empty((stop - start, *self.size, 3), np.uint8)
+        for i, frame in enumerate(frames):
+            decode_jpeg(data[offsets[i] - offsets[0] : offsets[i + 1] - offsets[0]], frame)
+        return frames
+
+    def jpeg(self, index: int) -> bytes:
+        """The stored JPEG bytes of one frame."""
+        start, stop = self._offsets[index], self._offsets[index + 1]
+        return np.asarray(self._blob[start:stop]).tobytes()
+
+    @cached_property
+    def _blob(self) -> zarr.Array[Any]:
+        return zarr.open_array(self.path, mode="r")
+
+    @cached_property
+    def _offsets(self) -> list[int]:
+        return cast(list[int], self._blob.attrs["offsets"])
+
+
+class RawFrames:
+    """Frames of one camera and episode, stored as pixels."""
+
+    def __init__(self, path: Path, size: tuple[int, int], num_frames: int) -> None:
+        self.path = path
+        self.size = size
+        self.num_frames = num_frames
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def __getitem__(self, window: slice) -> UInt8[np.ndarray, "time height width 3"]:
+        start, stop = window_bounds(window, len(self))
+        return np.asarray(self._pixels[start:stop])
+
+    @cached_property
+    def _pixels(self) -> zarr.Array[Any]:
+        return zarr.open_array(self.path, mode="r")
+
+
+FRAME_CLASSES = {"jpeg": JpegFrames, "raw": RawFrames}
+"""Encoding of a store -> class that reads its frames."""
+
+
+def write_frames(group: zarr.Group, name: str, frames: Frames, encoding: str) -> None:
+    """Write one camera of one episode as array `name` of a group."""
+    if encoding == "jpeg":
+        write_jpeg_frames(group, name, frames)
+    else:
+        write_raw_frames(group, name, frames)
+
+
+def write_jpeg_frames(group: zarr.Group, name: str, frames: Frames) -> None:
+    """Write JPEG bytes; those of a source that offers `jpeg(index)` pass through untouched."""
+    stored = getattr(frames, "jpeg", lambda index: None)
+    images = [stored(i) or encode_jpeg(frames[i : i + 1][0]) for i in range(len(frames))]
+    offsets = np.cumsum([0, *map(len, images)]).tolist()
+    num_chunks = -(-offsets[-1] // JPEG_CHUNK_BYTES)
+    group.create_array(
+        name,
+        data=np.frombuffer(b"".join(images), np.uint8),
+        chunks=(min(offsets[-1], JPEG_CHUNK_BYTES),),
+        shards=(num_chunks * JPEG_CHUNK_BYTES,) if num_chunks > 1 else None,
+        compressors=None,
+        attributes={"offsets": offsets, "encoding": "jpeg"},
+    )
+
+
+def write_raw_frames(group: zarr.Group, name: str, frames: Frames) -> None:
+    """Write pixels in zstd-compressed chunks of about a megabyte."""
+    height, width = frames.size
+    chunk = max(1, min(len(frames), RAW_CHUNK_BYTES // (height * width * 3)))
+    shape = (len(frames), height, width, 3)
+    array = group.create_array(name, shape=shape, chunks=(chunk, *shape[1:]), dtype=np.uint8)
+    for start in range(0, len(frames), chunk):
+        array[start : start + chunk] = frames[start : start + chunk]
