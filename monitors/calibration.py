@@ -1,0 +1,195 @@
+"""How far stated confidence is from what happened: pure measures on binned sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64
+
+ROUNDING = 1e-6
+"""A confidence this far outside [0, 1] is taken for a rounding error of its producer and
+clipped."""
+MIN_MASS = 1e-3
+"""Bins with less than this share of all forecasts do not count for the maximum calibration
+error."""
+
+
+@dataclass(frozen=True)
+class ReliabilityBins:
+    """Sums over the forecasts in each equal-width bin: all that a calibration measure needs.
+
+    Leading axes are free: episodes, horizons, bootstrap resamples. Two sets of bins over disjoint
+    forecasts are joined by adding their `sums`.
+    """
+
+    sums: Float64[np.ndarray, "*group 4 bins"]
+    """Count, sum of confidence, sum of outcomes, sum of squared errors."""
+
+    @property
+    def count(self) -> Float64[np.ndarray, "*group bins"]:
+        """Number of forecasts."""
+        return self.sums[..., 0, :]
+
+    @property
+    def confidence(self) -> Float64[np.ndarray, "*group bins"]:
+        """Sum of stated confidence."""
+        return self.sums[..., 1, :]
+
+    @property
+    def correct(self) -> Float64[np.ndarray, "*group bins"]:
+        """Number of forecasts that came true."""
+        return self.sums[..., 2, :]
+
+    @property
+    def squared_error(self) -> Float64[np.ndarray, "*group bins"]:
+        """Sum of (confidence - outcome) squared."""
+        return self.sums[..., 3, :]
+
+    def pooled(self) -> ReliabilityBins:
+        """Every group's forecasts thrown together: no leading axes."""
+        return ReliabilityBins(self.sums.reshape(-1, *self.sums.shape[-2:]).sum(axis=0))
+
+
+def bin_forecasts(
+    confidence: Float[np.ndarray, "*any"], correct: Bool[np.ndarray, "*any"], *, num_bins: int = 15
+) -> ReliabilityBins:
+    """Bin forecasts of one group; a confidence on an inner edge belongs to the bin above it.
+
+    >>> bins = bin_forecasts(np.array([0.1, 0.9, 0.7]), np.array([False, True, True]), num_bins=2)
+    >>> bins.count.tolist(), bins.correct.tolist()
+    ([1.0, 2.0], [0.0, 2.0])
+    """
+    return ReliabilityBins(bin_rows(confidence[None], correct[None], num_bins=num_bins).sums[0])
+
+
+def bin_rows(
+    confidence: Float[np.ndarray, " row *any"],
+    correct: Bool[np.ndarray, " row *any"],
+    *,
+    num_bins: int,
+) -> ReliabilityBins:
+    """Bin every row on its own: the result has the row as its leading axis."""
+    rows = len(confidence)
+    stated = checked(confidence).reshape(rows, -1)
+    came_true = correct.reshape(rows, -1).astype(np.float64)
+    bin_index = np.minimum((stated * num_bins).astype(np.intp), num_bins - 1)
+    index = (bin_index + num_bins * np.arange(rows)[:, None]).ravel()
+    columns = (np.ones_like(stated), stated, came_true, (stated - came_true) ** 2)
+    sums = [np.bincount(index, column.ravel(), minlength=rows * num_bins) for column in columns]
+    return ReliabilityBins(np.stack(sums).reshape(4, rows, num_bins).swapaxes(0, 1))
+
+
+def checked(confidence: Float[np.ndarray, "*any"]) -> Float64[np.ndarray, "*any"]:
+    """The same numbers in float64 and in [0, 1]; anything that is no probability is refused."""
+    stated = confidence.astype(np.float64)
+    if not np.all((stated >= -ROUNDING) & (stated <= 1 + ROUNDING)):  # catches NaN too
+        raise ValueError(
+            "`confidence` must be a probability in [0, 1]; it holds other numbers or NaN."
+        )
+    return stated.clip(0.0, 1.0)
+
+
+def expected_calibration_error(bins: ReliabilityBins) -> Float64[np.ndarray, "*group"]:
+    """Mean gap between stated and observed frequency, by mass; NaN without a forecast.
+
+    >>> bins = bin_forecasts(np.array([0.75, 0.75]), np.array([True, False]))
+    >>> float(expected_calibration_error(bins))
+    0.25
+    """
+    return _ratio(np.abs(bins.confidence - bins.correct).sum(axis=-1), bins.count.sum(axis=-1))
+
+
+def per_video_calibration_error(bins: ReliabilityBins) -> float:
+    """Mean over videos of each video's calibration error, as C3 (arXiv:2512.05927) reports it.
+
+    The leading axis of `bins` is the video; videos without a forecast are left out. It cannot reach
+    zero: chance differences between videos count as miscalibration, so that even a perfectly
+    calibrated forecaster scores badly. Always print the pooled error beside it.
+    """
+    errors = expected_calibration_error(bins)
+    return float(np.mean(errors[~np.isnan(errors)])) if np.any(~np.isnan(errors)) else float("nan")
+
+
+def max_calibration_error(
+    bins: ReliabilityBins, *, min_mass: float = MIN_MASS
+) -> Float64[np.ndarray, "*group"]:
+    """Largest gap among bins with at least `min_mass` of all forecasts; NaN without any."""
+    gap = _ratio(np.abs(bins.confidence - bins.correct), bins.count)
+    heavy = bins.count >= np.maximum(min_mass * bins.count.sum(axis=-1, keepdims=True), 1.0)
+    largest = np.where(heavy, gap, -1.0).max(axis=-1)
+    return np.where(largest < 0, np.nan, largest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrierDecomposition:
+    """Brier score = reliability - resolution + uncertainty + within_bin (Murphy 1973)."""
+
+    brier: float
+    """Mean squared error of the stated probabilities; exact, not binned."""
+    reliability: float
+    """Squared gap between stated and observed frequency; 0 is perfect."""
+    resolution: float
+    """How far the bins' frequencies differ from the base rate; larger is better."""
+    uncertainty: float
+    """Brier score of a forecaster who always states the base rate."""
+    within_bin: float
+    """What differences inside a bin add; it vanishes as bins get narrow."""
+
+    @property
+    def skill(self) -> float:
+        """1 is perfect, 0 as good as the base rate; NaN if the outcome never varies."""
+        return 1.0 - self.brier / self.uncertainty if self.uncertainty > 0 else float("nan")
+
+
+def brier_decomposition(bins: ReliabilityBins) -> BrierDecomposition:
+    """Split the Brier score of all forecasts in `bins`, leading axes pooled."""
+    bins = bins.pooled()
+    total = bins.count.sum()
+    if total == 0:
+        raise ValueError("`bins` holds no forecast; update it before asking for its Brier score.")
+    base_rate = bins.correct.sum() / total
+    observed = _ratio(bins.correct, bins.count, empty=base_rate)
+    stated = _ratio(bins.confidence, bins.count, empty=base_rate)
+    brier = bins.squared_error.sum() / total
+    reliability = (bins.count * (stated - observed) ** 2).sum() / total
+    resolution = (bins.count * (observed - base_rate) ** 2).sum() / total
+    uncertainty = base_rate * (1 - base_rate)
+    return BrierDecomposition(
+        brier=float(brier),
+        reliability=float(reliability),
+        resolution=float(resolution),
+        uncertainty=float(uncertainty),
+        within_bin=float(brier - (reliability - resolution + uncertainty)),
+    )
+
+
+def episode_bootstrap(
+    bins: ReliabilityBins,
+    measure: Callable[[ReliabilityBins], float],
+    *,
+    rng: np.random.Generator,
+    num_resamples: int = 500,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of `measure` over redrawn episodes, the leading axis of `bins`.
+
+    Forecasts of one episode stand and fall together, so episodes are the unit that is resampled.
+    Calibration errors are never negative, which pushes the interval up when episodes are few.
+    """
+    num_episodes = len(bins.sums)
+    draws = rng.integers(num_episodes, size=(num_resamples, num_episodes))
+    values = [measure(ReliabilityBins(bins.sums[draw])) for draw in draws]
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _ratio(
+    numerator: Float64[np.ndarray, "*shape"],
+    denominator: Float64[np.ndarray, "*shape"],
+    empty: float = float("nan"),
+) -> Float64[np.ndarray, "*shape"]:
+    """Elementwise ratio; `empty` where the denominator is zero."""
+    ratio = np.full(np.shape(numerator), empty, dtype=np.float64)
+    return np.divide(numerator, denominator, out=ratio, where=np.asarray(denominator) > 0)

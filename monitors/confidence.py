@@ -1,0 +1,102 @@
+"""Confidence channel: does the model trust its own prediction?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float, Float64, Int
+
+from worldmodel.monitors.calibration import checked
+from worldmodel.monitors.errors import require_fitted
+from worldmodel.monitors.regions import position_confidence, window_means
+
+MIN_SPREAD = 0.01
+"""Smallest standard deviation of a signal (both are shares of 1): less is luck of a small
+sample."""
+
+
+def low_confidence_share(
+    confidence: Float[np.ndarray, " time *map"], threshold: float
+) -> Float64[np.ndarray, " time"]:
+    """Share of each frame's subpatches whose confidence is below `threshold`."""
+    low = confidence.reshape(len(confidence), -1) < threshold
+    return low.mean(axis=1)
+
+
+def worst_region(
+    confidence: Float[np.ndarray, " time *map"], size: int
+) -> Float64[np.ndarray, " time"]:
+    """Lowest mean confidence of any `size` x `size` window of latent positions within one view."""
+    means = window_means(position_confidence(confidence), size)
+    return means.reshape(len(means), -1).min(axis=1)
+
+
+class ConfidenceChannel:
+    """How far confidence lies below what is usual at the same horizon in nominal episodes.
+
+    Confidence falls with the horizon even when all is well, so both signals (share of
+    low-confidence subpatches, distrust of the worst region) are standardised per horizon; between
+    fitted horizons mean and spread are interpolated. The score is the larger of the two, in
+    standard deviations.
+    """
+
+    def __init__(self, *, threshold: float = 0.5, region: int = 3) -> None:
+        if not 0 < threshold < 1 or region < 1:
+            raise ValueError(
+                "`threshold` must lie in (0, 1) and `region` be at least 1 latent position, "
+                f"got {threshold} and {region}."
+            )
+        self.threshold, self.region = threshold, region
+
+    def fit(
+        self, confidence: Float[np.ndarray, " n *map"], horizon: Int[np.ndarray, " n"]
+    ) -> ConfidenceChannel:
+        """Learn what is usual from confidence maps of nominal episodes; horizons start at 1."""
+        if len(confidence) == 0 or len(confidence) != len(horizon) or horizon.min() < 1:
+            raise ValueError(
+                "`confidence` needs at least one map, and one `horizon` of 1 or more per map."
+            )
+        signals = self._signals(confidence)
+        self.horizons_ = np.unique(horizon)
+        groups = [signals[horizon == h] for h in self.horizons_]
+        self.mean_ = np.stack([group.mean(axis=0) for group in groups])
+        self.spread_ = np.stack([group.std(axis=0) for group in groups]).clip(MIN_SPREAD)
+        return self
+
+    def score(
+        self, confidence: Float[np.ndarray, " n *map"], horizon: Int[np.ndarray, " n"]
+    ) -> Float64[np.ndarray, " n"]:
+        """Standard deviations of distrust above the usual, per map; higher is more surprising."""
+        require_fitted(self, "mean_")
+        low, high = int(self.horizons_[0]), int(self.horizons_[-1])
+        if len(horizon) and not (low <= horizon.min() and horizon.max() <= high):
+            raise ValueError(
+                f"`horizon` must lie within the calibrated {low} to {high}, "
+                f"got {horizon.min()} to {horizon.max()}."
+            )
+        mean, spread = (
+            np.stack([np.interp(horizon, self.horizons_, column) for column in table.T], axis=-1)
+            for table in (self.mean_, self.spread_)
+        )
+        return ((self._signals(confidence) - mean) / spread).max(axis=-1)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything learned, as plain arrays."""
+        require_fitted(self, "mean_")
+        return {"horizons_": self.horizons_, "mean_": self.mean_, "spread_": self.spread_}
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], *, threshold: float, region: int
+    ) -> ConfidenceChannel:
+        """The inverse of `arrays`, given the constructor's arguments."""
+        channel = cls(threshold=threshold, region=region)
+        channel.horizons_, channel.mean_ = arrays["horizons_"], arrays["mean_"]
+        channel.spread_ = arrays["spread_"]
+        return channel
+
+    def _signals(self, confidence: Float[np.ndarray, " n *map"]) -> Float64[np.ndarray, "n 2"]:
+        confidence = checked(confidence)
+        share = low_confidence_share(confidence, self.threshold)
+        return np.stack([share, 1.0 - worst_region(confidence, self.region)], axis=-1)

@@ -1,0 +1,170 @@
+"""The fitted part of the monitor: channels, their common scale, and the thresholds on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int
+
+from worldmodel.monitors.channels import Channels, fit_channels
+from worldmodel.monitors.errors import require_fitted
+from worldmodel.monitors.signals import EpisodeSignals
+from worldmodel.monitors.threshold import EpisodeThreshold, smallest_alpha
+from worldmodel.monitors.verdict import Level
+
+MIN_SPREAD = 1e-6
+"""Smallest spread of a signal's episode maxima; signals are of order 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    """How often a nominal episode may raise each level, and what the channels look at."""
+
+    alpha_notice: float = 0.05
+    """Chance that a nominal episode ever reaches NOTICE or more: the chance of any alarm."""
+    alpha_degrade: float = 0.02
+    """Chance that it ever reaches DEGRADE or more."""
+    alpha_stop: float = 0.01
+    """Chance that it ever reaches STOP; 0.01 needs 99 calibration episodes."""
+    calm_steps: int = 5
+    """Steps without an alarm after which the level falls again."""
+    low_confidence: float = 0.5
+    """Confidence below which a subpatch counts as low."""
+    region: int = 2
+    """Side of the window, in latent positions, whose mean makes a region."""
+
+    def __post_init__(self) -> None:
+        if not 1 > self.alpha_notice >= self.alpha_degrade >= self.alpha_stop > 0:
+            raise ValueError(
+                "`alpha_notice`, `alpha_degrade`, `alpha_stop` must lie in (0, 1) and fall or stay, "
+                f"got {self.alpha_notice}, {self.alpha_degrade} and {self.alpha_stop}."
+            )
+        if self.calm_steps < 1:
+            raise ValueError(f"`calm_steps` must be at least 1, got {self.calm_steps}.")
+
+    @property
+    def alphas(self) -> dict[Level, float]:
+        """Level -> chance that a nominal episode reaches it."""
+        return {
+            Level.NOTICE: self.alpha_notice,
+            Level.DEGRADE: self.alpha_degrade,
+            Level.STOP: self.alpha_stop,
+        }
+
+    @classmethod
+    def for_episodes(cls, num_calibration: int) -> MonitorConfig:
+        """The default, with every alpha raised to what so few calibration episodes support."""
+        least = smallest_alpha(num_calibration)
+        return cls(
+            alpha_notice=max(cls.alpha_notice, least),
+            alpha_degrade=max(cls.alpha_degrade, least),
+            alpha_stop=max(cls.alpha_stop, least),
+        )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is usual for the largest score of an episode."""
+
+    centre: float
+    """Median over reference episodes."""
+    spread: float
+    """Interquartile range over reference episodes."""
+
+
+class EpisodeJudge:
+    """Compares the largest standardised signal of a frame with thresholds for each level.
+
+    A signal is standardised by the median and spread of its episode maxima on reference episodes;
+    the thresholds bound the episode maximum of the largest standardised signal, its surprise. So
+    the promise holds for all signals together, and with any of them missing: leaving one out only
+    lowers the maximum.
+    """
+
+    def __init__(self, config: MonitorConfig) -> None:
+        self.config = config
+
+    def fit(
+        self, calibration: Sequence[EpisodeSignals], *, reference: Sequence[EpisodeSignals]
+    ) -> EpisodeJudge:
+        """Learn what is usual from `reference`, and the thresholds from `calibration` episodes.
+
+        The two must not share an episode: a frame looks more familiar to a channel fitted on it.
+        """
+        if len(reference) < 2:
+            raise ValueError(f"`reference` needs at least 2 episodes, got {len(reference)}.")
+        self.scales_ = self._fit_scales(reference)
+        self.channels_ = self._fit_channels(reference)
+        maxima = np.array(
+            [self.surprise(self.scores(e)).max() for e in calibration], dtype=np.float64
+        )
+        self.thresholds_ = {
+            level: EpisodeThreshold(alpha).fit(maxima).value_
+            for level, alpha in self.config.alphas.items()
+        }
+        self.num_reference_, self.num_calibration_ = len(reference), len(calibration)
+        self.max_frames_ = max(map(len, calibration))
+        return self
+
+    def _fit_channels(self, reference: Sequence[EpisodeSignals]) -> Channels:
+        config = self.config
+        return fit_channels(reference, low_confidence=config.low_confidence, region=config.region)
+
+    def _fit_scales(self, reference: Sequence[EpisodeSignals]) -> dict[str, Scale]:
+        """Each half of the reference episodes is scored by channels fitted on the other half."""
+        maxima: dict[str, list[float]] = {}
+        for half in (0, 1):
+            channels = self._fit_channels(reference[1 - half :: 2])
+            for episode in reference[half::2]:
+                for name, score in channels.scores(episode).items():
+                    maxima.setdefault(name, []).append(float(np.nanmax(score)))
+        quartiles = {
+            name: np.quantile(values, [0.25, 0.5, 0.75]) for name, values in maxima.items()
+        }
+        return {
+            name: Scale(float(middle), max(float(high - low), MIN_SPREAD))
+            for name, (low, middle, high) in quartiles.items()
+        }
+
+    def scores(self, signals: EpisodeSignals) -> dict[str, Float64[np.ndarray, " time"]]:
+        """Every signal's score of every frame, in its own unit; NaN where it could not run."""
+        require_fitted(self, "channels_")
+        return self.channels_.scores(signals)
+
+    def standardised(
+        self, scores: Mapping[str, Float64[np.ndarray, " time"]]
+    ) -> dict[str, Float64[np.ndarray, " time"]]:
+        """Scores in spreads above the usual episode maximum."""
+        return {
+            name: (score - self.scales_[name].centre) / self.scales_[name].spread
+            for name, score in scores.items()
+        }
+
+    def surprise(
+        self, scores: Mapping[str, Float64[np.ndarray, " time"]]
+    ) -> Float64[np.ndarray, " time"]:
+        """The largest standardised score of each frame; minus infinity where none could run."""
+        table = np.stack(list(self.standardised(scores).values()))
+        return np.where(np.isnan(table), -np.inf, table).max(axis=0)
+
+    def levels(self, surprise: Float64[np.ndarray, " time"]) -> Int[np.ndarray, " time"]:
+        """The level of each frame on its own."""
+        limits = np.array(list(self.thresholds_.values()))
+        return (surprise[:, None] > limits).sum(axis=1)
+
+    def threshold(self, name: str, level: Level = Level.NOTICE) -> float:
+        """The score of signal `name`, in its own unit, above which it raises `level`."""
+        scale = self.scales_[name]
+        return scale.centre + scale.spread * self.thresholds_[level]
+
+
+def held_levels(levels: Int[np.ndarray, " time"], calm_steps: int) -> Int[np.ndarray, " time"]:
+    """Levels that rise at once and fall only after `calm_steps` lower steps in a row.
+
+    >>> held_levels(np.array([0, 3, 0, 1, 0, 0, 0]), calm_steps=2)
+    array([0, 3, 3, 1, 1, 0, 0])
+    """
+    padded = np.concatenate([np.zeros(calm_steps - 1, dtype=levels.dtype), levels])
+    return np.lib.stride_tricks.sliding_window_view(padded, calm_steps).max(axis=1)

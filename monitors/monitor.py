@@ -1,0 +1,231 @@
+"""The monitor beside a robot or a rollout: one verdict per step."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Float64, Int, UInt8
+
+from worldmodel.monitors.errors import require_fitted
+from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig, held_levels
+from worldmodel.monitors.sensor import SensorChannel, SensorError
+from worldmodel.monitors.signals import EpisodeSignals
+from worldmodel.monitors.storage import load_judge, save_judge
+from worldmodel.monitors.verdict import Evidence, Level, Verdict
+
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What becomes a `stop`: every built-in error that code running on a wrong input can raise
+(torch's, numpy's and safetensors' derive from these). An interrupt, an exit or an exception class
+of the caller's own passes through: the monitor cannot know that it means a failure, and letting it
+out is loud enough."""
+
+Features = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "*place c"]]
+FeatureFunction = Callable[[UInt8[np.ndarray, "*view height width 3"]], Features]
+"""Frame -> features of the whole, and of every latent position (place is [h, w] or [view, h,
+w])."""
+
+
+class Imagination(Protocol):
+    """What the monitor reads of an imagined frame."""
+
+    @property
+    def confidence(self) -> Float[np.ndarray, "*map"]:
+        """P(error <= epsilon) per subpatch: [h, w], [channel, h, w] or [view, channel, h, w]."""
+        ...
+
+    @property
+    def horizon(self) -> int:
+        """Steps ahead that the frame was imagined; 1 or more."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImaginedFrame:
+    """The simplest `Imagination`."""
+
+    confidence: Float[np.ndarray, "*map"]
+    horizon: int
+
+
+@dataclass(frozen=True)
+class WatchedEpisode:
+    """What the monitor made of a recorded episode, one row per frame."""
+
+    scores: dict[str, Float64[np.ndarray, " time"]]
+    """Signal -> score in its own unit; NaN where it could not run."""
+    surprise: Float64[np.ndarray, " time"]
+    """Largest standardised score: what the thresholds are compared with."""
+    levels: Int[np.ndarray, " time"]
+    """`Level` after hysteresis."""
+
+
+class RuntimeMonitor:
+    """Judges every step by what the camera sees and what the model says of its own prediction.
+
+    `features` is injected, so the monitor needs neither a world model nor a GPU; without it, or
+    without an imagined frame, the channels that need them do not run and the verdict says so.
+    Memory is constant. Whatever goes wrong inside is a `stop` with its cause.
+    """
+
+    def __init__(
+        self, config: MonitorConfig | None = None, *, features: FeatureFunction | None = None
+    ) -> None:
+        self.config = config or MonitorConfig()
+        self.features = features
+
+    def fit(
+        self,
+        calibration: Sequence[EpisodeSignals],
+        *,
+        frame_shape: tuple[int, ...],
+        reference: Sequence[EpisodeSignals] | None = None,
+    ) -> RuntimeMonitor:
+        """Learn thresholds from nominal `calibration` episodes that the model was not trained on.
+
+        Args:
+            calibration: The alarm rate is promised for episodes exchangeable with these.
+            frame_shape: Shape of a frame in order, [height, width, 3] or [view, height, width, 3].
+            reference: What counts as familiar, for example training episodes. Without it every
+                second calibration episode is the reference, and the others set the thresholds.
+        """
+        if reference is None:
+            reference, calibration = calibration[::2], calibration[1::2]
+        self.judge_ = EpisodeJudge(self.config).fit(calibration, reference=reference)
+        self._start(frame_shape)
+        return self
+
+    def _start(self, frame_shape: tuple[int, ...]) -> None:
+        self.frame_shape_ = tuple(frame_shape)
+        self._sensor = SensorChannel(self.frame_shape_)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new episode."""
+        require_fitted(self, "judge_")
+        self._sensor.reset()
+        self._recent: deque[Level] = deque(maxlen=self.config.calm_steps)
+
+    def update(
+        self, observation: object, action: object, imagined: Imagination | None = None
+    ) -> Verdict:
+        """Judge one step.
+
+        Args:
+            observation: A uint8 frame of the fitted shape, or a mapping that holds it as "image".
+                Anything else is a `stop`, never an exception.
+            action: The canonical action commanded at this frame, [7], or None.
+            imagined: The world model's prediction of this frame, if there is one.
+        """
+        require_fitted(self, "judge_")
+        started = time.perf_counter()
+        try:
+            verdict = self._judge_step(observation, action, imagined)
+        except SensorError as fault:
+            verdict = _failure(f"sensor.{fault.code}", str(fault))
+        except FAILURES as error:
+            verdict = _failure("monitor.error", f"{type(error).__name__}: {error}")
+        self._recent.append(verdict.level)
+        level = max(self._recent)
+        causes = verdict.causes if level == verdict.level else (*verdict.causes, "held")
+        latency_s = time.perf_counter() - started
+        return Verdict(level, causes, verdict.evidence, verdict.trust_map, latency_s)
+
+    def _judge_step(
+        self, observation: object, action: object, imagined: Imagination | None
+    ) -> Verdict:
+        frame = self._sensor.check(observation, action)
+        signals = self._signals(frame, imagined)
+        if signals is None:
+            return _failure(
+                "monitor.blind", "neither features nor an imagined frame: nothing to judge by."
+            )
+        scores = self.judge_.scores(signals)
+        surprise = self.judge_.surprise(scores)
+        if not np.isfinite(surprise).all():
+            return _failure("monitor.blind", "no fitted channel could run on this step.")
+        level = Level(int(self.judge_.levels(surprise)[0]))
+        evidence = {name: self._evidence(name, float(score[0])) for name, score in scores.items()}
+        return Verdict(
+            level, self._causes(scores), evidence, self.judge_.channels_.trust_map(signals)
+        )
+
+    def _causes(self, scores: dict[str, Float64[np.ndarray, " time"]]) -> tuple[str, ...]:
+        """Signals above the threshold, most surprising first."""
+        surprise = {name: float(s[0]) for name, s in self.judge_.standardised(scores).items()}
+        limit = self.judge_.thresholds_[Level.NOTICE]
+        return tuple(
+            sorted(
+                (n for n, s in surprise.items() if s > limit),
+                key=surprise.__getitem__,
+                reverse=True,
+            )
+        )
+
+    def _signals(
+        self, frame: UInt8[np.ndarray, "*view height width 3"], imagined: Imagination | None
+    ) -> EpisodeSignals | None:
+        pooled, positions, confidence, horizon = None, None, None, None
+        if self.features is not None:
+            pooled, positions = (np.asarray(part)[None] for part in self.features(frame))
+        if imagined is not None:
+            confidence, horizon = (
+                np.asarray(imagined.confidence)[None],
+                np.array([imagined.horizon]),
+            )
+        if pooled is None and confidence is None:
+            return None
+        return EpisodeSignals(
+            pooled=pooled, positions=positions, confidence=confidence, horizon=horizon
+        )
+
+    def _evidence(self, name: str, score: float) -> Evidence:
+        threshold = self.judge_.threshold(name)
+        if np.isnan(score):
+            missing = "no imagined frame" if name == "confidence" else "no feature function"
+            return Evidence(None, threshold, f"did not run: {missing}")
+        return Evidence(score, threshold)
+
+    def watch(self, signals: EpisodeSignals) -> WatchedEpisode:
+        """Judge a recorded episode at once: the levels of `update`, faults of sensors left out."""
+        require_fitted(self, "judge_")
+        scores = self.judge_.scores(signals)
+        surprise = self.judge_.surprise(scores)
+        levels = np.where(np.isfinite(surprise), self.judge_.levels(surprise), Level.STOP)
+        return WatchedEpisode(scores, surprise, held_levels(levels, self.config.calm_steps))
+
+    def save(self, folder: str | Path) -> None:
+        """Write everything but the feature function."""
+        require_fitted(self, "judge_")
+        save_judge(self.judge_, self.frame_shape_, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path, *, features: FeatureFunction | None = None) -> RuntimeMonitor:
+        """Read a saved monitor; `features` must be the function it was fitted with."""
+        judge, frame_shape = load_judge(Path(folder))
+        monitor = cls(judge.config, features=features)
+        monitor.judge_ = judge
+        monitor._start(frame_shape)
+        return monitor
+
+
+def _failure(cause: str, note: str) -> Verdict:
+    return Verdict(Level.STOP, (cause,), {cause: Evidence(None, None, note)})

@@ -1,0 +1,58 @@
+"""What the channels see of one episode, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeSignals:
+    """One row per frame. What is not there (no tokenizer, no dynamics model) is None."""
+
+    pooled: Float[np.ndarray, "time d"] | None = None
+    """Features of the frame as a whole."""
+    positions: Float[np.ndarray, "time *place c"] | None = None
+    """Features of every latent position: place is [h, w] or [view, h, w]. None exactly if `pooled`
+    is."""
+    confidence: Float[np.ndarray, " time *map"] | None = None
+    """Stated confidence in the imagined frame, [h, w], [channel, h, w] or [view, channel, h, w] per
+    frame."""
+    horizon: Int[np.ndarray, " time"] | None = None
+    """How many steps ahead each frame was imagined; 0 where it was not, and its confidence is
+    ignored."""
+
+    def __post_init__(self) -> None:
+        if (self.pooled is None) != (self.positions is None):
+            raise ValueError("`pooled` and `positions` come together: give both or neither.")
+        if (self.confidence is None) != (self.horizon is None):
+            raise ValueError("`confidence` and `horizon` come together: give both or neither.")
+        lengths = {len(rows) for rows in vars(self).values() if rows is not None}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(
+                f"All signals need the same number of frames, at least 1, got {sorted(lengths)}."
+            )
+
+    def __len__(self) -> int:
+        rows = self.pooled if self.pooled is not None else self.horizon
+        assert rows is not None
+        return len(rows)
+
+    def imagined(self) -> tuple[Float[np.ndarray, " n *map"], Int[np.ndarray, " n"]]:
+        """The confidence maps of the frames that were imagined, and their horizons."""
+        assert self.confidence is not None
+        assert self.horizon is not None
+        rows = self.horizon > 0
+        return self.confidence[rows], self.horizon[rows]
+
+
+def stacked(
+    episodes: Sequence[EpisodeSignals],
+) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n *place c"]]:
+    """Pooled and per-position features of all frames of all episodes."""
+    pooled = [episode.pooled for episode in episodes if episode.pooled is not None]
+    positions = [episode.positions for episode in episodes if episode.positions is not None]
+    return np.concatenate(pooled), np.concatenate(positions)
