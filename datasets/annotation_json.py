@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from worldmodel.datasets.actions import ActionSpec, checked_rows
-from worldmodel.datasets.dataset import FileDataset, Summary
+from worldmodel.datasets.dataset import EpisodeSummary, FileDataset
 from worldmodel.datasets.poses import AchievedActions, PoseStates
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.datasets.video import VideoFrames, count_frames
@@ -98,10 +98,10 @@ def _read(file: Path) -> dict[str, Any]:
     return annotation
 
 
-def _summarize(root: Path, episode_id: str) -> Summary:
+def _summarize(root: Path, episode_id: str) -> EpisodeSummary:
     annotation = _read(_annotation_file(root, episode_id))
     texts = annotation["texts"]
-    return Summary(
+    return EpisodeSummary(
         num_frames=int(annotation["video_length"]),
         instruction=str(texts[0]) if texts else "",
         success=bool(annotation["success"]),

@@ -12,7 +12,7 @@ from worldmodel.datasets.trajectory import Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class EpisodeSummary:
     """What is known of an episode without decoding its frames."""
 
     num_frames: int
@@ -61,7 +61,7 @@ class Dataset(Protocol):
         """Open one episode by id or position; its frames are decoded only when indexed."""
         ...
 
-    def summary(self, key: str | int) -> Summary:
+    def summary(self, key: str | int) -> EpisodeSummary:
         """Length, instruction and outcome of one episode, cheaply."""
         ...
 
@@ -77,7 +77,7 @@ class FileDataset:
     episode_ids: tuple[str, ...]
     load: Callable[[str], Trajectory]
     """Episode id -> trajectory."""
-    summarize: Callable[[str], Summary]
+    summarize: Callable[[str], EpisodeSummary]
     """Episode id -> summary."""
 
     @property
@@ -95,7 +95,7 @@ class FileDataset:
         """Open one episode by id or position."""
         return self.load(self._episode_id(key))
 
-    def summary(self, key: str | int) -> Summary:
+    def summary(self, key: str | int) -> EpisodeSummary:
         """Length, instruction and outcome of one episode."""
         return self.summarize(self._episode_id(key))
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from worldmodel.datasets.actions import ActionSpec, DeltaPose, commanded_actions
-from worldmodel.datasets.dataset import FileDataset, Summary
+from worldmodel.datasets.dataset import EpisodeSummary, FileDataset
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.datasets.video import VideoFrames, count_frames
 
@@ -71,8 +71,10 @@ def _read(file: Path) -> np.ndarray:
         raise ValueError(f"{file} has no readable array `arr_0` of actions ({error}).") from error
 
 
-def _summarize(root: Path, episode_id: str) -> Summary:
-    return Summary(num_frames=len(_read(root / f"{episode_id}.npz")), instruction="", success=None)
+def _summarize(root: Path, episode_id: str) -> EpisodeSummary:
+    return EpisodeSummary(
+        num_frames=len(_read(root / f"{episode_id}.npz")), instruction="", success=None
+    )
 
 
 def _load(root: Path, episode_id: str) -> Trajectory:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from worldmodel.datasets import annotation_json, mp4_npz
+from worldmodel.datasets import annotation_json, lerobot_v3, mp4_npz, rlds
 from worldmodel.datasets.dataset import Dataset
 
 
@@ -45,6 +45,8 @@ FORMS = (
         annotation_json.open_annotation_json,
     ),
     Form(mp4_npz.FORM, mp4_npz.MARK, mp4_npz.matches, mp4_npz.open_mp4_npz),
+    Form(rlds.FORM, rlds.MARK, rlds.matches, rlds.open_rlds),
+    Form(lerobot_v3.FORM, lerobot_v3.MARK, lerobot_v3.matches, lerobot_v3.open_lerobot_v3),
 )
 
 

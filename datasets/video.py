@@ -48,6 +48,8 @@ class JpegFrames:
     """One JPEG image per frame, decoded bit for bit as TensorFlow does (fast integer transform)."""
 
     payloads: tuple[bytes, ...]
+    where: str = "a list of JPEG images"
+    """Where the images come from, for error messages."""
 
     def __len__(self) -> int:
         return len(self.payloads)
@@ -55,10 +57,15 @@ class JpegFrames:
     def __getitem__(self, window: slice) -> UInt8[np.ndarray, "time height width 3"]:
         """RGB frames of a contiguous window."""
         start, stop = contiguous(window, len(self))
-        frames = [
-            simplejpeg.decode_jpeg(payload, fastdct=True) for payload in self.payloads[start:stop]
-        ]
-        return np.stack(frames) if frames else np.empty((0, *self.size, 3), np.uint8)
+        if start == stop:
+            return np.empty((0, *self.size, 3), np.uint8)
+        return np.stack([self._decode(index) for index in range(start, stop)])
+
+    def _decode(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+        try:
+            return simplejpeg.decode_jpeg(self.payloads[index], fastdct=True)
+        except ValueError as error:
+            raise ValueError(f"{self.where}: frame {index} is no JPEG image ({error}).") from error
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -92,7 +99,7 @@ def count_frames(path: Path) -> int:
 
 def decode_window(path: Path, start: int, stop: int) -> UInt8[np.ndarray, "time height width 3"]:
     """RGB frames `start` to `stop - 1` of a video of constant rate, in display order."""
-    frames = []
+    frames: list[np.ndarray] = []
     with _opened(path) as container:
         try:
             for index, frame in _indexed_frames(container, path, start):

@@ -1,0 +1,121 @@
+"""A folder of TensorFlow Datasets: which records its JSON files declare and what they hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldmodel.datasets.tfrecord import Values, parse_example, read_record, record_offsets
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One feature of an episode or, under "steps/", of every step."""
+
+    name: str
+    """Path from the root: "steps/observation/state"."""
+    kind: str
+    """"Image", "Text", "Tensor" or "Scalar"."""
+    shape: tuple[int, ...]
+    """Shape in one step."""
+    dtype: str
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it holds numbers or flags."""
+        return self.kind in ("Tensor", "Scalar") and self.dtype != "string"
+
+    def decode(self, values: Values, num_steps: int) -> np.ndarray:
+        """The numbers of an episode: [num_steps, *shape], or [*shape] outside "steps/"."""
+        shape = (num_steps, *self.shape) if self.name.startswith("steps/") else self.shape
+        if not isinstance(values, np.ndarray) or values.size != math.prod(shape):
+            raise ValueError(f"`{self.name}` holds {len(values)} values, expected shape {shape}")
+        return values.astype(self.dtype).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Builder:
+    """What dataset_info.json and features.json say."""
+
+    name: str
+    shards: dict[str, tuple[tuple[Path, int], ...]]
+    """Split -> file and number of records of each shard."""
+    leaves: dict[str, Leaf]
+    """Every feature by name."""
+
+    @classmethod
+    def read(cls, path: Path) -> Builder:
+        """Read and check both files."""
+        info, features = _read_json(path / "dataset_info.json"), _read_json(path / "features.json")
+        try:
+            shards = {split["name"]: _shards(path, info["name"], split) for split in info["splits"]}
+            leaves = {leaf.name: leaf for leaf in _leaves(features, "")}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is not a TFDS folder: its dataset_info.json or features.json is not as "
+                f"TFDS writes it ({error!r})."
+            ) from error
+        return cls(info["name"], shards, leaves)
+
+    @property
+    def episode_ids(self) -> tuple[str, ...]:
+        """Split and position in it: "train/0000" and so on."""
+        sizes = {split: sum(count for _, count in shards) for split, shards in self.shards.items()}
+        return tuple(f"{split}/{i:04d}" for split, size in sizes.items() for i in range(size))
+
+    def record(self, episode_id: str) -> tuple[str, dict[str, Values]]:
+        """Where an episode is, for people, and its features."""
+        split, number = episode_id.rsplit("/", 1)
+        ends = list(accumulate(count for _, count in self.shards[split]))
+        shard = next(i for i, end in enumerate(ends) if int(number) < end)
+        file, count = self.shards[split][shard]
+        offsets = record_offsets(file)
+        if len(offsets) != count:
+            raise ValueError(
+                f"{file} holds {len(offsets)} records, but dataset_info.json declares {count}."
+            )
+        row = int(number) - (ends[shard] - count)
+        payload = read_record(file, offsets[row])
+        try:
+            return f"{file}, record {row}", parse_example(payload)
+        except ValueError as error:
+            raise ValueError(f"{file}, record {row} is no tf.train.Example: {error}.") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not valid JSON ({error}); copy it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object, got a {type(content).__name__}.")
+    return content
+
+
+def _shards(path: Path, name: str, split: dict[str, Any]) -> tuple[tuple[Path, int], ...]:
+    """File and number of records of each shard of a split."""
+    lengths = [int(length) for length in split["shardLengths"]]
+    stem = f"{name}-{split['name']}.tfrecord"
+    files = [path / f"{stem}-{i:05d}-of-{len(lengths):05d}" for i in range(len(lengths))]
+    return tuple(zip(files, lengths, strict=True))
+
+
+def _leaves(node: dict[str, Any], name: str) -> Iterator[Leaf]:
+    """Leaves at or below a node of features.json."""
+    if "featuresDict" in node:
+        for key, child in node["featuresDict"]["features"].items():
+            yield from _leaves(child, f"{name}/{key}".lstrip("/"))
+    elif "sequence" in node:
+        yield from _leaves(node["sequence"]["feature"], name)
+    else:
+        tensor = node.get("tensor", {})
+        shape = tensor.get("shape", {}).get("dimensions", [])
+        kind = node["pythonClassName"].rsplit(".", 1)[-1]
+        yield Leaf(name, kind, tuple(map(int, shape)), tensor.get("dtype", "string"))
