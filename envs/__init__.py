@@ -1,0 +1,13 @@
+"""Environments in which policies act. Importing this package imports neither MuJoCo nor OpenGL."""
+
+from __future__ import annotations
+
+import gymnasium
+
+for _name, _task in (("PickPlace", "pick_place"), ("Push", "push"), ("Lift", "lift")):
+    gymnasium.register(
+        id=f"worldmodel/Tabletop{_name}-v0",
+        entry_point="worldmodel.envs.tabletop:TabletopEnv",
+        max_episode_steps=40,
+        kwargs={"task": _task},
+    )

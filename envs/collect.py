@@ -1,0 +1,162 @@
+"""Recording episodes of the tabletop, one by one or into the project's own store."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from worldmodel.datasets.actions import CANONICAL
+from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.envs.episode import CAMERA, check_factor, collect_episode
+from worldmodel.envs.factors import SEVERITIES, lookup
+from worldmodel.envs.policies import MIXED, draw_policy
+from worldmodel.envs.tabletop import TASKS, TabletopEnv
+
+SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """What to record. Equal collections give equal episodes."""
+
+    task: str = "pick_place"
+    policy: str = MIXED
+    factor: str = "nominal"
+    severity: int = 1
+    seed: int = 0
+    renderer: str = "auto"
+    size: int = 64
+    """Height and width in pixels."""
+    num_steps: int = 40
+    """Frames per episode."""
+
+    def __post_init__(self) -> None:
+        lookup("task", self.task, TASKS)
+        check_factor(self.factor)
+        draw_policy(self.policy, np.random.default_rng(0))
+        if self.severity not in SEVERITIES:
+            raise ValueError(f"`severity` must be 1, 2 or 3, got {self.severity}.")
+        if self.seed < 0:
+            raise ValueError(f"`seed` must not be negative, got {self.seed}.")
+        for name in ("size", "num_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+    def episode_id(self, index: int) -> str:
+        """Name of one of the episodes."""
+        kind = f"{self.task}-{self.policy}-{self.factor}"
+        return f"{kind}-severity{self.severity}-seed{self.seed}-{index:05d}"
+
+    def episode_seed(self, index: int) -> int:
+        """Seed of one of the episodes; it depends on nothing but `seed` and `index`."""
+        return int(np.random.SeedSequence([self.seed, index]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def collect(
+    path: Path,
+    collection: Collection,
+    *,
+    episodes: int,
+    workers: int = 1,
+    progress: Callable[[int], object] = lambda recorded: None,
+) -> ClipStore:
+    """Record those of the first `episodes` episodes that the store at `path` does not hold yet.
+
+    `progress` is called with the number of episodes that are newly on disk. The store is the same
+    for any number of workers and interruptions.
+    """
+    if episodes < 1 or workers < 1:
+        raise ValueError(f"`episodes` and `workers` must be at least 1, got {episodes}, {workers}.")
+    store = _open_or_create(path, collection)
+    missing = [i for i in range(episodes) if collection.episode_id(i) not in store]
+    progress(episodes - len(missing))
+    for trajectory in _record_all(collection, missing, workers):
+        store.add(trajectory)
+        progress(1)
+    return store
+
+
+def _open_or_create(path: Path, collection: Collection) -> ClipStore:
+    attributes = {"collection": asdict(collection), **_provenance(collection)}
+    if not (path / "zarr.json").is_file():
+        return ClipStore.create(
+            path,
+            cameras=[CAMERA],
+            action_spec=CANONICAL,
+            rate_hz=CANONICAL.rate_hz,
+            encoding="raw",
+            attributes=attributes,
+        )
+    store = ClipStore.open(path)
+    changed = [key for key, value in attributes.items() if store.attributes.get(key) != value]
+    if changed:
+        raise ValueError(
+            f"`path` {path} holds another collection ({', '.join(changed)} differ): "
+            "repeat its options, or choose another path."
+        )
+    return store
+
+
+def _provenance(collection: Collection) -> dict[str, str]:
+    renderer = _environment(collection).renderer
+    return {
+        "renderer": renderer.name,
+        "renderer_driver": renderer.description,
+        "mujoco_version": importlib.metadata.version("mujoco"),
+    }
+
+
+def _record_all(collection: Collection, indices: list[int], workers: int) -> Iterator[Trajectory]:
+    """Episodes in order, recorded here or by worker processes with one thread each."""
+    if workers == 1:
+        yield from (_record(collection, index) for index in indices)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        with _environment_variables(SINGLE_THREAD):
+            futures = [pool.submit(_record, collection, index) for index in indices]
+        try:
+            while futures:
+                yield futures.pop(0).result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _record(collection: Collection, index: int) -> Trajectory:
+    return collect_episode(
+        _environment(collection),
+        collection.policy,
+        seed=collection.episode_seed(index),
+        factor=collection.factor,
+        severity=collection.severity,
+        num_steps=collection.num_steps,
+        episode_id=collection.episode_id(index),
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _environment(collection: Collection) -> TabletopEnv:
+    """The environment of this process."""
+    size = (collection.size, collection.size)
+    return TabletopEnv(collection.task, size, collection.renderer)
+
+
+@contextmanager
+def _environment_variables(values: dict[str, str]) -> Iterator[None]:
+    """Set variables for the processes that are started inside."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

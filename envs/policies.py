@@ -1,0 +1,62 @@
+"""The named scripted policies, and the mixture that training data are collected with."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from worldmodel.envs.factors import lookup
+from worldmodel.envs.scripted import PolicySpec
+
+POLICIES: dict[str, PolicySpec] = {
+    "clean": PolicySpec(summary="exact"),
+    "noise_005": PolicySpec(summary="5 mm of noise per action", action_noise=0.005),
+    "noise_010": PolicySpec(summary="10 mm of noise per action", action_noise=0.01),
+    "noise_015": PolicySpec(summary="15 mm of noise per action", action_noise=0.015),
+    "noise_020": PolicySpec(summary="20 mm of noise per action", action_noise=0.02),
+    "noise_030": PolicySpec(summary="30 mm of noise per action", action_noise=0.03),
+    "bias_010": PolicySpec(summary="sees things 10 mm off", bias=0.01),
+    "bias_015": PolicySpec(summary="sees things 15 mm off", bias=0.015),
+    "bias_020": PolicySpec(summary="sees things 20 mm off", bias=0.02),
+    "bias_030": PolicySpec(summary="sees things 30 mm off", bias=0.03),
+    "late_grip": PolicySpec(summary="closes too late in half of the episodes", late_grip=0.5),
+    "early_release": PolicySpec(summary="drops the object in 3 of 10", early_release=0.3),
+    "babble": PolicySpec(summary="moves about in view", babble=True),
+    "frozen": PolicySpec(summary="never moves", fault="frozen"),
+    "random": PolicySpec(summary="uniform random actions", fault="uniform"),
+    "inverted_gripper": PolicySpec(summary="opens to close", fault="invert_gripper"),
+    "wrong_frame": PolicySpec(summary="displacements turned by 90 degrees", fault="wrong_frame"),
+}
+"""Name -> skill. The last four are planted bad policies."""
+MIXED = "mixed"
+"""Name of the training mixture."""
+
+
+def draw_policy(name: str, rng: np.random.Generator) -> PolicySpec:
+    """The named policy, or for "mixed" a draw from the training mixture.
+
+    The mixture: 15% babbling, 15% near misses and late grips, the rest tries with noise. A fifth of
+    the tries have a gripper that slips, so that its command matters.
+    """
+    if name != MIXED:
+        return lookup("policy", name, {MIXED: POLICIES["clean"], **POLICIES})
+    kind, speed = rng.random(), rng.uniform(0.03, 0.05)
+    if kind < 0.15:
+        return PolicySpec(summary="babble", babble=True, speed=speed)
+    if kind < 0.3:
+        return PolicySpec(
+            summary="near miss",
+            miss=rng.choice([0.0, rng.uniform(0.015, 0.04)]),
+            late_grip=0.5,
+            early_release=0.3,
+            action_noise=rng.choice([0.0, 0.005]),
+            speed=speed,
+            then_babble=True,
+        )
+    return PolicySpec(
+        summary="try",
+        action_noise=rng.choice([0.0, 0.003, 0.005, 0.01, 0.015, 0.02]),
+        bias=rng.choice([0.0, 0.01, 0.015]),
+        gripper_slips=rng.choice([0.0, 0.05], p=[0.8, 0.2]),
+        speed=speed,
+        then_babble=bool(rng.integers(2)),
+    )

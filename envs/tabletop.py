@@ -1,0 +1,144 @@
+"""The embedded tabletop as a Gymnasium environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict
+from jaxtyping import Float32, UInt8
+
+from worldmodel.datasets.actions import CANONICAL
+from worldmodel.envs.factors import Domain, lookup, shifted
+from worldmodel.envs.layout import draw_distractors, draw_layout
+from worldmodel.envs.renderers import make_renderer, resolve_renderer
+
+if TYPE_CHECKING:
+    from worldmodel.envs.simulation import Simulation
+
+Observation = dict[str, np.ndarray]
+
+ZONE_RADIUS = 0.05
+"""Distance (m) from the zone's centre within which the object counts as delivered."""
+
+
+class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
+    """A WidowX-like arm, a block and a zone; canonical 7-D actions at 5 Hz.
+
+    Observations are `image` (uint8 [height, width, 3]) and `state` (float32 [10], canonical).
+    Actions beyond the action space are clipped to it. `info["success"]` says whether the task is
+    fulfilled at this step; the reward is the same as a number. `reset` takes `options` with a
+    `factor` and a `severity` (0 to 3), or with a `domain`.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012 (Gymnasium's name)
+    action_spec = CANONICAL
+
+    def __init__(
+        self,
+        task: str = "pick_place",
+        size: tuple[int, int] = (64, 64),
+        renderer: str = "auto",
+        terminate_on_success: bool = True,
+        render_mode: str | None = None,
+    ) -> None:
+        self._succeeded = lookup("task", task, TASKS)
+        backend = resolve_renderer(renderer)
+        from worldmodel.envs.simulation import Simulation  # MuJoCo reads MUJOCO_GL on import
+
+        self.task, self.terminate_on_success, self.render_mode = (
+            task,
+            terminate_on_success,
+            render_mode,
+        )
+        self.simulation = Simulation(*size)
+        self.renderer = make_renderer(backend, self.simulation.model, *size)
+        self.domain = Domain()
+        self.observation_space = Dict(
+            {"image": Box(0, 255, (*size, 3), np.uint8), "state": Box(-np.inf, np.inf, (10,))}
+        )
+        limit = np.array([0.12] * 3 + [0.6] * 3, np.float32)
+        self.action_space = Box(np.append(-limit, np.float32(0)), np.append(limit, np.float32(1)))
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; the same seed gives the same layout under every factor."""
+        super().reset(seed=seed)
+        episode = self.np_random.integers(2**63)
+        looks, places, clutter = (np.random.default_rng([episode, i]) for i in range(3))
+        self.domain = _domain(options or {}, looks)
+        layout = draw_layout(places)
+        count, pool = self.domain.num_distractors, self.domain.distractor_pool
+        self.simulation.reset(self.domain, layout, draw_distractors(count, pool, layout, clutter))
+        return self._observe(), {"success": self.success()}
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Simulate 0.2 s under a canonical action."""
+        self.simulation.arm.step(self.simulation.data, _checked(action))
+        success = self.success()
+        terminated = success and self.terminate_on_success
+        return self._observe(), float(success), terminated, False, {"success": success}
+
+    def success(self) -> bool:
+        """Whether the task is fulfilled now."""
+        return self._succeeded(self.simulation)
+
+    def render(self) -> UInt8[np.ndarray, "height width 3"]:  # type: ignore[override]
+        """The picture that the last observation holds."""
+        return self._image.copy()
+
+    def close(self) -> None:
+        """Free the renderer."""
+        self.renderer.close()
+
+    def _observe(self) -> Observation:
+        self._image = self.renderer.render(self.simulation.data, self.domain)
+        return {"image": self._image.copy(), "state": self.simulation.state()}
+
+
+def _domain(options: dict[str, Any], rng: np.random.Generator) -> Domain:
+    unexpected = set(options) - {"factor", "severity", "domain"}
+    if unexpected:
+        raise ValueError(
+            f"`options` takes `factor`, `severity` and `domain`, got {sorted(unexpected)}."
+        )
+    if "domain" in options:
+        return options["domain"]
+    return shifted(options.get("factor", "nominal"), options.get("severity", 1), rng)
+
+
+def _checked(action: np.ndarray) -> Float32[np.ndarray, " 7"]:
+    action = np.asarray(action, np.float32)
+    if action.shape != (7,):
+        raise ValueError(f"`action` must have shape (7,), got {action.shape}.")
+    if not np.isfinite(action).all():
+        raise ValueError(f"`action` must be finite, got {action.tolist()}.")
+    return action
+
+
+def _delivered(simulation: Simulation) -> bool:
+    scene = simulation.scene()
+    near = np.linalg.norm(scene.object[:2] - scene.zone) < ZONE_RADIUS
+    return bool(near and scene.object[2] < 0.06)
+
+
+def _lifted(simulation: Simulation) -> bool:
+    return bool(simulation.scene().object[2] > 0.09)
+
+
+def _placed(simulation: Simulation) -> bool:
+    """Delivered, let go and the gripper clear of it."""
+    height = simulation.arm.end_effector(simulation.data)[0][2]
+    clear = height > simulation.scene().object[2] + 0.03
+    return _delivered(simulation) and simulation.arm.opening > 0.5 and bool(clear)
+
+
+TASKS: dict[str, Callable[[Simulation], bool]] = {
+    "pick_place": _placed,
+    "push": _delivered,
+    "lift": _lifted,
+}
+"""Task -> whether it is fulfilled now."""
