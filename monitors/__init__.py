@@ -1,11 +1,26 @@
 """The judge: how far to trust a video world model, step by step. Arrays in, verdicts out."""
 
 from worldmodel.monitors.appearance import AppearanceChannel
-from worldmodel.monitors.calibration import ReliabilityBins, bin_forecasts
+from worldmodel.monitors.calibration import (
+    ReliabilityBins,
+    bin_forecasts,
+    brier_decomposition,
+    expected_calibration_error,
+    max_calibration_error,
+    per_video_calibration_error,
+)
 from worldmodel.monitors.confidence import ConfidenceChannel
+from worldmodel.monitors.detection import (
+    DetectionSummary,
+    alarm_delay,
+    auroc,
+    false_positive_rate,
+    summarize_detection,
+)
 from worldmodel.monitors.errors import NotFittedError
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.monitor import ImaginedFrame, RuntimeMonitor, WatchedEpisode
+from worldmodel.monitors.recalibration import EpsilonRecalibration, IsotonicRecalibration
 from worldmodel.monitors.reliability import CalibrationSummary, Reliability, summarize
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.threshold import EpisodeThreshold, episodes_needed, smallest_alpha
@@ -15,10 +30,13 @@ __all__ = [
     "AppearanceChannel",
     "CalibrationSummary",
     "ConfidenceChannel",
+    "DetectionSummary",
     "EpisodeSignals",
     "EpisodeThreshold",
+    "EpsilonRecalibration",
     "Evidence",
     "ImaginedFrame",
+    "IsotonicRecalibration",
     "Level",
     "MonitorConfig",
     "NotFittedError",
@@ -27,8 +45,16 @@ __all__ = [
     "RuntimeMonitor",
     "Verdict",
     "WatchedEpisode",
+    "alarm_delay",
+    "auroc",
     "bin_forecasts",
+    "brier_decomposition",
     "episodes_needed",
+    "expected_calibration_error",
+    "false_positive_rate",
+    "max_calibration_error",
+    "per_video_calibration_error",
     "smallest_alpha",
     "summarize",
+    "summarize_detection",
 ]

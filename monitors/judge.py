@@ -38,7 +38,7 @@ class MonitorConfig:
     def __post_init__(self) -> None:
         if not 1 > self.alpha_notice >= self.alpha_degrade >= self.alpha_stop > 0:
             raise ValueError(
-                "`alpha_notice`, `alpha_degrade`, `alpha_stop` must lie in (0, 1) and fall or stay, "
+                "`alpha_notice`, `alpha_degrade`, `alpha_stop` must lie in (0, 1) and not rise, "
                 f"got {self.alpha_notice}, {self.alpha_degrade} and {self.alpha_stop}."
             )
         if self.calm_steps < 1:
