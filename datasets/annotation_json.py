@@ -27,17 +27,9 @@ from worldmodel.datasets.video import VideoFrames, count_frames
 FORM = "annotation-json"
 MARK = "annotation/<split>/<id>.json"
 CAMERAS = ("exterior_1_left", "exterior_2_left", "wrist_left")
-REQUIRED = ("texts", "success", "video_length", "videos", "states")
-NOT_SIGNALS = (
-    "texts",
-    "episode_id",
-    "success",
-    "video_length",
-    "state_length",
-    "raw_length",
-    "videos",
-    "latent_videos",
-)
+REQUIRED = {"texts": list, "success": int, "video_length": int, "videos": list, "states": list}
+SIGNALS = ("states", "joints", "observation.", "action.")
+"""How the keys of numeric arrays begin."""
 
 SPEC = ActionSpec(
     name="DROID poses",
@@ -85,25 +77,21 @@ def _read(file: Path) -> dict[str, Any]:
         annotation = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid JSON ({error}); copy it again.") from error
-    missing = (
-        [key for key in REQUIRED if key not in annotation]
-        if isinstance(annotation, dict)
-        else list(REQUIRED)
-    )
-    if missing:
+    content = annotation if isinstance(annotation, dict) else {}
+    wrong = [key for key, kind in REQUIRED.items() if not isinstance(content.get(key), kind)]
+    if wrong:
         raise ValueError(
-            f"{file} lacks {', '.join(f'`{key}`' for key in missing)}; only annotations with one "
-            "pose per frame in `states`, as Ctrl-World writes them for DROID, can be read."
+            f"{file} lacks {', '.join(wrong)} as Ctrl-World writes them for DROID; only "
+            "annotations with one 7-number pose per frame in `states` can be read."
         )
-    return annotation
+    return content
 
 
 def _summarize(root: Path, episode_id: str) -> EpisodeSummary:
     annotation = _read(_annotation_file(root, episode_id))
-    texts = annotation["texts"]
     return EpisodeSummary(
-        num_frames=int(annotation["video_length"]),
-        instruction=str(texts[0]) if texts else "",
+        num_frames=annotation["video_length"],
+        instruction=str(annotation["texts"][0]) if annotation["texts"] else "",
         success=bool(annotation["success"]),
     )
 
@@ -112,19 +100,17 @@ def _load(root: Path, episode_id: str) -> Trajectory:
     file = _annotation_file(root, episode_id)
     annotation, summary = _read(file), _summarize(root, episode_id)
     try:
-        poses = checked_rows(annotation["states"], dim=7, what="states")
-        signals = {
-            key: np.array(value, np.float64)
-            for key, value in annotation.items()
-            if key not in NOT_SIGNALS
-        }
+        signals = _signals(annotation)
+        poses = checked_rows(signals["states"], dim=7, what="states")
+        if len(poses) != summary.num_frames:
+            raise ValueError(f"{len(poses)} `states` for {summary.num_frames} frames.")
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     actions, valid = AchievedActions(SPEC.gripper)(poses)
     return Trajectory(
         episode_id=episode_id,
         source=f"{FORM} {root}",
-        frames=_frames(root, file, annotation, summary.num_frames),
+        frames=_frames(root, file, annotation),
         actions=actions,
         action_valid=valid,
         states=PoseStates(SPEC.gripper)(poses),
@@ -136,25 +122,28 @@ def _load(root: Path, episode_id: str) -> Trajectory:
     )
 
 
-def _frames(
-    root: Path, file: Path, annotation: dict[str, Any], num_frames: int
-) -> dict[str, VideoFrames]:
+def _signals(annotation: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The numeric arrays by their own names, some with a row per frame, some with 15 a second."""
+    signals = {}
+    for key, value in annotation.items():
+        if key.startswith(SIGNALS):
+            try:
+                signals[key] = np.array(value, np.float64)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"`{key}` is not an array of numbers ({error}).") from error
+    return signals
+
+
+def _frames(root: Path, file: Path, annotation: dict[str, Any]) -> dict[str, VideoFrames]:
     """One video per camera, each as long as the annotation says."""
-    videos = annotation["videos"]
-    if len(videos) != len(CAMERAS):
-        raise ValueError(
-            f"{file} lists {len(videos)} `videos`, expected {len(CAMERAS)}: {', '.join(CAMERAS)}."
-        )
-    if len(annotation["states"]) != num_frames:
-        raise ValueError(
-            f"{file} has {len(annotation['states'])} rows of `states` for {num_frames} frames."
-        )
-    frames = {}
-    for camera, video in zip(CAMERAS, videos, strict=True):
-        mp4 = root / video["video_path"]
+    try:
+        mp4s = [root / video["video_path"] for video in annotation["videos"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file}: every entry of `videos` needs a `video_path`.") from error
+    if len(mp4s) != len(CAMERAS):
+        raise ValueError(f"{file} lists {len(mp4s)} videos, expected {', '.join(CAMERAS)}.")
+    num_frames = annotation["video_length"]
+    for mp4 in mp4s:
         if (found := count_frames(mp4)) != num_frames:
-            raise ValueError(
-                f"{mp4} holds {found} frames, but {file} declares a `video_length` of {num_frames}."
-            )
-        frames[camera] = VideoFrames(mp4, num_frames)
-    return frames
+            raise ValueError(f"{mp4} holds {found} frames, but {file} declares {num_frames}.")
+    return {camera: VideoFrames(mp4, num_frames) for camera, mp4 in zip(CAMERAS, mp4s, strict=True)}

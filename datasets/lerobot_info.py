@@ -69,7 +69,7 @@ def _problems(info: dict[str, Any]) -> Iterator[str]:
             yield f"`features` must declare `{key}` with shape [7]"
     if not list(_videos(info)):
         yield f"`features` declare no video `{IMAGES}<camera>`"
-    if info["fps"] <= 0:
+    if not info["fps"] > 0:
         yield f"`fps` must be positive, got {info['fps']}"
     for split, text in info["splits"].items():
         if _indices(text).stop > info["total_episodes"]:

@@ -89,6 +89,10 @@ def _episodes(path: Path, info: Info) -> dict[str, Episode]:
 
 def _episode(path: Path, info: Info, row: dict[str, Any]) -> Episode:
     """One row of meta/episodes."""
+    if empty := [name for name, value in row.items() if value is None]:
+        raise ValueError(
+            f"{path / 'meta/episodes'}: episode {row['episode_index']} has no {', '.join(empty)}."
+        )
     data = info.data_path.format(
         chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
     )
@@ -140,8 +144,11 @@ def _load(
     source: str, spec: ActionSpec, episodes: dict[str, Episode], episode_id: str
 ) -> Trajectory:
     episode = episodes[episode_id]
-    signals = _signals(episode)
+    table = _read_table(episode.rows, [STATE, ACTION, "timestamp"], episode.index)
     try:
+        signals = {name: np.stack(table[name].to_numpy()) for name in table.column_names}
+        if len(table) != episode.num_frames:
+            raise ValueError(f"{len(table)} rows, expected {episode.num_frames}.")
         poses = checked_rows(signals[STATE], dim=7, what=STATE)
         _check_next_state(checked_rows(signals[ACTION], dim=7, what=ACTION), poses)
     except ValueError as error:
@@ -160,19 +167,6 @@ def _load(
         success=None,
         signals=signals,
     )
-
-
-def _signals(episode: Episode) -> dict[str, np.ndarray]:
-    """State, action and time of an episode, as stored."""
-    names = [STATE, ACTION, "timestamp"]
-    table = _read_table(episode.rows, names, episode.index)
-    if len(table) != episode.num_frames:
-        raise ValueError(
-            f"{episode.rows} holds {len(table)} rows of episode {episode.index}, expected "
-            f"{episode.num_frames}."
-        )
-    columns = {name: table[name].to_numpy() for name in names}
-    return {name: np.stack(column) for name, column in columns.items()}
 
 
 def _check_next_state(actions: np.ndarray, poses: np.ndarray) -> None:

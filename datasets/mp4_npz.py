@@ -66,9 +66,12 @@ def _read(file: Path) -> np.ndarray:
     """The stored actions."""
     try:
         with np.load(file) as archive:
-            return archive["arr_0"]
+            stored = archive["arr_0"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file} has no readable array `arr_0` of actions ({error}).") from error
+    if stored.ndim != 2:
+        raise ValueError(f"{file}: `arr_0` must be [frames, 10], got shape {stored.shape}.")
+    return stored
 
 
 def _summarize(root: Path, episode_id: str) -> EpisodeSummary:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,9 @@ class Builder:
                 f"{path} is not a TFDS folder: its dataset_info.json or features.json is not as "
                 f"TFDS writes it ({error!r})."
             ) from error
+        for file, _ in itertools.chain(*shards.values()):
+            if not file.is_file():
+                raise ValueError(f"{file} is missing, but dataset_info.json declares it.")
         return cls(info["name"], shards, leaves)
 
     @property
@@ -73,7 +76,7 @@ class Builder:
     def record(self, episode_id: str) -> tuple[str, dict[str, Values]]:
         """Where an episode is, for people, and its features."""
         split, number = episode_id.rsplit("/", 1)
-        ends = list(accumulate(count for _, count in self.shards[split]))
+        ends = list(itertools.accumulate(count for _, count in self.shards[split]))
         shard = next(i for i, end in enumerate(ends) if int(number) < end)
         file, count = self.shards[split][shard]
         offsets = record_offsets(file)

@@ -119,7 +119,7 @@ def decode_window(path: Path, start: int, stop: int) -> UInt8[np.ndarray, "time 
 def _opened(path: Path) -> Any:
     """The open container of a video file."""
     try:
-        return av.open(str(path))
+        return av.open(str(path), metadata_errors="replace")
     except av.error.FFmpegError as error:
         raise _undecodable(path, error) from error
 
@@ -138,11 +138,15 @@ def _indexed_frames(container: Any, path: Path, start: int) -> Iterator[tuple[in
     """Display index and frame, from a key frame at or before `start`."""
     stream = _video_stream(container, path)
     seconds_per_tick, rate, origin = stream.time_base, stream.average_rate, stream.start_time or 0
+    if not (rate and seconds_per_tick):
+        raise ValueError(f"{path} declares no frame rate, so its frames cannot be found by number.")
     if start > REORDER_FRAMES:
         container.seek(
             origin + int((start - REORDER_FRAMES) / rate / seconds_per_tick), stream=stream
         )
     for frame in container.decode(stream):
+        if frame.pts is None:
+            raise ValueError(f"{path} has a frame without a time stamp.")
         yield round((frame.pts - origin) * seconds_per_tick * rate), frame
 
 
