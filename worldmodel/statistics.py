@@ -20,6 +20,8 @@ EXACT_POLICIES = 8
 """Up to so many policies (8! = 40320 orders) the permutation test visits every order."""
 SAMPLED_ORDERS = 20_000
 """Random orders beyond that; they bound the smallest p-value."""
+CURVE_LEVELS = 200
+"""Points of a risk-coverage curve: enough to draw it."""
 
 
 @dataclass(frozen=True)
@@ -237,3 +239,21 @@ def drop_one_range(
     values = [coefficient(np.delete(x, i), np.delete(y, i)) for i in range(len(x))]
     known = [value for value in values if value is not None]
     return (min(known), max(known)) if len(known) == len(values) else None
+
+
+def risk_coverage(
+    confidence: Float[np.ndarray, " prediction"], error: Float[np.ndarray, " prediction"]
+) -> tuple[Float[np.ndarray, " level"], Float[np.ndarray, " level"]]:
+    """Coverage and risk: mean error of the share of predictions that are most confident.
+
+    Predictions of equal confidence enter together. At most `CURVE_LEVELS` levels are kept.
+
+    >>> risk_coverage(np.array([0.9, 0.5, 0.9, 0.1]), np.array([0.0, 4.0, 2.0, 6.0]))
+    (array([0.5 , 0.75, 1.  ]), array([1., 2., 3.]))
+    """
+    order = np.argsort(-confidence, kind="stable")
+    kept = np.arange(1, len(order) + 1)
+    mean_error = np.cumsum(error[order]) / kept
+    ends = np.flatnonzero(np.diff(confidence[order], append=-np.inf))
+    levels = ends[np.unique(np.linspace(0, len(ends) - 1, CURVE_LEVELS).round().astype(int))]
+    return kept[levels] / len(order), mean_error[levels]

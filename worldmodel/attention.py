@@ -1,0 +1,142 @@
+"""The block of the dynamics network: attention with rotary positions, modulated by noise level and action."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def rotary_angles(
+    positions: Float[Tensor, "tokens axes"], head_dim: int
+) -> Float[Tensor, "tokens half"]:
+    """Rotation angles of Su et al. 2021 (arXiv:2104.09864), the head split evenly over the axes.
+
+    Left-over pairs of a head are not rotated.
+    """
+    axes = positions.shape[1]
+    pairs = head_dim // 2 // axes
+    frequency = 100.0 ** (-torch.arange(pairs, device=positions.device) / max(pairs, 1))
+    angles = rearrange(positions[:, :, None] * frequency, "n a p -> n (a p)")
+    return F.pad(angles, (0, head_dim // 2 - angles.shape[1]))
+
+
+def rotate(x: Float[Tensor, "*batch tokens dim"], angles: Float[Tensor, "tokens half"]) -> Tensor:
+    """Rotate pair i of the last axis, entries i and i + dim / 2, by `angles[:, i]`."""
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+def softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Bool[Tensor, "queries keys"] | None
+) -> Tensor:
+    """Scaled dot-product attention over the second-last axis; `mask` is true where a query may look."""
+    if q.device.type != "cpu" or not q.requires_grad:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    # PyTorch's fused backward pass is several times slower than plain products on a CPU at these sizes.
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Shift and scale of adaptive layer norm (Peebles & Xie 2023, arXiv:2212.09748)."""
+    return x * (1 + scale) + shift
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the second-last axis."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def project(
+        self, x: Float[Tensor, "rows tokens dim"], angles: Float[Tensor, "tokens half"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries, rotated keys and values, each [rows, heads, tokens, head_dim]."""
+        q, k, v = rearrange(self.qkv(x), "r n (three h d) -> three r h n d", three=3, h=self.heads)
+        return rotate(q, angles), rotate(k, angles), v
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Bool[Tensor, "queries keys"] | None
+    ) -> Tensor:
+        """Attention output [rows, queries, dim]; `mask` is true where a query may look."""
+        mixed = softmax_attention(q.to(v.dtype), k.to(v.dtype), v, mask)
+        return self.out(rearrange(mixed, "r h n d -> r n (h d)"))
+
+
+class Block(nn.Module):
+    """Attention and a two-layer perceptron, each shifted, scaled and gated by the condition (adaLN of six)."""
+
+    def __init__(self, dim: int, heads: int, condition_dim: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.attention = Attention(dim, heads)
+        hidden = int(dim * mlp_ratio)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim)
+        )
+        self.modulation = nn.Linear(condition_dim, 6 * dim)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        with torch.no_grad():
+            self.modulation.bias.view(6, dim)[[2, 5]] = (
+                1.0  # open gates: a plain pre-norm block at the start
+            )
+
+    def modulations(self, condition: Float[Tensor, "batch time condition"]) -> tuple[Tensor, ...]:
+        """Six tensors [batch, time, 1, dim]: shift, scale and gate of the attention, then of the perceptron."""
+        return tuple(rearrange(self.modulation(condition), "b t (six d) -> six b t 1 d", six=6))
+
+    def feed_forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        """`x` plus the gated perceptron."""
+        return x + gate * self.mlp(modulate(self.norm(x), shift, scale))
+
+
+class SpatialBlock(Block):
+    """Attention among all tokens of one frame, over all its views."""
+
+    def forward(
+        self, x: Float[Tensor, "batch time tokens dim"], condition: Tensor, angles: Tensor
+    ) -> Float[Tensor, "batch time tokens dim"]:
+        shift, scale, gate, *rest = self.modulations(condition)
+        b = len(x)
+        rows = rearrange(modulate(self.norm(x), shift, scale), "b t n d -> (b t) n d")
+        mixed = self.attention.attend(*self.attention.project(rows, angles), None)
+        x = x + gate * rearrange(mixed, "(b t) n d -> b t n d", b=b)
+        return self.feed_forward(x, *rest)
+
+
+class TemporalBlock(Block):
+    """Attention along time at one position of the frame, within a window of the past."""
+
+    def forward(  # noqa: PLR0913
+        self,
+        x: Float[Tensor, "batch time tokens dim"],
+        condition: Tensor,
+        angles: Tensor,
+        *,
+        mask: Tensor | None,
+        past: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Float[Tensor, "batch time tokens dim"], tuple[Tensor, Tensor]]:
+        """The block's output and the keys and values of its own frames, [(batch tokens), heads, time, head_dim].
+
+        `past` are keys and values of earlier frames; without it `mask` says which frame sees which.
+        """
+        shift, scale, gate, *rest = self.modulations(condition)
+        b = len(x)
+        rows = rearrange(modulate(self.norm(x), shift, scale), "b t n d -> (b n) t d")
+        q, k, v = self.attention.project(rows, angles)
+        own = (k, v)
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+        mixed = self.attention.attend(q, k, v, mask)
+        x = x + gate * rearrange(mixed, "(b n) t d -> b t n d", b=b)
+        return self.feed_forward(x, *rest), own

@@ -1,0 +1,210 @@
+"""Confidence heads: for every subpatch, the probability that its error is at most ε.
+
+The error is the absolute difference between a generated and the true final latent, in latent standard deviations.
+Heads read detached features of the dynamics network: training one never moves the dynamics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from worldmodel.scoring import brier, logarithmic, threshold_crps
+
+RULES = {"brier": brier, "logarithmic": logarithmic}
+"""Scoring rules of a probability at one ε."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceConfig:
+    """Confidence head."""
+
+    head: str = "distribution"
+    """"distribution" (every ε from one pass) or "continuous_scale" (ε is an input, after C3)."""
+    rule: str = "crps"
+    """Strictly proper loss: "crps" (distribution only), "brier" or "logarithmic"."""
+    hidden: int = 256
+    """Hidden width."""
+    thresholds: int = 32
+    """Error levels of the distribution head."""
+    smallest_error: float = 0.02
+    """Lowest error level, in latent standard deviations."""
+    largest_error: float = 4.0
+    """Highest error level, in latent standard deviations."""
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise ValueError(f"`head` must be one of {sorted(HEADS)}, got {self.head!r}.")
+        rules = {"crps", *RULES} if self.head == "distribution" else set(RULES)
+        if self.rule not in rules:
+            raise ValueError(
+                f"`rule` of a {self.head} head must be one of {sorted(rules)}, got {self.rule!r}."
+            )
+
+
+class ConfidenceHead(Protocol):
+    """What both heads can do. Features are [batch, tokens, dim]; subpatches come back as [batch, tokens, channel]."""
+
+    def confidence(
+        self, features: Tensor, horizon: Tensor, epsilon: Float[Tensor, " levels"]
+    ) -> Tensor:
+        """P(error <= ε) for every ε: [batch, tokens, channel, levels]."""
+        ...
+
+    def loss(
+        self, features: Tensor, horizon: Tensor, error: Tensor, *, generator: Generator
+    ) -> Tensor:
+        """Mean score of the head's statements against the errors [batch, tokens, channel] that came to be."""
+        ...
+
+
+class Trunk(nn.Module):
+    """Features of a token, the mean over its frame and the horizon, to a hidden vector."""
+
+    def __init__(self, dim: int, hidden: int, extra: int = 0) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.token = nn.Linear(dim, hidden)
+        self.frame = nn.Linear(dim, hidden)
+        self.horizon = nn.Linear(8 + extra, hidden)
+        self.mix = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
+
+    def forward(
+        self,
+        features: Float[Tensor, "batch tokens dim"],
+        horizon: Float[Tensor, " batch"],
+        extra: Tensor | None = None,
+    ) -> Float[Tensor, "batch tokens hidden"]:
+        x = self.norm(features.detach().to(self.token.weight.dtype))
+        waves = torch.log1p(horizon)[:, None] * torch.arange(1, 5, device=x.device) / 2
+        side = torch.cat((waves.sin(), waves.cos()), dim=-1)
+        if extra is not None:
+            side = torch.cat((side, extra), dim=-1)
+        return self.mix(
+            self.token(x) + (self.frame(x.mean(1)) + self.horizon(side.to(x.dtype)))[:, None]
+        )
+
+
+class Distribution(nn.Module):
+    """The whole distribution of the error, per subpatch, from one pass.
+
+    Logits over the intervals between log-spaced error levels give a cumulative distribution, linear in log error between
+    levels: monotone in ε by construction, 0 at ε = 0 and 1 as ε grows.
+    """
+
+    def __init__(self, dim: int, channels: int, config: ConfidenceConfig) -> None:
+        super().__init__()
+        self.rule = config.rule
+        self.channels = channels
+        span = (torch.tensor(config.smallest_error).log(), torch.tensor(config.largest_error).log())
+        levels = torch.linspace(float(span[0]), float(span[1]), config.thresholds).exp()
+        self.register_buffer("levels", levels)
+        self.trunk = Trunk(dim, config.hidden)
+        self.out = nn.Linear(config.hidden, channels * (config.thresholds + 1))
+
+    def _log_masses(
+        self, features: Tensor, horizon: Tensor
+    ) -> Float[Tensor, "batch tokens channel intervals"]:
+        logits = rearrange(
+            self.out(self.trunk(features, horizon)), "b n (c k) -> b n c k", c=self.channels
+        )
+        return logits.float().log_softmax(-1)
+
+    def cdf(
+        self, features: Tensor, horizon: Tensor
+    ) -> Float[Tensor, "batch tokens channel levels"]:
+        """P(error <= level) at the head's own levels."""
+        return self._log_masses(features, horizon).exp().cumsum(-1)[..., :-1].clamp(0, 1)
+
+    def confidence(
+        self, features: Tensor, horizon: Tensor, epsilon: Float[Tensor, " levels"]
+    ) -> Tensor:
+        """P(error <= ε), [batch, tokens, channel, ε]."""
+        return interpolate_cdf(self.cdf(features, horizon), self.levels, epsilon.to(self.levels))
+
+    def loss(
+        self, features: Tensor, horizon: Tensor, error: Tensor, *, generator: Generator
+    ) -> Tensor:
+        """Threshold CRPS over log error, or the logarithmic or Brier score of the interval the error fell in."""
+        log_masses = self._log_masses(features, horizon)
+        if self.rule == "crps":
+            cdf = log_masses.exp().cumsum(-1)[..., :-1]
+            even = torch.full_like(self.levels, 1 / len(self.levels))  # uniform weight in log error
+            return threshold_crps(cdf, self.levels, error, even).mean()
+        interval = torch.bucketize(error, self.levels)
+        if self.rule == "logarithmic":
+            return -log_masses.gather(-1, interval[..., None]).mean()
+        fell_in = nn.functional.one_hot(interval, log_masses.shape[-1])
+        return brier(log_masses.exp(), fell_in).sum(-1).mean()
+
+
+def interpolate_cdf(
+    cdf: Float[Tensor, "*batch thresholds"],
+    levels: Float[Tensor, " thresholds"],
+    epsilon: Float[Tensor, " levels"],
+) -> Float[Tensor, "*batch levels"]:
+    """The cumulative distribution at each ε: linear in log ε between levels, linear in ε below the first."""
+    clamped = epsilon.clamp(float(levels[0]), float(levels[-1]))
+    right = torch.bucketize(clamped, levels).clamp(1, len(levels) - 1)
+    low, high = levels[right - 1].log(), levels[right].log()
+    weight = (clamped.log() - low) / (high - low)
+    inside = cdf[..., right - 1] * (1 - weight) + cdf[..., right] * weight
+    return inside * (epsilon / levels[0]).clamp(0, 1)
+
+
+class ContinuousScale(nn.Module):
+    """C3's continuous-scale head (arXiv:2512.05927, Section 4): ε is an input, the answer a probability.
+
+    One pass per ε, and nothing makes the answers monotone in ε.
+    """
+
+    def __init__(self, dim: int, channels: int, config: ConfidenceConfig) -> None:
+        super().__init__()
+        self.rule = RULES[config.rule]
+        self.range = (config.smallest_error, config.largest_error)
+        self.trunk = Trunk(dim, config.hidden, extra=8)
+        self.out = nn.Linear(config.hidden, channels)
+
+    def _probability(
+        self, features: Tensor, horizon: Tensor, epsilon: Float[Tensor, " batch"]
+    ) -> Tensor:
+        waves = epsilon.log()[:, None] * torch.arange(1, 5, device=epsilon.device) / 2
+        extra = torch.cat((waves.sin(), waves.cos()), dim=-1)
+        return self.out(self.trunk(features, horizon, extra)).float().sigmoid()
+
+    def confidence(
+        self, features: Tensor, horizon: Tensor, epsilon: Float[Tensor, " levels"]
+    ) -> Tensor:
+        """P(error <= ε), [batch, tokens, channel, ε]."""
+        columns = [
+            self._probability(features, horizon, e.expand(len(features)))
+            for e in epsilon.to(horizon)
+        ]
+        return torch.stack(columns, dim=-1)
+
+    def loss(
+        self, features: Tensor, horizon: Tensor, error: Tensor, *, generator: Generator
+    ) -> Tensor:
+        """The scoring rule at one ε per item, drawn log-uniformly."""
+        low, high = self.range
+        draw = torch.rand(len(features), generator=generator, device=generator.device).to(error)
+        epsilon = low * (high / low) ** draw
+        reached = (error <= epsilon[:, None, None]).to(error.dtype)
+        return self.rule(self._probability(features, horizon, epsilon), reached).mean()
+
+
+HEADS: dict[str, type[Distribution] | type[ContinuousScale]] = {
+    "distribution": Distribution,
+    "continuous_scale": ContinuousScale,
+}
+"""Name in a config -> head."""
+
+
+def build_head(dim: int, channels: int, config: ConfidenceConfig) -> Distribution | ContinuousScale:
+    """The head a config names. `dim` is the width of its features, `channels` the subpatches of a token."""
+    return HEADS[config.head](dim, channels, config)

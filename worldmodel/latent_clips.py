@@ -1,0 +1,100 @@
+"""Windows of latents, read from the clip store's cache of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.model import WorldModel
+from worldmodel.objectives import LatentBatch
+
+
+def success_per_frame(trajectory: Trajectory) -> np.ndarray:
+    """1 where a frame shows the task done, 0 where not, NaN where the source does not say."""
+    if "success" in trajectory.signals:
+        return np.asarray(trajectory.signals["success"], dtype=np.float32)
+    return np.full(len(trajectory), np.nan, dtype=np.float32)
+
+
+def stack_views(trajectory: Trajectory, cameras: Sequence[str]) -> np.ndarray:
+    """All frames of the chosen cameras, uint8 [time, view, height, width, 3]."""
+    missing = [name for name in cameras if name not in trajectory.frames]
+    if missing:
+        raise ValueError(
+            f"Episode {trajectory.episode_id!r} has no camera {missing[0]!r}; it has {sorted(trajectory.frames)}."
+        )
+    return np.stack([trajectory.frames[name][0 : len(trajectory)] for name in cameras], axis=1)
+
+
+class LatentClips(Dataset[LatentBatch]):
+    """Windows of `num_frames` frames of every episode, as latents kept in memory in half precision."""
+
+    def __init__(self, episodes: Sequence[LatentBatch], num_frames: int) -> None:
+        self.episodes = [e for e in episodes if e.latents.shape[1] >= num_frames]
+        self.num_frames = num_frames
+        counts = [e.latents.shape[1] - num_frames + 1 for e in self.episodes]
+        self.ends = np.cumsum(counts)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, index: int) -> LatentBatch:
+        episode = int(np.searchsorted(self.ends, index, side="right"))
+        start = index - (int(self.ends[episode - 1]) if episode else 0)
+        window = slice(start, start + self.num_frames)
+        e = self.episodes[episode]
+        return LatentBatch(
+            e.latents[:, window].float(),
+            e.actions[:, window],
+            e.action_valid[:, window],
+            e.success[:, window],
+        )
+
+
+def collate_latents(items: list[LatentBatch]) -> LatentBatch:
+    """One batch of windows of equal length."""
+    return LatentBatch(
+        torch.cat([i.latents for i in items]),
+        torch.cat([i.actions for i in items]),
+        torch.cat([i.action_valid for i in items]),
+        torch.cat([i.success for i in items]),
+    )
+
+
+def labelled(latents: Tensor, trajectory: Trajectory) -> LatentBatch:
+    """Latents of a whole episode with its actions and labels, as a batch of one."""
+    return LatentBatch(
+        latents,
+        torch.from_numpy(np.array(trajectory.actions))[None],
+        torch.from_numpy(np.array(trajectory.action_valid))[None],
+        torch.from_numpy(success_per_frame(trajectory))[None],
+    )
+
+
+def encode_episode(model: WorldModel, trajectory: Trajectory) -> LatentBatch:
+    """A whole episode as a batch of one, latents in half precision."""
+    pixels = torch.from_numpy(stack_views(trajectory, model.config.cameras))
+    return labelled(model.encode(pixels)[None].half().cpu().clone(), trajectory)
+
+
+def encode_store(model: WorldModel, store: ClipStore, names: Sequence[str]) -> list[LatentBatch]:
+    """Episodes of a store as latents; encoded once and kept in the store under the tokenizer's fingerprint."""
+    key = model.tokenizer.fingerprint()
+    episodes = []
+    for name in tqdm(names, "latents"):
+        trajectory = store.episode(name)
+        if store.has_latents(key, name):
+            latents = torch.from_numpy(store.read_latents(key, name))[None]
+            episodes.append(labelled(latents, trajectory))
+            continue
+        episode = encode_episode(model, trajectory)
+        store.write_latents(key, name, episode.latents[0].cpu().numpy())
+        episodes.append(episode)
+    return episodes

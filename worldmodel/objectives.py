@@ -1,0 +1,228 @@
+"""What each stage of training minimises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, UInt8
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.imagination import (
+    RolloutInputs,
+    frames,
+    leading_actions,
+    previous_frames,
+    to_tokens,
+)
+from worldmodel.judge import ActionJudge, LatentJudge
+from worldmodel.model import WorldModel, resize
+from worldmodel.schedule import add_noise, posterior_under_persistence, training_levels
+from worldmodel.tokenizers import Tokenizer, to_model
+from worldmodel.transformer import Dynamics, Estimate, FrameInputs, two_stream_mask
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """Windows of episodes as latents, batched."""
+
+    latents: Float[Tensor, "batch time view channel h w"]
+    actions: Float[Tensor, "batch time action"]
+    """Row t takes frame t to frame t + 1."""
+    action_valid: Bool[Tensor, "batch time"]
+    success: Float[Tensor, "batch time"]
+    """1 where the frame shows the task done, 0 where not, NaN where the source does not say."""
+
+
+def noise_like(x: Tensor, generator: Generator) -> Tensor:
+    """Standard normal noise of the shape of `x`, from `generator`."""
+    return torch.randn(x.shape, generator=generator, device=generator.device).to(x)
+
+
+class TokenizerObjective(nn.Module):
+    """Reconstruct single frames; pixels that change within an episode count more.
+
+    Batches are two frames of one episode. What moves (the arm, the object) covers few pixels, and a plain loss spends
+    the latent on the rest. Noise on the latent makes the decoder forgive small errors of the dynamics.
+    """
+
+    moving_weight = 8.0
+    latent_noise = 0.1
+
+    def __init__(self, tokenizer: Tokenizer, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.image_size = image_size
+
+    def forward(
+        self, batch: UInt8[Tensor, "batch 2 view height width 3"], generator: Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted mixture of absolute and squared error, and the PSNR in dB."""
+        pixels = resize(to_model(batch), self.image_size)
+        moved = (pixels[:, :1] - pixels[:, 1:]).abs().amax(3, keepdim=True) > 0.15
+        weight = (1 + self.moving_weight * moved.float()).expand(
+            *pixels.shape[:3], 1, *self.image_size
+        )
+        flat = rearrange(pixels, "b t v c h w -> (b t v) c h w")
+        latents = self.tokenizer.encode(flat)
+        spread = latents.detach().float().std((0, 2, 3), keepdim=True)
+        noisy = latents + self.latent_noise * spread * noise_like(latents, generator)
+        error = self.tokenizer.decode(noisy).float() - flat
+        terms = error.abs() + 4 * error.square()
+        weight = rearrange(weight, "b t v c h w -> (b t v) c h w")
+        # Keep the latents near unit scale: whitening fitted afterwards is then a small correction.
+        scale = (
+            spread.log().square() + latents.float().mean((0, 2, 3)).square()[None, :, None, None]
+        ).mean()
+        loss = (weight * terms).sum() / (3 * weight.sum()) + 1e-3 * scale
+        return loss, {"psnr_db": -10 * (error.detach().square().mean() / 4).log10()}
+
+
+class DynamicsObjective(nn.Module):
+    """Denoise every frame of a clip given the frames before it, in one pass with two streams.
+
+    With probability `own_context` some of the context is replaced by the model's own one-step predictions, up to `passes` frames
+    deep: what a rollout will feed it. The target stays the true frame.
+    """
+
+    def __init__(
+        self, dynamics: Dynamics, *, own_context: float, passes: int, pure_noise: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.dynamics = dynamics
+        self.own_context = own_context
+        self.passes = passes
+        self.pure_noise = pure_noise
+
+    def estimate(
+        self, batch: LatentBatch, context: Tensor, noisy: Tensor, level: Float[Tensor, "batch time"]
+    ) -> Estimate:
+        """Estimates of the noisy stream, given a clean stream of `context` frames."""
+        num_frames = context.shape[1]
+        actions, valid = leading_actions(batch.actions[:, :-1], batch.action_valid[:, :-1])
+        previous = previous_frames(context)
+        inputs = FrameInputs(
+            noisy=torch.cat((context, noisy), 1),
+            previous=previous.repeat(1, 2, 1, 1, 1, 1),
+            level=torch.cat((torch.zeros_like(level), level), 1),
+            actions=actions.repeat(1, 2, 1),
+            action_valid=valid.repeat(1, 2),
+        )
+        mask = two_stream_mask(num_frames, self.dynamics.config.context, 1, noisy.device)
+        positions = torch.arange(num_frames, device=noisy.device).repeat(2)
+        both = self.dynamics(inputs, mask=mask, positions=positions)
+        return Estimate(
+            both.correction[:, num_frames:],
+            both.clean[:, num_frames:],
+            both.features[:, num_frames:],
+        )
+
+    @torch.no_grad()
+    def own_predictions(self, batch: LatentBatch, passes: int, generator: Generator) -> Tensor:
+        """The clip as the model sees it after `passes` frames of its own rollout."""
+        context = batch.latents
+        level = torch.ones(context.shape[:2], device=context.device)
+        for _ in range(passes):
+            predicted = self.estimate(batch, context, noise_like(context, generator), level).clean
+            context = torch.cat((batch.latents[:, :1], predicted[:, 1:].to(context)), 1)
+        return context
+
+    def forward(self, batch: LatentBatch, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of the correction, positions that change in the clip weighted up."""
+        latents = batch.latents
+        context = latents
+        draw = torch.rand(2, generator=generator, device=generator.device).tolist()
+        if draw[0] < self.own_context:
+            context = self.own_predictions(batch, 1 + int(draw[1] * self.passes), generator)
+        level = training_levels(latents.shape[:2], pure_noise=self.pure_noise, generator=generator)  # type: ignore[arg-type]
+        noisy = add_noise(latents, noise_like(latents, generator), level)
+        estimate = self.estimate(batch, context, noisy, level)
+        scale = self.dynamics.change_std[:, None, None]
+        mean, std = posterior_under_persistence(noisy, previous_frames(context), level, scale)
+        target = (latents - mean) / std
+        error = (estimate.correction.float() - target).square()[:, 1:]
+        baseline = target.square()[:, 1:]
+        weight = activity_weight(latents)
+        loss = (weight * error).mean()
+        return loss, {
+            "relative_error": (weight * error).mean().detach() / (weight * baseline).mean().detach()
+        }
+
+
+def activity_weight(latents: Float[Tensor, "batch time view channel h w"]) -> Tensor:
+    """Weight of each position from how much it changes within the clip, between 1/4 and 4, mean about 1.
+
+    It depends on the position, not on the frame, so that it hardly pulls the prediction towards motion.
+    """
+    spread = latents.std(1, keepdim=True).mean(3, keepdim=True)
+    return (spread / spread.mean((-2, -1), keepdim=True).clamp_min(1e-6)).clamp(0.25, 4.0)
+
+
+class ConfidenceObjective(nn.Module):
+    """Score the head's statements about the model's own rollouts; the dynamics stay frozen.
+
+    The trained event is the deployed one: the error of final latents from the model's own sampler, at every horizon of its
+    own rollouts, with the context drawn at random.
+    """
+
+    def __init__(self, model: WorldModel, *, longest_start: int) -> None:
+        super().__init__()
+        self.head = model.confidence
+        self.longest_start = longest_start
+        self.num_steps = model.config.num_steps
+        # Kept out of the module tree: neither trained, nor averaged, nor checkpointed.
+        self._dynamics = [model.dynamics.eval().requires_grad_(False)]
+
+    def forward(self, batch: LatentBatch, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean proper score over rollouts, horizons and subpatches, and the mean error."""
+        dynamics = self._dynamics[0].to(batch.latents.device)
+        draws = torch.randint(
+            2**31, (len(batch.latents) + 1,), generator=generator, device=generator.device
+        ).tolist()
+        start = 1 + draws[-1] % self.longest_start
+        inputs = RolloutInputs(
+            context=batch.latents[:, :start],
+            actions=batch.actions[:, :-1],
+            action_valid=batch.action_valid[:, :-1],
+            seeds=draws[:-1],
+        )
+        losses, errors = [], []
+        for index, frame in enumerate(frames(dynamics, inputs, num_steps=self.num_steps)):
+            # Tensors made in inference mode cannot be saved for a backward pass; clones can.
+            error = (
+                to_tokens((frame.latent - batch.latents[:, start + index]).abs(), dynamics)
+                .float()
+                .clone()
+            )
+            features = frame.features.clone()
+            horizon = torch.full((len(features),), index + 1.0, device=features.device)
+            losses.append(self.head.loss(features, horizon, error, generator=generator))
+            errors.append(error.mean())
+        return torch.stack(losses).mean(), {"mean_error": torch.stack(errors).mean()}
+
+
+class JudgeObjective(nn.Module):
+    """Binary cross-entropy of both judges; batches are whole episodes."""
+
+    latent_noise = 0.2
+
+    def __init__(self, judge: LatentJudge, action_judge: ActionJudge) -> None:
+        super().__init__()
+        self.judge = judge
+        self.action_judge = action_judge
+
+    def forward(self, batch: LatentBatch, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of both judges' losses, and the accuracy of each."""
+        noisy = batch.latents + self.latent_noise * noise_like(batch.latents, generator)
+        per_frame = self.judge(noisy).float()
+        known = ~batch.success.isnan()
+        frame_loss = F.binary_cross_entropy_with_logits(per_frame[known], batch.success[known])
+        episode = self.action_judge(batch.actions).float()
+        outcome = batch.success[:, -1]
+        loss = frame_loss + F.binary_cross_entropy_with_logits(episode, outcome)
+        return loss, {
+            "frame_accuracy": ((per_frame > 0) == (batch.success > 0.5))[known].float().mean(),
+            "episode_accuracy_from_actions": ((episode > 0) == (outcome > 0.5)).float().mean(),
+        }

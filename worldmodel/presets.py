@@ -1,0 +1,98 @@
+"""Training recipes as values. A new experiment is a new preset."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from worldmodel.confidence import ConfidenceConfig
+from worldmodel.tokenizers import TokenizerConfig
+from worldmodel.training import LoopConfig
+from worldmodel.transformer import DynamicsConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Sizes and schedules of every stage."""
+
+    image_height: int
+    """Height in pixels that frames are resized to; the width follows the data's aspect ratio."""
+    cameras: int = 1
+    """Cameras used, the first ones of the data set."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    dynamics: DynamicsConfig = DynamicsConfig()
+    """Shape of the network; latent size, channels and views follow the data and the tokenizer."""
+    confidence: ConfidenceConfig = ConfidenceConfig()
+    tokenizer_loop: LoopConfig
+    dynamics_loop: LoopConfig
+    rollout_loop: LoopConfig
+    """Second part of the dynamics' training, on the model's own context."""
+    confidence_loop: LoopConfig
+    judge_loop: LoopConfig
+    clip_frames: int = 12
+    """Frames of a clip the dynamics is trained on."""
+    rollout_passes: int = 4
+    """Longest own rollout, in frames, used as context in the second part."""
+    horizon: int = 16
+    """Longest horizon, in frames, the confidence head is trained on."""
+    longest_start: int = 6
+    """Most real frames a rollout starts from when the confidence head is trained; 1 is the fewest."""
+    pair_stride: int = 6
+    """Frames between the two frames of an item of the tokenizer's training."""
+    num_steps: int = 1
+    """Sampler steps per frame."""
+    shares: tuple[float, float] = (0.65, 0.15)
+    """Shares of the episodes for tokenizer and dynamics, and for the confidence head; the rest is left untouched for
+    calibration."""
+
+    def __post_init__(self) -> None:
+        if self.image_height % self.tokenizer.stride:
+            raise ValueError(
+                f"`image_height` must be a multiple of the tokenizer's stride {self.tokenizer.stride}, "
+                f"got {self.image_height}."
+            )
+
+
+TABLETOP = Preset(
+    image_height=64,
+    tokenizer_loop=LoopConfig(
+        steps=6000, batch_size=16, learning_rate=1.5e-3, precision="bf16", clip_norm=5.0
+    ),
+    dynamics_loop=LoopConfig(
+        steps=6000, batch_size=12, learning_rate=1e-3, muon_learning_rate=0.02, precision="bf16"
+    ),
+    rollout_loop=LoopConfig(
+        steps=1500, batch_size=12, learning_rate=3e-4, muon_learning_rate=0.005, precision="bf16"
+    ),
+    confidence_loop=LoopConfig(steps=500, batch_size=16, learning_rate=1e-3),
+    judge_loop=LoopConfig(steps=800, batch_size=16, learning_rate=1e-3),
+    shares=(0.85, 0.15),
+)
+
+SMOKE = Preset(
+    image_height=48,
+    dynamics=DynamicsConfig(dim=64, condition_dim=32, layers=2, heads=2),
+    confidence=ConfidenceConfig(hidden=64),
+    tokenizer_loop=LoopConfig(steps=60, batch_size=8, learning_rate=2e-3, clip_norm=5.0),
+    dynamics_loop=LoopConfig(steps=60, batch_size=4, muon_learning_rate=0.02),
+    rollout_loop=LoopConfig(steps=10, batch_size=4, learning_rate=3e-4, muon_learning_rate=0.005),
+    confidence_loop=LoopConfig(steps=30, batch_size=4),
+    judge_loop=LoopConfig(steps=20, batch_size=4),
+    clip_frames=6,
+    rollout_passes=2,
+    horizon=6,
+    longest_start=4,
+    pair_stride=3,
+)
+
+PRESETS = {"tabletop": TABLETOP, "smoke": SMOKE}
+
+
+def get_preset(name: str) -> Preset:
+    """A preset by name."""
+    try:
+        return PRESETS[name]
+    except KeyError:
+        close = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"Unknown preset {name!r}; known: {sorted(PRESETS)}.{hint}") from None

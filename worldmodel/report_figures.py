@@ -1,0 +1,125 @@
+"""The drawings of a report, made with Matplotlib's object interface: no global state.
+
+Colours are those of Okabe and Ito, told apart by colour-blind readers; shape or dash repeats them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+from worldmodel.report_labels import label_points
+from worldmodel.statistics import Proportion
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReliabilityCurve:
+    """Stated against observed frequency, per bin of stated confidence."""
+
+    label: str
+    stated: Float[np.ndarray, " bin"]
+    """Mean stated probability."""
+    observed: Float[np.ndarray, " bin"]
+    """Share of cases in which the event happened."""
+    count: Int[np.ndarray, " bin"]
+    """Cases per bin; empty bins are not drawn."""
+
+
+def reliability_diagram(curves: Sequence[ReliabilityCurve]) -> Figure:
+    """Curves around the diagonal of perfect calibration; below, how often each value is stated."""
+    figure = Figure(figsize=(6, 6.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    upper.plot([0, 1], [0, 1], color="#767676", linewidth=1, label="perfect")
+    for curve, color, marker, dash in zip(curves, cycle(COLORS), cycle(MARKERS), cycle(DASHES)):
+        filled = curve.count > 0
+        stated, observed = curve.stated[filled], curve.observed[filled]
+        share = 100 * curve.count[filled] / max(curve.count.sum(), 1)
+        style = {"color": color, "marker": marker, "linestyle": dash, "markersize": 5}
+        upper.plot(stated, observed, label=curve.label, **style)
+        lower.plot(stated, share, **style)
+    upper.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="observed frequency")
+    lower.set(xlabel="stated confidence", ylabel="share of\nstatements (%)", ylim=(0, None))
+    finish(upper, lower)
+    upper.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def policy_scatter(
+    names: Sequence[str], imagined: Sequence[Proportion], real: Sequence[Proportion]
+) -> Figure:
+    """Each policy's real success against its imagined one, with Wilson intervals both ways."""
+    figure = Figure(figsize=(6.4, 6.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="#767676", linewidth=1)
+    points = np.array([(i.value, r.value) for i, r in zip(imagined, real, strict=True)])
+    across = [[(i.low, r.value), (i.high, r.value)] for i, r in zip(imagined, real, strict=True)]
+    along = [[(i.value, r.low), (i.value, r.high)] for i, r in zip(imagined, real, strict=True)]
+    whiskers = np.array(across + along)
+    axes.add_collection(LineCollection(list(whiskers), colors="#9CC5DC", linewidths=1))
+    axes.scatter(*points.T, color=COLORS[0], zorder=3)
+    axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
+    axes.set(xlabel="success in imagination", ylabel="true success", aspect="equal")
+    finish(axes)
+    label_points(axes, names, points, whiskers)
+    return figure
+
+
+def score_distributions(
+    scores: Mapping[str, Float[np.ndarray, " episode"]], *, threshold: float, x_label: str
+) -> Figure:
+    """One row of dots per condition, its median as a bar, and the threshold of the alarm."""
+    figure = Figure(figsize=(7, 0.9 + 0.5 * len(scores)), layout="constrained")
+    axes = figure.subplots()
+    for row, (values, color) in enumerate(zip(scores.values(), cycle(COLORS))):
+        # Dots spread up and down in a fixed order, so that equal scores stay visible.
+        spread = 0.22 * np.sin(2.4 * np.arange(len(values)))
+        axes.scatter(values, row + spread, s=16, color=color, alpha=0.65, linewidths=0)
+        axes.vlines(np.median(values), row - 0.34, row + 0.34, color="#000000", linewidth=2)
+    axes.axvline(threshold, color="#000000", linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(scores)), list(scores))
+    axes.set(xlabel=x_label, ylim=(len(scores) - 0.5, -0.5))
+    axes.annotate(
+        "alarm",
+        (threshold, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, 3),
+        textcoords="offset points",
+    )
+    finish(axes)
+    return figure
+
+
+def lines(
+    curves: Mapping[str, tuple[Float[np.ndarray, " x"], Float[np.ndarray, " x"]]],
+    *,
+    x_label: str,
+    y_label: str,
+) -> Figure:
+    """Named curves (x, y) on common axes: risk against coverage, error against horizon."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for (label, (x, y)), color, dash in zip(curves.items(), cycle(COLORS), cycle(DASHES)):
+        axes.plot(x, y, label=label, color=color, linestyle=dash)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    finish(axes)
+    axes.legend(frameon=False)
+    return figure
+
+
+def finish(*all_axes: Axes) -> None:
+    """The look shared by all drawings."""
+    for axes in all_axes:
+        axes.grid(color="#E5E5E5", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,292 @@
+"""From a clip store to a trained world model: tokenizer, dynamics, confidence head, judges."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from worldmodel.datasets.actions import CANONICAL
+from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.latent_clips import LatentClips, collate_latents, encode_store, stack_views
+from worldmodel.model import ModelConfig, WorldModel, resize
+from worldmodel.objectives import (
+    ConfidenceObjective,
+    DynamicsObjective,
+    JudgeObjective,
+    LatentBatch,
+    TokenizerObjective,
+)
+from worldmodel.presets import Preset, get_preset
+from worldmodel.tokenizers import Tokenizer, to_model
+from worldmodel.training import fit
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which episodes teach what, by name; no episode, and no copy of one, is in two lists."""
+
+    dynamics: tuple[str, ...]
+    confidence: tuple[str, ...]
+    untouched: tuple[str, ...]
+
+
+def split_episodes(store: ClipStore, shares: tuple[float, float]) -> Split:
+    """Deal the episodes of a store into a split, the same way every time.
+
+    Episodes with the same actions are copies (some data sets ship their training split again as validation) and stay
+    together. At least one episode goes to each of the first two parts.
+    """
+    copies: dict[str, list[str]] = {}
+    for episode_id in store.episode_ids:
+        digest = hashlib.sha256(
+            np.ascontiguousarray(store.episode(episode_id).actions).tobytes()
+        ).hexdigest()
+        copies.setdefault(digest, []).append(episode_id)
+    groups = list(copies.values())
+    if len(groups) < 2:
+        raise ValueError(
+            f"`data` needs at least 2 different episodes to train on, got {len(groups)} in {store.path}."
+        )
+    order = np.random.default_rng(0).permutation(len(groups))
+    confidence = max(1, round(shares[1] * len(groups)))
+    dynamics = min(max(1, round(shares[0] * len(groups))), len(groups) - confidence)
+    dealt = [
+        [name for i in part for name in groups[i]]
+        for part in np.split(order, [dynamics, dynamics + confidence])
+    ]
+    return Split(*(tuple(part) for part in dealt))
+
+
+class FramePairs(Dataset[torch.Tensor]):
+    """Two frames of one episode a few steps apart, uint8 [2, view, height, width, 3], kept in memory at native size."""
+
+    def __init__(
+        self, store: ClipStore, episode_ids: Sequence[str], cameras: Sequence[str], stride: int
+    ) -> None:
+        self.stride = stride
+        self.episodes = [
+            torch.from_numpy(stack_views(store.episode(name), cameras)) for name in episode_ids
+        ]
+        self.index = [
+            (e, t) for e, frames in enumerate(self.episodes) for t in range(len(frames) - stride)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, item: int) -> torch.Tensor:
+        episode, start = self.index[item]
+        return self.episodes[episode][[start, start + self.stride]]
+
+
+def model_size(store: ClipStore, preset: Preset, cameras: Sequence[str]) -> tuple[int, int]:
+    """Height and width in pixels: the preset's height, the width by aspect ratio, rounded to the tokenizer's stride."""
+    height, width = store.episode(0).frames[cameras[0]].size
+    stride = preset.tokenizer.stride
+    return preset.image_height, max(
+        1, round(width * preset.image_height / height / stride)
+    ) * stride
+
+
+def new_model(store: ClipStore, preset: Preset) -> WorldModel:
+    """An untrained model shaped for a store."""
+    cameras = store.cameras[: preset.cameras]
+    size = model_size(store, preset, cameras)
+    stride = preset.tokenizer.stride
+    config = ModelConfig(
+        dynamics=replace(
+            preset.dynamics,
+            channels=preset.tokenizer.channels,
+            height=size[0] // stride,
+            width=size[1] // stride,
+            views=len(cameras),
+        ),
+        confidence=preset.confidence,
+        image_size=size,
+        cameras=cameras,
+        action_spec=replace(CANONICAL, rate_hz=store.rate_hz),
+        num_steps=preset.num_steps,
+        trained_horizon=preset.horizon,
+    )
+    return WorldModel(config, Tokenizer.from_config(preset.tokenizer))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: data, recipe and the folder everything goes to."""
+
+    store: ClipStore
+    preset: Preset
+    folder: Path
+    split: Split
+
+
+def train_tokenizer(run: Run, model: WorldModel) -> None:
+    """Train the autoencoder on pairs of frames, then fit the whitening."""
+    pairs = FramePairs(run.store, run.split.dynamics, model.config.cameras, run.preset.pair_stride)
+    objective = TokenizerObjective(model.tokenizer, model.config.image_size)
+    folder = run.folder / "tokenizer"
+    fit(objective, pairs, run.preset.tokenizer_loop, folder, collate=torch.stack, name="tokenizer")
+    every = max(1, len(pairs) // 2000)
+    frames = (pairs[i][0] for i in range(0, len(pairs), every))
+    model.tokenizer.fit_whitening(resize(to_model(f), model.config.image_size) for f in frames)
+
+
+def part(run: Run, model: WorldModel, names: Sequence[str]) -> list[LatentBatch]:
+    """Latents of some of the run's episodes."""
+    return encode_store(model, run.store, names)
+
+
+def fit_normalisers(model: WorldModel, episodes: Sequence[LatentBatch]) -> None:
+    """Set the scale of actions and of the change from frame to frame from the training episodes."""
+    actions = torch.cat([e.actions[e.action_valid] for e in episodes])
+    condition = model.dynamics.condition
+    condition.action_mean.copy_(actions.mean(0))
+    condition.action_std.copy_(actions.std(0).clamp_min(1e-4))
+    changes = torch.cat([e.latents.float().diff(dim=1).flatten(0, 2) for e in episodes])
+    model.dynamics.change_std.copy_(changes.std((0, 2, 3)).clamp_min(1e-3))
+
+
+def train_dynamics(run: Run, model: WorldModel) -> None:
+    """Teacher forcing first, then the model's own context."""
+    preset = run.preset
+    episodes = part(run, model, run.split.dynamics)
+    fit_normalisers(model, episodes)
+    clips = LatentClips(episodes, preset.clip_frames)
+    forced = DynamicsObjective(model.dynamics, own_context=0.0, passes=1)
+    fit(
+        forced,
+        clips,
+        preset.dynamics_loop,
+        run.folder / "dynamics",
+        collate=collate_latents,
+        name="dynamics",
+    )
+    own = DynamicsObjective(
+        model.dynamics, own_context=0.8, passes=preset.rollout_passes, pure_noise=0.8
+    )
+    fit(
+        own,
+        clips,
+        preset.rollout_loop,
+        run.folder / "rollout",
+        collate=collate_latents,
+        name="rollout",
+    )
+
+
+def train_confidence(run: Run, model: WorldModel) -> None:
+    """Train the head on rollouts over episodes the dynamics never saw."""
+    preset = run.preset
+    clips = LatentClips(
+        part(run, model, run.split.confidence), preset.horizon + preset.longest_start
+    )
+    objective = ConfidenceObjective(model, longest_start=preset.longest_start)
+    fit(
+        objective,
+        clips,
+        preset.confidence_loop,
+        run.folder / "confidence",
+        collate=collate_latents,
+        name="confidence",
+    )
+
+
+def train_judge(run: Run, model: WorldModel) -> None:
+    """Train the judges of success, if the data say what succeeded."""
+    episodes = [e for e in part(run, model, run.split.dynamics) if not e.success.isnan().any()]
+    if not episodes:
+        return
+    length = min(e.latents.shape[1] for e in episodes)
+    objective = JudgeObjective(model.judge, model.action_judge)
+    clips = LatentClips(episodes, length)
+    fit(
+        objective,
+        clips,
+        run.preset.judge_loop,
+        run.folder / "judge",
+        collate=collate_latents,
+        name="judge",
+    )
+
+
+STAGES: dict[str, Callable[[Run, WorldModel], None]] = {
+    "tokenizer": train_tokenizer,
+    "dynamics": train_dynamics,
+    "confidence": train_confidence,
+    "judge": train_judge,
+}
+"""Stages of a training run, in the order they need each other."""
+
+
+def provenance(run: Run, preset_name: str) -> dict[str, Any]:
+    """What a checkpoint says of its own making."""
+    return {
+        "data": run.store.path.name,
+        "data_attributes": run.store.attributes,
+        "preset": preset_name,
+        "recipe": json.loads(json.dumps(asdict(run.preset))),
+        "split": asdict(run.split),
+        "versions": {
+            name: version(name) for name in ("worldmodel", "torch", "diffusers", "accelerate")
+        },
+        "stages": [],
+    }
+
+
+def train(
+    store: ClipStore, preset_name: str, folder: Path, *, restart: str | None = None
+) -> WorldModel:
+    """Run every stage that `folder` does not hold yet and return the model, saved in `folder/model`.
+
+    `restart` names a stage to train anew, with all that follow it.
+
+    Raises:
+        ValueError: too few or too short episodes, or `folder` holds another preset's run.
+    """
+    preset = get_preset(preset_name)
+    run = Run(store, preset, folder, split_episodes(store, preset.shares))
+    model = start_or_continue(run, preset_name, folder / "model")
+    done = list(model.config.provenance["stages"])
+    if restart is not None:
+        forget = list(STAGES)[list(STAGES).index(restart) :]
+        done = [name for name in done if name not in forget]
+        for name in (*forget, "rollout" if "dynamics" in forget else restart):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    for name, stage in STAGES.items():
+        if name in done:
+            continue
+        stage(run, model)
+        done.append(name)
+        model.config.provenance["stages"] = done
+        model.save(folder / "model")
+    return model
+
+
+def start_or_continue(run: Run, preset_name: str, folder: Path) -> WorldModel:
+    """The model of an interrupted run, or a new one."""
+    if not folder.is_dir():
+        model = new_model(run.store, run.preset)
+        model.config.provenance.update(provenance(run, preset_name))
+        return model
+    model = WorldModel.load(folder)
+    stored = model.config.provenance
+    if (stored["preset"], stored["split"]) != (
+        preset_name,
+        json.loads(json.dumps(asdict(run.split))),
+    ):
+        raise ValueError(
+            f"{str(folder)!r} was trained with preset {stored['preset']!r} on other episodes ({stored['data']}); "
+            "continue it with the same preset and data, or give another `out`."
+        )
+    return model

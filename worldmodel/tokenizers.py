@@ -1,0 +1,190 @@
+"""From frames to whitened latents and back, through any diffusers autoencoder."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderDC
+
+WHITENING = "whitening.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Small convolutional autoencoder, trained from scratch."""
+
+    channels: int = 8
+    """Latent channels."""
+    widths: tuple[int, ...] = (16, 32, 64, 128)
+    """Feature channels at each resolution, finest first; each halves the resolution of the one before."""
+    layers: tuple[int, ...] = (0, 1, 1, 2)
+    """Residual blocks at each resolution; 0 at the finest folds it into the next, which saves most of the work."""
+
+    def __post_init__(self) -> None:
+        if len(self.widths) != len(self.layers):
+            raise ValueError(
+                f"`widths` and `layers` must be of one length, got {self.widths} and {self.layers}."
+            )
+
+    @property
+    def stride(self) -> int:
+        """Pixels along a latent position's side."""
+        return 2 ** (len(self.widths) - 1)
+
+
+def to_model(
+    frames: UInt8[Tensor, "*batch height width 3"],
+) -> Float[Tensor, "*batch 3 height width"]:
+    """uint8 RGB, channels last, to float in [-1, 1], channels first."""
+    return frames.movedim(-1, -3).float() / 127.5 - 1
+
+
+def to_pixels(
+    frames: Float[Tensor, "*batch 3 height width"],
+) -> UInt8[Tensor, "*batch height width 3"]:
+    """The inverse of `to_model`, rounded and clamped."""
+    return ((frames.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1)
+
+
+def build_autoencoder(config: TokenizerConfig) -> AutoencoderDC:
+    """A small `diffusers.AutoencoderDC` (Chen et al. 2024, arXiv:2410.10733) with residual blocks only."""
+    from diffusers import AutoencoderDC
+
+    stages = len(config.widths)
+    return AutoencoderDC(
+        latent_channels=config.channels,
+        attention_head_dim=config.widths[-1],
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=config.widths,
+        decoder_block_out_channels=config.widths,
+        encoder_layers_per_block=config.layers,
+        decoder_layers_per_block=config.layers,
+        encoder_qkv_multiscales=((),) * stages,
+        decoder_qkv_multiscales=((),) * stages,
+        scaling_factor=1.0,
+    )
+
+
+def encode_deterministically(autoencoder: nn.Module, frames: Tensor) -> Tensor:
+    """The mode of an autoencoder's latent, whichever attribute its class puts it in."""
+    output = autoencoder.encode(frames)
+    for name in ("latent", "latents"):
+        if hasattr(output, name):
+            return getattr(output, name)
+    return output.latent_dist.mode()
+
+
+class Tokenizer(nn.Module):
+    """An autoencoder of single frames behind latents of zero mean and unit standard deviation per channel."""
+
+    def __init__(self, autoencoder: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("std", std.float())
+
+    @classmethod
+    def from_config(cls, config: TokenizerConfig) -> Tokenizer:
+        """An untrained small tokenizer, whitening still the identity."""
+        return cls(
+            build_autoencoder(config), torch.zeros(config.channels), torch.ones(config.channels)
+        )
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Tokenizer:
+        """A diffusers autoencoder from a folder or a hub name; whitening from the folder where it has one.
+
+        Raises:
+            ValueError: the folder holds no autoencoder, or its weights cannot be read.
+        """
+        from diffusers import AutoModel
+        from safetensors import SafetensorError
+
+        try:
+            autoencoder = AutoModel.from_pretrained(str(source), torch_dtype=torch.float32)
+        except (OSError, SafetensorError, RuntimeError, json.JSONDecodeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"No readable diffusers autoencoder in {str(source)!r}: {reason}"
+            ) from error
+        file = Path(source) / WHITENING
+        if file.is_file():
+            stored = json.loads(file.read_text())
+            return cls(autoencoder, torch.tensor(stored["mean"]), torch.tensor(stored["std"]))
+        channels = autoencoder.config.latent_channels
+        return cls(autoencoder, torch.zeros(channels), torch.ones(channels))
+
+    @property
+    def channels(self) -> int:
+        """Latent channels."""
+        return len(self.mean)
+
+    @property
+    def stride(self) -> int:
+        """Pixels along a latent position's side."""
+        config = self.autoencoder.config
+        for name in ("encoder_block_out_channels", "block_out_channels"):
+            if name in config:
+                return 2 ** (len(config[name]) - 1)
+        return int(self.autoencoder.spatial_compression_ratio)
+
+    def fingerprint(self) -> str:
+        """Name of this tokenizer's latents: a hash of its weights and whitening."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def encode(
+        self, frames: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch channel h w"]:
+        """Whitened latents of frames in [-1, 1]."""
+        latents = encode_deterministically(self.autoencoder, frames)
+        return (latents - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def decode(
+        self, latents: Float[Tensor, "batch channel h w"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Frames, about [-1, 1], of whitened latents."""
+        return self.autoencoder.decode(
+            latents * self.std[:, None, None] + self.mean[:, None, None]
+        ).sample
+
+    @torch.no_grad()
+    def fit_whitening(self, batches: Iterable[Float[Tensor, "batch 3 height width"]]) -> Tokenizer:
+        """Set mean and standard deviation per channel from frames; forgets what was set before."""
+        count, total, square = (
+            0,
+            torch.zeros_like(self.mean).double(),
+            torch.zeros_like(self.mean).double(),
+        )
+        for frames in batches:
+            latents = encode_deterministically(self.autoencoder, frames).double()
+            count += latents[:, 0].numel()
+            total += latents.sum((0, 2, 3))
+            square += latents.square().sum((0, 2, 3))
+        if count == 0:
+            raise ValueError("`batches` is empty: whitening needs frames.")
+        mean = total / count
+        self.mean.copy_(mean)
+        self.std.copy_((square / count - mean.square()).clamp_min(1e-12).sqrt())
+        return self
+
+    def save(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write the autoencoder in diffusers' own format, whitening beside it."""
+        nn.Module.to(copy.deepcopy(self.autoencoder), dtype).save_pretrained(folder)
+        (folder / WHITENING).write_text(
+            json.dumps({"mean": self.mean.tolist(), "std": self.std.tolist()})
+        )

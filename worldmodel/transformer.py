@@ -1,0 +1,264 @@
+"""Causal space-time diffusion transformer over latent frames, conditioned on noise level and action.
+
+Every layer mixes the tokens of a frame (all views together), then each position along time. Temporal attention sees a
+window of `context` past frames and itself. Because the window slides with the frame, keys and values of a past frame
+never depend on what came after it nor on how far the rollout went: caching them is exact at any length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from worldmodel.attention import SpatialBlock, TemporalBlock, modulate, rotary_angles
+from worldmodel.schedule import posterior_under_persistence
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicsConfig:
+    """Latent dynamics network."""
+
+    channels: int = 8
+    """Latent channels."""
+    height: int = 8
+    """Latent height in positions."""
+    width: int = 8
+    """Latent width in positions."""
+    views: int = 1
+    """Cameras."""
+    action_dim: int = 7
+    """Width of one action row."""
+    patch: int = 1
+    """Latent positions along a token's side."""
+    dim: int = 160
+    """Width of a token."""
+    condition_dim: int = 96
+    """Width of the embedding of noise level and action."""
+    layers: int = 4
+    """Pairs of a spatial and a temporal block."""
+    heads: int = 4
+    """Attention heads."""
+    mlp_ratio: float = 2.0
+    """Hidden width of a block's perceptron, in token widths."""
+    context: int = 5
+    """Past frames a frame attends to in each temporal block."""
+
+    def __post_init__(self) -> None:
+        if self.dim % (2 * self.heads):
+            raise ValueError(
+                f"`dim` must be an even multiple of `heads`, got {self.dim} and {self.heads}."
+            )
+        if self.height % self.patch or self.width % self.patch:
+            raise ValueError(
+                f"`patch` {self.patch} must divide the latent size {self.height}x{self.width}."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one frame."""
+        return self.views * (self.height // self.patch) * (self.width // self.patch)
+
+
+@dataclass
+class TemporalCache:
+    """Keys and values of the frames still in the window, per layer, and the position of the next frame."""
+
+    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    position: int = 0
+
+    def extend(self, own: list[tuple[Tensor, Tensor]], context: int) -> None:
+        """Append one or more frames and forget those out of the window."""
+        num_frames = own[0][0].shape[2]
+        if self.layers:
+            joined = zip(self.layers, own, strict=True)
+            own = [(torch.cat((a[0], b[0]), 2), torch.cat((a[1], b[1]), 2)) for a, b in joined]
+        self.layers = [(k[:, :, -context:], v[:, :, -context:]) for k, v in own]
+        self.position += num_frames
+
+
+def window_mask(positions: Tensor, context: int) -> Bool[Tensor, "frames frames"]:
+    """Which frame attends to which: itself and the `context` frames before it.
+
+    >>> window_mask(torch.arange(3), 1).int()
+    tensor([[1, 0, 0],
+            [1, 1, 0],
+            [0, 1, 1]], dtype=torch.int32)
+    """
+    age = positions[:, None] - positions[None, :]
+    return (age >= 0) & (age <= context)
+
+
+def two_stream_mask(num_frames: int, context: int, streams: int, device: torch.device) -> Tensor:
+    """Mask of a clean stream followed by `streams` noisy ones of the same frames.
+
+    A clean frame sees the clean frames of its window; a noisy frame sees the clean frames before it and itself, which
+    is what a sampler sees with a cache: one pass trains every frame of a clip.
+    """
+    positions = torch.arange(num_frames, device=device)
+    within = window_mask(positions, context)
+    strictly_before = within & ~torch.eye(num_frames, dtype=torch.bool, device=device)
+    total = num_frames * (1 + streams)
+    mask = torch.eye(total, dtype=torch.bool, device=device)
+    mask[:num_frames, :num_frames] = within
+    for stream in range(1, streams + 1):
+        mask[stream * num_frames : (stream + 1) * num_frames, :num_frames] = strictly_before
+    return mask
+
+
+class Conditioner(nn.Module):
+    """Embeds the noise level of a frame and the action that led to it."""
+
+    def __init__(self, action_dim: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("action_mean", torch.zeros(action_dim))
+        self.register_buffer("action_std", torch.ones(action_dim))
+        self.register_buffer(
+            "frequencies", torch.exp(torch.linspace(0.0, 5.0, 16)), persistent=False
+        )
+        self.level = nn.Linear(32, dim)
+        self.action = nn.Linear(action_dim + 1, dim)
+        self.mix = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim), nn.SiLU())
+
+    def forward(
+        self,
+        level: Float[Tensor, "batch time"],
+        actions: Float[Tensor, "batch time action"],
+        valid: Bool[Tensor, "batch time"],
+    ) -> Float[Tensor, "batch time condition"]:
+        phase = level[..., None] * self.frequencies
+        waves = torch.cat((phase.sin(), phase.cos()), dim=-1)
+        scaled = ((actions - self.action_mean) / self.action_std).clamp(-5, 5)
+        known = valid[..., None].to(scaled.dtype)
+        return self.mix(self.level(waves) + self.action(torch.cat((scaled * known, known), dim=-1)))
+
+
+@dataclass(frozen=True)
+class FrameInputs:
+    """What the network reads for each frame, batched."""
+
+    noisy: Float[Tensor, "batch time view channel h w"]
+    """x_s of the frame; the frame itself where `level` is 0."""
+    previous: Float[Tensor, "batch time view channel h w"]
+    """The frame before it, clean; zeros before the first."""
+    level: Float[Tensor, "batch time"]
+    """Noise level in [0, 1]."""
+    actions: Float[Tensor, "batch time action"]
+    """The action that led to the frame (row t - 1 of a trajectory leads to frame t)."""
+    action_valid: Bool[Tensor, "batch time"]
+    """False where no action is known: the first frame, faults of the source."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the network says of each frame."""
+
+    correction: Float[Tensor, "batch time view channel h w"]
+    """(z - mean) / deviation of the persistence posterior: the quantity the loss compares."""
+    clean: Float[Tensor, "batch time view channel h w"]
+    """Estimated latent z."""
+    features: Float[Tensor, "batch time tokens dim"]
+    """Last hidden state; confidence heads read it, detached."""
+
+
+class Dynamics(nn.Module):
+    """The network. See the module's docstring."""
+
+    def __init__(self, config: DynamicsConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.channels * config.patch**2
+        self.embed = nn.Linear(2 * width, config.dim)
+        self.view = nn.Parameter(torch.zeros(config.views, 1, 1, config.dim))
+        self.condition = Conditioner(config.action_dim, config.condition_dim)
+        shape = (config.dim, config.heads, config.condition_dim, config.mlp_ratio)
+        self.spatial = nn.ModuleList(SpatialBlock(*shape) for _ in range(config.layers))
+        self.temporal = nn.ModuleList(TemporalBlock(*shape) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim, elementwise_affine=False, eps=1e-6)
+        self.final_modulation = nn.Linear(config.condition_dim, 2 * config.dim)
+        self.final = nn.Linear(config.dim, width)
+        nn.init.zeros_(self.final.weight)
+        nn.init.zeros_(self.final.bias)
+        self.register_buffer("change_std", torch.ones(config.channels))
+        self.register_buffer("spatial_angles", self._spatial_angles(), persistent=False)
+
+    def _spatial_angles(self) -> Tensor:
+        config = self.config
+        rows = torch.arange(config.height // config.patch, dtype=torch.float32)
+        columns = torch.arange(config.width // config.patch, dtype=torch.float32)
+        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
+        return rotary_angles(grid.reshape(-1, 2).repeat(config.views, 1), config.head_dim)
+
+    def tokens(self, inputs: FrameInputs) -> Float[Tensor, "batch time tokens dim"]:
+        """Tokens of each frame: its noisy latent beside the frame before it."""
+        config = self.config
+        pair = torch.cat((inputs.noisy, inputs.previous), dim=3)
+        tokens = self.embed(
+            rearrange(
+                pair, "b t v c (h p) (w q) -> b t v h w (c p q)", p=config.patch, q=config.patch
+            )
+        )
+        return rearrange(tokens + self.view, "b t v h w d -> b t (v h w) d")
+
+    def hidden(
+        self,
+        inputs: FrameInputs,
+        *,
+        mask: Tensor | None,
+        positions: Tensor,
+        cache: TemporalCache | None = None,
+    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+        """Last hidden state, condition, and every layer's keys and values of these frames."""
+        condition = self.condition(inputs.level, inputs.actions, inputs.action_valid)
+        x = self.tokens(inputs)
+        angles = rotary_angles(positions[:, None].to(torch.float32), self.config.head_dim)
+        own = []
+        past = cache.layers if cache is not None and cache.layers else [None] * self.config.layers
+        for spatial, temporal, earlier in zip(self.spatial, self.temporal, past, strict=True):
+            x = spatial(x, condition, self.spatial_angles)
+            x, keys_values = temporal(x, condition, angles, mask=mask, past=earlier)
+            own.append(keys_values)
+        return x, condition, own
+
+    def read_out(self, x: Tensor, condition: Tensor, inputs: FrameInputs) -> Estimate:
+        """From hidden states to the estimated latents."""
+        config = self.config
+        shift, scale = self.final_modulation(condition)[:, :, None].chunk(2, dim=-1)
+        out = self.final(modulate(self.norm(x), shift, scale)).to(inputs.noisy.dtype)
+        correction = rearrange(
+            out, "b t (v h w) (c p q) -> b t v c (h p) (w q)",
+            v=config.views, h=config.height // config.patch, p=config.patch, q=config.patch,
+        )  # fmt: skip
+        scale_z = self.change_std[:, None, None]
+        mean, std = posterior_under_persistence(
+            inputs.noisy, inputs.previous, inputs.level, scale_z
+        )
+        return Estimate(correction=correction, clean=mean + std * correction, features=x)
+
+    def forward(self, inputs: FrameInputs, *, mask: Tensor, positions: Tensor) -> Estimate:
+        """All frames at once; `mask` [time, time] says which frame sees which."""
+        x, condition, _ = self.hidden(inputs, mask=mask, positions=positions)
+        return self.read_out(x, condition, inputs)
+
+    def step(self, inputs: FrameInputs, cache: TemporalCache, *, keep: bool) -> Estimate:
+        """The frames after those in `cache`; with `keep`, they enter it.
+
+        Frames given together see those before them in the same call, as the context does when a rollout starts.
+        """
+        num_frames = inputs.noisy.shape[1]
+        positions = cache.position + torch.arange(num_frames, device=inputs.noisy.device)
+        mask = None
+        if num_frames > 1:
+            assert not cache.layers, "several frames at once only start a cache"
+            mask = window_mask(positions, self.config.context)
+        x, condition, own = self.hidden(inputs, mask=mask, positions=positions, cache=cache)
+        if keep:
+            cache.extend(own, self.config.context)
+        return self.read_out(x, condition, inputs)
