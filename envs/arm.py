@@ -17,10 +17,6 @@ RAMP = 28
 """Physics steps over which the servos' targets move to a new pose."""
 DOWN = np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])
 """Rotation of the end effector when the gripper points straight down (its x axis to world -z)."""
-MAX_TRANSLATION = 0.12
-"""Largest displacement per action and axis, in metres; larger ones are clipped."""
-MAX_ROTATION = 0.6
-"""Largest rotation-vector component per action, in radians; larger ones are clipped."""
 WORKSPACE = np.array([[0.12, -0.32, 0.012], [0.46, 0.32, 0.35]])
 """Lowest and highest commanded gripper position, in metres."""
 OPEN = 0.04
@@ -50,10 +46,8 @@ class Arm:
 
     def step(self, data: Any, action: Float[np.ndarray, " 7"]) -> None:
         """Move the command by one canonical action and simulate 0.2 s."""
-        translation = np.clip(action[:3], -MAX_TRANSLATION, MAX_TRANSLATION)
-        rotation = np.clip(action[3:6], -MAX_ROTATION, MAX_ROTATION)
-        self.position = np.clip(self.position + translation, *WORKSPACE)
-        self.rotation = rotation_matrix(rotation) @ self.rotation
+        self.position = np.clip(self.position + action[:3], *WORKSPACE)
+        self.rotation = rotation_matrix(action[3:6]) @ self.rotation
         self.opening = float(action[6] > 0.5)
         data.ctrl[NUM_JOINTS:] = OPEN * self.opening
         start, goal = data.ctrl[:NUM_JOINTS].copy(), self._solve(iterations=6)

@@ -18,8 +18,9 @@ from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.envs.episode import CAMERA, check_factor, collect_episode
-from worldmodel.envs.factors import SEVERITIES, lookup
+from worldmodel.envs.factors import SEVERITIES
 from worldmodel.envs.policies import MIXED, draw_policy
+from worldmodel.envs.registry import lookup
 from worldmodel.envs.tabletop import TASKS, TabletopEnv
 
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

@@ -11,11 +11,12 @@ from jaxtyping import UInt8
 
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.envs.factors import FACTORS, lookup
+from worldmodel.envs.factors import FACTORS
 from worldmodel.envs.faults import FAULTS, make_fault
 from worldmodel.envs.policies import draw_policy
+from worldmodel.envs.registry import lookup
 from worldmodel.envs.scripted import PolicySpec, make_policy
-from worldmodel.envs.tabletop import TabletopEnv
+from worldmodel.envs.tabletop import ACTION_HIGH, ACTION_LOW, TabletopEnv
 
 CAMERA = "image"
 INSTRUCTIONS = {
@@ -73,11 +74,10 @@ def collect_episode(
     fault = make_fault(factor, severity, rng) if factor in FAULTS else lambda action: action
     options = {"factor": factor, "severity": severity} if factor in FACTORS else {}
     observation, info = tabletop.reset(seed=seed, options=options)
-    limits = tabletop.action_space.low, tabletop.action_space.high
     rows: list[dict[str, Any]] = []
     for step in range(num_steps):
         intended = actor.act(tabletop.simulation.scene())
-        action = np.clip(fault(intended), *limits).astype(np.float32)
+        action = np.clip(fault(intended), ACTION_LOW, ACTION_HIGH).astype(np.float32)
         pose = tabletop.simulation.object_pose()
         row = {"action": action, "intended_action": intended.astype(np.float32)}
         rows.append({**observation, **row, "success": info["success"], "object_pose": pose})

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-Entry = TypeVar("Entry")
+from worldmodel.envs.registry import lookup
+from worldmodel.envs.scene import OBJECT_SHAPES, PATTERNS
+
 Option = TypeVar("Option")
 RGB = tuple[float, float, float]
 
@@ -49,6 +50,47 @@ class Domain:
     """Metres from the point the camera looks at."""
     camera_roll_deg: float = 0.0
 
+    def __post_init__(self) -> None:
+        lookup("pattern", self.table_pattern, dict.fromkeys(PATTERNS))
+        lookup("pattern", self.wall_pattern, dict.fromkeys(PATTERNS))
+        lookup("shape", self.object_shape, dict.fromkeys(OBJECT_SHAPES))
+        lookup("distractor pool", self.distractor_pool, dict.fromkeys(("train", "novel")))
+
+
+MILD_TABLES: tuple[tuple[RGB, RGB, str], ...] = (
+    ((0.5, 0.5, 0.5), (0.46, 0.46, 0.46), "stripe"),
+    ((0.72, 0.68, 0.6), (0.66, 0.62, 0.54), "flat"),
+    ((0.45, 0.5, 0.4), (0.4, 0.45, 0.36), "noise"),
+    ((0.55, 0.36, 0.32), (0.48, 0.3, 0.27), "checker"),
+)
+"""Colour, second colour and pattern of a table."""
+STRONG_TABLES: tuple[tuple[RGB, RGB, str], ...] = (
+    ((0.15, 0.3, 0.6), (0.9, 0.9, 0.9), "checker"),
+    ((0.9, 0.9, 0.92), (0.85, 0.85, 0.88), "flat"),
+    ((0.2, 0.45, 0.25), (0.6, 0.7, 0.3), "noise"),
+    ((0.5, 0.1, 0.3), (0.9, 0.7, 0.1), "stripe"),
+)
+STRONG_LIGHTS: tuple[tuple[RGB, float], ...] = (
+    ((1.1, 0.55, 0.2), 0.2),
+    ((0.2, 0.3, 0.9), 0.2),
+    ((0.25, 0.25, 0.25), 0.12),
+    ((1.5, 1.5, 1.4), 0.75),
+)
+"""Colour of the lamp and ambient light."""
+MILD_OBJECT_RGBS: tuple[RGB, ...] = ((0.85, 0.35, 0.08), (0.75, 0.1, 0.4), (0.55, 0.08, 0.08))
+STRONG_OBJECT_RGBS: tuple[RGB, ...] = (
+    (0.1, 0.3, 0.95),
+    (0.95, 0.85, 0.1),
+    (0.6, 0.1, 0.7),
+    (0.05, 0.05, 0.05),
+)
+GRIPPERS: tuple[tuple[RGB, RGB], ...] = (
+    ((0.95, 0.95, 0.95), (0.2, 0.2, 0.2)),
+    ((0.1, 0.3, 0.8), (0.95, 0.8, 0.1)),
+    ((0.8, 0.35, 0.05), (0.3, 0.6, 0.3)),
+)
+"""Colours of arm and fingers."""
+
 
 def nominal(rng: np.random.Generator) -> Domain:
     """A domain of the nominal distribution: light, tone, camera and distractors vary mildly."""
@@ -83,15 +125,6 @@ def shifted(factor: str, severity: int, rng: np.random.Generator) -> Domain:
     return shift(domain, severity, rng) if severity else domain
 
 
-def lookup(kind: str, name: str, registry: Mapping[str, Entry]) -> Entry:
-    """The entry `name` of `registry`; a miss lists what exists and the closest name."""
-    if name in registry:
-        return registry[name]
-    close = difflib.get_close_matches(str(name), registry, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"Unknown {kind} {name!r}; known: {', '.join(registry)}.{hint}")
-
-
 def _nominal(domain: Domain, severity: int, rng: np.random.Generator) -> Domain:
     return domain
 
@@ -110,7 +143,7 @@ def _background(domain: Domain, severity: int, rng: np.random.Generator) -> Doma
         table_rgb=table,
         table_rgb2=second,
         table_pattern=pattern,
-        wall_rgb=_rgb(rng.uniform(0.1, 0.9, 3)),
+        wall_rgb=as_rgb(rng.uniform(0.1, 0.9, 3)),
         wall_pattern=_pick(rng, ("flat", "checker")),
     )
 
@@ -119,7 +152,7 @@ def _lighting(domain: Domain, severity: int, rng: np.random.Generator) -> Domain
     if severity == 3:
         position = (rng.choice([-0.35, 0.9]), rng.choice([-0.9, 0.9]), 0.7)
         color, ambient = _pick(rng, STRONG_LIGHTS)
-        return replace(domain, light_pos=_rgb(position), light_rgb=color, ambient=ambient)
+        return replace(domain, light_pos=as_rgb(position), light_rgb=color, ambient=ambient)
     angle, distance = rng.uniform(0, 2 * np.pi), (0.3, 0.6)[severity - 1]
     offset = distance * np.array([np.cos(angle), np.sin(angle), 0])
     gain = _pick(rng, ((0.78, 1.22), (0.55, 1.4))[severity - 1])
@@ -180,53 +213,20 @@ FACTORS: dict[str, Callable[[Domain, int, np.random.Generator], Domain]] = {
 """Factor -> its shift of a nominal domain. All but "object" leave the physics of an episode
 untouched, as long as nothing touches the clutter."""
 
-MILD_TABLES: tuple[tuple[RGB, RGB, str], ...] = (
-    ((0.5, 0.5, 0.5), (0.46, 0.46, 0.46), "stripe"),
-    ((0.72, 0.68, 0.6), (0.66, 0.62, 0.54), "flat"),
-    ((0.45, 0.5, 0.4), (0.4, 0.45, 0.36), "noise"),
-    ((0.55, 0.36, 0.32), (0.48, 0.3, 0.27), "checker"),
-)
-"""Colour, second colour and pattern of a table."""
-STRONG_TABLES: tuple[tuple[RGB, RGB, str], ...] = (
-    ((0.15, 0.3, 0.6), (0.9, 0.9, 0.9), "checker"),
-    ((0.9, 0.9, 0.92), (0.85, 0.85, 0.88), "flat"),
-    ((0.2, 0.45, 0.25), (0.6, 0.7, 0.3), "noise"),
-    ((0.5, 0.1, 0.3), (0.9, 0.7, 0.1), "stripe"),
-)
-STRONG_LIGHTS: tuple[tuple[RGB, float], ...] = (
-    ((1.1, 0.55, 0.2), 0.2),
-    ((0.2, 0.3, 0.9), 0.2),
-    ((0.25, 0.25, 0.25), 0.12),
-    ((1.5, 1.5, 1.4), 0.75),
-)
-"""Colour of the lamp and ambient light."""
-MILD_OBJECT_RGBS: tuple[RGB, ...] = ((0.85, 0.35, 0.08), (0.75, 0.1, 0.4), (0.55, 0.08, 0.08))
-STRONG_OBJECT_RGBS: tuple[RGB, ...] = (
-    (0.1, 0.3, 0.95),
-    (0.95, 0.85, 0.1),
-    (0.6, 0.1, 0.7),
-    (0.05, 0.05, 0.05),
-)
-GRIPPERS: tuple[tuple[RGB, RGB], ...] = (
-    ((0.95, 0.95, 0.95), (0.2, 0.2, 0.2)),
-    ((0.1, 0.3, 0.8), (0.95, 0.8, 0.1)),
-    ((0.8, 0.35, 0.05), (0.3, 0.6, 0.3)),
-)
-"""Colours of arm and fingers."""
-
 
 def _pick(rng: np.random.Generator, options: Sequence[Option]) -> Option:
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
-def _rgb(values: ArrayLike) -> RGB:
+def as_rgb(values: ArrayLike) -> RGB:
+    """Three numbers as a tuple of Python floats."""
     first, second, third = np.asarray(values, float).tolist()
     return first, second, third
 
 
 def _tint(color: RGB, gain: ArrayLike) -> RGB:
-    return _rgb(np.array(color) * gain)
+    return as_rgb(np.array(color) * gain)
 
 
 def _moved(position: RGB, offset: ArrayLike) -> RGB:
-    return _rgb(np.array(position) + offset)
+    return as_rgb(np.array(position) + offset)

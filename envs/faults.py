@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from worldmodel.envs.factors import SEVERITIES, lookup
+from worldmodel.envs.factors import SEVERITIES
+from worldmodel.envs.registry import lookup
 
 Action = Float[np.ndarray, " 7"]
 Fault = Callable[[Action], Action]

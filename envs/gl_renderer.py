@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
+import weakref
 from typing import Any
 
 import mujoco
@@ -11,7 +13,6 @@ from jaxtyping import UInt8
 
 from worldmodel.envs.factors import Domain
 
-GL_RENDERER = 0x1F01
 PROBE_XML = """
 <mujoco>
  <visual><headlight ambient="1 1 1" diffuse="0 0 0" specular="0 0 0"/></visual>
@@ -32,6 +33,9 @@ class GlRenderer:
     def __init__(self, model: Any, height: int, width: int) -> None:
         self._renderer = mujoco.Renderer(model, height, width)
         self.description = _driver()
+        _open_renderers.add(self)
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)  # after MuJoCo's own handler, hence called before it
 
     def render(self, data: Any, domain: Domain) -> UInt8[np.ndarray, "height width 3"]:
         """The picture of the model's camera; the domain is already in the model's colours."""
@@ -46,9 +50,18 @@ class GlRenderer:
 
 def _driver() -> str:
     """Name of the device or software that draws."""
-    from OpenGL import GL
+    from OpenGL import GL  # loads libGL: imported only once a context exists
 
     return str(GL.glGetString(GL.GL_RENDERER).decode())
+
+
+_open_renderers: weakref.WeakSet[GlRenderer] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """Close what is open before the OpenGL display goes away at exit."""
+    for renderer in list(_open_renderers):
+        renderer.close()
 
 
 def probe() -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from worldmodel.envs.factors import RGB
+from worldmodel.envs.factors import RGB, as_rgb
 
 OBJECT_AREA = np.array([[0.2, -0.13], [0.34, 0.13]])
 """Lowest and highest x, y of the object at the start, in metres."""
@@ -62,13 +61,10 @@ def draw_distractors(
     order = rng.permutation(8 if novel else TRAIN_POOL)
     distractors: list[Distractor] = []
     for index in order[:count]:
-        color: Sequence[float] = (
-            rng.uniform(0, 1, 3) if novel else TRAIN_RGBS[rng.integers(len(TRAIN_RGBS))]
-        )
+        color = rng.uniform(0, 1, 3) if novel else rng.choice(TRAIN_RGBS)
         position = _free_position(layout, [d.position for d in distractors], rng)
         if position is not None:
-            r, g, b = map(float, color)
-            distractors.append(Distractor(int(index), position, (r, g, b)))
+            distractors.append(Distractor(int(index), position, as_rgb(color)))
     return distractors
 
 

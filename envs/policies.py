@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from worldmodel.envs.factors import lookup
+from worldmodel.envs.registry import lookup
 from worldmodel.envs.scripted import PolicySpec
 
 POLICIES: dict[str, PolicySpec] = {

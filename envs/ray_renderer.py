@@ -38,20 +38,21 @@ class RayRenderer:
 
     def render(self, data: Any, domain: Domain) -> UInt8[np.ndarray, "height width 3"]:
         """The picture of the model's camera in the state `data`."""
-        image = self._shade(self._directions(data, 1), data, domain)
+        to_world = data.cam_xmat[0].reshape(3, 3).T
+        image = self._shade(self._directions(1) @ to_world, data, domain)
         edges = np.flatnonzero(edge_mask(image.reshape(self.height, self.width, 3)))
-        fine = self._directions(data, 2).reshape(-1, 4, 3)[edges].reshape(-1, 3)
+        fine = self._directions(2).reshape(-1, 4, 3)[edges].reshape(-1, 3) @ to_world
         image[edges] = self._shade(fine, data, domain).reshape(-1, 4, 3).mean(1)
         return (image * 255 + 0.5).astype(np.uint8).reshape(self.height, self.width, 3)
 
     def close(self) -> None:
         """Nothing to release."""
 
-    def _directions(self, data: Any, supersampling: int) -> Float[np.ndarray, "rays 3"]:
+    def _directions(self, supersampling: int) -> Float[np.ndarray, "rays 3"]:
         key = float(self.model.cam_fovy[0]), supersampling
         if key not in self._bundles:
             self._bundles[key] = pinhole_directions(self.height, self.width, *key)
-        return self._bundles[key] @ data.cam_xmat[0].reshape(3, 3).T
+        return self._bundles[key]
 
     def _shade(
         self, directions: Float[np.ndarray, "rays 3"], data: Any, domain: Domain
@@ -134,8 +135,12 @@ def edge_mask(
 ) -> Bool[np.ndarray, "height width"]:
     """Pixels that differ visibly from a direct neighbour."""
     edges = np.zeros(image.shape[:2], bool)
-    across = np.abs(image[:, 1:] - image[:, :-1]).max(-1) > EDGE
-    down = np.abs(image[1:] - image[:-1]).max(-1) > EDGE
+    red_across, green_across, blue_across = np.moveaxis(
+        np.abs(np.diff(image, axis=1)) > EDGE, -1, 0
+    )
+    red_down, green_down, blue_down = np.moveaxis(np.abs(np.diff(image, axis=0)) > EDGE, -1, 0)
+    across = red_across | green_across | blue_across  # several times faster than any(-1)
+    down = red_down | green_down | blue_down
     edges[:, 1:] |= across
     edges[:, :-1] |= across
     edges[1:] |= down

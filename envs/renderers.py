@@ -1,10 +1,13 @@
-"""Choice of a renderer: `gl` (EGL or OSMesa), `ray` (no OpenGL), or `auto`."""
+"""Choice of a renderer: `gl` (EGL or OSMesa), `ray` (no OpenGL), or `auto`.
+
+MuJoCo reads `MUJOCO_GL` once, when it is imported, so a process has one kind of renderer.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -13,13 +16,16 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import UInt8
 
-from worldmodel.envs.factors import Domain, lookup
+from worldmodel.envs.factors import Domain
+from worldmodel.envs.registry import lookup
 
 RENDERERS = {
     "auto": "gl where a probe frame is right, else ray",
     "gl": "MuJoCo's OpenGL renderer through EGL or OSMesa",
     "ray": "MuJoCo's ray caster and NumPy: runs everywhere",
 }
+NO_OPENGL = "disable"
+"""Value of `MUJOCO_GL` with which MuJoCo loads no OpenGL library."""
 PROBE_TIMEOUT_S = 60
 
 
@@ -36,11 +42,17 @@ class Renderer(Protocol):
 
 
 def resolve_renderer(name: str) -> str:
-    """Turn a requested renderer into "gl" or "ray", and import MuJoCo with the matching `MUJOCO_GL`."""
+    """Turn a requested renderer into "gl" or "ray", and import MuJoCo accordingly."""
     lookup("renderer", name, RENDERERS)
     if name == "auto":
-        name = "gl" if gl_works() else "ray"
-    _import_mujoco("disable" if name == "ray" else gl_backend())
+        name = "gl" if _imported_backend() != NO_OPENGL and gl_works() else "ray"
+    wanted = gl_backend() if name == "gl" else NO_OPENGL
+    backend = _imported_backend() or _import_mujoco(wanted)
+    if name == "gl" and backend != wanted:
+        raise ValueError(
+            f"`renderer='gl'` needs MuJoCo imported with MUJOCO_GL={wanted}, but this process has "
+            f"imported it with {backend!r}; use one kind of renderer per process."
+        )
     return name
 
 
@@ -61,10 +73,10 @@ def gl_backend() -> str:
         return os.environ["MUJOCO_GL"]
     if _loads("libEGL.so.1") and (_loads("libGL.so.1") or _loads("libOpenGL.so.0")):
         return "egl"
-    if _loads("libOSMesa.so.8") or _loads("libOSMesa.so"):
+    if _loads("libOSMesa.so.8"):
         return "osmesa"
     raise ValueError(
-        "`renderer='gl'` found neither EGL nor OSMesa; install libegl1 and libgl1, or use 'ray'."
+        "`renderer='gl'` found neither EGL nor OSMesa: install libegl1 and libgl1, or use 'ray'."
     )
 
 
@@ -76,29 +88,39 @@ def gl_works() -> bool:
     except ValueError:
         return False
     probe = [sys.executable, "-m", "worldmodel.envs.gl_renderer"]
-    environment = {**os.environ, "MUJOCO_GL": backend}
+    variables = {**os.environ, "MUJOCO_GL": backend}
     try:
-        outcome = subprocess.run(
-            probe, env=environment, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False
+        done = subprocess.run(
+            probe, env=variables, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
         return False
-    return outcome.returncode == 0
+    return done.returncode == 0
 
 
-def _import_mujoco(backend: str) -> None:
-    """Import MuJoCo under a backend: it reads `MUJOCO_GL` once, when it is imported."""
-    if "mujoco" in sys.modules:
-        return
+def _imported_backend() -> str:
+    """The backend this process's MuJoCo was imported with, "" if it is not imported."""
+    if "mujoco" not in sys.modules:
+        return ""
+    context = getattr(importlib.import_module("mujoco.gl_context"), "GLContext", None)
+    return context.__module__.rpartition(".")[2] if context else NO_OPENGL
+
+
+def _import_mujoco(backend: str) -> str:
+    """Import MuJoCo under a backend, leaving the environment as it was."""
     before = os.environ.get("MUJOCO_GL")
     os.environ["MUJOCO_GL"] = backend
     try:
-        import mujoco  # noqa: F401
+        importlib.import_module("mujoco")
+    except (AttributeError, ImportError, RuntimeError) as error:
+        reason = f"MuJoCo cannot be imported with MUJOCO_GL={backend} ({error}); use 'ray'."
+        raise ValueError(f"`renderer='gl'` does not work here: {reason}") from error
     finally:
         if before is None:
             del os.environ["MUJOCO_GL"]
         else:
             os.environ["MUJOCO_GL"] = before
+    return backend
 
 
 def _loads(library: str) -> bool:

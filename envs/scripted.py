@@ -48,7 +48,7 @@ class PolicySpec:
     """Whether the policy moves about once it is done with the task."""
 
 
-class Policy(Protocol):
+class Controller(Protocol):
     """Chooses the next canonical action."""
 
     def act(self, scene: Scene) -> Action: ...
@@ -219,7 +219,7 @@ class Babbler:
 class Imperfect:
     """A policy with the noise, slips and faults of its specification."""
 
-    def __init__(self, expert: Policy, spec: PolicySpec, rng: np.random.Generator) -> None:
+    def __init__(self, expert: Controller, spec: PolicySpec, rng: np.random.Generator) -> None:
         self.expert, self.spec, self.rng = expert, spec, rng
         self._fault = make_fault(spec.fault, 3, rng) if spec.fault else None
         self._afterwards = Babbler(spec, rng)
@@ -243,7 +243,7 @@ class Imperfect:
         return self._fault(action) if self._fault else action
 
 
-EXPERTS: dict[str, Callable[[PolicySpec, np.random.Generator], Policy]] = {
+EXPERTS: dict[str, Callable[[PolicySpec, np.random.Generator], Controller]] = {
     "pick_place": lambda spec, rng: Grasper(PICK_PLACE, spec, rng),
     "lift": lambda spec, rng: Grasper(LIFT, spec, rng),
     "push": Pusher,
@@ -251,7 +251,7 @@ EXPERTS: dict[str, Callable[[PolicySpec, np.random.Generator], Policy]] = {
 """Task -> its expert."""
 
 
-def make_policy(spec: PolicySpec, task: str, rng: np.random.Generator) -> Policy:
+def make_policy(spec: PolicySpec, task: str, rng: np.random.Generator) -> Controller:
     """A policy for one episode."""
     expert = Babbler(spec, rng) if spec.babble else EXPERTS[task](spec, rng)
     return Imperfect(expert, spec, rng)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict
+from gymnasium.spaces import Box, Dict, Space
 from jaxtyping import Float32, UInt8
 
 from worldmodel.datasets.actions import CANONICAL
-from worldmodel.envs.factors import Domain, lookup, shifted
+from worldmodel.envs.factors import Domain, shifted
 from worldmodel.envs.layout import draw_distractors, draw_layout
+from worldmodel.envs.registry import lookup
 from worldmodel.envs.renderers import make_renderer, resolve_renderer
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 Observation = dict[str, np.ndarray]
 
+ACTION_HIGH = np.array([0.12] * 3 + [0.6] * 3 + [1], np.float32)
+"""Largest displacement (m), rotation-vector component (rad) and gripper opening per action."""
+ACTION_LOW = np.append(-ACTION_HIGH[:6], np.float32(0))
 ZONE_RADIUS = 0.05
 """Distance (m) from the zone's centre within which the object counts as delivered."""
 
@@ -28,7 +32,8 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
     """A WidowX-like arm, a block and a zone; canonical 7-D actions at 5 Hz.
 
     Observations are `image` (uint8 [height, width, 3]) and `state` (float32 [10], canonical).
-    Actions beyond the action space are clipped to it. `info["success"]` says whether the task is
+    `size` is the image's height and width, or one number for both. Actions beyond the action space
+    are clipped to it; the gripper opens above 0.5. `info["success"]` says whether the task is
     fulfilled at this step; the reward is the same as a number. `reset` takes `options` with a
     `factor` and a `severity` (0 to 3), or with a `domain`.
     """
@@ -39,35 +44,34 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
     def __init__(
         self,
         task: str = "pick_place",
-        size: tuple[int, int] = (64, 64),
+        size: int | tuple[int, int] = 64,
         renderer: str = "auto",
         terminate_on_success: bool = True,
         render_mode: str | None = None,
     ) -> None:
         self._succeeded = lookup("task", task, TASKS)
+        height, width = _checked_size(size)
         backend = resolve_renderer(renderer)
         from worldmodel.envs.simulation import Simulation  # MuJoCo reads MUJOCO_GL on import
 
-        self.task, self.terminate_on_success, self.render_mode = (
-            task,
-            terminate_on_success,
-            render_mode,
-        )
-        self.simulation = Simulation(*size)
-        self.renderer = make_renderer(backend, self.simulation.model, *size)
+        self.task = task
+        self.terminate_on_success = terminate_on_success
+        self.render_mode = render_mode
         self.domain = Domain()
-        self.observation_space = Dict(
-            {"image": Box(0, 255, (*size, 3), np.uint8), "state": Box(-np.inf, np.inf, (10,))}
+        self.simulation = Simulation(height, width)
+        self.renderer = make_renderer(backend, self.simulation.model, height, width)
+        image = Box(0, 255, (height, width, 3), np.uint8)
+        self.observation_space: Space[Any] = Dict(
+            {"image": image, "state": Box(-np.inf, np.inf, (10,))}
         )
-        limit = np.array([0.12] * 3 + [0.6] * 3, np.float32)
-        self.action_space = Box(np.append(-limit, np.float32(0)), np.append(limit, np.float32(1)))
+        self.action_space = Box(ACTION_LOW, ACTION_HIGH)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode; the same seed gives the same layout under every factor."""
         super().reset(seed=seed)
-        episode = self.np_random.integers(2**63)
+        episode = int(self.np_random.integers(2**63))
         looks, places, clutter = (np.random.default_rng([episode, i]) for i in range(3))
         self.domain = _domain(options or {}, looks)
         layout = draw_layout(places)
@@ -86,7 +90,7 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         """Whether the task is fulfilled now."""
         return self._succeeded(self.simulation)
 
-    def render(self) -> UInt8[np.ndarray, "height width 3"]:  # type: ignore[override]
+    def render(self) -> UInt8[np.ndarray, "height width 3"]:
         """The picture that the last observation holds."""
         return self._image.copy()
 
@@ -116,7 +120,14 @@ def _checked(action: np.ndarray) -> Float32[np.ndarray, " 7"]:
         raise ValueError(f"`action` must have shape (7,), got {action.shape}.")
     if not np.isfinite(action).all():
         raise ValueError(f"`action` must be finite, got {action.tolist()}.")
-    return action
+    return np.clip(action, ACTION_LOW, ACTION_HIGH)
+
+
+def _checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise ValueError(f"`size` must be at least 1 pixel, got {size}.")
+    return height, width
 
 
 def _delivered(simulation: Simulation) -> bool:
