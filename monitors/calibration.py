@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
+from numpy.typing import ArrayLike
 
 ROUNDING = 1e-6
 """A confidence this far outside [0, 1] is taken for a rounding error of its producer and
@@ -78,7 +79,7 @@ def bin_rows(
     index = (bin_index + num_bins * np.arange(rows)[:, None]).ravel()
     columns = (np.ones_like(stated), stated, came_true, (stated - came_true) ** 2)
     sums = [np.bincount(index, column.ravel(), minlength=rows * num_bins) for column in columns]
-    return ReliabilityBins(np.stack(sums).reshape(4, rows, num_bins).swapaxes(0, 1))
+    return ReliabilityBins(np.stack(sums, dtype=np.float64).reshape(4, rows, num_bins).swapaxes(0, 1))
 
 
 def checked(confidence: Float[np.ndarray, "*any"]) -> Float64[np.ndarray, "*any"]:
@@ -186,9 +187,7 @@ def episode_bootstrap(
 
 
 def _ratio(
-    numerator: Float64[np.ndarray, "*shape"],
-    denominator: Float64[np.ndarray, "*shape"],
-    empty: float = float("nan"),
+    numerator: ArrayLike, denominator: ArrayLike, empty: float = float("nan")
 ) -> Float64[np.ndarray, "*shape"]:
     """Elementwise ratio; `empty` where the denominator is zero."""
     ratio = np.full(np.shape(numerator), empty, dtype=np.float64)

@@ -32,7 +32,8 @@ def auroc(nominal: Float[np.ndarray, " n"], shifted: Float[np.ndarray, " m"]) ->
 def auroc_interval(area: float, n: int, m: int, *, level: float = 0.95) -> tuple[float, float]:
     """Score interval of an AUROC from n nominal and m shifted episodes.
 
-    Method 5 of Newcombe (2006, doi:10.1002/sim.2324). Unlike those of DeLong and of the bootstrap it does not shrink to a point at 0 or 1.
+    Method 5 of Newcombe (2006, doi:10.1002/sim.2324). Unlike the intervals of DeLong
+    and of the bootstrap it does not shrink to a point at 0 or 1.
     """
     from scipy.optimize import brentq
 
@@ -43,8 +44,9 @@ def auroc_interval(area: float, n: int, m: int, *, level: float = 0.95) -> tuple
         share = pairs * ((1 - theta) / (2 - theta) + theta / (1 + theta))
         return (area - theta) ** 2 - z**2 * theta * (1 - theta) * (1 + share) / (n * m)
 
-    low = 0.0 if area == 0 else brentq(excess, 0.0, area)
-    high = 1.0 if area == 1 else brentq(excess, area, 1.0)
+    tiny = 1e-12  # 0 and 1 themselves are roots without a meaning
+    low = 0.0 if area == 0 else brentq(excess, 0.0, min(area, 1 - tiny))
+    high = 1.0 if area == 1 else brentq(excess, max(area, tiny), 1.0)
     return float(low), float(high)
 
 
@@ -108,15 +110,13 @@ def summarize_detection(
 ) -> DetectionSummary:
     """Compare watched episodes; every one is cut to the length of the shortest.
 
-    A longer episode has a larger maximum by chance alone, so lengths must not tell the classes apart.
+    A longer episode has a larger maximum by chance alone; length must not tell the classes apart.
     """
     from scipy.stats import binomtest
 
     length = min(len(episode.levels) for episode in (*nominal, *shifted))
     if onset >= length:
-        raise ValueError(
-            f"`onset` must lie within the shortest episode, {length} frames, got {onset}."
-        )
+        raise ValueError(f"`onset` must be below the shortest length {length}, got {onset}.")
     calm, odd = (
         np.array([episode.surprise[onset:length].max() for episode in episodes])
         for episodes in (nominal, shifted)

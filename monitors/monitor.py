@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Float64, Int, UInt8
@@ -44,26 +43,14 @@ FeatureFunction = Callable[[UInt8[np.ndarray, "*view height width 3"]], Features
 w])."""
 
 
-class Imagination(Protocol):
-    """What the monitor reads of an imagined frame."""
-
-    @property
-    def confidence(self) -> Float[np.ndarray, "*map"]:
-        """P(error <= epsilon) per subpatch: [h, w], [channel, h, w] or [view, channel, h, w]."""
-        ...
-
-    @property
-    def horizon(self) -> int:
-        """Steps ahead that the frame was imagined; 1 or more."""
-        ...
-
-
 @dataclass(frozen=True)
 class ImaginedFrame:
-    """The simplest `Imagination`."""
+    """What the monitor needs of the world model's prediction of a frame."""
 
     confidence: Float[np.ndarray, "*map"]
+    """P(error <= epsilon) per subpatch: [h, w], [channel, h, w] or [view, channel, h, w]."""
     horizon: int
+    """Steps ahead that the frame was imagined; 1 or more."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +112,7 @@ class RuntimeMonitor:
         self._recent: deque[Level] = deque(maxlen=self.config.calm_steps)
 
     def update(
-        self, observation: object, action: object, imagined: Imagination | None = None
+        self, observation: object, action: object, imagined: ImaginedFrame | None = None
     ) -> Verdict:
         """Judge one step.
 
@@ -150,7 +137,7 @@ class RuntimeMonitor:
         return Verdict(level, causes, verdict.evidence, verdict.trust_map, latency_s)
 
     def _judge_step(
-        self, observation: object, action: object, imagined: Imagination | None
+        self, observation: object, action: object, imagined: ImaginedFrame | None
     ) -> Verdict:
         frame = self._sensor.check(observation, action)
         signals = self._signals(frame, imagined)
@@ -181,7 +168,7 @@ class RuntimeMonitor:
         )
 
     def _signals(
-        self, frame: UInt8[np.ndarray, "*view height width 3"], imagined: Imagination | None
+        self, frame: UInt8[np.ndarray, "*view height width 3"], imagined: ImaginedFrame | None
     ) -> EpisodeSignals | None:
         pooled, positions, confidence, horizon = None, None, None, None
         if self.features is not None:

@@ -62,4 +62,4 @@ class EpisodeThreshold:
     def exceeded(self, score: float) -> bool:
         """Whether `score` is an alarm."""
         require_fitted(self, "value_")
-        return score > self.value_
+        return bool(score > self.value_)

@@ -1,0 +1,150 @@
+"""Calibration measures against netcal, torchmetrics, scikit-learn and scoringrules."""
+
+import numpy as np
+import pytest
+import scoringrules
+import torch
+from netcal.metrics import ECE, MCE
+from scipy.special import ndtr
+from sklearn.metrics import brier_score_loss
+from torchmetrics.functional.classification import binary_calibration_error
+
+from worldmodel.monitors.calibration import (
+    ReliabilityBins,
+    bin_forecasts,
+    bin_rows,
+    brier_decomposition,
+    episode_bootstrap,
+    expected_calibration_error,
+    max_calibration_error,
+    per_video_calibration_error,
+)
+
+
+def forecasts(seed: int, n: int = 5000) -> tuple[np.ndarray, np.ndarray]:
+    """Overconfident forecasts."""
+    rng = np.random.default_rng(seed)
+    confidence = rng.beta(2.0, 1.0, n)
+    return confidence, rng.random(n) < 0.2 + 0.6 * confidence
+
+
+@pytest.mark.parametrize("num_bins", [5, 15, 40])
+def test_pooled_errors_agree_with_netcal_and_torchmetrics(num_bins: int) -> None:
+    confidence, correct = forecasts(seed=num_bins)
+    bins = bin_forecasts(confidence, correct, num_bins=num_bins)
+    ece = expected_calibration_error(bins)
+    mce = max_calibration_error(bins, min_mass=0.0)
+
+    assert ece == pytest.approx(ECE(num_bins).measure(confidence, correct), abs=1e-9)
+    assert mce == pytest.approx(MCE(num_bins).measure(confidence, correct), abs=1e-9)
+    p, y = torch.from_numpy(confidence), torch.from_numpy(correct)
+    for norm, ours in (("l1", ece), ("max", mce)):
+        theirs = binary_calibration_error(p, y, n_bins=num_bins, norm=norm)
+        assert ours == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_brier_score_agrees_with_scikit_learn_and_scoringrules() -> None:
+    confidence, correct = forecasts(seed=1)
+    brier = brier_decomposition(bin_forecasts(confidence, correct)).brier
+
+    assert brier == pytest.approx(brier_score_loss(correct, confidence), abs=1e-12)
+    outcome = correct.astype(float)
+    assert brier == pytest.approx(scoringrules.brier_score(outcome, confidence).mean(), abs=1e-12)
+
+
+def test_murphy_terms_are_those_of_a_hand_written_case() -> None:
+    confidence = np.array([0.25] * 4 + [0.75] * 4)
+    correct = np.array([True, False, False, False, True, True, True, True])
+    split = brier_decomposition(bin_forecasts(confidence, correct, num_bins=2))
+
+    assert split.reliability == pytest.approx(0.5 * 0.25**2)  # the upper half came true every time
+    assert split.resolution == pytest.approx(0.375**2)  # 0.25 and 1 around the base rate 0.625
+    assert split.uncertainty == pytest.approx(0.625 * 0.375)
+    assert split.within_bin == pytest.approx(0.0, abs=1e-12)
+    assert split.skill == pytest.approx(1 - split.brier / (0.625 * 0.375))
+
+
+def test_within_bin_term_vanishes_as_bins_narrow() -> None:
+    confidence, correct = forecasts(seed=2, n=20_000)
+    terms = [
+        abs(brier_decomposition(bin_forecasts(confidence, correct, num_bins=bins)).within_bin)
+        for bins in (2, 10, 100)
+    ]
+    assert terms[0] > 10 * terms[1] > 10 * terms[2]
+
+
+def test_maximum_error_leaves_out_light_bins() -> None:
+    confidence = np.array([0.9] * 999 + [0.1])
+    correct = np.array([True] * 900 + [False] * 99 + [True])  # the lone forecast in 0.1 is 0.9 off
+    bins = bin_forecasts(confidence, correct, num_bins=10)
+
+    assert max_calibration_error(bins) == pytest.approx(0.9)  # exactly 0.1% of the mass
+    assert max_calibration_error(bins, min_mass=0.0011) == pytest.approx(900 / 999 - 0.9)
+
+
+def test_calibrated_forecaster_with_hidden_video_effect_looks_bad_only_per_video() -> None:
+    """110 videos x 4000 forecasts; P(true) = ndtr(x + effect), stated = its mean over videos.
+
+    Expected: E|effect| E[density(x)] = 0.24 * 0.28 = 0.067 per video. Over 40 seeds (0 to 39) the
+    per-video error lay in [0.060, 0.083], the pooled one in [0.0005, 0.0157]; seed 0 is typical.
+    """
+    rng = np.random.default_rng(0)
+    x, effect = rng.normal(size=(110, 4000)), rng.normal(0.0, 0.3, (110, 1))
+    stated = ndtr(x / np.sqrt(1 + 0.3**2))
+    bins = bin_rows(stated, rng.random(x.shape) < ndtr(x + effect), num_bins=15)
+
+    per_video = per_video_calibration_error(bins)
+    pooled = expected_calibration_error(bins.pooled())
+    assert per_video == pytest.approx(0.071, abs=0.012)
+    assert pooled < 0.016
+    assert per_video > 4 * pooled
+
+
+def test_per_video_error_is_the_mean_of_netcals() -> None:
+    videos = [forecasts(seed, n=400) for seed in range(6)]
+    bins = ReliabilityBins(np.stack([bin_forecasts(p, y, num_bins=10).sums for p, y in videos]))
+    expected = np.mean([ECE(10).measure(p, y) for p, y in videos])
+    assert per_video_calibration_error(bins) == pytest.approx(expected, abs=1e-9)
+
+
+def test_videos_without_a_forecast_do_not_count() -> None:
+    bins = bin_rows(np.full((3, 4), 0.75), np.ones((3, 4), dtype=bool), num_bins=2)
+    bins.sums[1] = 0.0
+    assert np.isnan(expected_calibration_error(bins)[1])
+    assert per_video_calibration_error(bins) == pytest.approx(0.25)
+
+
+def test_bootstrap_interval_has_the_width_that_episodes_dictate() -> None:
+    """50 episodes of 200 forecasts at 0.5 whose frequency varies by episode (sd 0.1), seed 3.
+
+    The mean of 50 frequencies has the standard error sqrt((0.01 + 0.25 / 200) / 50) = 0.015; one
+    that ignored the episodes would be 0.005. The interval's width is twice 1.96 standard errors;
+    over seeds it varies by about 12% (50 episodes, 500 resamples), so 40% is safe.
+    """
+    rng = np.random.default_rng(3)
+    rate = (0.5 + rng.normal(0.0, 0.1, (50, 1))).clip(0, 1)
+    bins = bin_rows(np.full((50, 200), 0.5), rng.random((50, 200)) < rate, num_bins=10)
+
+    def frequency(sample: ReliabilityBins) -> float:
+        pooled = sample.pooled()
+        return float(pooled.correct.sum() / pooled.count.sum())
+
+    low, high = episode_bootstrap(bins, frequency, rng=rng)
+    assert low < frequency(bins) < high
+    assert high - low == pytest.approx(2 * 1.96 * 0.015, rel=0.4)
+
+
+@pytest.mark.parametrize("wrong", [1.5, -0.1, np.nan, np.inf])
+def test_confidence_outside_the_unit_interval_is_refused(wrong: float) -> None:
+    with pytest.raises(ValueError, match=r"`confidence` must be a probability in \[0, 1\]"):
+        bin_forecasts(np.array([0.5, wrong]), np.array([True, True]))
+
+
+def test_rounding_of_single_precision_is_forgiven() -> None:
+    bins = bin_forecasts(np.array([1.0 + 1e-7, -1e-7]), np.array([True, False]))
+    assert expected_calibration_error(bins) == 0.0
+
+
+def test_brier_score_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="`bins` holds no forecast"):
+        brier_decomposition(ReliabilityBins(np.zeros((4, 15))))
