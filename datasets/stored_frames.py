@@ -12,10 +12,11 @@ import zarr
 from jaxtyping import UInt8
 
 from worldmodel.datasets.trajectory import Frames
+from worldmodel.datasets.video import contiguous
+from worldmodel.datasets.zarr_folder import rows_per_chunk
 
 JPEG_QUALITY = 95
 JPEG_CHUNK_BYTES = 2**18
-RAW_CHUNK_BYTES = 2**20
 
 
 def encode_jpeg(frame: UInt8[np.ndarray, "height width 3"]) -> bytes:
@@ -33,19 +34,7 @@ def decode_jpeg(
     simplejpeg.decode_jpeg(data, "RGB", fastdct=True, buffer=out)
 
 
-def window_bounds(window: slice, length: int) -> tuple[int, int]:
-    """First and past-the-last index of a contiguous window.
-
-    >>> window_bounds(slice(-2, None), 5)
-    (3, 5)
-    """
-    start, stop, step = window.indices(length)
-    if step != 1:
-        raise ValueError(f"`window` must be contiguous, got step {step}.")
-    return start, max(start, stop)
-
-
-class JpegFrames:
+class StoredJpegFrames:
     """Frames of one camera and episode, stored as JPEG bytes laid end to end.
 
     Frame i is bytes offsets[i] to offsets[i + 1]; `offsets` is an attribute of the array.
@@ -60,7 +49,7 @@ class JpegFrames:
         return self.num_frames
 
     def __getitem__(self, window: slice) -> UInt8[np.ndarray, "time height width 3"]:
-        start, stop = window_bounds(window, len(self))
+        start, stop = contiguous(window, len(self))
         offsets = self._offsets[start : stop + 1]
         data = np.asarray(self._blob[offsets[0] : offsets[-1]])
         frames = np.empty((stop - start, *self.size, 3), np.uint8)
@@ -82,7 +71,7 @@ class JpegFrames:
         return cast(list[int], self._blob.attrs["offsets"])
 
 
-class RawFrames:
+class StoredRawFrames:
     """Frames of one camera and episode, stored as pixels."""
 
     def __init__(self, path: Path, size: tuple[int, int], num_frames: int) -> None:
@@ -94,7 +83,7 @@ class RawFrames:
         return self.num_frames
 
     def __getitem__(self, window: slice) -> UInt8[np.ndarray, "time height width 3"]:
-        start, stop = window_bounds(window, len(self))
+        start, stop = contiguous(window, len(self))
         return np.asarray(self._pixels[start:stop])
 
     @cached_property
@@ -102,7 +91,10 @@ class RawFrames:
         return zarr.open_array(self.path, mode="r")
 
 
-FRAME_CLASSES = {"jpeg": JpegFrames, "raw": RawFrames}
+FRAME_CLASSES: dict[str, type[StoredJpegFrames] | type[StoredRawFrames]] = {
+    "jpeg": StoredJpegFrames,
+    "raw": StoredRawFrames,
+}
 """Encoding of a store -> class that reads its frames."""
 
 
@@ -133,7 +125,7 @@ def write_jpeg_frames(group: zarr.Group, name: str, frames: Frames) -> None:
 def write_raw_frames(group: zarr.Group, name: str, frames: Frames) -> None:
     """Write pixels in zstd-compressed chunks of about a megabyte."""
     height, width = frames.size
-    chunk = max(1, min(len(frames), RAW_CHUNK_BYTES // (height * width * 3)))
+    chunk = rows_per_chunk(len(frames), height * width * 3)
     shape = (len(frames), height, width, 3)
     array = group.create_array(name, shape=shape, chunks=(chunk, *shape[1:]), dtype=np.uint8)
     for start in range(0, len(frames), chunk):
