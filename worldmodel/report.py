@@ -157,7 +157,7 @@ def data_uri(media_type: str, content: bytes) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def side_by_side(panels: Sequence[Panel]) -> Panel:
+def side_by_side(panels: Sequence[Panel]) -> UInt8[np.ndarray, "time rows columns 3"]:
     """The panels in one row, enlarged without smoothing and trimmed to even sides."""
     time, height = panels[0].shape[:2]
     factor = max(1, PANEL_HEIGHT // height)

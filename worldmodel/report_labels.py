@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
-from matplotlib.path import Path
-from matplotlib.text import Annotation
-from matplotlib.transforms import Affine2D, Bbox
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Affine2D
 
 DISTANCES_PT = (6, 12, 20, 30, 42, 56, 72, 90, 110, 132)
 """How far from its point a name is tried (points)."""
-MARKER_PT = 4
+ANGLES = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+MARKER_PT = 4.0
 """Half-width of the square that a marker keeps free (points)."""
-DIRECTIONS = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+
+XY = Float[np.ndarray, " xy"]
+Boxes = Float[np.ndarray, "box corners"]  # left, bottom, right, top
+Lines = Float[np.ndarray, "line dot xy"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Surroundings:
     """What is drawn already, in points."""
 
-    inside: Bbox
+    inside: Float[np.ndarray, "1 corners"]
     """The axes."""
-    taken: list[Bbox]
+    taken: Boxes
     """Markers and names: never to be covered."""
-    lines: list[Path]
+    lines: Lines
     """Better neither covered by a name nor drawn over one."""
 
-    def cost(self, box: Bbox, leader: Path) -> float:
-        """How bad a place is: hiding something counts most, then crossings, then distance."""
-        outside = box.width * box.height - shared_area(box, [self.inside])
-        hidden = outside + shared_area(box, self.taken)
-        crossings = sum(line.intersects_bbox(box) for line in self.lines)
-        crossings += sum(leader.intersects_bbox(other) for other in self.taken)
-        return (
-            100 * hidden + 20 * crossings + float(np.linalg.norm(np.ptp(leader.vertices, axis=0)))
-        )
+    def place(self, anchor: XY, size: XY) -> XY:
+        """Offset of the best place for a name of this size, which is taken from now on.
+
+        Area hidden or outside counts most, then lines crossed, then distance.
+        """
+        places = offsets(size)
+        boxes = centered_boxes(anchor + places, size)
+        leaders = lines_between(np.broadcast_to(anchor, places.shape), anchor + places)
+        outside = size.prod() - shared_area(boxes, self.inside)
+        hidden = outside + shared_area(boxes, self.taken)
+        crossed = enters(self.lines, boxes).sum(axis=0) + enters(leaders, self.taken).sum(axis=1)
+        best = np.argmin(100 * hidden + 20 * crossed + np.linalg.norm(places, axis=1))
+        self.taken = np.concatenate((self.taken, boxes[best, None]))
+        self.lines = np.concatenate((self.lines, leaders[best, None]))
+        return places[best]
 
 
 def label_points(
@@ -61,32 +70,15 @@ def label_points(
         labels[x, y] = f"{labels[x, y]}\n{name}" if (x, y) in labels else name
     anchors = to_points.transform(list(labels))
     around = Surroundings(
-        inside=Bbox(axes.bbox.get_points() * 72 / figure.dpi),
-        taken=[centered_box(anchor, np.full(2, 2.0 * MARKER_PT)) for anchor in anchors],
-        lines=[Path(to_points.transform(ends)) for ends in lines],
+        inside=np.array(axes.bbox.extents)[None] * 72 / figure.dpi,
+        taken=centered_boxes(anchors, np.full(2, 2 * MARKER_PT)),
+        lines=lines_between(to_points.transform(lines[:, 0]), to_points.transform(lines[:, 1])),
     )
     texts = [annotate(axes, label, point) for point, label in labels.items()]
     for text, anchor in zip(texts, anchors, strict=True):
-        size = np.array(text.get_window_extent().size) * 72 / figure.dpi
-        text.set_position(place(anchor, size, around))
+        size = np.array(Text.get_window_extent(text).size) * 72 / figure.dpi  # without its line
+        text.set_position(tuple(around.place(anchor, size)))
     return texts
-
-
-def place(
-    anchor: Float[np.ndarray, " xy"], size: Float[np.ndarray, " xy"], around: Surroundings
-) -> tuple[float, float]:
-    """Offset of the best place for a name of this size, which is added to what is drawn."""
-
-    def cost(offset: Float[np.ndarray, " xy"]) -> float:
-        return around.cost(centered_box(anchor + offset, size), leader(offset))
-
-    def leader(offset: Float[np.ndarray, " xy"]) -> Path:
-        return Path([anchor, anchor + offset])
-
-    best = min(offsets(size), key=cost)
-    around.taken.append(centered_box(anchor + best, size))
-    around.lines.append(leader(best))
-    return float(best[0]), float(best[1])
 
 
 def annotate(axes: Axes, name: str, point: tuple[float, float]) -> Annotation:
@@ -103,19 +95,36 @@ def annotate(axes: Axes, name: str, point: tuple[float, float]) -> Annotation:
     )
 
 
-def offsets(size: Float[np.ndarray, " xy"]) -> Iterator[Float[np.ndarray, " xy"]]:
+def offsets(size: XY) -> Float[np.ndarray, "place xy"]:
     """From a point to where the centre of a name of this size may stand (points)."""
-    for distance in DISTANCES_PT:
-        for angle in DIRECTIONS:
-            yield (distance + size / 2) * np.array([np.cos(angle), np.sin(angle)])
+    directions = np.stack((np.cos(ANGLES), np.sin(ANGLES)), axis=1)
+    reach = np.array(DISTANCES_PT)[:, None, None] + size / 2
+    return (reach * directions).reshape(-1, 2)
 
 
-def centered_box(center: Float[np.ndarray, " xy"], size: Float[np.ndarray, " xy"]) -> Bbox:
-    """A box around its centre."""
-    return Bbox([center - size / 2, center + size / 2])
+def centered_boxes(centers: Float[np.ndarray, "box xy"], size: XY) -> Boxes:
+    """Boxes of one size around their centres."""
+    return np.concatenate((centers - size / 2, centers + size / 2), axis=1)
 
 
-def shared_area(box: Bbox, others: Sequence[Bbox]) -> float:
-    """Area of the box that others cover, counted once for each of them."""
-    shared = [Bbox.intersection(box, other) for other in others]
-    return sum((part.width * part.height for part in shared if part is not None), start=0.0)
+def lines_between(
+    starts: Float[np.ndarray, "line xy"], ends: Float[np.ndarray, "line xy"]
+) -> Lines:
+    """Straight lines as dots, denser than letters are high."""
+    return starts[:, None] + np.linspace(0, 1, 40)[:, None] * (ends - starts)[:, None]
+
+
+def enters(lines: Lines, boxes: Boxes) -> Bool[np.ndarray, "line box"]:
+    """Which line enters which box."""
+    dots = lines[:, None]
+    within = (dots > boxes[:, None, :2]) & (dots < boxes[:, None, 2:])
+    return np.asarray(within.all(axis=-1).any(axis=-1))
+
+
+def shared_area(
+    boxes: Boxes, others: Float[np.ndarray, "other corners"]
+) -> Float[np.ndarray, " box"]:
+    """Area of each box that others cover, counted once for each of them."""
+    low = np.maximum(boxes[:, None, :2], others[:, :2])
+    high = np.minimum(boxes[:, None, 2:], others[:, 2:])
+    return (high - low).clip(0).prod(axis=2).sum(axis=1)
