@@ -1,0 +1,238 @@
+"""Append-only record of imagined or watched rollouts, readable up to the last step written.
+
+    log.zarr/                 attributes: form, provenance
+      rollouts/000000.open/   a rollout being written: one chunk (a file) per signal and step
+      rollouts/000000/        a closed rollout: the same arrays in large chunks
+
+A chunk of its own per step means that a step never rewrites an earlier one. The group's attribute
+`num_steps` is written last, by renaming a finished file, and readers look at no row beyond it: a
+process killed at any moment loses at most the step it was writing. Nothing is synced, so a power
+cut is not covered. One process writes at a time, any number read.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import zarr
+
+from worldmodel.datasets.zarr_folder import (
+    create_root,
+    hidden_folder,
+    next_number,
+    numbered_folders,
+    open_root,
+    read_array,
+    read_attributes,
+    remove_hidden_folders,
+    rows_per_chunk,
+)
+
+FORM = "rollout-log"
+OPEN = ".open"
+FIRST_CAPACITY = 64
+LISTS = "lists_of_text"
+
+
+class Rollout:
+    """One rollout being written. Use it as a context manager, or call `close`."""
+
+    def __init__(self, group: zarr.Group, folder: Path) -> None:
+        self._group = group
+        self._folder = folder
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._num_steps = 0
+
+    def append(self, step: Mapping[str, Any]) -> None:
+        """Write one step, which is on disk when this returns.
+
+        Args:
+            step: Signal name -> number, array, text or list of texts. Every step has the names,
+                shapes and types of the first.
+        """
+        row = {name: as_row(name, value) for name, value in step.items()}
+        if not self._arrays:
+            self._create_arrays(row, step)
+        self._check(row)
+        for name, array in self._arrays.items():
+            if self._num_steps == array.shape[0]:
+                array.resize((2 * self._num_steps, *array.shape[1:]))
+            array[self._num_steps] = row[name]
+        self._num_steps += 1
+        self._group.attrs["num_steps"] = self._num_steps
+
+    def close(self) -> None:
+        """End the rollout: its arrays are rewritten in large chunks, then take their final name."""
+        if not self._folder.exists():
+            return
+        staged = hidden_folder(self._folder.parent.parent)
+        compact = zarr.create_group(staged, attributes=dict(self._group.attrs))
+        for name, array in self._arrays.items():
+            copy_rows(array, compact, name, self._num_steps)
+        staged.rename(self._folder.with_suffix(""))
+        shutil.rmtree(self._folder)
+
+    def __enter__(self) -> Rollout:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _create_arrays(self, row: Mapping[str, np.ndarray], step: Mapping[str, Any]) -> None:
+        """Arrays fit for the first step, and for as many more."""
+        lists = [name for name, value in step.items() if is_list_of_text(value)]
+        self._group.attrs.update({"names": list(row), LISTS: lists})
+        for name, value in row.items():
+            self._arrays[name] = self._group.create_array(
+                name,
+                shape=(FIRST_CAPACITY, *value.shape),
+                chunks=(1, *value.shape),
+                dtype=str if value.dtype.kind == "U" else value.dtype,
+                compressors=None,
+            )
+
+    def _check(self, row: Mapping[str, np.ndarray]) -> None:
+        if row.keys() != self._arrays.keys():
+            raise ValueError(f"`step` must hold {[*self._arrays]} as the first did, got {[*row]}.")
+        for name, array in self._arrays.items():
+            given, wanted = row[name], (array.dtype, array.shape[1:])
+            if given.shape != wanted[1] or not fits(given.dtype, wanted[0]):
+                raise ValueError(
+                    f"`step` {name!r} must be {wanted[0]} of shape {wanted[1]} as in the first, "
+                    f"got {given.dtype} of shape {given.shape}."
+                )
+
+
+class RolloutLog:
+    """A folder of rollouts. Use `create` or `open`."""
+
+    def __init__(self, path: Path, attributes: Mapping[str, Any]) -> None:
+        self.path = path
+        self.attributes = dict(attributes)
+        self._folders: dict[str, Path] = {}
+        for folder in numbered_folders(path / "rollouts"):
+            self._folders.setdefault(read_attributes(folder)["rollout_id"], folder)
+
+    @classmethod
+    def create(cls, path: str | Path, *, attributes: Mapping[str, Any] | None = None) -> RolloutLog:
+        """Make an empty log.
+
+        Args:
+            path: A new or empty folder.
+            attributes: Provenance as JSON values: hashes of model and monitor, seeds, source.
+        """
+        create_root(Path(path), FORM, groups=("rollouts",), own={}, given=attributes or {})
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RolloutLog:
+        """Open a log for reading and appending; sees the rollouts begun so far."""
+        path = Path(path)
+        return cls(path, open_root(path, FORM))
+
+    def rollouts(self) -> tuple[str, ...]:
+        """Ids of all rollouts, in the order they were begun."""
+        return tuple(self._folders)
+
+    def is_closed(self, rollout_id: str) -> bool:
+        """False while a rollout is being written, and for ever if its writer was killed."""
+        return self._folder(rollout_id).suffix != OPEN
+
+    def begin(self, rollout_id: str, attributes: Mapping[str, Any] | None = None) -> Rollout:
+        """Start a rollout; `attributes` (JSON values) say what it alone was run with."""
+        if rollout_id in self._folders:
+            raise ValueError(f"{self.path} holds a rollout {rollout_id!r} already.")
+        remove_hidden_folders(self.path)
+        number = next_number(folder.stem for folder in self._folders.values())
+        folder = self.path / "rollouts" / f"{number}{OPEN}"
+        group = zarr.create_group(folder, attributes={
+            "rollout_id": rollout_id, "attributes": dict(attributes or {}), "num_steps": 0,
+        })  # fmt: skip
+        self._folders[rollout_id] = folder
+        return Rollout(group, folder)
+
+    def attributes_of(self, rollout_id: str) -> dict[str, Any]:
+        """What a rollout was begun with."""
+        return dict(read_attributes(self._folder(rollout_id))["attributes"])
+
+    def read(self, rollout_id: str) -> dict[str, np.ndarray]:
+        """Signal name -> array with one row per complete step; {} before the first.
+
+        Texts come as an array of strings, lists of texts as an object array of tuples.
+        """
+        folder = self._folder(rollout_id)
+        attributes = read_attributes(folder)
+        num_steps: int = attributes["num_steps"]
+        if num_steps == 0:
+            return {}
+        rows = {name: read_array(folder / name)[:num_steps] for name in attributes["names"]}
+        return {
+            name: as_lists(array) if name in attributes[LISTS] else array
+            for name, array in rows.items()
+        }
+
+    def _folder(self, rollout_id: str) -> Path:
+        """Where a rollout lies now: it may have been closed since it was begun."""
+        if rollout_id not in self._folders:
+            raise ValueError(
+                f"{self.path} has no rollout {rollout_id!r}; it holds {len(self._folders)}."
+            )
+        closed = self._folders[rollout_id].with_suffix("")
+        return closed if closed.exists() else self._folders[rollout_id]
+
+
+def is_list_of_text(value: object) -> bool:
+    """Whether a value is a list or tuple of nothing but texts."""
+    return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
+
+
+def as_row(name: str, value: object) -> np.ndarray:
+    """One step's value of a signal as an array; a list of texts becomes one JSON text."""
+    row = np.asarray(json.dumps(value) if is_list_of_text(value) else value)
+    if row.dtype.kind not in "biufU" or (row.dtype.kind == "U" and row.ndim):
+        raise ValueError(
+            f"`step` {name!r} must be a number, an array of numbers, a text or a list of texts, "
+            f"got {type(value).__name__}."
+        )
+    return row
+
+
+def fits(given: np.dtype[Any], stored: np.dtype[Any]) -> bool:
+    """Whether values can be stored without losing their fraction or sign.
+
+    >>> fits(np.dtype("f8"), np.dtype("f4")), fits(np.dtype("f8"), np.dtype("i8"))
+    (True, False)
+    """
+    if given.kind == "U" or stored.kind == "T":
+        return given.kind == "U" and stored.kind == "T"
+    return np.can_cast(given, stored, "same_kind")
+
+
+def as_lists(texts: np.ndarray) -> np.ndarray:
+    """JSON texts as an object array of tuples."""
+    lists = np.empty(len(texts), object)
+    for i, text in enumerate(texts):
+        lists[i] = tuple(json.loads(text))
+    return lists
+
+
+def copy_rows(source: zarr.Array[Any], group: zarr.Group, name: str, num_rows: int) -> None:
+    """Copy the first rows of an array into a group, in chunks of about a megabyte."""
+    row_bytes = source.dtype.itemsize * int(np.prod(source.shape[1:]))
+    rows = rows_per_chunk(num_rows, row_bytes)
+    shape = (num_rows, *source.shape[1:])
+    target = group.create_array(name, shape=shape, chunks=(rows, *shape[1:]), dtype=source.dtype)
+    for start in range(0, num_rows, rows):
+        stop = min(start + rows, num_rows)
+        target[start:stop] = source[start:stop]
