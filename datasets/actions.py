@@ -64,7 +64,7 @@ CANONICAL = ActionSpec(
 """Δx Δy Δz (m), rotation vector (rad), gripper opening in [0, 1] (1 = open), base frame, 5 Hz."""
 
 START_UP = 1e-6
-"""A first row below this in every component is no motion; the moving rows of Bridge exceed 3e-3."""
+"""A first row below this many metres and radians is no motion; Bridge's moving rows exceed 3e-3."""
 
 
 def canonical_gripper(
@@ -188,10 +188,10 @@ def commanded_actions(
     """Canonical actions of a Bridge episode and which rows are valid; the others are zero.
 
     Not valid are the last row, which no frame follows, and a first row without motion (every
-    component below 1e-6): the recorder's start-up, not a command.
+    component below 1e-6 m or rad): the recorder's start-up, not a command.
     """
     actions = to_canonical(stored)
     valid = np.arange(len(actions)) < len(actions) - 1
-    valid[:1] &= np.any(np.abs(stored[:1, :6]) >= START_UP, axis=1)
+    valid[:1] &= np.any(np.abs(actions[:1, :6]) >= START_UP, axis=1)
     actions[~valid] = 0
     return actions, valid

@@ -153,6 +153,7 @@ def _load(
         _check_next_state(checked_rows(signals[ACTION], dim=7, what=ACTION), poses)
     except ValueError as error:
         raise ValueError(f"{episode.rows}, episode {episode.index}: {error}") from error
+    _check_videos(episode)
     actions, valid = AchievedActions(spec.gripper)(poses)
     return Trajectory(
         episode_id=episode_id,
@@ -167,6 +168,13 @@ def _load(
         success=None,
         signals=signals,
     )
+
+
+def _check_videos(episode: Episode) -> None:
+    """Open every video once, so that damage shows now and not in the middle of a conversion."""
+    for frames in episode.frames.values():
+        if not all(frames.size):
+            raise ValueError(f"{frames.path} holds no pictures.")
 
 
 def _check_next_state(actions: np.ndarray, poses: np.ndarray) -> None:

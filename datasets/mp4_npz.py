@@ -65,7 +65,7 @@ def open_mp4_npz(path: Path) -> FileDataset:
 def _read(file: Path) -> np.ndarray:
     """The stored actions."""
     try:
-        with np.load(file) as archive:
+        with file.open("rb") as stream, np.load(stream) as archive:
             stored = archive["arr_0"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file} has no readable array `arr_0` of actions ({error}).") from error

@@ -113,6 +113,7 @@ def _summarize(builder: Builder, episode_id: str) -> EpisodeSummary:
 
 def _load(builder: Builder, path: Path, cameras: tuple[str, ...], episode_id: str) -> Trajectory:
     where, record = builder.record(episode_id)
+    instruction = _instruction(where, record)
     try:
         signals = _signals(builder, record)
         actions, valid = commanded_actions(signals["action"], DeltaPose(SPEC))
@@ -127,7 +128,7 @@ def _load(builder: Builder, path: Path, cameras: tuple[str, ...], episode_id: st
         action_valid=valid,
         states=PoseStates(SPEC.gripper)(poses),
         action_spec=SPEC,
-        instruction=_instruction(where, record),
+        instruction=instruction,
         rate_hz=SPEC.rate_hz,
         success=None,
         signals=signals,

@@ -27,7 +27,7 @@ def masked_crc(data: bytes) -> int:
     """CRC-32C, rotated and shifted as TFRecord stores it.
 
     >>> hex(masked_crc(b"123456789"))
-    '0xc7893c01'
+    '0xc78ab0e5'
     """
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
@@ -79,7 +79,7 @@ def parse_example(payload: bytes) -> dict[str, Values]:
     Raises:
         ValueError: if the bytes are not such a message.
 
-    >>> parse_example(bytes.fromhex("0a0c0a0a0a016112051a03010203"))
+    >>> parse_example(bytes.fromhex("0a0e0a0c0a016112071a050a03010203"))
     {'a': array([1, 2, 3])}
     """
     features: dict[str, Values] = {}

@@ -125,12 +125,13 @@ def _opened(path: Path) -> Any:
 
 
 def _video_stream(container: Any, path: Path) -> Any:
+    """The first video stream, set to report damage."""
     if not container.streams.video:
         raise ValueError(f"{path} holds no video stream.")
     stream = container.streams.video[0]
-    stream.codec_context.options = {
-        "err_detect": "explode"
-    }  # broken pictures are errors, not grey patches
+    if stream.codec_context is None:
+        raise ValueError(f"{path} is not a readable video (unknown codec); it is damaged.")
+    stream.codec_context.options = {"err_detect": "explode"}  # errors, not grey patches
     return stream
 
 

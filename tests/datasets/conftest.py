@@ -1,0 +1,192 @@
+"""Small files of each form, so that tests can break them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import google_crc32c
+import numpy as np
+import pytest
+import simplejpeg
+
+
+def gradients(num_frames: int, height: int = 32, width: int = 48) -> np.ndarray:
+    """Smooth frames, each brighter than the one before, so that a frame shows its number."""
+    y, x = np.mgrid[:height, :width]
+    base = np.stack([2 * y, x, (x + y) // 2], axis=-1)
+    steps = 3 * np.arange(num_frames)[:, None, None, None]
+    return np.clip(base + steps, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def write_mp4() -> Callable[..., np.ndarray]:
+    """Write frames as H.264 with B-frames and few key frames; returns the frames."""
+
+    def write(
+        path: Path, num_frames: int, *, rate: int = 20, faststart: bool = False
+    ) -> np.ndarray:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frames = gradients(num_frames)
+        options = {"movflags": "faststart"} if faststart else {}
+        with av.open(str(path), "w", options=options) as container:
+            stream = container.add_stream("libx264", rate=rate, options={"bf": "2", "g": "30"})
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        return frames
+
+    return write
+
+
+def random_poses(num_frames: int, seed: int = 0) -> np.ndarray:
+    """Smooth absolute poses [time, 7] whose roll crosses ±π, as the DROID arm's does."""
+    generator = np.random.default_rng(seed)
+    poses = np.cumsum(generator.normal(0, 0.02, (num_frames, 7)), axis=0)
+    poses[:, 3] = np.angle(np.exp(1j * (poses[:, 3] + np.pi)))
+    poses[:, 6] = np.linspace(0, 0.9, num_frames)
+    return poses.astype(np.float32).astype(np.float64)
+
+
+@pytest.fixture(scope="session")
+def poses() -> np.ndarray:
+    return random_poses(12)
+
+
+@pytest.fixture
+def droid_folder(tmp_path: Path, write_mp4: Callable[..., np.ndarray], poses: np.ndarray) -> Path:
+    """One annotation with three videos of 12 frames."""
+    root = tmp_path / "droid"
+    videos = [f"videos/train/0/{i}.mp4" for i in range(3)]
+    for video in videos:
+        write_mp4(root / video, 12)
+    annotation = {
+        "texts": ["lift the cup"],
+        "success": 1,
+        "video_length": 12,
+        "videos": [{"video_path": video} for video in videos],
+        "states": poses.tolist(),
+        "action.gripper_position": [0.0] * 35,
+    }
+    file = root / "annotation/train/0.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(annotation))
+    return root
+
+
+@pytest.fixture
+def worldgym_folder(tmp_path: Path, write_mp4: Callable[..., np.ndarray]) -> Path:
+    """One mp4 of 6 frames and its scaled actions, the first row zero."""
+    root = tmp_path / "worldgym"
+    write_mp4(root / "train/000000000.mp4", 6)
+    actions = np.zeros((6, 10), np.float32)
+    actions[1:, :7] = [0.35, -0.7, 0.0, 0.0, 0.0, 0.56, -1.0]
+    actions[0, 6] = -1
+    np.savez(root / "train/000000000.npz", arr_0=actions)
+    return root
+
+
+def _varint(value: int) -> bytes:
+    out = b""
+    while value >= 0x80:
+        out += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return out + bytes([value])
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+
+
+def encode_example(features: dict[str, Any]) -> bytes:
+    """A serialised `tf.train.Example`, written from the format's description."""
+    entries = b""
+    for name, values in features.items():
+        if isinstance(values, list):
+            feature = _field(1, b"".join(_field(1, value) for value in values))
+        elif values.dtype == np.float32:
+            feature = _field(2, _field(1, values.astype("<f4").tobytes()))
+        else:
+            numbers = b"".join(_varint(int(value) % 2**64) for value in values.ravel())
+            feature = _field(3, _field(1, numbers))
+        entries += _field(1, _field(1, name.encode()) + _field(2, feature))
+    return _field(1, entries)
+
+
+def frame_record(payload: bytes) -> bytes:
+    """A TFRecord around a payload, written from the format's description."""
+
+    def masked(data: bytes) -> bytes:
+        crc = google_crc32c.value(data)
+        return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32)
+
+    length = struct.pack("<Q", len(payload))
+    return length + masked(length) + payload + masked(payload)
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[[dict[str, Any]], bytes]:
+    return encode_example
+
+
+@pytest.fixture(scope="session")
+def framed() -> Callable[[bytes], bytes]:
+    return frame_record
+
+
+@pytest.fixture(scope="session")
+def rlds_features() -> dict[str, Any]:
+    """The features of one record: 4 steps, one lit and one black camera."""
+    generator = np.random.default_rng(0)
+    lit = [simplejpeg.encode_jpeg(frame, quality=95) for frame in gradients(4)]
+    black = [simplejpeg.encode_jpeg(np.zeros((32, 48, 3), np.uint8)) for _ in range(4)]
+    actions = generator.normal(0, 0.02, (4, 7)).astype(np.float32)
+    actions[:, 6] = 1
+    actions[0, :6] = 1e-7
+    return {
+        "steps/action": actions,
+        "steps/observation/state": random_poses(4).astype(np.float32),
+        "steps/language_instruction": [b"open the drawer"] * 4,
+        "steps/observation/image_0": lit,
+        "steps/observation/image_3": black,
+        "steps/is_first": np.array([1, 0, 0, 0]),
+    }
+
+
+def _tensor(shape: list[str], dtype: str) -> dict[str, Any]:
+    return {
+        "pythonClassName": "x.Tensor",
+        "tensor": {"shape": {"dimensions": shape}, "dtype": dtype},
+    }
+
+
+def _nested(**features: Any) -> dict[str, Any]:
+    return {"pythonClassName": "x.FeaturesDict", "featuresDict": {"features": features}}
+
+
+@pytest.fixture
+def rlds_folder(tmp_path: Path, rlds_features: dict[str, Any]) -> Path:
+    """Two episodes in one shard of a split."""
+    root = tmp_path / "rlds"
+    root.mkdir()
+    image = {"pythonClassName": "x.Image"}
+    step = _nested(
+        action=_tensor(["7"], "float32"),
+        observation=_nested(state=_tensor(["7"], "float32"), image_0=image, image_3=image),
+        language_instruction={"pythonClassName": "x.Text"},
+        is_first=_tensor([], "bool"),
+    )
+    features = _nested(steps={"pythonClassName": "x.Dataset", "sequence": {"feature": step}})
+    splits = [{"name": "train", "shardLengths": ["2"]}]
+    info = {"name": "bridge_test", "splits": splits}
+    (root / "features.json").write_text(json.dumps(features))
+    (root / "dataset_info.json").write_text(json.dumps(info))
+    shard = root / "bridge_test-train.tfrecord-00000-of-00001"
+    shard.write_bytes(frame_record(encode_example(rlds_features)) * 2)
+    return root

@@ -1,0 +1,228 @@
+"""LeRobot v3.0: the same canonical arrays as the annotations, and folders broken in every way."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from worldmodel.datasets.annotation_json import open_annotation_json
+from worldmodel.datasets.lerobot_v3 import open_lerobot_v3
+
+VIDEO = "observation.images.wrist"
+ANNOTATED = {7: "val/1799", 8: "val/18599", 9: "val/199", 10: "val/899"}
+"""LeRobot's index of the validation episodes; the others keep their number."""
+
+
+def test_real_episodes_are_all_found(real_data: Path) -> None:
+    dataset = open_lerobot_v3(real_data / "droid_lerobot_v3")
+    assert dataset.episode_ids == tuple(f"train/{i}" for i in range(11))
+    lengths = [dataset.summary(i).num_frames for i in range(11)]
+    assert lengths == [56, 89, 137, 80, 124, 62, 39, 41, 72, 33, 121]
+    assert dataset.cameras == ("exterior_1_left",)
+    assert dataset.rate_hz == 5.0
+    assert dataset.summary(1).instruction == "Put the blue block in the green bowl"
+
+
+@pytest.mark.parametrize("index", range(11))
+def test_canonical_arrays_equal_those_of_the_annotations(real_data: Path, index: int) -> None:
+    lerobot = open_lerobot_v3(real_data / "droid_lerobot_v3").episode(index)
+    annotated = open_annotation_json(real_data / "droid").episode(
+        ANNOTATED.get(index, f"train/{index}")
+    )
+    np.testing.assert_allclose(lerobot.actions, annotated.actions, atol=1e-6)
+    np.testing.assert_array_equal(lerobot.action_valid, annotated.action_valid)
+    assert lerobot.states is not None
+    assert annotated.states is not None
+    np.testing.assert_allclose(lerobot.states, annotated.states, atol=1e-6)
+
+
+def test_frames_of_a_late_episode_are_those_of_its_own_video(real_data: Path) -> None:
+    """The shared AV1 video was re-encoded: small differences, but the right frames."""
+    lerobot = open_lerobot_v3(real_data / "droid_lerobot_v3").episode("train/9")
+    annotated = open_annotation_json(real_data / "droid").episode("val/199")
+    ours = lerobot.frames["exterior_1_left"][10:30].astype(np.float64)
+    theirs = annotated.frames["exterior_1_left"][9:31].astype(np.float64)
+    gaps = [np.abs(ours - theirs[shift : shift + 20]).mean() for shift in range(3)]
+    assert int(np.argmin(gaps)) == 1
+    assert gaps[1] < 4
+
+
+def rows(num_frames: int, poses: np.ndarray) -> dict[str, Any]:
+    states = poses[:num_frames].astype(np.float32)
+    following = np.concatenate([states[1:], states[-1:]])
+    return {
+        "observation.state": list(states),
+        "action": list(following),
+        "timestamp": np.arange(num_frames, dtype=np.float32) / 5,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path, poses: np.ndarray, write_mp4: Callable[..., np.ndarray]) -> Path:
+    """Two episodes of 12 and 8 frames that share one table and one video."""
+    root = tmp_path / "lerobot"
+    both = [{**rows(n, poses), "episode_index": np.full(n, i)} for i, n in enumerate((12, 8))]
+    table = {key: [x for episode in both for x in episode[key]] for key in both[0]}
+    write_table(root / "data/chunk-000/file-000.parquet", table)
+    write_mp4(root / f"videos/{VIDEO}/chunk-000/file-000.mp4", 20, rate=5)
+    episodes = {
+        "episode_index": [0, 1],
+        "tasks": [["stack"], []],
+        "length": [12, 8],
+        "data/chunk_index": [0, 0],
+        "data/file_index": [0, 0],
+        f"videos/{VIDEO}/chunk_index": [0, 0],
+        f"videos/{VIDEO}/file_index": [0, 0],
+        f"videos/{VIDEO}/from_timestamp": [0.0, 2.4],
+        f"videos/{VIDEO}/to_timestamp": [2.4, 4.0],
+    }
+    write_table(root / "meta/episodes/chunk-000/file-000.parquet", episodes)
+    vector = {"dtype": "float32", "shape": [7]}
+    info = {
+        "codebase_version": "v3.0",
+        "fps": 5,
+        "total_episodes": 2,
+        "splits": {"train": "0:1", "val": "1:2"},
+        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        "features": {VIDEO: {"dtype": "video"}, "observation.state": vector, "action": vector},
+    }
+    (root / "meta/info.json").write_text(json.dumps(info))
+    return root
+
+
+def write_table(file: Path, columns: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+
+
+def edit_table(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    columns = pyarrow.parquet.ParquetFile(file).read().to_pydict()
+    change(columns)
+    write_table(file, columns)
+
+
+def test_a_small_folder(folder: Path) -> None:
+    dataset = open_lerobot_v3(folder)
+    assert dataset.episode_ids == ("train/0", "val/1")
+    assert [dataset.summary(i).instruction for i in (0, 1)] == ["stack", ""]
+    first, second = dataset
+    assert (len(first), len(second)) == (12, 8)
+    brightness = [
+        frames[:].mean(axis=(1, 2, 3)) for frames in (first.frames["wrist"], second.frames["wrist"])
+    ]
+    assert (np.diff(np.concatenate(brightness)) > 1).all()  # each frame is brighter than the last
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda i: i.pop("fps"), "it lacks 'fps'"),
+        (lambda i: i.update(fps=0), "`fps` must be positive, got 0"),
+        (
+            lambda i: i.update(codebase_version="v2.1"),
+            "`codebase_version` is 'v2.1', expected 'v3.0'",
+        ),
+        (
+            lambda i: i.update(data_path="data/{episode_chunk}.parquet"),
+            "`data_path` uses the unknown fields episode_chunk",
+        ),
+        (lambda i: i["features"].pop("action"), r"must declare `action` with shape \[7\]"),
+        (lambda i: i["features"].pop(VIDEO), "declare no video `observation.images.<camera>`"),
+        (
+            lambda i: i["splits"].update(val="1:99"),
+            "split 'val' is '1:99', but `total_episodes` is 2",
+        ),
+        (lambda i: i["splits"].update(val="all"), "is not LeRobot v3.0 as DROID needs it"),
+        (lambda i: i.update(total_episodes=3), "lists 2 episodes, but .* declares 3"),
+        (lambda i: i.update(features=[]), "is not LeRobot v3.0"),
+    ],
+)
+def test_wrong_declarations_are_refused(
+    folder: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    file = folder / "meta/info.json"
+    info = json.loads(file.read_text())
+    change(info)
+    file.write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=message) as caught:
+        open_lerobot_v3(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3"])
+def test_a_broken_info_is_refused(folder: Path, text: str) -> None:
+    (folder / "meta/info.json").write_text(text)
+    with pytest.raises(ValueError, match=r"info\.json is not LeRobot v3\.0"):
+        open_lerobot_v3(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("tasks"), "lacks the columns tasks"),
+        (lambda c: c.pop(f"videos/{VIDEO}/from_timestamp"), "lacks the columns .*from_timestamp"),
+        (lambda c: c.update(length=[12, 9]), "gives episode 1 8 frames, but it has 9 rows"),
+        (lambda c: c.update(episode_index=[0, 2]), "numbered from 0"),
+        (lambda c: c.update({"data/file_index": [0, None]}), "episode 1 has no data/file_index"),
+    ],
+)
+def test_a_wrong_list_of_episodes_is_refused(
+    folder: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edit_table(folder / "meta/episodes/chunk-000/file-000.parquet", change)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_lerobot_v3(folder)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("action"), "lacks the columns action"),
+        (lambda c: [column.pop() for column in c.values()], "episode 1: 7 rows, expected 8"),
+        (lambda c: c.update(action=c["observation.state"]), "differs from the next .* by up to"),
+        (
+            lambda c: c["observation.state"][14].__setitem__(0, np.nan),
+            "NaN or infinity.*row 2 of 8",
+        ),
+        (lambda c: c["action"][15].pop(), "episode 1: "),
+        (lambda c: c.update({"observation.state": [0.0] * 20}), "must be rows of 7 numbers"),
+    ],
+)
+def test_wrong_rows_are_refused(
+    folder: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edit_table(folder / "data/chunk-000/file-000.parquet", change)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_lerobot_v3(folder).episode("val/1")
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 no table PAR1"])
+def test_a_damaged_table_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "data/chunk-000/file-000.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=r"file-000\.parquet is not a readable table"):
+        open_lerobot_v3(folder).episode(0)
+
+
+def test_a_truncated_video_is_refused(folder: Path) -> None:
+    mp4 = folder / f"videos/{VIDEO}/chunk-000/file-000.mp4"
+    mp4.write_bytes(mp4.read_bytes()[:900])
+    with pytest.raises(ValueError, match=r"file-000\.mp4 is not a readable video"):
+        open_lerobot_v3(folder).episode(0).frames["wrist"][:]
+
+
+def test_the_malformed_real_folder_is_refused_in_one_sentence(real_data: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"`data_path` uses the unknown fields .*episode_file"
+    ) as e:
+        open_lerobot_v3(real_data / "extra/droid_lerobot_v3_malformed")
+    assert str(e.value).count(". ") == 0
+    assert "\n" not in str(e.value)
