@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,8 @@ from worldmodel.datasets.zarr_folder import rows_per_chunk
 
 JPEG_QUALITY = 95
 JPEG_CHUNK_BYTES = 2**18
+BLOCK_BYTES = 2**27
+"""Pixels that a writer holds in memory at a time."""
 
 
 def encode_jpeg(frame: UInt8[np.ndarray, "height width 3"]) -> bytes:
@@ -108,8 +111,7 @@ def write_frames(group: zarr.Group, name: str, frames: Frames, encoding: str) ->
 
 def write_jpeg_frames(group: zarr.Group, name: str, frames: Frames) -> None:
     """Write JPEG bytes; those of a source that offers `jpeg(index)` pass through untouched."""
-    stored = getattr(frames, "jpeg", lambda index: None)
-    images = [stored(i) or encode_jpeg(frames[i : i + 1][0]) for i in range(len(frames))]
+    images = [data for block in blocks(frames, 1) for data in jpeg_bytes(frames, block)]
     offsets = np.cumsum([0, *map(len, images)]).tolist()
     num_chunks = -(-offsets[-1] // JPEG_CHUNK_BYTES)
     group.create_array(
@@ -122,11 +124,31 @@ def write_jpeg_frames(group: zarr.Group, name: str, frames: Frames) -> None:
     )
 
 
+def jpeg_bytes(frames: Frames, block: slice) -> list[bytes]:
+    """The JPEG bytes of a block of frames.
+
+    Bytes that pass through are decoded too: a broken image must not enter the store.
+    """
+    pixels = frames[block]
+    stored = getattr(frames, "jpeg", None)
+    if stored is None:
+        return [encode_jpeg(frame) for frame in pixels]
+    return [stored(index) for index in range(block.start, block.stop)]
+
+
 def write_raw_frames(group: zarr.Group, name: str, frames: Frames) -> None:
     """Write pixels in zstd-compressed chunks of about a megabyte."""
     height, width = frames.size
-    chunk = rows_per_chunk(len(frames), height * width * 3)
     shape = (len(frames), height, width, 3)
-    array = group.create_array(name, shape=shape, chunks=(chunk, *shape[1:]), dtype=np.uint8)
-    for start in range(0, len(frames), chunk):
-        array[start : start + chunk] = frames[start : start + chunk]
+    rows = rows_per_chunk(len(frames), height * width * 3)
+    array = group.create_array(name, shape=shape, chunks=(rows, *shape[1:]), dtype=np.uint8)
+    for block in blocks(frames, rows):
+        array[block] = frames[block]
+
+
+def blocks(frames: Frames, rows: int) -> Iterator[slice]:
+    """Windows of many frames, a multiple of `rows` each: a video is slow to decode bit by bit."""
+    height, width = frames.size
+    length = rows * max(1, BLOCK_BYTES // (rows * height * width * 3))
+    for start in range(0, len(frames), length):
+        yield slice(start, min(start + length, len(frames)))

@@ -61,6 +61,10 @@ class JpegFrames:
             return np.empty((0, *self.size, 3), np.uint8)
         return np.stack([self._decode(index) for index in range(start, stop)])
 
+    def jpeg(self, index: int) -> bytes:
+        """The image of one frame as it is stored; a writer of JPEG can pass it through."""
+        return self.payloads[index]
+
     def _decode(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
         try:
             return simplejpeg.decode_jpeg(self.payloads[index], fastdct=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,27 @@ import google_crc32c
 import numpy as np
 import pytest
 import simplejpeg
+
+from worldmodel.datasets.actions import CANONICAL
+from worldmodel.datasets.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class ArrayFrames:
+    """Frames [time, height, width, 3] held in memory."""
+
+    pixels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, window: slice) -> np.ndarray:
+        return self.pixels[window]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[2]
 
 
 def gradients(num_frames: int, height: int = 32, width: int = 48) -> np.ndarray:
@@ -190,3 +212,29 @@ def rlds_folder(tmp_path: Path, rlds_features: dict[str, Any]) -> Path:
     shard = root / "bridge_test-train.tfrecord-00000-of-00001"
     shard.write_bytes(frame_record(encode_example(rlds_features)) * 2)
     return root
+
+
+@pytest.fixture
+def make_trajectory() -> Callable[..., Trajectory]:
+    """An episode of 12 frames, two cameras of different size; any field can be replaced."""
+
+    def make(episode_id: str, *, seed: int = 0, **changes: Any) -> Trajectory:
+        generator = np.random.default_rng(seed)
+        fields: dict[str, Any] = {
+            "source": "made up",
+            "frames": {
+                "front": ArrayFrames(gradients(12, 64, 96)),
+                "wrist": ArrayFrames(gradients(12, 16, 24)[::-1]),
+            },
+            "actions": generator.normal(0, 0.02, (12, 7)).astype(np.float32),
+            "action_valid": np.arange(12) < 11,
+            "states": generator.normal(size=(12, 10)).astype(np.float32),
+            "action_spec": CANONICAL,
+            "instruction": "lift",
+            "rate_hz": 5.0,
+            "success": None,
+            "signals": {"done": np.arange(12) > 9, "raw/pose": generator.normal(size=(36, 6))},
+        }
+        return Trajectory(episode_id=episode_id, **(fields | changes))
+
+    return make
