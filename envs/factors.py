@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from jaxtyping import Float
 
 from worldmodel.envs.registry import lookup
 from worldmodel.envs.scene import OBJECT_SHAPES, PATTERNS
 
 Option = TypeVar("Option")
 RGB = tuple[float, float, float]
+Vector = Float[np.ndarray, " 3"]
 
 SEVERITIES = (1, 2, 3)
 """1 lies just outside the nominal range, 3 is unmistakable."""
@@ -150,7 +151,7 @@ def _background(domain: Domain, severity: int, rng: np.random.Generator) -> Doma
 
 def _lighting(domain: Domain, severity: int, rng: np.random.Generator) -> Domain:
     if severity == 3:
-        position = (rng.choice([-0.35, 0.9]), rng.choice([-0.9, 0.9]), 0.7)
+        position = np.array([rng.choice([-0.35, 0.9]), rng.choice([-0.9, 0.9]), 0.7])
         color, ambient = _pick(rng, STRONG_LIGHTS)
         return replace(domain, light_pos=as_rgb(position), light_rgb=color, ambient=ambient)
     angle, distance = rng.uniform(0, 2 * np.pi), (0.3, 0.6)[severity - 1]
@@ -218,15 +219,15 @@ def _pick(rng: np.random.Generator, options: Sequence[Option]) -> Option:
     return options[int(rng.integers(len(options)))]
 
 
-def as_rgb(values: ArrayLike) -> RGB:
+def as_rgb(values: Vector) -> RGB:
     """Three numbers as a tuple of Python floats."""
-    first, second, third = np.asarray(values, float).tolist()
+    first, second, third = values.tolist()
     return first, second, third
 
 
-def _tint(color: RGB, gain: ArrayLike) -> RGB:
+def _tint(color: RGB, gain: float | Vector) -> RGB:
     return as_rgb(np.array(color) * gain)
 
 
-def _moved(position: RGB, offset: ArrayLike) -> RGB:
+def _moved(position: RGB, offset: Vector) -> RGB:
     return as_rgb(np.array(position) + offset)

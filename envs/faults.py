@@ -94,7 +94,7 @@ FAULTS: dict[str, Callable[[int, np.random.Generator], Fault]] = {
     "scale": _scale,
     "flip_y": _linear(*(np.diag([1, gain, 1]) for gain in (0.3, -0.3, -1.0))),
     "swap_xy": _linear(*(w * _SWAP + (1 - w) * np.eye(3) for w in (0.3, 0.6, 1.0))),
-    "wrong_frame": _linear(_turn(30), _turn(60), _turn(90)),
+    "wrong_frame": _linear(_turn(30.0), _turn(60.0), _turn(90.0)),
     "jitter": _jitter,
     "delay": _delay,
     "invert_gripper": _sometimes(_inverted_gripper, 0.15, 0.4, 1.0),

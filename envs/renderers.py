@@ -11,7 +11,7 @@ import importlib
 import os
 import subprocess
 import sys
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -29,6 +29,7 @@ NO_OPENGL = "disable"
 PROBE_TIMEOUT_S = 60
 
 
+@runtime_checkable
 class Renderer(Protocol):
     """Draws the camera's view of a simulation."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -48,6 +48,7 @@ class PolicySpec:
     """Whether the policy moves about once it is done with the task."""
 
 
+@runtime_checkable
 class Controller(Protocol):
     """Chooses the next canonical action."""
 
@@ -76,16 +77,16 @@ class Phase:
 
 
 PICK_PLACE = (
-    Phase(above="object", height=0.1, opening=1, near=0.02, level=0.03),
-    Phase(above="object", height=0.018, opening=1, near=0.012, level=0.009),
-    Phase(above="here", height=None, opening=0, least_steps=2),
-    Phase(above="here", height=0.12, opening=0, level=0.02),
-    Phase(above="zone", height=0.12, opening=0, near=0.022),
-    Phase(above="zone", height=0.03, opening=0, level=0.015),
-    Phase(above="zone", height=0.03, opening=1, least_steps=2),
-    Phase(above="zone", height=0.13, opening=1, level=0.02),
+    Phase(above="object", height=0.1, opening=1.0, near=0.02, level=0.03),
+    Phase(above="object", height=0.018, opening=1.0, near=0.012, level=0.009),
+    Phase(above="here", height=None, opening=0.0, least_steps=2),
+    Phase(above="here", height=0.12, opening=0.0, level=0.02),
+    Phase(above="zone", height=0.12, opening=0.0, near=0.022),
+    Phase(above="zone", height=0.03, opening=0.0, level=0.015),
+    Phase(above="zone", height=0.03, opening=1.0, least_steps=2),
+    Phase(above="zone", height=0.13, opening=1.0, level=0.02),
 )
-LIFT = (*PICK_PLACE[: GRASP + 1], Phase(above="here", height=0.14, opening=0, level=0.02))
+LIFT = (*PICK_PLACE[: GRASP + 1], Phase(above="here", height=0.14, opening=0.0, level=0.02))
 
 
 class Grasper:

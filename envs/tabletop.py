@@ -61,9 +61,8 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         self.simulation = Simulation(height, width)
         self.renderer = make_renderer(backend, self.simulation.model, height, width)
         image = Box(0, 255, (height, width, 3), np.uint8)
-        self.observation_space: Space[Any] = Dict(
-            {"image": image, "state": Box(-np.inf, np.inf, (10,))}
-        )
+        state = Box(np.array([-1] * 9 + [0], np.float32), np.ones(10, np.float32))
+        self.observation_space: Space[Any] = Dict({"image": image, "state": state})
         self.action_space = Box(ACTION_LOW, ACTION_HIGH)
 
     def reset(
@@ -110,6 +109,8 @@ def _domain(options: dict[str, Any], rng: np.random.Generator) -> Domain:
             f"`options` takes `factor`, `severity` and `domain`, got {sorted(unexpected)}."
         )
     if "domain" in options:
+        if not isinstance(options["domain"], Domain):
+            raise ValueError(f"`domain` must be a Domain, got {options['domain']!r}.")
         return options["domain"]
     return shifted(options.get("factor", "nominal"), options.get("severity", 1), rng)
 
