@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from worldmodel.datasets.clip_dataset import stack_views
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.model import WorldModel
@@ -21,16 +22,6 @@ def success_per_frame(trajectory: Trajectory) -> np.ndarray:
     if "success" in trajectory.signals:
         return np.asarray(trajectory.signals["success"], dtype=np.float32)
     return np.full(len(trajectory), np.nan, dtype=np.float32)
-
-
-def stack_views(trajectory: Trajectory, cameras: Sequence[str]) -> np.ndarray:
-    """All frames of the chosen cameras, uint8 [time, view, height, width, 3]."""
-    missing = [name for name in cameras if name not in trajectory.frames]
-    if missing:
-        raise ValueError(
-            f"Episode {trajectory.episode_id!r} has no camera {missing[0]!r}; it has {sorted(trajectory.frames)}."
-        )
-    return np.stack([trajectory.frames[name][0 : len(trajectory)] for name in cameras], axis=1)
 
 
 class LatentClips(Dataset[LatentBatch]):
@@ -80,7 +71,7 @@ def labelled(latents: Tensor, trajectory: Trajectory) -> LatentBatch:
 
 def encode_episode(model: WorldModel, trajectory: Trajectory) -> LatentBatch:
     """A whole episode as a batch of one, latents in half precision."""
-    pixels = torch.from_numpy(stack_views(trajectory, model.config.cameras))
+    pixels = torch.from_numpy(stack_views(trajectory, model.config.cameras, slice(None)))
     return labelled(model.encode(pixels)[None].half().cpu().clone(), trajectory)
 
 

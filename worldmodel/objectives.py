@@ -188,6 +188,14 @@ class ConfidenceObjective(nn.Module):
             action_valid=batch.action_valid[:, :-1],
             seeds=draws[:-1],
         )
+        # The deployed event is a float32 rollout, whatever precision the rest of training runs in.
+        with torch.autocast(batch.latents.device.type, enabled=False):
+            return self._score(batch, inputs, generator)
+
+    def _score(
+        self, batch: LatentBatch, inputs: RolloutInputs, generator: Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        dynamics, start = self._dynamics[0], inputs.context.shape[1]
         losses, errors = [], []
         for index, frame in enumerate(frames(dynamics, inputs, num_steps=self.num_steps)):
             # Tensors made in inference mode cannot be saved for a backward pass; clones can.

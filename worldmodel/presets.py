@@ -41,6 +41,8 @@ class Preset:
     """Frames between the two frames of an item of the tokenizer's training."""
     num_steps: int = 1
     """Sampler steps per frame."""
+    precision: str = "no"
+    """"no" (float32) or "bf16"."""
     shares: tuple[float, float] = (0.65, 0.15)
     """Shares of the episodes for tokenizer and dynamics, and for the confidence head; the rest is left untouched for
     calibration."""
@@ -55,17 +57,12 @@ class Preset:
 
 TABLETOP = Preset(
     image_height=64,
-    tokenizer_loop=LoopConfig(
-        steps=6000, batch_size=16, learning_rate=1.5e-3, precision="bf16", clip_norm=5.0
-    ),
-    dynamics_loop=LoopConfig(
-        steps=6000, batch_size=12, learning_rate=1e-3, muon_learning_rate=0.02, precision="bf16"
-    ),
-    rollout_loop=LoopConfig(
-        steps=1500, batch_size=12, learning_rate=3e-4, muon_learning_rate=0.005, precision="bf16"
-    ),
-    confidence_loop=LoopConfig(steps=500, batch_size=16, learning_rate=1e-3),
-    judge_loop=LoopConfig(steps=800, batch_size=16, learning_rate=1e-3),
+    precision="bf16",
+    tokenizer_loop=LoopConfig(steps=2400, batch_size=16, learning_rate=1.5e-3, clip_norm=5.0),
+    dynamics_loop=LoopConfig(steps=2800, batch_size=12, muon_learning_rate=0.02),
+    rollout_loop=LoopConfig(steps=700, batch_size=12, learning_rate=3e-4, muon_learning_rate=0.005),
+    confidence_loop=LoopConfig(steps=300, batch_size=12),
+    judge_loop=LoopConfig(steps=500, batch_size=16),
     shares=(0.85, 0.15),
 )
 

@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from torch import nn
 from torch.utils.data import Dataset
 
 from worldmodel.datasets.actions import CANONICAL
+from worldmodel.datasets.clip_dataset import stack_views
 from worldmodel.datasets.clip_store import ClipStore
-from worldmodel.latent_clips import LatentClips, collate_latents, encode_store, stack_views
+from worldmodel.latent_clips import LatentClips, collate_latents, encode_store
 from worldmodel.model import ModelConfig, WorldModel, resize
 from worldmodel.objectives import (
     ConfidenceObjective,
@@ -28,7 +31,7 @@ from worldmodel.objectives import (
 )
 from worldmodel.presets import Preset, get_preset
 from worldmodel.tokenizers import Tokenizer, to_model
-from worldmodel.training import fit
+from worldmodel.training import LoopConfig, fit
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ class FramePairs(Dataset[torch.Tensor]):
     ) -> None:
         self.stride = stride
         self.episodes = [
-            torch.from_numpy(stack_views(store.episode(name), cameras)) for name in episode_ids
+            torch.from_numpy(stack_views(store.episode(name), cameras, slice(None)))
+            for name in episode_ids
         ]
         self.index = [
             (e, t) for e, frames in enumerate(self.episodes) for t in range(len(frames) - stride)
@@ -130,13 +134,28 @@ class Run:
     folder: Path
     split: Split
 
+    def fit(
+        self,
+        objective: nn.Module,
+        dataset: Dataset[Any],
+        config: LoopConfig,
+        *,
+        name: str,
+        collate: Callable[[list[Any]], Any] = collate_latents,
+    ) -> None:
+        """Train one stage in its own folder."""
+        precision = self.preset.precision
+        fit(
+            objective, dataset, config, self.folder / name,
+            collate=collate, name=name, precision=precision,
+        )  # fmt: skip
+
 
 def train_tokenizer(run: Run, model: WorldModel) -> None:
     """Train the autoencoder on pairs of frames, then fit the whitening."""
     pairs = FramePairs(run.store, run.split.dynamics, model.config.cameras, run.preset.pair_stride)
     objective = TokenizerObjective(model.tokenizer, model.config.image_size)
-    folder = run.folder / "tokenizer"
-    fit(objective, pairs, run.preset.tokenizer_loop, folder, collate=torch.stack, name="tokenizer")
+    run.fit(objective, pairs, run.preset.tokenizer_loop, name="tokenizer", collate=torch.stack)
     every = max(1, len(pairs) // 2000)
     frames = (pairs[i][0] for i in range(0, len(pairs), every))
     model.tokenizer.fit_whitening(resize(to_model(f), model.config.image_size) for f in frames)
@@ -144,7 +163,8 @@ def train_tokenizer(run: Run, model: WorldModel) -> None:
 
 def part(run: Run, model: WorldModel, names: Sequence[str]) -> list[LatentBatch]:
     """Latents of some of the run's episodes."""
-    return encode_store(model, run.store, names)
+    with PartialState().main_process_first():
+        return encode_store(model, run.store, names)
 
 
 def fit_normalisers(model: WorldModel, episodes: Sequence[LatentBatch]) -> None:
@@ -164,25 +184,11 @@ def train_dynamics(run: Run, model: WorldModel) -> None:
     fit_normalisers(model, episodes)
     clips = LatentClips(episodes, preset.clip_frames)
     forced = DynamicsObjective(model.dynamics, own_context=0.0, passes=1)
-    fit(
-        forced,
-        clips,
-        preset.dynamics_loop,
-        run.folder / "dynamics",
-        collate=collate_latents,
-        name="dynamics",
-    )
+    run.fit(forced, clips, run.preset.dynamics_loop, name="dynamics")
     own = DynamicsObjective(
         model.dynamics, own_context=0.8, passes=preset.rollout_passes, pure_noise=0.8
     )
-    fit(
-        own,
-        clips,
-        preset.rollout_loop,
-        run.folder / "rollout",
-        collate=collate_latents,
-        name="rollout",
-    )
+    run.fit(own, clips, run.preset.rollout_loop, name="rollout")
 
 
 def train_confidence(run: Run, model: WorldModel) -> None:
@@ -192,14 +198,7 @@ def train_confidence(run: Run, model: WorldModel) -> None:
         part(run, model, run.split.confidence), preset.horizon + preset.longest_start
     )
     objective = ConfidenceObjective(model, longest_start=preset.longest_start)
-    fit(
-        objective,
-        clips,
-        preset.confidence_loop,
-        run.folder / "confidence",
-        collate=collate_latents,
-        name="confidence",
-    )
+    run.fit(objective, clips, run.preset.confidence_loop, name="confidence")
 
 
 def train_judge(run: Run, model: WorldModel) -> None:
@@ -210,14 +209,7 @@ def train_judge(run: Run, model: WorldModel) -> None:
     length = min(e.latents.shape[1] for e in episodes)
     objective = JudgeObjective(model.judge, model.action_judge)
     clips = LatentClips(episodes, length)
-    fit(
-        objective,
-        clips,
-        run.preset.judge_loop,
-        run.folder / "judge",
-        collate=collate_latents,
-        name="judge",
-    )
+    run.fit(objective, clips, run.preset.judge_loop, name="judge")
 
 
 STAGES: dict[str, Callable[[Run, WorldModel], None]] = {
@@ -269,7 +261,9 @@ def train(
         stage(run, model)
         done.append(name)
         model.config.provenance["stages"] = done
-        model.save(folder / "model")
+        if PartialState().is_main_process:
+            model.save(folder / "model")
+        PartialState().wait_for_everyone()
     return model
 
 

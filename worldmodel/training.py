@@ -43,8 +43,6 @@ class LoopConfig:
     """Largest gradient norm."""
     average_decay: float = 0.999
     """Decay of the exponential moving average of the weights."""
-    precision: str = "no"
-    """"no" (float32), "bf16" or "fp16"."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
     seed: int = 0
@@ -174,6 +172,7 @@ def fit(
     *,
     collate: Callable[[list[Any]], Any],
     name: str,
+    precision: str = "no",
 ) -> nn.Module:
     """Train `objective` on `dataset` and return it with its averaged weights, in evaluation mode.
 
@@ -183,7 +182,7 @@ def fit(
         NonFiniteLossError: the loss became NaN or infinite; the last checkpoint is kept.
     """
     set_seed(config.seed)
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     average = averaged(objective, config.average_decay).to(accelerator.device)
     steppers = optimizers(objective, config)
     schedulers = [

@@ -1,0 +1,184 @@
+"""A world model's monitor: features for its channels, fitted on nominal episodes, kept beside the checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from worldmodel.latent_clips import LatentBatch
+from worldmodel.model import WorldModel, resize
+from worldmodel.monitors.judge import MonitorConfig
+from worldmodel.monitors.monitor import RuntimeMonitor
+from worldmodel.monitors.recalibration import EpsilonRecalibration
+from worldmodel.monitors.signals import EpisodeSignals
+from worldmodel.rollouts import EPSILONS, EpisodeRollouts, count_reliability, roll_out
+from worldmodel.tokenizers import to_model, to_pixels
+
+MONITOR_EPSILON = 0.5
+"""Error level, in latent standard deviations, whose confidence the monitor looks at."""
+RECALIBRATION = "recalibration.safetensors"
+
+
+def to_model_size(
+    frames: UInt8[Tensor, "*batch h w 3"], model: WorldModel
+) -> UInt8[Tensor, "*batch height width 3"]:
+    """Frames at the size the model works at: what the monitor is shown."""
+    return to_pixels(resize(to_model(frames), model.config.image_size))
+
+
+class FrameFeatures:
+    """Features of real frames for the appearance channel, from the tokenizer alone.
+
+    Whole frame: mean, standard deviation and largest magnitude of each latent channel and of the round-trip residual.
+    Position: its latent and its residual. A tokenizer reconstructs what it was not trained on badly.
+    """
+
+    def __init__(self, model: WorldModel) -> None:
+        self.model = model
+
+    def __call__(
+        self, frame: UInt8[np.ndarray, "*view height width 3"]
+    ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "view h w c"]]:
+        """Features of one frame at the model's size."""
+        views = frame.reshape(-1, *frame.shape[-3:])
+        pooled, positions = self.of_episode(torch.from_numpy(views)[None])
+        return pooled[0], positions[0]
+
+    @torch.inference_mode()
+    def of_episode(
+        self, frames: UInt8[Tensor, "time view height width 3"], *, chunk: int = 64
+    ) -> tuple[Float[np.ndarray, "time d"], Float[np.ndarray, "time view h w c"]]:
+        """Features of every frame of an episode."""
+        views = frames.shape[1]
+        flat = rearrange(frames, "t v h w c -> (t v) h w c")
+        parts = [self._positions(flat[i : i + chunk]) for i in range(0, len(flat), chunk)]
+        positions = rearrange(torch.cat(parts), "(t v) c h w -> t v h w c", v=views)
+        pooled = torch.cat([
+            reduce(positions, "t v h w c -> t (v c)", "mean"),
+            rearrange(positions.std((2, 3)), "t v c -> t (v c)"),
+            reduce(positions.abs(), "t v h w c -> t (v c)", "max"),
+        ], dim=1)  # fmt: skip
+        return pooled.cpu().numpy(), positions.cpu().numpy()
+
+    def _positions(self, frames: UInt8[Tensor, "n h w 3"]) -> Float[Tensor, "n c h w"]:
+        tokenizer = self.model.tokenizer
+        pixels = resize(to_model(frames.to(tokenizer.mean.device)), self.model.config.image_size)
+        latents = tokenizer.encode(pixels)
+        error = (tokenizer.decode(latents) - pixels).abs().mean(1, keepdim=True)
+        residual = torch.nn.functional.adaptive_avg_pool2d(error, latents.shape[-2:])
+        return torch.cat((latents, residual.clamp_min(1e-4).log()), dim=1)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A recorded episode, ready to be imagined and watched."""
+
+    name: str
+    frames: UInt8[Tensor, "time view height width 3"]
+    """At the model's size."""
+    batch: LatentBatch
+
+
+def confidence_maps(rollouts: EpisodeRollouts) -> Float[np.ndarray, "time view channel h w"]:
+    """The confidence the monitor looks at."""
+    return rollouts.confidence[..., EPSILONS.index(MONITOR_EPSILON)].float().numpy()
+
+
+def signals(features: FrameFeatures, episode: Episode, rollouts: EpisodeRollouts) -> EpisodeSignals:
+    """What the monitor's channels see of a recorded episode."""
+    pooled, positions = features.of_episode(episode.frames)
+    return EpisodeSignals(
+        pooled=pooled,
+        positions=positions,
+        confidence=confidence_maps(rollouts),
+        horizon=rollouts.horizon,
+    )
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What `worldmodel calibrate` learns and keeps in `<checkpoint>/monitor`."""
+
+    monitor: RuntimeMonitor
+    """Watches real frames and the model's confidence in them."""
+    recalibration: EpsilonRecalibration
+    """Isotonic curves, one per error level of `EPSILONS`."""
+    horizon: int
+    """Frames imagined before a rollout starts from real frames again."""
+
+    def save(self, folder: Path) -> None:
+        """Write everything into `folder`."""
+        self.monitor.save(folder)
+        save_file(self.recalibration.arrays(), folder / RECALIBRATION)
+        (folder / "rollouts.json").write_text(json.dumps({"horizon": self.horizon}) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path, model: WorldModel) -> Trust:
+        """Read what `save` wrote.
+
+        Raises:
+            OSError: nothing there.
+            ValueError: a file is corrupt.
+        """
+        monitor = RuntimeMonitor.load(folder, features=FrameFeatures(model))
+        try:
+            recalibration = EpsilonRecalibration.from_arrays(load_file(folder / RECALIBRATION))
+            horizon = int(json.loads((folder / "rollouts.json").read_text())["horizon"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"The monitor in {folder} cannot be read; calibrate it again."
+            ) from error
+        return cls(monitor, recalibration, horizon)
+
+
+def fit_trust(
+    model: WorldModel,
+    calibration: Sequence[Episode],
+    reference: Sequence[Episode],
+    *,
+    config: MonitorConfig,
+    horizon: int,
+) -> Trust:
+    """Fit monitor and recalibration.
+
+    Args:
+        model: the world model.
+        calibration: nominal episodes no part of the model was trained on; they set thresholds and curves.
+        reference: episodes that count as familiar; no episode may be in both.
+        config: alarm rates.
+        horizon: frames imagined before a rollout starts from real frames again.
+    """
+    features = FrameFeatures(model)
+    rolled = {
+        name: roll_out(model, [e.batch for e in part], horizon=horizon)
+        for name, part in (("calibration", calibration), ("reference", reference))
+    }
+
+    def all_signals(part: Sequence[Episode], name: str) -> list[EpisodeSignals]:
+        return [signals(features, e, r) for e, r in zip(part, rolled[name], strict=True)]
+
+    monitor = RuntimeMonitor(config, features=features).fit(
+        all_signals(calibration, "calibration"),
+        frame_shape=tuple(calibration[0].frames.shape[1:]),
+        reference=all_signals(reference, "reference"),
+    )
+    longest = max(int(r.horizon.max()) for r in rolled["calibration"])
+    reliability = count_reliability(
+        rolled["calibration"],
+        names=[e.name for e in calibration],
+        horizons=range(1, longest + 1),
+        num_bins=200,
+    )
+    curves = EpsilonRecalibration(EPSILONS)
+    curves.fit([reliability.bins(epsilon=epsilon) for epsilon in EPSILONS])
+    return Trust(monitor, curves, horizon)
