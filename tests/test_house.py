@@ -24,7 +24,7 @@ TOP_FLOOR = ("cli", "__main__", "demo", "evaluation", "planning", "report", "sta
 MAY_IMPORT = {
     "datasets": {"datasets"},
     "monitors": {"monitors"},
-    "core": {"core", "datasets"},
+    "core": {"core", "datasets", "monitors"},
     "envs": {"envs", "core", "datasets", "monitors"},
     "top": {"top", "envs", "core", "datasets", "monitors"},
 }
