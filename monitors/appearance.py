@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Float64
 
 from worldmodel.monitors.errors import require_fitted
-from worldmodel.monitors.gaussian import ledoit_wolf, whitened_distance, whitening
+from worldmodel.monitors.gaussian import fit_whitening
+from worldmodel.monitors.neighbours import distance_sample
 
-RIDGE = 1e-2
-"""Added to every variance, in units of the feature's overall variance: a position (say, static
-background) that hardly varies in the reference must not raise an alarm over a hundredth of the
-usual variation."""
+if TYPE_CHECKING:
+    from scipy.spatial import KDTree
 
-USUAL_QUANTILE = 0.99
-"""Share of the reference frames' positions whose score counts as usual in a trust map."""
-LEARNED = (
-    "scale_",
-    "mean_",
-    "whitener_",
-    "position_scale_",
-    "position_mean_",
-    "position_whitener_",
-    "usual_position_",
-)
+BANK_SIZE = 5000
+"""Reference positions kept; on the tabletop they find as much as 40,000 drawn evenly."""
+REGION_SHARE = 1 / 16
+"""Share of a frame's positions that make its least familiar region."""
+LEARNED = ("mean_", "whitener_", "place_", "position_mean_", "position_whitener_", "bank_")
 
 
 class AppearanceChannel:
-    """Mahalanobis distance of a frame to the reference frames, as a whole and per position.
+    """Distance of a frame to reference frames, as a whole and position by position.
 
-    Features are scaled to unit variance; covariances are shrunk as Ledoit and Wolf (2004) do it. A
-    score is the distance divided by the square root of the number of features: about 1 for a
-    familiar frame, higher when more surprising.
+    The whole: the Mahalanobis distance of its pooled features, with the covariance shrunk as Ledoit
+    and Wolf (2004) do it. Light, background and camera show here. A position: the distance of its
+    features to the nearest reference position, wherever in the frame that lay. Objects and tools
+    never seen show here. Features are whitened and distances divided by the square root of their
+    number, so that 1 is the deviation of one typical feature; higher is more surprising.
     """
 
+    def __init__(self, *, seed: int = 0) -> None:
+        self.seed = seed
+
     def fit(
-        self,
-        pooled: Float[np.ndarray, "n d"],
-        positions: Float[np.ndarray, "n *place c"],
+        self, pooled: Float[np.ndarray, "n d"], positions: Float[np.ndarray, " n *place c"]
     ) -> AppearanceChannel:
         """Learn from reference frames: features of the whole and of every latent position."""
         if len(pooled) < 2 or len(pooled) != len(positions):
@@ -47,43 +44,40 @@ class AppearanceChannel:
                 "`pooled` and `positions` need one row per reference frame and at least 2 frames, "
                 f"got {len(pooled)} and {len(positions)} rows."
             )
-        rows = _finite("pooled", pooled)
-        self.scale_ = _spread(rows.std(axis=0))
-        self.mean_, covariance = ledoit_wolf(rows / self.scale_)
-        self.whitener_ = whitening(covariance + RIDGE * np.eye(rows.shape[-1]))
-        self._fit_positions(_finite("positions", positions))
+        _check_finite(pooled, positions)
+        self.mean_, self.whitener_ = fit_whitening(pooled)
+        rows = positions.reshape(-1, positions.shape[-1])
+        self.position_mean_, self.position_whitener_ = fit_whitening(rows)
+        whitened = (rows - self.position_mean_) @ self.position_whitener_.T
+        self.bank_ = distance_sample(whitened, BANK_SIZE, rng=np.random.default_rng(self.seed))
+        self.place_ = np.array(positions.shape[1:-1])
+        self._tree = _tree(self.bank_)
         return self
 
-    def _fit_positions(self, positions: Float64[np.ndarray, "n *place c"]) -> None:
-        c = positions.shape[-1]
-        self.position_scale_ = _spread(positions.std(axis=tuple(range(positions.ndim - 1))))
-        scaled = np.moveaxis(positions / self.position_scale_, 0, -2)
-        self.position_mean_, covariance = ledoit_wolf(scaled)
-        self.position_whitener_ = whitening(covariance + RIDGE * np.eye(c))
-        self.usual_position_ = np.quantile(self.position_scores(positions), USUAL_QUANTILE)
-
-    def score(self, pooled: Float[np.ndarray, "*time d"]) -> Float64[np.ndarray, "*time"]:
+    def score(self, pooled: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
         """How unfamiliar each frame is as a whole."""
         require_fitted(self, "mean_")
-        _same_shape("pooled", pooled.shape[-1:], self.mean_.shape)
-        return whitened_distance(
-            _finite("pooled", pooled) / self.scale_ - self.mean_, self.whitener_
-        )
+        _check_shape("pooled", pooled.shape[1:], self.mean_.shape)
+        _check_finite(pooled)
+        whitened = (pooled - self.mean_) @ self.whitener_.T
+        return np.sqrt((whitened**2).mean(axis=1))
 
     def position_scores(
-        self, positions: Float[np.ndarray, "*time_place c"]
-    ) -> Float64[np.ndarray, "*time_place"]:
+        self, positions: Float[np.ndarray, " n *place c"]
+    ) -> Float64[np.ndarray, " n *place"]:
         """How unfamiliar each latent position of each frame is."""
-        require_fitted(self, "position_mean_")
-        place = self.position_mean_.ndim
-        _same_shape("positions", positions.shape[-place:], self.position_mean_.shape)
-        scaled = _finite("positions", positions) / self.position_scale_
-        return whitened_distance(scaled - self.position_mean_, self.position_whitener_)
+        require_fitted(self, "bank_")
+        num_features = len(self.position_mean_)
+        _check_shape("positions", positions.shape[1:], (*self.place_.tolist(), num_features))
+        _check_finite(positions)
+        whitened = (positions - self.position_mean_) @ self.position_whitener_.T
+        distance, _ = self._tree.query(whitened)
+        return distance / np.sqrt(num_features)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything learned, as plain arrays."""
-        require_fitted(self, "mean_")
-        return {name: np.asarray(getattr(self, name)) for name in LEARNED}
+        require_fitted(self, "bank_")
+        return {name: getattr(self, name) for name in LEARNED}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> AppearanceChannel:
@@ -91,20 +85,32 @@ class AppearanceChannel:
         channel = cls()
         for name in LEARNED:
             setattr(channel, name, arrays[name])
+        channel._tree = _tree(channel.bank_)
         return channel
 
 
-def _finite(name: str, features: Float[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
-    if not np.isfinite(features).all():
-        raise ValueError(f"`{name}` holds NaN or infinite features.")
-    return features.astype(np.float64)
+def region_score(position_scores: Float64[np.ndarray, " n *place"]) -> Float64[np.ndarray, " n"]:
+    """Mean score of the least familiar sixteenth of each frame's positions, of at least one.
+
+    >>> region_score(np.array([[1.0, 3.0], [0.0, 0.5]]))
+    array([3. , 0.5])
+    """
+    flat = position_scores.reshape(len(position_scores), -1)
+    num_worst = max(1, round(REGION_SHARE * flat.shape[1]))
+    return np.sort(flat, axis=1)[:, -num_worst:].mean(axis=1)
 
 
-def _spread(deviation: Float64[np.ndarray, " d"]) -> Float64[np.ndarray, " d"]:
-    """Standard deviations with 1 in place of 0: a feature that never varied keeps its own unit."""
-    return np.where(deviation > 0, deviation, 1.0)
+def _tree(bank: Float64[np.ndarray, "m c"]) -> KDTree:
+    from scipy.spatial import KDTree
+
+    return KDTree(bank)
 
 
-def _same_shape(name: str, shape: tuple[int, ...], fitted: tuple[int, ...]) -> None:
+def _check_finite(*features: np.ndarray) -> None:
+    if not all(np.isfinite(values).all() for values in features):
+        raise ValueError("`pooled` or `positions` holds NaN or infinite features.")
+
+
+def _check_shape(name: str, shape: tuple[int, ...], fitted: tuple[int, ...]) -> None:
     if shape != fitted:
-        raise ValueError(f"`{name}` must end in the shape {fitted} it was fitted on, got {shape}.")
+        raise ValueError(f"`{name}` must have the shape {fitted} per frame, got {shape}.")

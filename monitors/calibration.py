@@ -79,7 +79,9 @@ def bin_rows(
     index = (bin_index + num_bins * np.arange(rows)[:, None]).ravel()
     columns = (np.ones_like(stated), stated, came_true, (stated - came_true) ** 2)
     sums = [np.bincount(index, column.ravel(), minlength=rows * num_bins) for column in columns]
-    return ReliabilityBins(np.stack(sums, dtype=np.float64).reshape(4, rows, num_bins).swapaxes(0, 1))
+    return ReliabilityBins(
+        np.stack(sums, dtype=np.float64).reshape(4, rows, num_bins).swapaxes(0, 1)
+    )
 
 
 def checked(confidence: Float[np.ndarray, "*any"]) -> Float64[np.ndarray, "*any"]:

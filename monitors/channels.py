@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from worldmodel.monitors.appearance import AppearanceChannel
+from worldmodel.monitors.appearance import AppearanceChannel, region_score
 from worldmodel.monitors.confidence import ConfidenceChannel
-from worldmodel.monitors.regions import position_confidence, window_means
+from worldmodel.monitors.regions import position_confidence
 from worldmodel.monitors.signals import EpisodeSignals, stacked
 
 
@@ -24,8 +24,6 @@ class Channels:
 
     appearance: AppearanceChannel | None
     confidence: ConfidenceChannel | None
-    region: int
-    """Side of the window, in latent positions, whose mean makes a region."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -39,14 +37,14 @@ class Channels:
         if self.appearance and signals.pooled is not None and signals.positions is not None:
             scores["appearance"] = self.appearance.score(signals.pooled)
             places = self.appearance.position_scores(signals.positions)
-            scores["region"] = (
-                window_means(places, self.region).reshape(len(places), -1).max(axis=1)
-            )
+            scores["region"] = region_score(places)
         if self.confidence and signals.horizon is not None:
             scores["confidence"][signals.horizon > 0] = self.confidence.score(*signals.imagined())
         return scores
 
-    def trust_map(self, signals: EpisodeSignals) -> Float64[np.ndarray, "*view h w"] | None:
+    def trust_map(
+        self, signals: EpisodeSignals, *, usual_distance: float
+    ) -> Float64[np.ndarray, "*view h w"] | None:
         """Trust in [0, 1] per latent position of the first frame, the least any channel grants.
 
         The appearance channel grants 1 up to the usual distance and usual / distance beyond it; the
@@ -55,14 +53,8 @@ class Channels:
         maps = []
         if self.appearance and signals.positions is not None:
             distance = self.appearance.position_scores(signals.positions[:1])[0]
-            maps.append(
-                self.appearance.usual_position_ / distance.clip(self.appearance.usual_position_)
-            )
-        if (
-            signals.confidence is not None
-            and signals.horizon is not None
-            and signals.horizon[0] > 0
-        ):
+            maps.append(usual_distance / distance.clip(usual_distance))
+        if signals.confidence is not None and signals.horizon is not None and signals.horizon[0]:
             maps.append(position_confidence(signals.confidence[:1])[0])
         if len(maps) == 2 and maps[0].shape != maps[1].shape:
             raise ValueError(
@@ -87,4 +79,4 @@ def fit_channels(
         raise ValueError(
             "`reference` holds no signal that every episode has; nothing can be fitted."
         )
-    return Channels(appearance, confidence, region)
+    return Channels(appearance, confidence)

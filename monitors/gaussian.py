@@ -5,42 +5,36 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Float64
 
+RIDGE = 1e-2
+"""Added to the variance of every standardised feature: a direction that hardly varies in the
+samples must not raise an alarm over a tenth of the feature's usual deviation."""
 
-def ledoit_wolf(
-    samples: Float64[np.ndarray, "*group n d"],
-) -> tuple[Float64[np.ndarray, "*group d"], Float64[np.ndarray, "*group d d"]]:
-    """Mean and covariance, shrunk towards a multiple of the identity (Ledoit and Wolf 2004).
 
-    The weight of the shrinkage is the one that minimises the expected squared error of the
-    covariance.
+def ledoit_wolf(samples: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, "d d"]:
+    """Covariance shrunk towards a multiple of the identity (Ledoit and Wolf 2004).
+
+    The weight of the shrinkage is the one that minimises the expected squared error.
     """
-    n, d = samples.shape[-2:]
-    mean = samples.mean(axis=-2)
-    centred = samples - mean[..., None, :]
-    covariance = np.swapaxes(centred, -1, -2) @ centred / n
-    variance = np.trace(covariance, axis1=-2, axis2=-1)[..., None, None] / d
-    target = variance * np.eye(d)
-    fourth = ((centred**2).sum(axis=-1) ** 2).mean(axis=-1)[..., None, None]
-    noise = (fourth - _squared_norm(covariance)) / n
-    distance = _squared_norm(covariance - target)
-    weight = np.divide(noise.clip(0.0), distance, out=np.ones_like(noise), where=distance > 0).clip(
-        0, 1
-    )
-    return mean, (1 - weight) * covariance + weight * target
+    n, d = samples.shape
+    centred = samples - samples.mean(axis=0)
+    covariance = centred.T @ centred / n
+    target = np.trace(covariance) / d * np.eye(d)
+    distance = ((covariance - target) ** 2).sum()
+    noise = (((centred**2).sum(axis=1) ** 2).mean() - (covariance**2).sum()) / n
+    weight = min(max(noise, 0.0) / distance, 1.0) if distance > 0 else 1.0
+    return (1 - weight) * covariance + weight * target
 
 
-def whitening(covariance: Float64[np.ndarray, "*group d d"]) -> Float64[np.ndarray, "*group d d"]:
-    """The matrix W with W covariance Wᵀ = identity; `covariance` must be positive definite."""
-    return np.linalg.inv(np.linalg.cholesky(covariance))
+def fit_whitening(
+    samples: Float[np.ndarray, "n d"],
+) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:
+    """Mean m and matrix W such that W (x - m) has about unit covariance.
 
-
-def whitened_distance(
-    difference: Float[np.ndarray, "*group d"], whitener: Float64[np.ndarray, "*parts d d"]
-) -> Float64[np.ndarray, "*group"]:
-    """Mahalanobis distance over the square root of d: about 1 for a sample of the Gaussian."""
-    whitened = np.einsum("...ij,...j->...i", whitener, difference)
-    return np.sqrt((whitened**2).mean(axis=-1))
-
-
-def _squared_norm(matrix: Float64[np.ndarray, "*group d d"]) -> Float64[np.ndarray, "*group 1 1"]:
-    return (matrix**2).sum(axis=(-2, -1), keepdims=True)
+    Features are standardised first, so their units do not matter; one that never varies keeps its
+    own unit.
+    """
+    rows = samples.astype(np.float64)
+    mean, deviation = rows.mean(axis=0), rows.std(axis=0)
+    scale = np.where(deviation > 0, deviation, 1.0)
+    covariance = ledoit_wolf((rows - mean) / scale) + RIDGE * np.eye(rows.shape[1])
+    return mean, np.linalg.inv(np.linalg.cholesky(covariance)) / scale

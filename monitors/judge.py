@@ -33,7 +33,7 @@ class MonitorConfig:
     low_confidence: float = 0.5
     """Confidence below which a subpatch counts as low."""
     region: int = 2
-    """Side of the window, in latent positions, whose mean makes a region."""
+    """Side of the window, in latent positions, whose mean confidence is looked at."""
 
     def __post_init__(self) -> None:
         if not 1 > self.alpha_notice >= self.alpha_degrade >= self.alpha_stop > 0:
@@ -153,6 +153,15 @@ class EpisodeJudge:
         """The level of each frame on its own."""
         limits = np.array(list(self.thresholds_.values()))
         return (surprise[:, None] > limits).sum(axis=1)
+
+    def trust_map(self, signals: EpisodeSignals) -> Float64[np.ndarray, "*view h w"] | None:
+        """Trust in [0, 1] per latent position of the first frame; None if nothing maps it.
+
+        The usual distance is that of an episode's least familiar region: its median over the
+        reference episodes.
+        """
+        usual = self.scales_["region"].centre if "region" in self.scales_ else 0.0
+        return self.channels_.trust_map(signals, usual_distance=usual)
 
     def threshold(self, name: str, level: Level = Level.NOTICE) -> float:
         """The score of signal `name`, in its own unit, above which it raises `level`."""

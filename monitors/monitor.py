@@ -151,9 +151,7 @@ class RuntimeMonitor:
             return _failure("monitor.blind", "no fitted channel could run on this step.")
         level = Level(int(self.judge_.levels(surprise)[0]))
         evidence = {name: self._evidence(name, float(score[0])) for name, score in scores.items()}
-        return Verdict(
-            level, self._causes(scores), evidence, self.judge_.channels_.trust_map(signals)
-        )
+        return Verdict(level, self._causes(scores), evidence, self.judge_.trust_map(signals))
 
     def _causes(self, scores: dict[str, Float64[np.ndarray, " time"]]) -> tuple[str, ...]:
         """Signals above the threshold, most surprising first."""

@@ -92,7 +92,7 @@ def _judge(fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Episo
             parts["confidence"], threshold=config.low_confidence, region=config.region
         )
     judge = EpisodeJudge(config)
-    judge.channels_ = Channels(appearance, confidence, config.region)
+    judge.channels_ = Channels(appearance, confidence)
     judge.scales_ = {name: Scale(**scale) for name, scale in fields["scales"].items()}
     judge.thresholds_ = {Level[name.upper()]: value for name, value in fields["thresholds"].items()}
     judge.num_reference_, judge.num_calibration_ = (
