@@ -5,7 +5,7 @@
         observation.images.<camera>  JPEG bytes end to end, or pixels
         observation.state            float32 [time, 10]
         action, action_valid         float32 [time, 7], bool [time]
-        signals/<name>               the source's own signals, untouched
+        signals                      the source's own signals, untouched, end to end
       latents/<name>/000000          latents of the episode of the same number
 
 An episode is written to a hidden folder and renamed into place, so a killed process leaves whole

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import zarr
 from worldmodel.datasets.actions import ActionSpec
 from worldmodel.datasets.stored_frames import FRAME_CLASSES, write_frames
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.datasets.zarr_folder import read_array
+from worldmodel.datasets.zarr_folder import read_array, read_attributes
 
 IMAGES = "observation.images."
 
@@ -57,21 +58,54 @@ class EpisodeFormat:
 
 @dataclass(frozen=True)
 class StoredSignals(Mapping[str, np.ndarray]):
-    """The source's own signals of one episode, each read when asked for."""
+    """The source's own signals of one episode, laid end to end in one array of bytes.
 
-    group: Path
-    names: tuple[str, ...]
+    A source may have dozens; an array each would mean dozens of files per episode.
+    """
+
+    path: Path
+    layout: Mapping[str, Mapping[str, Any]]
+    """Name -> NumPy `dtype`, `shape`, and `offset` of the first byte; an attribute of the array."""
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.names:
-            raise KeyError(name)
-        return read_array(self.group / name)
+        place = self.layout[name]
+        return np.ndarray(place["shape"], place["dtype"], self._bytes, place["offset"]).copy()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        return iter(self.layout)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.layout)
+
+    @cached_property
+    def _bytes(self) -> np.ndarray:
+        return read_array(self.path)
+
+
+def write_signals(group: zarr.Group, name: str, signals: Mapping[str, np.ndarray]) -> None:
+    """Write signals for `StoredSignals`; without signals, nothing."""
+    layout, parts, offset = {}, [], 0
+    for signal, values in signals.items():
+        if values.dtype.hasobject:
+            raise ValueError(f"`signals` {signal!r} must hold numbers or text, not objects.")
+        layout[signal] = {"dtype": values.dtype.str, "shape": values.shape, "offset": offset}
+        parts.append(values.tobytes())
+        offset += values.nbytes
+    if layout:
+        data = np.frombuffer(b"".join([*parts, b"\0"]), np.uint8)  # never empty
+        write_array(group, name, data, {"layout": layout})
+
+
+def write_array(
+    group: zarr.Group, name: str, data: np.ndarray, attributes: dict[str, Any] | None = None
+) -> None:
+    """Write an array as one uncompressed chunk."""
+    group.create_array(name, data=data, chunks=data.shape, compressors=None, attributes=attributes)
+
+
+def open_signals(path: Path) -> StoredSignals:
+    """Signals as `write_signals` wrote them; their bytes are read when first asked for."""
+    return StoredSignals(path, read_attributes(path)["layout"])
 
 
 def check_episode(trajectory: Trajectory, expected: EpisodeFormat) -> None:
@@ -98,26 +132,21 @@ def write_episode(folder: Path, trajectory: Trajectory, expected: EpisodeFormat)
         "num_frames": len(trajectory),
         "frame_sizes": {name: list(trajectory.frames[name].size) for name in expected.cameras},
         "has_state": trajectory.states is not None,
-        "signals": list(trajectory.signals),
+        "has_signals": len(trajectory.signals) > 0,
     }
     try:
         group = zarr.create_group(folder, attributes=attributes)
         for camera in expected.cameras:
             frames = trajectory.frames[camera]
             write_frames(group, IMAGES + camera, frames, expected.encoding)
-        for name, array in _arrays(trajectory).items():
-            group.create_array(name, data=array, chunks=array.shape, compressors=None)
+        write_array(group, "action", trajectory.actions)
+        write_array(group, "action_valid", trajectory.action_valid)
+        if trajectory.states is not None:
+            write_array(group, "observation.state", trajectory.states)
+        write_signals(group, "signals", trajectory.signals)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _arrays(trajectory: Trajectory) -> dict[str, np.ndarray]:
-    """Every array of an episode but its frames, by its key in the store."""
-    arrays = {"action": trajectory.actions, "action_valid": trajectory.action_valid}
-    if trajectory.states is not None:
-        arrays["observation.state"] = trajectory.states
-    return arrays | {f"signals/{name}": array for name, array in trajectory.signals.items()}
 
 
 def read_episode(folder: Path, record: Mapping[str, Any], stored: EpisodeFormat) -> Trajectory:
@@ -137,5 +166,5 @@ def read_episode(folder: Path, record: Mapping[str, Any], stored: EpisodeFormat)
         instruction=record["task"],
         rate_hz=stored.rate_hz,
         success=record["success"],
-        signals=StoredSignals(folder / "signals", tuple(record["signals"])),
+        signals=open_signals(folder / "signals") if record["has_signals"] else {},
     )

@@ -24,7 +24,7 @@ def read_attributes(group: Path) -> dict[str, Any]:
     file = group / "zarr.json"
     try:
         attributes = json.loads(file.read_bytes()).get("attributes", {})
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{group} is no Zarr v3 group: it has no zarr.json.") from error
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error}); copy it again.") from error

@@ -1,0 +1,63 @@
+"""Convert a dataset folder to the project's clip store (Zarr).
+
+A run that was killed continues where it stopped when started again with the same arguments.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from tqdm import tqdm
+
+from worldmodel.datasets.convert import convert, open_target
+from worldmodel.datasets.open_dataset import open_dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Where from, where to, and how frames are kept."""
+
+    source: tyro.conf.Positional[Path]
+    """Folder of a dataset, of any form that `worldmodel data info` reads."""
+    target: tyro.conf.Positional[Path]
+    """Folder of the clip store: a new one, or the one that a stopped run of this command began."""
+    encoding: Literal["jpeg", "raw"] = "jpeg"
+    """"jpeg": quality 95, the source's own JPEG bytes untouched. "raw": pixels, compressed."""
+    height: int | None = None
+    """Height of the stored frames in pixels, width in proportion; default: as in the source."""
+    workers: int = 1
+    """Threads that decode and encode."""
+    skip_bad: bool = False
+    """List episodes that cannot be read and go on (exit code 1); default: stop at the first."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or (self.height is not None and self.height < 1):
+            raise ValueError("`--workers` and `--height` must be positive.")
+
+
+def run(command: Command) -> int:
+    """Convert; 1 if episodes were skipped."""
+    source = open_dataset(command.source)
+    store = open_target(command.target, source, encoding=command.encoding, height=command.height)
+    bad: list[str] = []
+
+    def on_bad(episode_id: str, error: Exception) -> None:
+        if not command.skip_bad:
+            raise ValueError(
+                f"Episode {episode_id!r} cannot be converted: {error} {command.target} keeps the "
+                f"{len(store)} episodes before it; `--skip-bad` goes on without it."
+            ) from error
+        bad.append(f"skipped {episode_id}: {' '.join(str(error).split())}")
+
+    done = convert(source, store, height=command.height, workers=command.workers, on_bad=on_bad)
+    for _ in tqdm(done, "convert", total=len(source), initial=len(store), unit="episode"):
+        pass
+    for line in bad:
+        print(line, file=sys.stderr)
+    frames = sum(store.summary(index).num_frames for index in range(len(store)))
+    print(f"{command.target}: {len(store)} episodes, {frames} frames, {len(bad)} skipped")
+    return 1 if bad else 0

@@ -1,0 +1,100 @@
+"""Say what a dataset folder holds: episodes, frames, rate, cameras, meaning of the actions."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from worldmodel.datasets.actions import ActionSpec
+from worldmodel.datasets.dataset import Dataset, EpisodeSummary
+from worldmodel.datasets.open_dataset import open_dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Which folder."""
+
+    path: tyro.conf.Positional[Path]
+    """Folder of a dataset."""
+    json: bool = False
+    """Print JSON; rates in hertz, lengths in frames."""
+
+
+def run(command: Command) -> int:
+    """Print what the folder holds."""
+    dataset = open_dataset(command.path)
+    episodes = {name: dataset.summary(name) for name in dataset.episode_ids}
+    if command.json:
+        print(json.dumps(as_json(dataset, episodes), indent=2))
+    else:
+        print("\n".join(as_lines(dataset, episodes)))
+    return 0
+
+
+def as_json(dataset: Dataset, episodes: dict[str, EpisodeSummary]) -> dict[str, object]:
+    """The facts as JSON values."""
+    return {
+        "form": dataset.form,
+        "num_episodes": len(episodes),
+        "rate_hz": dataset.rate_hz,
+        "cameras": list(dataset.cameras),
+        "action_spec": dataset.action_spec.as_dict(),
+        "episodes": [
+            {
+                "id": name,
+                "num_frames": summary.num_frames,
+                "instruction": summary.instruction,
+                "success": summary.success,
+            }
+            for name, summary in episodes.items()
+        ],
+    }
+
+
+def as_lines(dataset: Dataset, episodes: dict[str, EpisodeSummary]) -> Iterator[str]:
+    """The facts as a header and one line per episode."""
+    lengths = [summary.num_frames for summary in episodes.values()]
+    yield f"form      {dataset.form}"
+    yield f"episodes  {len(episodes)}{describe_splits(episodes)}"
+    if lengths:
+        yield f"frames    {sum(lengths)}, {min(lengths)} to {max(lengths)} per episode"
+    yield f"rate      {dataset.rate_hz:g} Hz"
+    yield f"cameras   {', '.join(dataset.cameras)}"
+    yield f"actions   {describe_actions(dataset.action_spec)}"
+    yield ""
+    width = max(map(len, [*episodes, "episode"]))
+    yield f"{'episode':<{width}}  frames  success  instruction"
+    for name, summary in episodes.items():
+        success = {True: "yes", False: "no", None: "?"}[summary.success]
+        facts = f"{name:<{width}}  {summary.num_frames:>6}  {success:<7}  {summary.instruction}"
+        yield facts.rstrip()
+
+
+def describe_splits(episode_ids: Iterable[str]) -> str:
+    """How many episodes each split has, from ids such as "train/0".
+
+    >>> describe_splits(["train/0", "train/1", "val/0"])
+    ' (train 2, val 1)'
+    """
+    counts = Counter(name.partition("/")[0] for name in episode_ids if "/" in name)
+    if not counts:
+        return ""
+    return f" ({', '.join(f'{split} {count}' for split, count in counts.items())})"
+
+
+def describe_actions(spec: ActionSpec) -> str:
+    """One line that says what the stored actions mean.
+
+    >>> from worldmodel.datasets.actions import CANONICAL
+    >>> describe_actions(CANONICAL)
+    'canonical: delta_pose, base frame, rotation_vector, open_is_one, 7 columns, 5 Hz'
+    """
+    return (
+        f"{spec.name}: {spec.space}, {spec.frame} frame, {spec.rotation}, {spec.gripper}, "
+        f"{spec.dim} columns, {spec.rate_hz:g} Hz"
+    )
