@@ -6,8 +6,11 @@ import functools
 import importlib.metadata
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,14 +125,31 @@ def _record_all(collection: Collection, indices: list[int], workers: int) -> Ite
     if workers == 1:
         yield from (_record(collection, index) for index in indices)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, _prepare_worker) as pool:
         with _environment_variables(SINGLE_THREAD):
             futures = [pool.submit(_record, collection, index) for index in indices]
         try:
             while futures:
                 yield futures.pop(0).result()
+        except BrokenProcessPool as error:
+            reason = "a worker process died, perhaps for lack of memory"
+            raise OSError(f"Recording stopped: {reason}; the same command continues it.") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _prepare_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when it is gone: a killed parent cannot say so."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _record(collection: Collection, index: int) -> Trajectory:

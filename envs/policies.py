@@ -26,7 +26,7 @@ POLICIES: dict[str, PolicySpec] = {
     "inverted_gripper": PolicySpec(summary="opens to close", fault="invert_gripper"),
     "wrong_frame": PolicySpec(summary="displacements turned by 90 degrees", fault="wrong_frame"),
 }
-"""Name -> skill. The last four are planted bad policies."""
+"""Name -> skill. The last four are planted bad policies. Pushing has no grip to get wrong."""
 MIXED = "mixed"
 """Name of the training mixture."""
 

@@ -46,7 +46,7 @@ def resolve_renderer(name: str) -> str:
     """Turn a requested renderer into "gl" or "ray", and import MuJoCo accordingly."""
     lookup("renderer", name, RENDERERS)
     if name == "auto":
-        name = "gl" if _imported_backend() != NO_OPENGL and gl_works() else "ray"
+        name = "gl" if gl_works() and _imported_backend() in ("", gl_backend()) else "ray"
     wanted = gl_backend() if name == "gl" else NO_OPENGL
     backend = _imported_backend() or _import_mujoco(wanted)
     if name == "gl" and backend != wanted:

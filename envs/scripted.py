@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 GRASP, RELEASE = 2, 6
 """Phases of `PICK_PLACE` in which the gripper closes and opens."""
 MAX_YAW_STEP = 0.25
+"""Largest turn per action in radians."""
 BABBLE_AREA = np.array([[0.17, -0.15, 0.02], [0.37, 0.15, 0.2]])
 """Where babbling moves the gripper (m): the arm stays in view."""
 
@@ -86,6 +87,7 @@ PICK_PLACE = (
     Phase(above="zone", height=0.03, opening=1.0, least_steps=2),
     Phase(above="zone", height=0.13, opening=1.0, level=0.02),
 )
+"""Hover, descend, close, raise, carry, lower, open, retreat."""
 LIFT = (*PICK_PLACE[: GRASP + 1], Phase(above="here", height=0.14, opening=0.0, level=0.02))
 
 
