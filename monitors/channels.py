@@ -9,27 +9,27 @@ import numpy as np
 from jaxtyping import Float64
 
 from worldmodel.monitors.appearance import AppearanceChannel, region_score
+from worldmodel.monitors.calibration import checked
 from worldmodel.monitors.confidence import ConfidenceChannel
 from worldmodel.monitors.regions import position_confidence
 from worldmodel.monitors.signals import EpisodeSignals, stacked
 
+SIGNALS = ("appearance", "region", "confidence")
+"""The frame as a whole, its least familiar region, the model's distrust of its own prediction."""
+
 
 @dataclass(frozen=True)
 class Channels:
-    """Whichever of the channels the reference episodes had signals for.
-
-    The signals are "appearance" (the frame as a whole), "region" (its least familiar region) and
-    "confidence" (the model's distrust of its own prediction).
-    """
+    """Whichever of the channels the reference episodes had signals for."""
 
     appearance: AppearanceChannel | None
     confidence: ConfidenceChannel | None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The signals that can be scored."""
-        appearance = ("appearance", "region") if self.appearance else ()
-        return appearance + (("confidence",) if self.confidence else ())
+        """The signals that were fitted."""
+        appearance = SIGNALS[:2] if self.appearance else ()
+        return appearance + (SIGNALS[2:] if self.confidence else ())
 
     def scores(self, signals: EpisodeSignals) -> dict[str, Float64[np.ndarray, " time"]]:
         """Each signal's score per frame, higher is more surprising; NaN where it cannot run."""
@@ -38,8 +38,10 @@ class Channels:
             scores["appearance"] = self.appearance.score(signals.pooled)
             places = self.appearance.position_scores(signals.positions)
             scores["region"] = region_score(places)
-        if self.confidence and signals.horizon is not None:
-            scores["confidence"][signals.horizon > 0] = self.confidence.score(*signals.imagined())
+        imagined = signals.imagined()
+        if self.confidence and imagined:
+            rows, maps, horizons = imagined
+            scores["confidence"][rows] = self.confidence.score(maps, horizons)
         return scores
 
     def trust_map(
@@ -54,8 +56,9 @@ class Channels:
         if self.appearance and signals.positions is not None:
             distance = self.appearance.position_scores(signals.positions[:1])[0]
             maps.append(usual_distance / distance.clip(usual_distance))
-        if signals.confidence is not None and signals.horizon is not None and signals.horizon[0]:
-            maps.append(position_confidence(signals.confidence[:1])[0])
+        imagined = signals.imagined()
+        if imagined:
+            maps.append(position_confidence(checked(imagined[1]))[0])
         if len(maps) == 2 and maps[0].shape != maps[1].shape:
             raise ValueError(
                 "`positions` and `confidence` must describe the same latent positions, "
@@ -71,8 +74,9 @@ def fit_channels(
     appearance, confidence = None, None
     if all(episode.pooled is not None for episode in reference):
         appearance = AppearanceChannel().fit(*stacked(reference))
-    if all(episode.horizon is not None and episode.horizon.any() for episode in reference):
-        maps, horizons = zip(*(episode.imagined() for episode in reference), strict=True)
+    imagined = [found for episode in reference if (found := episode.imagined())]
+    if len(imagined) == len(reference):
+        _, maps, horizons = zip(*imagined, strict=True)
         channel = ConfidenceChannel(threshold=low_confidence, region=region)
         confidence = channel.fit(np.concatenate(maps), np.concatenate(horizons))
     if appearance is None and confidence is None:

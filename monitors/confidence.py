@@ -36,9 +36,9 @@ class ConfidenceChannel:
     """How far confidence lies below what is usual at the same horizon in nominal episodes.
 
     Confidence falls with the horizon even when all is well, so both signals (share of
-    low-confidence subpatches, distrust of the worst region) are standardised per horizon; between
-    fitted horizons mean and spread are interpolated. The score is the larger of the two, in
-    standard deviations.
+    low-confidence subpatches, distrust of the worst region) are standardised per horizon. Between
+    fitted horizons mean and spread are interpolated; beyond the longest its own count, which errs
+    on the side of distrust. The score is the larger of the two, in standard deviations.
     """
 
     def __init__(self, *, threshold: float = 0.5, region: int = 3) -> None:
@@ -69,12 +69,6 @@ class ConfidenceChannel:
     ) -> Float64[np.ndarray, " n"]:
         """Standard deviations of distrust above the usual, per map; higher is more surprising."""
         require_fitted(self, "mean_")
-        low, high = int(self.horizons_[0]), int(self.horizons_[-1])
-        if len(horizon) and not (low <= horizon.min() and horizon.max() <= high):
-            raise ValueError(
-                f"`horizon` must lie within the calibrated {low} to {high}, "
-                f"got {horizon.min()} to {horizon.max()}."
-            )
         mean, spread = (
             np.stack([np.interp(horizon, self.horizons_, column) for column in table.T], axis=-1)
             for table in (self.mean_, self.spread_)

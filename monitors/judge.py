@@ -161,7 +161,7 @@ class EpisodeJudge:
         reference episodes.
         """
         usual = self.scales_["region"].centre if "region" in self.scales_ else 0.0
-        return self.channels_.trust_map(signals, usual_distance=usual)
+        return self.channels_.trust_map(signals, usual_distance=max(usual, MIN_SPREAD))
 
     def threshold(self, name: str, level: Level = Level.NOTICE) -> float:
         """The score of signal `name`, in its own unit, above which it raises `level`."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float64, Int, UInt8
 
+from worldmodel.monitors.channels import SIGNALS
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig, held_levels
 from worldmodel.monitors.sensor import SensorChannel, SensorError
@@ -23,24 +24,32 @@ FAILURES = (
     AssertionError,
     AttributeError,
     BufferError,
+    EOFError,
     ImportError,
     LookupError,
     MemoryError,
     NameError,
     OSError,
+    ReferenceError,
     RuntimeError,
+    StopIteration,
+    SystemError,
     TypeError,
     ValueError,
+    Warning,
 )
-"""What becomes a `stop`: every built-in error that code running on a wrong input can raise
-(torch's, numpy's and safetensors' derive from these). An interrupt, an exit or an exception class
-of the caller's own passes through: the monitor cannot know that it means a failure, and letting it
-out is loud enough."""
+"""What becomes a `stop`: every built-in error of code that meets an input it was not made for, from
+which those of numpy, SciPy and torch derive. An interrupt or an exit passes through, as does an
+exception class of the caller's own: nobody said that it means a failure, and it is not silent."""
 
 Features = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "*place c"]]
 FeatureFunction = Callable[[UInt8[np.ndarray, "*view height width 3"]], Features]
 """Frame -> features of the whole, and of every latent position (place is [h, w] or [view, h,
 w])."""
+
+
+Scores = dict[str, Float64[np.ndarray, " time"]]
+"""Signal -> score per frame in its own unit; NaN where it could not run."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,7 @@ class ImaginedFrame:
 class WatchedEpisode:
     """What the monitor made of a recorded episode, one row per frame."""
 
-    scores: dict[str, Float64[np.ndarray, " time"]]
-    """Signal -> score in its own unit; NaN where it could not run."""
+    scores: Scores
     surprise: Float64[np.ndarray, " time"]
     """Largest standardised score: what the thresholds are compared with."""
     levels: Int[np.ndarray, " time"]
@@ -110,6 +118,7 @@ class RuntimeMonitor:
         require_fitted(self, "judge_")
         self._sensor.reset()
         self._recent: deque[Level] = deque(maxlen=self.config.calm_steps)
+        self._num_frames = 0
 
     def update(
         self, observation: object, action: object, imagined: ImaginedFrame | None = None
@@ -124,6 +133,7 @@ class RuntimeMonitor:
         """
         require_fitted(self, "judge_")
         started = time.perf_counter()
+        self._num_frames += 1
         try:
             verdict = self._judge_step(observation, action, imagined)
         except SensorError as fault:
@@ -143,27 +153,37 @@ class RuntimeMonitor:
         signals = self._signals(frame, imagined)
         if signals is None:
             return _failure(
-                "monitor.blind", "neither features nor an imagined frame: nothing to judge by."
+                "monitor.blind", "there are neither features nor an imagined frame to judge by."
             )
         scores = self.judge_.scores(signals)
         surprise = self.judge_.surprise(scores)
         if not np.isfinite(surprise).all():
-            return _failure("monitor.blind", "no fitted channel could run on this step.")
+            return _failure("monitor.blind", "no channel that was calibrated could run.")
         level = Level(int(self.judge_.levels(surprise)[0]))
-        evidence = {name: self._evidence(name, float(score[0])) for name, score in scores.items()}
+        evidence = {name: self._evidence(name, scores) for name in SIGNALS}
+        if self._num_frames > self.judge_.max_frames_:
+            evidence["promise"] = self._overdue()
         return Verdict(level, self._causes(scores), evidence, self.judge_.trust_map(signals))
 
-    def _causes(self, scores: dict[str, Float64[np.ndarray, " time"]]) -> tuple[str, ...]:
+    def _causes(self, scores: Scores) -> tuple[str, ...]:
         """Signals above the threshold, most surprising first."""
         surprise = {name: float(s[0]) for name, s in self.judge_.standardised(scores).items()}
         limit = self.judge_.thresholds_[Level.NOTICE]
-        return tuple(
-            sorted(
-                (n for n, s in surprise.items() if s > limit),
-                key=surprise.__getitem__,
-                reverse=True,
-            )
-        )
+        found = [name for name, value in surprise.items() if value > limit]
+        return tuple(sorted(found, key=surprise.__getitem__, reverse=True))
+
+    def _evidence(self, name: str, scores: Scores) -> Evidence:
+        if name not in scores:
+            return Evidence(None, None, "did not run: it was not calibrated.")
+        threshold, score = self.judge_.threshold(name), float(scores[name][0])
+        if not np.isnan(score):
+            return Evidence(score, threshold)
+        missing = "no imagined frame" if name == "confidence" else "no feature function"
+        return Evidence(None, threshold, f"did not run: {missing}.")
+
+    def _overdue(self) -> Evidence:
+        note = "the alarm rate is promised only up to the longest calibration episode."
+        return Evidence(float(self._num_frames), float(self.judge_.max_frames_), note)
 
     def _signals(
         self, frame: UInt8[np.ndarray, "*view height width 3"], imagined: ImaginedFrame | None
@@ -172,22 +192,13 @@ class RuntimeMonitor:
         if self.features is not None:
             pooled, positions = (np.asarray(part)[None] for part in self.features(frame))
         if imagined is not None:
-            confidence, horizon = (
-                np.asarray(imagined.confidence)[None],
-                np.array([imagined.horizon]),
-            )
+            confidence = np.asarray(imagined.confidence)[None]
+            horizon = np.array([imagined.horizon])
         if pooled is None and confidence is None:
             return None
         return EpisodeSignals(
             pooled=pooled, positions=positions, confidence=confidence, horizon=horizon
         )
-
-    def _evidence(self, name: str, score: float) -> Evidence:
-        threshold = self.judge_.threshold(name)
-        if np.isnan(score):
-            missing = "no imagined frame" if name == "confidence" else "no feature function"
-            return Evidence(None, threshold, f"did not run: {missing}")
-        return Evidence(score, threshold)
 
     def watch(self, signals: EpisodeSignals) -> WatchedEpisode:
         """Judge a recorded episode at once: the levels of `update`, faults of sensors left out."""

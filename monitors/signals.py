@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +36,24 @@ class EpisodeSignals:
                 f"All signals need the same number of frames, at least 1, got {sorted(lengths)}."
             )
 
+        if self.horizon is not None and self.horizon.min() < 0:
+            raise ValueError(f"`horizon` must be 0 or more, got {self.horizon.min()}.")
+
     def __len__(self) -> int:
         rows = self.pooled if self.pooled is not None else self.horizon
         assert rows is not None
         return len(rows)
 
-    def imagined(self) -> tuple[Float[np.ndarray, " n *map"], Int[np.ndarray, " n"]]:
-        """The confidence maps of the frames that were imagined, and their horizons."""
-        assert self.confidence is not None
-        assert self.horizon is not None
+    def imagined(
+        self,
+    ) -> (
+        tuple[Bool[np.ndarray, " time"], Float[np.ndarray, " n *map"], Int[np.ndarray, " n"]] | None
+    ):
+        """Which frames were imagined, their confidence and their horizons; None if none was."""
+        if self.confidence is None or self.horizon is None or not self.horizon.any():
+            return None
         rows = self.horizon > 0
-        return self.confidence[rows], self.horizon[rows]
+        return rows, self.confidence[rows], self.horizon[rows]
 
 
 def stacked(
