@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -84,7 +84,7 @@ def collect(
     store = _open_or_create(path, collection)
     missing = [i for i in range(episodes) if collection.episode_id(i) not in store]
     progress(episodes - len(missing))
-    for trajectory in _record_all(collection, missing, workers):
+    for trajectory in record([(collection, index) for index in missing], workers=workers):
         store.add(trajectory)
         progress(1)
     return store
@@ -112,7 +112,7 @@ def _open_or_create(path: Path, collection: Collection) -> ClipStore:
 
 
 def _provenance(collection: Collection) -> dict[str, str]:
-    renderer = _environment(collection).renderer
+    renderer = _environment(collection.task, collection.size, collection.renderer).renderer
     return {
         "renderer": renderer.name,
         "renderer_driver": renderer.description,
@@ -120,15 +120,17 @@ def _provenance(collection: Collection) -> dict[str, str]:
     }
 
 
-def _record_all(collection: Collection, indices: list[int], workers: int) -> Iterator[Trajectory]:
-    """Episodes in order, recorded here or by worker processes with one thread each."""
+def record(
+    episodes: Sequence[tuple[Collection, int]], *, workers: int = 1
+) -> Iterator[Trajectory]:
+    """Record episodes (collection and number) in order, here or in processes of one thread each."""
     if workers == 1:
-        yield from (_record(collection, index) for index in indices)
+        yield from (_record(collection, index) for collection, index in episodes)
         return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, _prepare_worker) as pool:
         with _environment_variables(SINGLE_THREAD):
-            futures = [pool.submit(_record, collection, index) for index in indices]
+            futures = [pool.submit(_record, *episode) for episode in episodes]
         try:
             while futures:
                 yield futures.pop(0).result()
@@ -154,7 +156,7 @@ def _prepare_worker() -> None:
 
 def _record(collection: Collection, index: int) -> Trajectory:
     return collect_episode(
-        _environment(collection),
+        _environment(collection.task, collection.size, collection.renderer),
         collection.policy,
         seed=collection.episode_seed(index),
         factor=collection.factor,
@@ -165,10 +167,9 @@ def _record(collection: Collection, index: int) -> Trajectory:
 
 
 @functools.lru_cache(maxsize=1)
-def _environment(collection: Collection) -> TabletopEnv:
+def _environment(task: str, size: int, renderer: str) -> TabletopEnv:
     """The environment of this process."""
-    size = (collection.size, collection.size)
-    return TabletopEnv(collection.task, size, collection.renderer)
+    return TabletopEnv(task, size, renderer)
 
 
 @contextmanager
