@@ -11,7 +11,7 @@ from jaxtyping import Float64, Int
 from worldmodel.monitors.channels import Channels, fit_channels
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.signals import EpisodeSignals
-from worldmodel.monitors.threshold import EpisodeThreshold, smallest_alpha
+from worldmodel.monitors.threshold import EpisodeThreshold, episodes_needed, smallest_alpha
 from worldmodel.monitors.verdict import Level
 
 MIN_SPREAD = 1e-6
@@ -95,6 +95,7 @@ class EpisodeJudge:
         """
         if len(reference) < 2:
             raise ValueError(f"`reference` needs at least 2 episodes, got {len(reference)}.")
+        self._check_count(len(calibration))
         self.scales_ = self._fit_scales(reference)
         self.channels_ = self._fit_channels(reference)
         maxima = np.array(
@@ -107,6 +108,16 @@ class EpisodeJudge:
         self.num_reference_, self.num_calibration_ = len(reference), len(calibration)
         self.max_frames_ = max(map(len, calibration))
         return self
+
+    def _check_count(self, num_calibration: int) -> None:
+        """Refuse before the work begins, naming the strictest level."""
+        needed = episodes_needed(self.config.alpha_stop)
+        if num_calibration < needed:
+            raise ValueError(
+                f"`alpha_stop`={self.config.alpha_stop:g} needs at least {needed} calibration "
+                f"episodes, got {num_calibration}, which support "
+                f"{smallest_alpha(num_calibration):.3g} at best (see `MonitorConfig.for_episodes`)."
+            )
 
     def _fit_channels(self, reference: Sequence[EpisodeSignals]) -> Channels:
         config = self.config

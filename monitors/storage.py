@@ -94,7 +94,9 @@ def _judge(fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Episo
     judge = EpisodeJudge(config)
     judge.channels_ = Channels(appearance, confidence)
     judge.scales_ = {name: Scale(**scale) for name, scale in fields["scales"].items()}
-    judge.thresholds_ = {Level[name.upper()]: value for name, value in fields["thresholds"].items()}
+    judge.thresholds_ = {
+        Level[name.upper()]: float(value) for name, value in fields["thresholds"].items()
+    }
     judge.num_reference_, judge.num_calibration_ = (
         fields["num_reference"],
         fields["num_calibration"],

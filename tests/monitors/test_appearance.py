@@ -106,7 +106,7 @@ def test_batch_equals_frame_by_frame() -> None:
 
 
 def test_distance_sampling_keeps_the_rare_point() -> None:
-    """20,000 points of one blob and 5 far away; of 80 drawn evenly, 1 in 50 draws would hold one."""
+    """20,000 points of one blob and 5 far away: 80 drawn evenly hold one of them in 2% of draws."""
     rng = np.random.default_rng(9)
     points = np.concatenate([rng.normal(size=(20_000, 3)), np.full((5, 3), 30.0)])
     sample = distance_sample(points, 80, rng=rng)
