@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import zarr
@@ -46,8 +46,13 @@ class Rollout:
     def __init__(self, group: zarr.Group, folder: Path) -> None:
         self._group = group
         self._folder = folder
-        self._arrays: dict[str, zarr.Array[Any]] = {}
-        self._num_steps = 0
+        self._arrays = dict(group.arrays())
+        self._num_steps = cast(int, group.attrs["num_steps"])
+
+    @property
+    def num_steps(self) -> int:
+        """Steps written so far."""
+        return self._num_steps
 
     def append(self, step: Mapping[str, Any]) -> None:
         """Write one step, which is on disk when this returns.
@@ -161,6 +166,16 @@ class RolloutLog:
         })  # fmt: skip
         self._folders[rollout_id] = folder
         return Rollout(group, folder)
+
+    def resume(self, rollout_id: str) -> Rollout:
+        """Go on with a rollout whose writer was killed, after its last complete step."""
+        if self.is_closed(rollout_id):
+            raise ValueError(f"Rollout {rollout_id!r} of {self.path} is closed; nothing to resume.")
+        folder = self._folder(rollout_id)
+        attributes = read_attributes(folder)
+        if attributes["num_steps"] == 0:  # the arrays of the first step may not be whole
+            return Rollout(zarr.create_group(folder, overwrite=True, attributes=attributes), folder)
+        return Rollout(zarr.open_group(folder, mode="r+"), folder)
 
     def attributes_of(self, rollout_id: str) -> dict[str, Any]:
         """What a rollout was begun with."""

@@ -65,6 +65,16 @@ class Table:
                     f"Table {self.caption!r} needs {len(self.columns)} cells, got {row}."
                 )
 
+    def to_text(self) -> str:
+        """The table for a terminal, in aligned columns."""
+        cells = [list(self.columns), *([cell_text(cell) for cell in row] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+            for row in cells
+        ]
+        return "\n".join([self.caption, "", *lines])
+
     def to_html(self) -> str:
         head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)
         body = "".join(

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel
 from worldmodel.monitors.reliability import Reliability
+from worldmodel.objectives import LatentBatch
 
 EPSILONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Error levels, in latent standard deviations, that confidence is stated and checked for."""
+START = 4
+"""Real frames before the first imagined one, where nothing else is said."""
 CONTEXT = 6
 """Most real frames a rollout starts from."""
+
+
+@runtime_checkable
+class Forecasts(Protocol):
+    """What was stated of every frame of an episode, and what came of it."""
+
+    @property
+    def confidence(self) -> Float[Tensor, "time view channel h w levels"]: ...
+
+    @property
+    def error(self) -> Float[Tensor, "time view channel h w"]: ...
+
+    @property
+    def horizon(self) -> Int[np.ndarray, " time"]: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +82,7 @@ def roll_out(
     model: WorldModel,
     episodes: Sequence[LatentBatch],
     *,
-    start: int = 4,
+    start: int = START,
     horizon: int = 16,
     seed: int = 0,
     batch_size: int = 32,
@@ -133,7 +150,7 @@ def _imagine_batch(
 
 
 def count_reliability(
-    rollouts: Sequence[EpisodeRollouts],
+    rollouts: Sequence[Forecasts],
     *,
     names: Sequence[str],
     horizons: Sequence[int],

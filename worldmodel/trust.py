@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel, resize
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.recalibration import EpsilonRecalibration
 from worldmodel.monitors.signals import EpisodeSignals
-from worldmodel.rollouts import EPSILONS, EpisodeRollouts, count_reliability, roll_out
+from worldmodel.objectives import LatentBatch
+from worldmodel.rollouts import EPSILONS, EpisodeRollouts, count_reliability
 from worldmodel.tokenizers import to_model, to_pixels
 
 MONITOR_EPSILON = 0.5
@@ -141,10 +141,36 @@ class Trust:
         return cls(monitor, recalibration, horizon)
 
 
+def recalibrated(rollouts: EpisodeRollouts, curves: EpsilonRecalibration) -> EpisodeRollouts:
+    """The same rollouts with recalibrated confidence; frames that were not imagined keep theirs."""
+    confidence = rollouts.confidence.clone()
+    rows = torch.from_numpy(rollouts.horizon > 0)
+    stated = rearrange(confidence[rows].float().numpy(), "... level -> level ...")
+    curved = rearrange(curves.predict(stated), "level ... -> ... level")
+    confidence[rows] = torch.from_numpy(curved).to(confidence.dtype)
+    return replace(rollouts, confidence=confidence)
+
+
+def fit_recalibration(rollouts: Sequence[EpisodeRollouts]) -> EpsilonRecalibration:
+    """Isotonic curves of nominal rollouts, all horizons together."""
+    reliability = count_reliability(
+        rollouts,
+        names=[str(number) for number in range(len(rollouts))],
+        horizons=range(1, max(int(r.horizon.max()) for r in rollouts) + 1),
+        num_bins=200,
+    )
+    bins = [reliability.bins(epsilon=epsilon) for epsilon in EPSILONS]
+    return EpsilonRecalibration(EPSILONS).fit(bins)
+
+
+Rolled = tuple[Episode, EpisodeRollouts]
+"""An episode and what the model imagined of it."""
+
+
 def fit_trust(
     model: WorldModel,
-    calibration: Sequence[Episode],
-    reference: Sequence[Episode],
+    calibration: Sequence[Rolled],
+    reference: Sequence[Rolled],
     *,
     config: MonitorConfig,
     horizon: int,
@@ -153,32 +179,16 @@ def fit_trust(
 
     Args:
         model: the world model.
-        calibration: nominal episodes no part of the model was trained on; they set thresholds and curves.
+        calibration: nominal episodes no part of the model was trained on; they set thresholds and
+            curves.
         reference: episodes that count as familiar; no episode may be in both.
         config: alarm rates.
-        horizon: frames imagined before a rollout starts from real frames again.
+        horizon: frames after which the rollouts start from real frames again.
     """
     features = FrameFeatures(model)
-    rolled = {
-        name: roll_out(model, [e.batch for e in part], horizon=horizon)
-        for name, part in (("calibration", calibration), ("reference", reference))
-    }
-
-    def all_signals(part: Sequence[Episode], name: str) -> list[EpisodeSignals]:
-        return [signals(features, e, r) for e, r in zip(part, rolled[name], strict=True)]
-
     monitor = RuntimeMonitor(config, features=features).fit(
-        all_signals(calibration, "calibration"),
-        frame_shape=tuple(calibration[0].frames.shape[1:]),
-        reference=all_signals(reference, "reference"),
+        [signals(features, *rolled) for rolled in calibration],
+        frame_shape=tuple(calibration[0][0].frames.shape[1:]),
+        reference=[signals(features, *rolled) for rolled in reference],
     )
-    longest = max(int(r.horizon.max()) for r in rolled["calibration"])
-    reliability = count_reliability(
-        rolled["calibration"],
-        names=[e.name for e in calibration],
-        horizons=range(1, longest + 1),
-        num_bins=200,
-    )
-    curves = EpsilonRecalibration(EPSILONS)
-    curves.fit([reliability.bins(epsilon=epsilon) for epsilon in EPSILONS])
-    return Trust(monitor, curves, horizon)
+    return Trust(monitor, fit_recalibration([rollouts for _, rollouts in calibration]), horizon)

@@ -172,3 +172,22 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         RolloutLog.open(tmp_path / "other.zarr")
     with pytest.raises(ValueError, match="must be a new or empty folder"):
         RolloutLog.create(tmp_path / "other.zarr", attributes={})
+
+
+@pytest.mark.parametrize("num_steps", [0, 3, 64])
+def test_a_killed_rollout_is_resumed_after_its_last_step(tmp_path: Path, num_steps: int) -> None:
+    log = RolloutLog.create(tmp_path / "log.zarr", attributes={})
+    rollout = log.begin("a", {"seed": 3})
+    for index in range(num_steps):
+        rollout.append(step(index))
+    if not num_steps:  # killed while the arrays of the first step were made
+        zarr.create_group(log.path / "rollouts" / "000000.open" / "frames")
+    again = RolloutLog.open(log.path).resume("a")
+    assert again.num_steps == num_steps
+    for index in range(num_steps, STEPS):
+        again.append(step(index))
+    again.close()
+    assert_holds(RolloutLog.open(log.path).read("a"), STEPS)
+    assert log.attributes_of("a") == {"seed": 3}
+    with pytest.raises(ValueError, match=r"'a' of .* is closed; nothing to resume"):
+        log.resume("a")

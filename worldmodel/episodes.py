@@ -1,0 +1,103 @@
+"""Episodes of any readable data set, made ready for a model: its cameras, its size, its actions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from worldmodel.datasets.actions import CANONICAL, convert
+from worldmodel.datasets.dataset import Dataset
+from worldmodel.datasets.trajectory import Frames, Trajectory
+from worldmodel.latent_clips import labelled
+from worldmodel.model import WorldModel
+from worldmodel.trust import Episode, to_model_size
+
+LOG = logging.getLogger(__name__)
+CHUNK = 64
+"""Frames decoded and made small at once."""
+
+
+def select_episodes(
+    dataset: Dataset, *, only: str | None = None, limit: int | None = None
+) -> list[str]:
+    """Ids that match the shell pattern `only` ("train/*"), at most the first `limit` of them.
+
+    Raises:
+        ValueError: if that leaves none.
+    """
+    names = [name for name in dataset.episode_ids if only is None or fnmatchcase(name, only)]
+    if not names:
+        first = f", the first {dataset.episode_ids[0]!r}" if len(dataset) else ""
+        raise ValueError(
+            f"No episode of {dataset.path} matches {only or '*'!r}; it holds {len(dataset)}{first}."
+        )
+    if limit is not None and limit < 1:
+        raise ValueError(f"`limit` must be at least 1 episode, got {limit}.")
+    return names[:limit]
+
+
+def choose_cameras(model: WorldModel, dataset: Dataset) -> tuple[str, ...]:
+    """The model's own cameras; where the data set lacks them, as many of its first, with a warning.
+
+    Raises:
+        ValueError: if it has too few.
+    """
+    wanted, found = model.config.cameras, dataset.cameras
+    if set(wanted) <= set(found):
+        return wanted
+    if len(found) < len(wanted):
+        raise ValueError(
+            f"The model needs {len(wanted)} cameras, {', '.join(wanted)}; "
+            f"{dataset.path} has {len(found)}: {', '.join(found)}."
+        )
+    taken = found[: len(wanted)]
+    LOG.warning(
+        "note: %s has no cameras named %s; %s stand in for them.",
+        dataset.path, ", ".join(wanted), ", ".join(taken),
+    )  # fmt: skip
+    return taken
+
+
+def shrunk(frames: Frames, model: WorldModel) -> UInt8[Tensor, "time height width 3"]:
+    """All frames of a camera at the model's size."""
+    parts = [
+        to_model_size(torch.tensor(frames[start : start + CHUNK]), model)
+        for start in range(0, len(frames), CHUNK)
+    ]
+    return torch.cat(parts)
+
+
+def load_episode(model: WorldModel, trajectory: Trajectory, cameras: Sequence[str]) -> Episode:
+    """A trajectory with its frames at the model's size, its latents, and the model's actions.
+
+    Raises:
+        ValueError: printing both specs, if its actions or rate are not the model's and no lossless
+            conversion exists.
+    """
+    spec = replace(CANONICAL, rate_hz=trajectory.rate_hz)
+    actions = convert(trajectory.actions, spec, model.config.action_spec)
+    frames = torch.stack([shrunk(trajectory.frames[name], model) for name in cameras], dim=1)
+    latents = model.encode(frames)[None].half().cpu().clone()
+    batch = replace(labelled(latents, trajectory), actions=torch.from_numpy(actions)[None])
+    return Episode(trajectory.episode_id, frames, batch)
+
+
+def load_named(model: WorldModel, dataset: Dataset, names: Sequence[str]) -> list[Episode]:
+    """Some episodes of a data set, ready for the model."""
+    cameras = choose_cameras(model, dataset)
+    bar = tqdm(names, "episodes", unit="episode")
+    return [load_episode(model, dataset.episode(name), cameras) for name in bar]
+
+
+def load_episodes(
+    model: WorldModel, dataset: Dataset, *, only: str | None = None, limit: int | None = None
+) -> list[Episode]:
+    """The episodes that `select_episodes` chooses, ready for the model."""
+    return load_named(model, dataset, select_episodes(dataset, only=only, limit=limit))
