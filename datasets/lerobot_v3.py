@@ -121,16 +121,20 @@ def _video(path: Path, info: Info, row: dict[str, Any], key: str) -> VideoFrames
     return VideoFrames(mp4, found, first=round(start * info.rate_hz))
 
 
-def _read_table(file: Path, columns: list[str], episode: int | None = None) -> Any:
-    """Some columns of a parquet file, of one episode if given."""
-    filters = None if episode is None else [("episode_index", "=", episode)]
+def _read_table(file: Path, columns: list[str]) -> Any:
+    """Some columns of a parquet file.
+
+    Without threads: on a damaged file Arrow's reader threads have been seen to wait for ever.
+    """
     try:
-        missing = set(columns) - set(pyarrow.parquet.read_schema(file).names)
+        table = pyarrow.parquet.ParquetFile(file)
+        missing = set(columns) - set(table.schema_arrow.names)
         if missing:
             raise ValueError(f"it lacks the columns {', '.join(sorted(missing))}")
-        return pyarrow.parquet.read_table(file, columns=columns, filters=filters)
-    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-        raise ValueError(f"{file} is not a readable table of LeRobot v3.0: {error}.") from error
+        return table.read(columns, use_threads=False)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        reason = " ".join(str(error).split())  # Arrow's run over several lines
+        raise ValueError(f"{file} is not a readable table of LeRobot v3.0: {reason}.") from error
 
 
 def _summarize(episodes: dict[str, Episode], episode_id: str) -> EpisodeSummary:
@@ -144,11 +148,14 @@ def _load(
     source: str, spec: ActionSpec, episodes: dict[str, Episode], episode_id: str
 ) -> Trajectory:
     episode = episodes[episode_id]
-    table = _read_table(episode.rows, [STATE, ACTION, "timestamp"], episode.index)
+    names = [STATE, ACTION, "timestamp"]
+    table = _read_table(episode.rows, [*names, "episode_index"])
+    rows = np.flatnonzero(table["episode_index"].to_numpy() == episode.index)
     try:
-        signals = {name: np.stack(table[name].to_numpy()) for name in table.column_names}
-        if len(table) != episode.num_frames:
-            raise ValueError(f"{len(table)} rows, expected {episode.num_frames}.")
+        if len(rows) != episode.num_frames:
+            raise ValueError(f"{len(rows)} rows, expected {episode.num_frames}.")
+        table = table.take(rows)
+        signals = {name: np.stack(table[name].to_numpy()) for name in names}
         poses = checked_rows(signals[STATE], dim=7, what=STATE)
         _check_next_state(checked_rows(signals[ACTION], dim=7, what=ACTION), poses)
     except ValueError as error:

@@ -30,6 +30,8 @@ from worldmodel.datasets.video import VideoFrames, count_frames
 FORM = "mp4-npz"
 MARK = "<split>/<id>.npz beside <split>/<id>.mp4"
 CAMERA = "image"
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What damage makes `numpy.load` and `zipfile` raise."""
 
 SPEC = ActionSpec(
     name="WorldGym Bridge",
@@ -67,7 +69,7 @@ def _read(file: Path) -> np.ndarray:
     try:
         with file.open("rb") as stream, np.load(stream) as archive:
             stored = archive["arr_0"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{file} has no readable array `arr_0` of actions ({error}).") from error
     if stored.ndim != 2:
         raise ValueError(f"{file}: `arr_0` must be [frames, 10], got shape {stored.shape}.")

@@ -52,11 +52,10 @@ def matches(path: Path) -> bool:
 def open_rlds(path: Path) -> FileDataset:
     """Open the folder of one version of a Bridge dataset."""
     builder = Builder.read(path)
-    missing = [name for name in (ACTION, STATE, TEXT) if name not in builder.leaves]
-    if missing or not builder.name.startswith("bridge"):
+    if not _is_bridge(builder):
         raise ValueError(
             f"{path} holds `{builder.name}`, but RLDS does not say what an action means and only "
-            f"Bridge is known, with `{ACTION}`, `{STATE}` and `{TEXT}`."
+            f"Bridge is known, with 7 numbers in `{ACTION}` and `{STATE}`, and `{TEXT}`."
         )
     cameras = _cameras(builder)
     return FileDataset(
@@ -68,6 +67,13 @@ def open_rlds(path: Path) -> FileDataset:
         load=partial(_load, builder, path, cameras),
         summarize=partial(_summarize, builder),
     )
+
+
+def _is_bridge(builder: Builder) -> bool:
+    """Whether the name and the features are Bridge's."""
+    numbers = {leaf.name: leaf.shape for leaf in builder.leaves.values() if leaf.is_number}
+    poses = numbers.get(ACTION) == numbers.get(STATE) == (7,)
+    return builder.name.startswith("bridge") and poses and TEXT in builder.leaves
 
 
 def _cameras(builder: Builder) -> tuple[str, ...]:

@@ -27,6 +27,10 @@ class Leaf:
     """Shape in one step."""
     dtype: str
 
+    def __post_init__(self) -> None:
+        if self.is_number:
+            np.dtype(self.dtype)  # a TypeError here, at the description, not at some later record
+
     @property
     def is_number(self) -> bool:
         """Whether it holds numbers or flags."""

@@ -12,6 +12,8 @@ from typing import Any
 import av
 import google_crc32c
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import simplejpeg
 
@@ -238,3 +240,59 @@ def make_trajectory() -> Callable[..., Trajectory]:
         return Trajectory(episode_id=episode_id, **(fields | changes))
 
     return make
+
+
+def lerobot_rows(num_frames: int, poses: np.ndarray) -> dict[str, Any]:
+    """States, the states that follow them as actions, and times at 5 Hz."""
+    states = poses[:num_frames].astype(np.float32)
+    following = np.concatenate([states[1:], states[-1:]])
+    return {
+        "observation.state": list(states),
+        "action": list(following),
+        "timestamp": np.arange(num_frames, dtype=np.float32) / 5,
+    }
+
+
+@pytest.fixture
+def lerobot_folder(tmp_path: Path, poses: np.ndarray, write_mp4: Callable[..., np.ndarray]) -> Path:
+    """Two episodes of 12 and 8 frames that share one table and one video."""
+    root = tmp_path / "lerobot"
+    both = [
+        {**lerobot_rows(n, poses), "episode_index": np.full(n, i)} for i, n in enumerate((12, 8))
+    ]
+    table = {key: [x for episode in both for x in episode[key]] for key in both[0]}
+    write_table(root / "data/chunk-000/file-000.parquet", table)
+    write_mp4(root / "videos/observation.images.wrist/chunk-000/file-000.mp4", 20, rate=5)
+    episodes = {
+        "episode_index": [0, 1],
+        "tasks": [["stack"], []],
+        "length": [12, 8],
+        "data/chunk_index": [0, 0],
+        "data/file_index": [0, 0],
+        "videos/observation.images.wrist/chunk_index": [0, 0],
+        "videos/observation.images.wrist/file_index": [0, 0],
+        "videos/observation.images.wrist/from_timestamp": [0.0, 2.4],
+        "videos/observation.images.wrist/to_timestamp": [2.4, 4.0],
+    }
+    write_table(root / "meta/episodes/chunk-000/file-000.parquet", episodes)
+    vector = {"dtype": "float32", "shape": [7]}
+    info = {
+        "codebase_version": "v3.0",
+        "fps": 5,
+        "total_episodes": 2,
+        "splits": {"train": "0:1", "val": "1:2"},
+        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        "features": {
+            "observation.images.wrist": {"dtype": "video"},
+            "observation.state": vector,
+            "action": vector,
+        },
+    }
+    (root / "meta/info.json").write_text(json.dumps(info))
+    return root
+
+
+def write_table(file: Path, columns: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)

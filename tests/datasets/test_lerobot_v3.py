@@ -52,63 +52,14 @@ def test_frames_of_a_late_episode_are_those_of_its_own_video(real_data: Path) ->
     assert gaps[1] < 4
 
 
-def rows(num_frames: int, poses: np.ndarray) -> dict[str, Any]:
-    states = poses[:num_frames].astype(np.float32)
-    following = np.concatenate([states[1:], states[-1:]])
-    return {
-        "observation.state": list(states),
-        "action": list(following),
-        "timestamp": np.arange(num_frames, dtype=np.float32) / 5,
-    }
-
-
-@pytest.fixture
-def folder(tmp_path: Path, poses: np.ndarray, write_mp4: Callable[..., np.ndarray]) -> Path:
-    """Two episodes of 12 and 8 frames that share one table and one video."""
-    root = tmp_path / "lerobot"
-    both = [{**rows(n, poses), "episode_index": np.full(n, i)} for i, n in enumerate((12, 8))]
-    table = {key: [x for episode in both for x in episode[key]] for key in both[0]}
-    write_table(root / "data/chunk-000/file-000.parquet", table)
-    write_mp4(root / f"videos/{VIDEO}/chunk-000/file-000.mp4", 20, rate=5)
-    episodes = {
-        "episode_index": [0, 1],
-        "tasks": [["stack"], []],
-        "length": [12, 8],
-        "data/chunk_index": [0, 0],
-        "data/file_index": [0, 0],
-        f"videos/{VIDEO}/chunk_index": [0, 0],
-        f"videos/{VIDEO}/file_index": [0, 0],
-        f"videos/{VIDEO}/from_timestamp": [0.0, 2.4],
-        f"videos/{VIDEO}/to_timestamp": [2.4, 4.0],
-    }
-    write_table(root / "meta/episodes/chunk-000/file-000.parquet", episodes)
-    vector = {"dtype": "float32", "shape": [7]}
-    info = {
-        "codebase_version": "v3.0",
-        "fps": 5,
-        "total_episodes": 2,
-        "splits": {"train": "0:1", "val": "1:2"},
-        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
-        "features": {VIDEO: {"dtype": "video"}, "observation.state": vector, "action": vector},
-    }
-    (root / "meta/info.json").write_text(json.dumps(info))
-    return root
-
-
-def write_table(file: Path, columns: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.table(columns), file)
-
-
 def edit_table(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
     columns = pyarrow.parquet.ParquetFile(file).read().to_pydict()
     change(columns)
-    write_table(file, columns)
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
 
 
-def test_a_small_folder(folder: Path) -> None:
-    dataset = open_lerobot_v3(folder)
+def test_a_small_folder(lerobot_folder: Path) -> None:
+    dataset = open_lerobot_v3(lerobot_folder)
     assert dataset.episode_ids == ("train/0", "val/1")
     assert [dataset.summary(i).instruction for i in (0, 1)] == ["stack", ""]
     first, second = dataset
@@ -144,23 +95,23 @@ def test_a_small_folder(folder: Path) -> None:
     ],
 )
 def test_wrong_declarations_are_refused(
-    folder: Path, change: Callable[[dict[str, Any]], object], message: str
+    lerobot_folder: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
-    file = folder / "meta/info.json"
+    file = lerobot_folder / "meta/info.json"
     info = json.loads(file.read_text())
     change(info)
     file.write_text(json.dumps(info))
     with pytest.raises(ValueError, match=message) as caught:
-        open_lerobot_v3(folder)
-    assert str(folder) in str(caught.value)
+        open_lerobot_v3(lerobot_folder)
+    assert str(lerobot_folder) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3"])
-def test_a_broken_info_is_refused(folder: Path, text: str) -> None:
-    (folder / "meta/info.json").write_text(text)
+def test_a_broken_info_is_refused(lerobot_folder: Path, text: str) -> None:
+    (lerobot_folder / "meta/info.json").write_text(text)
     with pytest.raises(ValueError, match=r"info\.json is not LeRobot v3\.0"):
-        open_lerobot_v3(folder)
+        open_lerobot_v3(lerobot_folder)
 
 
 @pytest.mark.parametrize(
@@ -174,12 +125,12 @@ def test_a_broken_info_is_refused(folder: Path, text: str) -> None:
     ],
 )
 def test_a_wrong_list_of_episodes_is_refused(
-    folder: Path, change: Callable[[dict[str, Any]], object], message: str
+    lerobot_folder: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
-    edit_table(folder / "meta/episodes/chunk-000/file-000.parquet", change)
+    edit_table(lerobot_folder / "meta/episodes/chunk-000/file-000.parquet", change)
     with pytest.raises(ValueError, match=message) as caught:
-        open_lerobot_v3(folder)
-    assert str(folder) in str(caught.value)
+        open_lerobot_v3(lerobot_folder)
+    assert str(lerobot_folder) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -197,26 +148,26 @@ def test_a_wrong_list_of_episodes_is_refused(
     ],
 )
 def test_wrong_rows_are_refused(
-    folder: Path, change: Callable[[dict[str, Any]], object], message: str
+    lerobot_folder: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
-    edit_table(folder / "data/chunk-000/file-000.parquet", change)
+    edit_table(lerobot_folder / "data/chunk-000/file-000.parquet", change)
     with pytest.raises(ValueError, match=message) as caught:
-        open_lerobot_v3(folder).episode("val/1")
-    assert str(folder) in str(caught.value)
+        open_lerobot_v3(lerobot_folder).episode("val/1")
+    assert str(lerobot_folder) in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 no table PAR1"])
-def test_a_damaged_table_is_refused(folder: Path, content: bytes) -> None:
-    (folder / "data/chunk-000/file-000.parquet").write_bytes(content)
+def test_a_damaged_table_is_refused(lerobot_folder: Path, content: bytes) -> None:
+    (lerobot_folder / "data/chunk-000/file-000.parquet").write_bytes(content)
     with pytest.raises(ValueError, match=r"file-000\.parquet is not a readable table"):
-        open_lerobot_v3(folder).episode(0)
+        open_lerobot_v3(lerobot_folder).episode(0)
 
 
-def test_a_truncated_video_is_refused(folder: Path) -> None:
-    mp4 = folder / f"videos/{VIDEO}/chunk-000/file-000.mp4"
+def test_a_truncated_video_is_refused(lerobot_folder: Path) -> None:
+    mp4 = lerobot_folder / f"videos/{VIDEO}/chunk-000/file-000.mp4"
     mp4.write_bytes(mp4.read_bytes()[:900])
     with pytest.raises(ValueError, match=r"file-000\.mp4 is not a readable video"):
-        open_lerobot_v3(folder).episode(0).frames["wrist"][:]
+        open_lerobot_v3(lerobot_folder).episode(0).frames["wrist"][:]
 
 
 def test_the_malformed_real_folder_is_refused_in_one_sentence(real_data: Path) -> None:

@@ -5,6 +5,7 @@ import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from worldmodel.datasets.actions import CANONICAL
@@ -81,3 +82,39 @@ def test_an_unknown_form_is_refused_with_what_marks_the_known_ones(
     for form in FORMS:
         assert form.name in str(caught.value)
         assert form.mark in str(caught.value)
+
+
+def damaged(content: bytes, generator: np.random.Generator) -> bytes:
+    """A flipped bit, a cut, or eight overwritten bytes."""
+    place = int(generator.integers(len(content)))
+    flipped = bytes([content[place] ^ 1 << int(generator.integers(8))])
+    return [
+        content[:place] + flipped + content[place + 1 :],
+        content[:place],
+        content[:place] + generator.bytes(8) + content[place + 8 :],
+    ][int(generator.integers(3))]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, on numbers made of noise
+@pytest.mark.parametrize("num", [10, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["droid", "worldgym", "rlds", "lerobot"])
+def test_damage_gives_data_or_one_sentence(
+    request: pytest.FixtureRequest, form: str, num: int
+) -> None:
+    root: Path = request.getfixturevalue(f"{form}_folder")
+    files = sorted(file for file in root.rglob("*") if file.is_file())
+    generator = np.random.default_rng(0)
+    for _ in range(num):
+        file = files[int(generator.integers(len(files)))]
+        intact = file.read_bytes()
+        file.write_bytes(damaged(intact, generator))
+        try:
+            for episode in open_dataset(root):
+                _ = [frames[:] for frames in episode.frames.values()]
+        except (ValueError, OSError) as error:
+            message = str(error)
+        else:
+            message = str(root)
+        assert str(root) in message
+        assert "\n" not in message
+        file.write_bytes(intact)
