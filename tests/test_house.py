@@ -2,8 +2,10 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -138,6 +140,17 @@ def test_every_command_explains_its_options(
 def test_no_command_is_missing_from_the_usage() -> None:
     modules = {path.stem for path in (ROOT / "worldmodel" / "cli").glob("[a-z]*.py")}
     assert modules <= {command.replace(" ", "_") for command in cli.COMMANDS}
+
+
+def test_every_direct_dependency_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["dev"] + extras["docs"]
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    pinned = {name.lower().replace("_", "-") for name in pins}
+    missing = [line for line in wanted if re.split("[<>=]", line)[0] not in pinned]
+    assert missing == []
+    assert pins["torch"] == "2.13.0"
 
 
 def test_no_file_names_where_packages_come_from() -> None:
