@@ -30,17 +30,13 @@ def encode_jpeg(frame: UInt8[np.ndarray, "height width 3"]) -> bytes:
     )
 
 
-def decode_jpeg(
-    data: UInt8[np.ndarray, " bytes"], out: UInt8[np.ndarray, "height width 3"]
-) -> None:
-    """Decode one JPEG into `out`, bit for bit as TensorFlow does by default."""
-    simplejpeg.decode_jpeg(data, "RGB", fastdct=True, buffer=out)
-
-
 class StoredJpegFrames:
     """Frames of one camera and episode, stored as JPEG bytes laid end to end.
 
-    Frame i is bytes offsets[i] to offsets[i + 1]; `offsets` is an attribute of the array.
+    Frame i is bytes offsets[i] to offsets[i + 1]; `offsets` is an attribute of the array. So is
+    `fastdct`: true where the source's bytes passed through, which its reader decodes by the fast
+    transform, as TensorFlow does. That is 1 grey level too dark in red and blue on average, so
+    bytes of our own are decoded by the accurate one.
     """
 
     def __init__(self, path: Path, size: tuple[int, int], num_frames: int) -> None:
@@ -57,13 +53,19 @@ class StoredJpegFrames:
         data = np.asarray(self._blob[offsets[0] : offsets[-1]])
         frames = np.empty((stop - start, *self.size, 3), np.uint8)
         for i, frame in enumerate(frames):
-            decode_jpeg(data[offsets[i] - offsets[0] : offsets[i + 1] - offsets[0]], frame)
+            image = data[offsets[i] - offsets[0] : offsets[i + 1] - offsets[0]]
+            simplejpeg.decode_jpeg(image, "RGB", fastdct=self.fastdct, buffer=frame)
         return frames
 
     def jpeg(self, index: int) -> bytes:
         """The stored JPEG bytes of one frame."""
         start, stop = self._offsets[index], self._offsets[index + 1]
         return np.asarray(self._blob[start:stop]).tobytes()
+
+    @property
+    def fastdct(self) -> bool:
+        """Whether frames are decoded by the fast integer transform."""
+        return bool(self._blob.attrs["fastdct"])
 
     @cached_property
     def _blob(self) -> zarr.Array[Any]:
@@ -111,29 +113,23 @@ def write_frames(group: zarr.Group, name: str, frames: Frames, encoding: str) ->
 
 def write_jpeg_frames(group: zarr.Group, name: str, frames: Frames) -> None:
     """Write JPEG bytes; those of a source that offers `jpeg(index)` pass through untouched."""
-    images = [data for block in blocks(frames, 1) for data in jpeg_bytes(frames, block)]
+    stored = getattr(frames, "jpeg", None)
+    images: list[bytes] = []
+    for block in blocks(frames, 1):
+        pixels = frames[block]  # even where bytes pass through: no broken image may enter
+        numbers = range(block.start, block.stop)
+        images += [stored(i) for i in numbers] if stored else [encode_jpeg(p) for p in pixels]
     offsets = np.cumsum([0, *map(len, images)]).tolist()
     num_chunks = -(-offsets[-1] // JPEG_CHUNK_BYTES)
+    fastdct = getattr(frames, "fastdct", True) if stored else False
     group.create_array(
         name,
         data=np.frombuffer(b"".join(images), np.uint8),
         chunks=(min(offsets[-1], JPEG_CHUNK_BYTES),),
         shards=(num_chunks * JPEG_CHUNK_BYTES,) if num_chunks > 1 else None,
         compressors=None,
-        attributes={"offsets": offsets, "encoding": "jpeg"},
+        attributes={"encoding": "jpeg", "offsets": offsets, "fastdct": fastdct},
     )
-
-
-def jpeg_bytes(frames: Frames, block: slice) -> list[bytes]:
-    """The JPEG bytes of a block of frames.
-
-    Bytes that pass through are decoded too: a broken image must not enter the store.
-    """
-    pixels = frames[block]
-    stored = getattr(frames, "jpeg", None)
-    if stored is None:
-        return [encode_jpeg(frame) for frame in pixels]
-    return [stored(index) for index in range(block.start, block.stop)]
 
 
 def write_raw_frames(group: zarr.Group, name: str, frames: Frames) -> None:

@@ -34,13 +34,11 @@ class Command:
     skip_bad: bool = False
     """List episodes that cannot be read and go on (exit code 1); default: stop at the first."""
 
-    def __post_init__(self) -> None:
-        if self.workers < 1 or (self.height is not None and self.height < 1):
-            raise ValueError("`--workers` and `--height` must be positive.")
-
 
 def run(command: Command) -> int:
     """Convert; 1 if episodes were skipped."""
+    if command.workers < 1 or (command.height is not None and command.height < 1):
+        raise ValueError("`--workers` and `--height` must be positive.")
     source = open_dataset(command.source)
     store = open_target(command.target, source, encoding=command.encoding, height=command.height)
     bad: list[str] = []
