@@ -126,6 +126,16 @@ def test_table_on_a_terminal_is_aligned() -> None:
     ]
 
 
+def test_table_in_a_terminal_has_aligned_columns() -> None:
+    assert table().to_text().splitlines() == [
+        "Success.",
+        "",
+        "policy       n     rate  gated",
+        "expert <b>  20    0.950    n/a",
+        "random      20  0 of 20  0.000",
+    ]
+
+
 def test_a_row_of_the_wrong_length_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Table 'Wide.' needs 2 cells, got \['a'\]\."):
         Table(caption="Wide.", columns=["a", "b"], rows=[["a"]])
