@@ -21,6 +21,8 @@ from worldmodel.statistics import Proportion
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
+FAR = 10
+"""Scores beyond so many thresholds are drawn on a logarithmic axis, linear below the threshold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,11 @@ def score_distributions(
         axes.scatter(values, row + spread, s=16, color=color, alpha=0.65, linewidths=0)
         axes.vlines(np.median(values), row - 0.34, row + 0.34, color="#000000", linewidth=2)
     axes.axvline(threshold, color="#000000", linestyle="--", linewidth=1)
+    low, high = (limit([limit(values) for values in scores.values()]) for limit in (np.min, np.max))
+    if high > FAR * abs(threshold):
+        axes.set_xscale("symlog", linthresh=abs(threshold) or 1.0)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlim(low - 0.2 * abs(threshold), 1.5 * high)
     axes.set_yticks(range(len(scores)), list(scores))
     axes.set(xlabel=x_label, ylim=(len(scores) - 0.5, -0.5))
     axes.annotate(

@@ -256,3 +256,10 @@ def test_score_distributions_mark_threshold_and_medians() -> None:
     assert [dot.get_offsets()[:, 0].tolist() for dot in dots] == [[0.0, 1.0, 5.0], [4.0, 6.0]]
     bars = [c.get_segments()[0][0][0] for c in axes.collections if hasattr(c, "get_segments")]
     assert bars == [1.0, 5.0]
+
+
+@pytest.mark.parametrize(("largest", "scale"), [(24.0, "linear"), (26.0, "symlog")])
+def test_far_scores_leave_room_for_the_near_ones(largest: float, scale: str) -> None:
+    scores = {"nominal": np.array([0.0, 1.0]), "background": np.array([5.0, largest])}
+    figure = report_figures.score_distributions(scores, threshold=2.5, x_label="score")
+    assert figure.axes[0].get_xscale() == scale
