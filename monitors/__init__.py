@@ -20,7 +20,11 @@ from worldmodel.monitors.detection import (
 from worldmodel.monitors.errors import NotFittedError
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.monitor import ImaginedFrame, RuntimeMonitor, WatchedEpisode
-from worldmodel.monitors.recalibration import EpsilonRecalibration, IsotonicRecalibration
+from worldmodel.monitors.recalibration import (
+    EpsilonRecalibration,
+    HorizonRecalibration,
+    IsotonicRecalibration,
+)
 from worldmodel.monitors.reliability import CalibrationSummary, Reliability, summarize
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.threshold import EpisodeThreshold, episodes_needed, smallest_alpha
@@ -35,6 +39,7 @@ __all__ = [
     "EpisodeThreshold",
     "EpsilonRecalibration",
     "Evidence",
+    "HorizonRecalibration",
     "ImaginedFrame",
     "IsotonicRecalibration",
     "Level",

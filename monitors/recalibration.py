@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,6 +10,9 @@ from jaxtyping import Float, Float64, Shaped
 
 from worldmodel.monitors.calibration import ReliabilityBins, checked
 from worldmodel.monitors.errors import require_fitted
+
+BANDS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+"""Longest horizon of each band of horizons that share their curves, in frames."""
 
 
 class IsotonicRecalibration:
@@ -113,3 +117,66 @@ class EpsilonRecalibration:
             for i in range(len(recalibration.epsilons))
         ]
         return recalibration
+
+
+class HorizonRecalibration:
+    """Curves for each band of horizons, for confidence is off by another amount at each.
+
+    A band reaches from behind the one before it to its own horizon in `BANDS`; the last that was
+    learned serves all horizons beyond it.
+    """
+
+    def __init__(self, epsilons: Sequence[float]) -> None:
+        self.epsilons = tuple(epsilons)
+
+    def fit(self, bins: Mapping[int, Sequence[ReliabilityBins]]) -> HorizonRecalibration:
+        """Learn from the streaming sums of each horizon, one per tolerance."""
+        bands: dict[int, list[Sequence[ReliabilityBins]]] = {}
+        for horizon in sorted(bins):
+            bands.setdefault(_band(BANDS, horizon), []).append(bins[horizon])
+        self.bands_ = tuple(BANDS[band] for band in bands)
+        self.curves_ = [
+            EpsilonRecalibration(self.epsilons).fit(
+                [
+                    ReliabilityBins(np.stack([b.sums for b in same]))
+                    for same in zip(*group, strict=True)
+                ]
+            )
+            for group in bands.values()
+        ]
+        return self
+
+    def predict(
+        self, confidence: Float[np.ndarray, " epsilon *any"], *, horizon: int
+    ) -> Float64[np.ndarray, " epsilon *any"]:
+        """Recalibrated confidence of frames imagined `horizon` steps ahead."""
+        require_fitted(self, "curves_")
+        return self.curves_[_band(self.bands_, horizon)].predict(confidence)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything learned, as plain arrays."""
+        require_fitted(self, "curves_")
+        return {
+            f"{band}/{name}": array
+            for band, curves in zip(self.bands_, self.curves_, strict=True)
+            for name, array in curves.arrays().items()
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> HorizonRecalibration:
+        """The inverse of `arrays`."""
+        parts: dict[int, dict[str, np.ndarray]] = {}
+        for name, array in arrays.items():
+            band, _, key = name.partition("/")
+            parts.setdefault(int(band), {})[key] = array
+        if not parts:
+            raise ValueError("`arrays` holds no curve.")
+        curves = [EpsilonRecalibration.from_arrays(parts[band]) for band in sorted(parts)]
+        recalibration = cls(curves[0].epsilons)
+        recalibration.bands_, recalibration.curves_ = tuple(sorted(parts)), curves
+        return recalibration
+
+
+def _band(ends: Sequence[int], horizon: int) -> int:
+    """Position of the first band that ends at `horizon` or later, else of the last."""
+    return min(bisect_left(ends, horizon), len(ends) - 1)

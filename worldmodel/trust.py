@@ -1,4 +1,4 @@
-"""A world model's monitor: features for its channels, fitted on nominal episodes, kept beside the checkpoint."""
+"""A world model's monitor: features for its channels, fitted on nominal episodes, and its files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel, resize
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.monitor import RuntimeMonitor
-from worldmodel.monitors.recalibration import EpsilonRecalibration
+from worldmodel.monitors.recalibration import HorizonRecalibration
 from worldmodel.monitors.signals import EpisodeSignals
-from worldmodel.objectives import LatentBatch
 from worldmodel.rollouts import EPSILONS, EpisodeRollouts, count_reliability
 from worldmodel.tokenizers import to_model, to_pixels
 
@@ -39,8 +39,9 @@ def to_model_size(
 class FrameFeatures:
     """Features of real frames for the appearance channel, from the tokenizer alone.
 
-    Whole frame: mean, standard deviation and largest magnitude of each latent channel and of the round-trip residual.
-    Position: its latent and its residual. A tokenizer reconstructs what it was not trained on badly.
+    Whole frame: mean, standard deviation and largest magnitude of each latent channel and of the
+    round-trip residual. Position: its latent and its residual. A tokenizer reconstructs what it was
+    not trained on badly.
     """
 
     def __init__(self, model: WorldModel) -> None:
@@ -111,8 +112,8 @@ class Trust:
 
     monitor: RuntimeMonitor
     """Watches real frames and the model's confidence in them."""
-    recalibration: EpsilonRecalibration
-    """Isotonic curves, one per error level of `EPSILONS`."""
+    recalibration: HorizonRecalibration
+    """Isotonic curves, one per band of horizons and error level of `EPSILONS`."""
     horizon: int
     """Frames imagined before a rollout starts from real frames again."""
 
@@ -132,7 +133,7 @@ class Trust:
         """
         monitor = RuntimeMonitor.load(folder, features=FrameFeatures(model))
         try:
-            recalibration = EpsilonRecalibration.from_arrays(load_file(folder / RECALIBRATION))
+            recalibration = HorizonRecalibration.from_arrays(load_file(folder / RECALIBRATION))
             horizon = int(json.loads((folder / "rollouts.json").read_text())["horizon"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(
@@ -141,26 +142,28 @@ class Trust:
         return cls(monitor, recalibration, horizon)
 
 
-def recalibrated(rollouts: EpisodeRollouts, curves: EpsilonRecalibration) -> EpisodeRollouts:
+def recalibrated(rollouts: EpisodeRollouts, curves: HorizonRecalibration) -> EpisodeRollouts:
     """The same rollouts with recalibrated confidence; frames that were not imagined keep theirs."""
     confidence = rollouts.confidence.clone()
-    rows = torch.from_numpy(rollouts.horizon > 0)
-    stated = rearrange(confidence[rows].float().numpy(), "... level -> level ...")
-    curved = rearrange(curves.predict(stated), "level ... -> ... level")
-    confidence[rows] = torch.from_numpy(curved).to(confidence.dtype)
+    for horizon in np.unique(rollouts.horizon[rollouts.horizon > 0]):
+        rows = torch.from_numpy(rollouts.horizon == horizon)
+        stated = rearrange(confidence[rows].float().numpy(), "... level -> level ...")
+        curved = curves.predict(stated, horizon=int(horizon))
+        curved = rearrange(curved, "level ... -> ... level")
+        confidence[rows] = torch.from_numpy(curved).to(confidence.dtype)
     return replace(rollouts, confidence=confidence)
 
 
-def fit_recalibration(rollouts: Sequence[EpisodeRollouts]) -> EpsilonRecalibration:
-    """Isotonic curves of nominal rollouts, all horizons together."""
-    reliability = count_reliability(
-        rollouts,
-        names=[str(number) for number in range(len(rollouts))],
-        horizons=range(1, max(int(r.horizon.max()) for r in rollouts) + 1),
-        num_bins=200,
-    )
-    bins = [reliability.bins(epsilon=epsilon) for epsilon in EPSILONS]
-    return EpsilonRecalibration(EPSILONS).fit(bins)
+def fit_recalibration(rollouts: Sequence[EpisodeRollouts]) -> HorizonRecalibration:
+    """Isotonic curves of nominal rollouts."""
+    horizons = np.unique(np.concatenate([r.horizon[r.horizon > 0] for r in rollouts])).tolist()
+    names = [str(number) for number in range(len(rollouts))]
+    reliability = count_reliability(rollouts, names=names, horizons=horizons, num_bins=200)
+    bins = {
+        horizon: [reliability.bins(epsilon=epsilon, horizon=horizon) for epsilon in EPSILONS]
+        for horizon in horizons
+    }
+    return HorizonRecalibration(EPSILONS).fit(bins)
 
 
 Rolled = tuple[Episode, EpisodeRollouts]

@@ -6,7 +6,11 @@ from sklearn.isotonic import IsotonicRegression
 
 from worldmodel.monitors.calibration import bin_forecasts, expected_calibration_error
 from worldmodel.monitors.errors import NotFittedError
-from worldmodel.monitors.recalibration import EpsilonRecalibration, IsotonicRecalibration
+from worldmodel.monitors.recalibration import (
+    EpsilonRecalibration,
+    HorizonRecalibration,
+    IsotonicRecalibration,
+)
 
 
 def overconfident(seed: int, n: int = 4000) -> tuple[np.ndarray, np.ndarray]:
@@ -75,6 +79,38 @@ def test_arrays_restore_the_curves() -> None:
     grid = np.random.default_rng(9).random((2, 40))
     assert restored.epsilons == (0.1, 0.2)
     np.testing.assert_array_equal(restored.predict(grid), fitted.predict(grid))
+
+
+def by_horizon(horizons: dict[int, int]) -> HorizonRecalibration:
+    """Curves of one tolerance from overconfident forecasts: horizon -> seed."""
+    bins = {h: [bin_forecasts(*overconfident(seed), num_bins=30)] for h, seed in horizons.items()}
+    return HorizonRecalibration((0.5,)).fit(bins)
+
+
+def test_each_horizon_has_the_curves_of_its_band() -> None:
+    """Horizons 5 and 6 share a band: their forecasts count together, and 9 begins another."""
+    fitted = by_horizon({1: 1, 5: 2, 6: 3, 9: 4})
+    grid = np.random.default_rng(9).random((1, 40))
+    p, y = (np.concatenate(pair) for pair in zip(overconfident(2), overconfident(3), strict=True))
+    together = EpsilonRecalibration((0.5,)).fit([bin_forecasts(p, y, num_bins=30)])
+    np.testing.assert_allclose(fitted.predict(grid, horizon=5), together.predict(grid))
+    np.testing.assert_allclose(fitted.predict(grid, horizon=6), together.predict(grid))
+    alone = EpsilonRecalibration((0.5,)).fit([bin_forecasts(*overconfident(4), num_bins=30)])
+    for horizon in (7, 9, 500):  # the first band learned that is not shorter, else the last
+        np.testing.assert_array_equal(fitted.predict(grid, horizon=horizon), alone.predict(grid))
+
+
+def test_arrays_restore_the_curves_of_every_horizon() -> None:
+    fitted = by_horizon({1: 1, 2: 2, 12: 3})
+    restored = HorizonRecalibration.from_arrays(fitted.arrays())
+    assert restored.epsilons == (0.5,)
+    grid = np.random.default_rng(9).random((1, 40))
+    for horizon in (1, 2, 12, 20):
+        np.testing.assert_array_equal(
+            restored.predict(grid, horizon=horizon), fitted.predict(grid, horizon=horizon)
+        )
+    with pytest.raises(ValueError, match="`arrays` holds no curve"):
+        HorizonRecalibration.from_arrays({})
 
 
 def test_a_second_fit_forgets_the_first() -> None:

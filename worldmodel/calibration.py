@@ -1,0 +1,213 @@
+"""Which episodes calibrate a model, how well it is calibrated, and where the result is kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from worldmodel.datasets.dataset import Dataset
+from worldmodel.model import WorldModel
+from worldmodel.monitors.calibration import ReliabilityBins
+from worldmodel.monitors.judge import MonitorConfig
+from worldmodel.monitors.reliability import CalibrationSummary, summarize
+from worldmodel.monitors.threshold import episodes_needed, smallest_alpha
+from worldmodel.rollouts import START, EpisodeRollouts, Forecasts, count_reliability, roll_out
+from worldmodel.trust import Episode, Trust, fit_recalibration, recalibrated
+
+LOG = logging.getLogger(__name__)
+HORIZONS = (1, 4, 8, 16)
+"""Frames ahead at which calibration is reported."""
+MAX_REFERENCE = 60
+"""Reference episodes used of a larger data set, evenly spaced."""
+BATCH = 32
+"""Episodes imagined at once."""
+RECORD = "calibration.json"
+"""What was calibrated on what, beside the monitor's own files."""
+
+
+def trained_on(model: WorldModel, dataset: Dataset) -> frozenset[str]:
+    """Ids of the episodes of a data set that some part of the model was trained on.
+
+    The training store is known by its name, and what it was converted from by its path.
+    """
+    provenance = model.config.provenance
+    source = provenance.get("data_attributes", {}).get("source", {})
+    names = {provenance.get("data"), source.get("path")}
+    if dataset.path.resolve().name not in names and str(dataset.path.resolve()) not in names:
+        return frozenset()
+    split = provenance["split"]
+    return frozenset({*split["dynamics"], *split["confidence"]})
+
+
+def long_enough(dataset: Dataset, names: Sequence[str]) -> list[str]:
+    """The episodes that leave something to imagine after the first `START` frames."""
+    kept = [name for name in names if dataset.summary(name).num_frames > START]
+    if len(kept) < len(names):
+        LOG.warning(
+            "note: %d episodes of %s have %d frames or fewer and are left out.",
+            len(names) - len(kept), dataset.path, START,
+        )  # fmt: skip
+    return kept
+
+
+def untouched_episodes(model: WorldModel, dataset: Dataset) -> list[str]:
+    """Ids of the episodes that no part of the model was trained on.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    seen = trained_on(model, dataset)
+    names = long_enough(dataset, [name for name in dataset.episode_ids if name not in seen])
+    if not names:
+        raise ValueError(
+            f"{dataset.path} holds no episode of more than {START} frames that the model was not "
+            "trained on; calibrate on other episodes."
+        )
+    return names
+
+
+def reference_episodes(model: WorldModel, dataset: Dataset) -> list[str]:
+    """Ids of episodes that count as familiar: those the dynamics learned from, else all."""
+    names = list(dataset.episode_ids)
+    if trained_on(model, dataset):
+        learned = set(model.config.provenance["split"]["dynamics"])
+        names = [name for name in names if name in learned]
+    names = long_enough(dataset, names)
+    chosen = np.linspace(0, len(names) - 1, min(len(names), MAX_REFERENCE)).round().astype(int)
+    return [names[i] for i in chosen]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which episodes set the thresholds, and which count as familiar."""
+
+    data: Dataset
+    calibration: Sequence[str]
+    reference_data: Dataset
+    reference: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if len(self.reference) < 2:
+            raise ValueError(
+                "The monitor needs at least 2 familiar episodes to compare with; "
+                f"{self.reference_data.path} gives {len(self.reference)}."
+            )
+
+
+def plan_calibration(model: WorldModel, data: Dataset, reference: Dataset | None = None) -> Plan:
+    """Choose episodes so that no threshold rests on one that the model, or a channel, has seen.
+
+    Raises:
+        ValueError: if too few are left, or an episode would be on both sides.
+    """
+    names = untouched_episodes(model, data)
+    if reference is None and trained_on(model, data):
+        reference = data
+    if reference is None:
+        return Plan(data, names[1::2], data, names[::2])
+    familiar = reference_episodes(model, reference)
+    same = reference.path.resolve() == data.path.resolve()
+    if same and set(familiar) & set(names):
+        raise ValueError(
+            "`reference` must hold other episodes than `data`; without it, every second episode "
+            "counts as familiar."
+        )
+    return Plan(data, names, reference, familiar)
+
+
+def monitor_config(num_episodes: int, alpha: float | None) -> MonitorConfig:
+    """Alarm rates for so many calibration episodes.
+
+    Args:
+        num_episodes: Calibration episodes.
+        alpha: Chance of any alarm in a nominal episode; None is 0.05, or the least they support.
+
+    Raises:
+        ValueError: if they do not support `alpha`.
+    """
+    supported = MonitorConfig.for_episodes(num_episodes)
+    if alpha is None:
+        return supported
+    if num_episodes < (needed := episodes_needed(alpha)):
+        raise ValueError(
+            f"`alpha`={alpha:g} needs {needed} calibration episodes, got {num_episodes}, which "
+            f"support {smallest_alpha(num_episodes):.3g} at best."
+        )
+    return replace(
+        supported,
+        alpha_notice=alpha,
+        alpha_degrade=min(alpha, supported.alpha_degrade),
+        alpha_stop=min(alpha, supported.alpha_stop),
+    )
+
+
+def roll_out_all(
+    model: WorldModel, episodes: Sequence[Episode], *, horizon: int
+) -> list[EpisodeRollouts]:
+    """`roll_out` over any number of episodes, with a progress bar."""
+    rollouts: list[EpisodeRollouts] = []
+    with tqdm(total=len(episodes), desc="imagine", unit="episode") as bar:
+        for first in range(0, len(episodes), BATCH):
+            batch = [episode.batch for episode in episodes[first : first + BATCH]]
+            rollouts += roll_out(model, batch, horizon=horizon, seed=first)
+            bar.update(len(batch))
+    return rollouts
+
+
+def cross_fitted(rollouts: Sequence[EpisodeRollouts]) -> list[EpisodeRollouts]:
+    """Every rollout, recalibrated by curves fitted on the other half of the episodes.
+
+    Raises:
+        ValueError: if there is only one.
+    """
+    if len(rollouts) < 2:
+        raise ValueError("`rollouts` needs at least 2 episodes: one half recalibrates the other.")
+    curves = [fit_recalibration(rollouts[1 - half :: 2]) for half in (0, 1)]
+    return [recalibrated(rollout, curves[i % 2]) for i, rollout in enumerate(rollouts)]
+
+
+def calibration_table(
+    rollouts: Sequence[Forecasts], *, horizons: Sequence[int] = HORIZONS, seed: int = 0
+) -> dict[int, CalibrationSummary]:
+    """Horizon -> how well confidence at every error level held there; unreached ones left out.
+
+    `seed` draws the episodes of the intervals.
+    """
+    names = [str(number) for number in range(len(rollouts))]
+    reliability = count_reliability(rollouts, names=names, horizons=horizons)
+    table = {}
+    for horizon in horizons:
+        if not any(horizon in rollout.horizon for rollout in rollouts):
+            continue
+        sums = reliability.episode_bins(horizon=horizon).sums
+        reached = ReliabilityBins(sums[sums[:, 0].sum(axis=-1) > 0])
+        table[horizon] = summarize(reached, rng=np.random.default_rng(seed))
+    return table
+
+
+def check_target(folder: Path) -> None:
+    """Refuse to replace anything but a monitor."""
+    if folder.is_file() or (
+        folder.is_dir() and any(folder.iterdir()) and not (folder / "monitor.json").is_file()
+    ):
+        raise ValueError(f"{folder} holds something that is no monitor; give another folder.")
+
+
+def save_trust(trust: Trust, folder: Path, record: dict[str, Any]) -> None:
+    """Write monitor, recalibration and `record`; they take the place of earlier ones when whole."""
+    check_target(folder)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    trust.save(partial)
+    (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)

@@ -1,0 +1,176 @@
+"""Calibrate a model's confidence and its monitor on episodes it was not trained on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worldmodel.calibration import Plan
+    from worldmodel.monitors.judge import MonitorConfig
+    from worldmodel.monitors.reliability import CalibrationSummary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Which model, on what."""
+
+    model: str
+    """Folder of a checkpoint, or the name of a shipped one ("tabletop")."""
+    data: Path
+    """Nominal episodes, in any form that `worldmodel data info` reads. Of the store that the model
+    was trained on, only the untouched episodes set thresholds; its training episodes are the
+    familiar ones."""
+    reference: Path | None = None
+    """Episodes that count as familiar (default: every second episode of the data)."""
+    alpha: float | None = None
+    """Chance of any alarm in a nominal episode, from 0 to 1 (default: 0.05, or the least that so
+    few episodes support)."""
+    horizon: int = 16
+    """Frames imagined before a rollout starts from real frames again."""
+    out: Path | None = None
+    """Folder of the monitor (default: `monitor` in the checkpoint, where `watch` looks)."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise ValueError(f"`--horizon` must be at least 1 frame, got {self.horizon}.")
+
+
+def run(command: Command) -> int:
+    """Fit monitor and recalibration, save them, and print how well the confidence held."""
+    from worldmodel.calibration import (
+        calibration_table,
+        check_target,
+        cross_fitted,
+        monitor_config,
+        plan_calibration,
+        roll_out_all,
+        save_trust,
+    )
+    from worldmodel.datasets.open_dataset import open_dataset
+    from worldmodel.episodes import load_named
+    from worldmodel.model import WorldModel, checkpoint_folder
+    from worldmodel.trust import fit_trust
+
+    target = command.out or checkpoint_folder(command.model) / "monitor"
+    check_target(target)
+    model = WorldModel.load(command.model)
+    reference = None if command.reference is None else open_dataset(command.reference)
+    plan = plan_calibration(model, open_dataset(command.data), reference)
+    config = monitor_config(len(plan.calibration), command.alpha)
+    note_limits(command, plan, config, trained_horizon=model.config.trained_horizon)
+
+    calibration = load_named(model, plan.data, plan.calibration)
+    familiar = load_named(model, plan.reference_data, plan.reference)
+    rollouts = roll_out_all(model, calibration, horizon=command.horizon)
+    trust = fit_trust(
+        model,
+        list(zip(calibration, rollouts, strict=True)),
+        list(zip(familiar, roll_out_all(model, familiar, horizon=command.horizon), strict=True)),
+        config=config,
+        horizon=command.horizon,
+    )
+    tables = {"as stated": calibration_table(rollouts)}
+    if len(rollouts) > 1:
+        tables["recalibrated"] = calibration_table(cross_fitted(rollouts))
+    thresholds = {
+        level.name.lower(): value for level, value in trust.monitor.judge_.thresholds_.items()
+    }
+    record = {
+        "data": str(plan.data.path),
+        "calibration": list(plan.calibration),
+        "reference_data": str(plan.reference_data.path),
+        "reference": list(plan.reference),
+        "horizon": command.horizon,
+        "alphas": {level.name.lower(): alpha for level, alpha in config.alphas.items()},
+        "thresholds": thresholds,
+        "table": table_as_json(tables),
+    }
+    save_trust(trust, target, record)
+    if command.json:
+        print(json.dumps({"monitor": str(target), **record}))
+    else:
+        print_result(tables, record)
+        print(f"\nMonitor: {target}")
+    return 0
+
+
+def note_limits(
+    command: Command, plan: Plan, config: MonitorConfig, *, trained_horizon: int
+) -> None:
+    """Say what so few or such short episodes cannot support."""
+    from worldmodel.monitors.threshold import episodes_needed
+    from worldmodel.rollouts import START
+
+    notes = []
+    if command.alpha is None and config.alpha_notice > 0.05:
+        notes.append(
+            f"{len(plan.calibration)} calibration episodes support an alarm rate of "
+            f"{config.alpha_notice:.3g} at best; 0.05 needs {episodes_needed(0.05)}."
+        )
+    longest = max(plan.data.summary(name).num_frames for name in plan.calibration)
+    if longest - START < command.horizon:
+        notes.append(
+            f"the longest calibration episode has {longest} frames, so rollouts reach horizon "
+            f"{longest - START}, not {command.horizon}."
+        )
+    if command.horizon > trained_horizon:
+        notes.append(
+            f"the confidence head was trained up to horizon {trained_horizon}, not "
+            f"{command.horizon}; beyond, only the recalibration was fitted."
+        )
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def table_as_json(tables: dict[str, dict[int, CalibrationSummary]]) -> list[dict[str, Any]]:
+    """One flat object per confidence and horizon."""
+    return [
+        {"confidence": stage, "horizon": horizon, **summary.as_dict()}
+        for stage, table in tables.items()
+        for horizon, summary in table.items()
+    ]
+
+
+def print_result(tables: dict[str, dict[int, CalibrationSummary]], record: dict[str, Any]) -> None:
+    """The calibration table, and the thresholds."""
+    from worldmodel.report import Table
+
+    rows = [
+        (
+            f"{stage}, horizon {horizon}",
+            s.num_episodes,
+            s.ece,
+            "{:.3f}-{:.3f}".format(*s.ece_interval),
+            s.per_video_ece,
+            s.mce,
+            s.brier,
+        )
+        for stage, table in tables.items()
+        for horizon, s in table.items()
+    ]
+    caption = (
+        f"Calibration on {len(record['calibration'])} episodes of {record['data']}, "
+        f"{len(record['reference'])} familiar ones of {record['reference_data']}.\n"
+        "Recalibrated figures are cross-fitted: each half of the episodes by curves of the other."
+    )
+    if "recalibrated" not in tables:
+        caption = caption.rpartition("\n")[0] + "\nA single episode cannot check its recalibration."
+    columns = [
+        "confidence",
+        "episodes",
+        "pooled ECE",
+        "95% interval",
+        "C3-style ECE",
+        "MCE",
+        "Brier",
+    ]
+    print(Table(caption=caption, columns=columns, rows=rows).to_text())
+    print("\nLevel    alarm rate per nominal episode  threshold (spreads above the usual maximum)")
+    for level, alpha in record["alphas"].items():
+        print(f"{level:<7}  {alpha:>30.3g}  {record['thresholds'][level]:>9.3f}")
