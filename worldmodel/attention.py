@@ -1,4 +1,4 @@
-"""The block of the dynamics network: attention with rotary positions, modulated by noise level and action."""
+"""The blocks of the dynamics network: attention with rotary positions, modulated by a condition."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def rotate(x: Float[Tensor, "*batch tokens dim"], angles: Float[Tensor, "tokens 
 def softmax_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Bool[Tensor, "queries keys"] | None
 ) -> Tensor:
-    """Scaled dot-product attention over the second-last axis; `mask` is true where a query may look."""
+    """Scaled dot-product attention over the second-last axis; `mask`: where a query may look."""
     if q.device.type != "cpu" or not q.requires_grad:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    # PyTorch's fused backward pass is several times slower than plain products on a CPU at these sizes.
+    # On a CPU, PyTorch's fused backward pass is several times slower than plain products.
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
@@ -73,7 +73,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron, each shifted, scaled and gated by the condition (adaLN of six)."""
+    """Attention and a two-layer perceptron, each shifted, scaled and gated (adaLN of six)."""
 
     def __init__(self, dim: int, heads: int, condition_dim: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -87,12 +87,11 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
         with torch.no_grad():
-            self.modulation.bias.view(6, dim)[[2, 5]] = (
-                1.0  # open gates: a plain pre-norm block at the start
-            )
+            gates = self.modulation.bias.view(6, dim)[2::3]
+            gates.fill_(1.0)  # open: a plain pre-norm block at the start
 
     def modulations(self, condition: Float[Tensor, "batch time condition"]) -> tuple[Tensor, ...]:
-        """Six tensors [batch, time, 1, dim]: shift, scale and gate of the attention, then of the perceptron."""
+        """Shift, scale, gate of attention and of perceptron, each [batch, time, 1, dim]."""
         return tuple(rearrange(self.modulation(condition), "b t (six d) -> six b t 1 d", six=6))
 
     def feed_forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
@@ -117,7 +116,7 @@ class SpatialBlock(Block):
 class TemporalBlock(Block):
     """Attention along time at one position of the frame, within a window of the past."""
 
-    def forward(  # noqa: PLR0913
+    def forward(
         self,
         x: Float[Tensor, "batch time tokens dim"],
         condition: Tensor,
@@ -126,9 +125,14 @@ class TemporalBlock(Block):
         mask: Tensor | None,
         past: tuple[Tensor, Tensor] | None,
     ) -> tuple[Float[Tensor, "batch time tokens dim"], tuple[Tensor, Tensor]]:
-        """The block's output and the keys and values of its own frames, [(batch tokens), heads, time, head_dim].
+        """The block's output, and keys and values of these frames for a cache.
 
-        `past` are keys and values of earlier frames; without it `mask` says which frame sees which.
+        Args:
+            x: Tokens of the frames.
+            condition: Embedded noise level and action, [batch, time, condition].
+            angles: Rotary angles of the frames' positions in time.
+            mask: Which frame sees which, [time, time]; None: all that are given.
+            past: Keys and values of earlier frames, [(batch tokens), heads, time, head_dim].
         """
         shift, scale, gate, *rest = self.modulations(condition)
         b = len(x)

@@ -1,11 +1,13 @@
 """Confidence heads: for every subpatch, the probability that its error is at most ε.
 
-The error is the absolute difference between a generated and the true final latent, in latent standard deviations.
-Heads read detached features of the dynamics network: training one never moves the dynamics.
+The error is the absolute difference between a generated and the true final latent, in latent
+standard deviations. Heads read detached features of the dynamics network: training one never moves
+the dynamics.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,10 +47,17 @@ class ConfidenceConfig:
             raise ValueError(
                 f"`rule` of a {self.head} head must be one of {sorted(rules)}, got {self.rule!r}."
             )
+        if self.thresholds < 2:
+            raise ValueError(f"`thresholds` must be at least 2, got {self.thresholds}.")
+        if not 0 < self.smallest_error < self.largest_error:
+            raise ValueError(
+                "`smallest_error` must be positive and below `largest_error`, got "
+                f"{self.smallest_error} and {self.largest_error}."
+            )
 
 
 class ConfidenceHead(Protocol):
-    """What both heads can do. Features are [batch, tokens, dim]; subpatches come back as [batch, tokens, channel]."""
+    """What both heads can do with features [batch, tokens, dim] and a horizon [batch] in frames."""
 
     def confidence(
         self, features: Tensor, horizon: Tensor, epsilon: Float[Tensor, " levels"]
@@ -59,7 +68,7 @@ class ConfidenceHead(Protocol):
     def loss(
         self, features: Tensor, horizon: Tensor, error: Tensor, *, generator: Generator
     ) -> Tensor:
-        """Mean score of the head's statements against the errors [batch, tokens, channel] that came to be."""
+        """Mean score of the head's statements against errors [batch, tokens, channel]."""
         ...
 
 
@@ -93,17 +102,18 @@ class Trunk(nn.Module):
 class Distribution(nn.Module):
     """The whole distribution of the error, per subpatch, from one pass.
 
-    Logits over the intervals between log-spaced error levels give a cumulative distribution, linear in log error between
-    levels: monotone in ε by construction, 0 at ε = 0 and 1 as ε grows.
+    Logits over the intervals between log-spaced error levels give a cumulative distribution, linear
+    in log error between levels: monotone in ε by construction, 0 at ε = 0 and 1 as ε grows.
     """
+
+    levels: Tensor
 
     def __init__(self, dim: int, channels: int, config: ConfidenceConfig) -> None:
         super().__init__()
         self.rule = config.rule
         self.channels = channels
-        span = (torch.tensor(config.smallest_error).log(), torch.tensor(config.largest_error).log())
-        levels = torch.linspace(float(span[0]), float(span[1]), config.thresholds).exp()
-        self.register_buffer("levels", levels)
+        span = math.log(config.smallest_error), math.log(config.largest_error)
+        self.register_buffer("levels", torch.linspace(*span, config.thresholds).exp())
         self.trunk = Trunk(dim, config.hidden)
         self.out = nn.Linear(config.hidden, channels * (config.thresholds + 1))
 
@@ -130,7 +140,7 @@ class Distribution(nn.Module):
     def loss(
         self, features: Tensor, horizon: Tensor, error: Tensor, *, generator: Generator
     ) -> Tensor:
-        """Threshold CRPS over log error, or the logarithmic or Brier score of the interval the error fell in."""
+        """Threshold CRPS over log error, or another score of the interval the error fell in."""
         log_masses = self._log_masses(features, horizon)
         if self.rule == "crps":
             cdf = log_masses.exp().cumsum(-1)[..., :-1]
@@ -148,19 +158,29 @@ def interpolate_cdf(
     levels: Float[Tensor, " thresholds"],
     epsilon: Float[Tensor, " levels"],
 ) -> Float[Tensor, "*batch levels"]:
-    """The cumulative distribution at each ε: linear in log ε between levels, linear in ε below the first."""
+    """The cumulative distribution at each ε: linear in log ε between levels.
+
+    Below the first level it is linear in ε, down to 0; above the last it is linear in 1/ε, up to 1.
+
+    >>> cdf, levels = torch.tensor([0.2, 0.6]), torch.tensor([1.0, 4.0])
+    >>> interpolate_cdf(cdf, levels, torch.tensor([0.5, 1.0, 2.0, 4.0, 8.0]))
+    tensor([0.1000, 0.2000, 0.4000, 0.6000, 0.8000])
+    """
     clamped = epsilon.clamp(float(levels[0]), float(levels[-1]))
     right = torch.bucketize(clamped, levels).clamp(1, len(levels) - 1)
     low, high = levels[right - 1].log(), levels[right].log()
     weight = (clamped.log() - low) / (high - low)
     inside = cdf[..., right - 1] * (1 - weight) + cdf[..., right] * weight
-    return inside * (epsilon / levels[0]).clamp(0, 1)
+    below = (epsilon / levels[0]).clamp(0, 1)
+    above = (levels[-1] / epsilon).clamp(0, 1)
+    return 1 - (1 - inside * below) * above
 
 
 class ContinuousScale(nn.Module):
-    """C3's continuous-scale head (arXiv:2512.05927, Section 4): ε is an input, the answer a probability.
+    """C3's continuous-scale head (arXiv:2512.05927, Section 4): ε in, a probability out.
 
-    One pass per ε, and nothing makes the answers monotone in ε.
+    One pass per ε, and nothing makes the answers monotone in ε. Outside the range it was trained
+    on, ε counts as the nearest end.
     """
 
     def __init__(self, dim: int, channels: int, config: ConfidenceConfig) -> None:
@@ -182,8 +202,8 @@ class ContinuousScale(nn.Module):
     ) -> Tensor:
         """P(error <= ε), [batch, tokens, channel, ε]."""
         columns = [
-            self._probability(features, horizon, e.expand(len(features)))
-            for e in epsilon.to(horizon)
+            self._probability(features, horizon, level.expand(len(features)))
+            for level in epsilon.to(horizon).clamp(*self.range)
         ]
         return torch.stack(columns, dim=-1)
 
@@ -206,5 +226,5 @@ HEADS: dict[str, type[Distribution] | type[ContinuousScale]] = {
 
 
 def build_head(dim: int, channels: int, config: ConfidenceConfig) -> Distribution | ContinuousScale:
-    """The head a config names. `dim` is the width of its features, `channels` the subpatches of a token."""
+    """The head a config names, for features `dim` wide and tokens of `channels` subpatches."""
     return HEADS[config.head](dim, channels, config)

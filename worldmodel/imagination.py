@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -42,16 +42,19 @@ class RolloutInputs:
     context: Float[Tensor, "batch start view channel h w"]
     """Latents of real frames."""
     actions: Float[Tensor, "batch rows action"]
-    """Canonical actions; row t takes frame t to frame t + 1, the first row belongs to the first context frame."""
+    """Canonical actions; row t takes frame t to frame t + 1, row 0 is that of the first frame."""
     action_valid: Bool[Tensor, "batch rows"]
     seeds: Sequence[int]
     """One seed per rollout: the same seed gives the same rollout, whatever else is in the batch."""
 
     def __post_init__(self) -> None:
         b, start = self.context.shape[:2]
-        if self.actions.shape[1] < start:
+        if start < 1:
+            raise ValueError("`context` needs at least one frame, got none.")
+        rows = self.actions.shape[1]
+        if rows < start:
             raise ValueError(
-                f"`actions` needs at least {start} rows for {start} context frames, got {self.actions.shape[1]}."
+                f"`actions` needs at least {start} rows for {start} context frames, got {rows}."
             )
         if len(self.seeds) != b:
             raise ValueError(
@@ -62,18 +65,11 @@ class RolloutInputs:
                 "`actions` must be finite, got NaN or infinity; repair or drop that episode."
             )
 
-    @property
-    def horizon(self) -> int:
-        """Frames to imagine."""
-        return self.actions.shape[1] - self.context.shape[1] + 1
-
 
 def leading_actions(actions: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """From "row t follows frame t" to "row t leads to frame t": one unknown row in front."""
-    first = torch.zeros_like(actions[:, :1])
-    return torch.cat((first, actions), dim=1), torch.cat(
-        (torch.zeros_like(valid[:, :1]), valid), dim=1
-    )
+    unknown, invalid = torch.zeros_like(actions[:, :1]), torch.zeros_like(valid[:, :1])
+    return torch.cat((unknown, actions), dim=1), torch.cat((invalid, valid), dim=1)
 
 
 def previous_frames(latents: Float[Tensor, "batch time view channel h w"]) -> Tensor:
@@ -102,28 +98,39 @@ def start_cache(dynamics: Dynamics, inputs: RolloutInputs) -> TemporalCache:
 def frames(dynamics: Dynamics, inputs: RolloutInputs, *, num_steps: int) -> Iterator[ImaginedFrame]:
     """Imagine one frame after the other.
 
-    Each frame costs `num_steps` passes to sample it and one to write it into the cache; that last one also makes
-    the features for confidence.
+    Each frame costs `num_steps` passes to sample it and one to write it into the cache; that last
+    one also makes the features for confidence.
     """
     cache = start_cache(dynamics, inputs)
-    b, start = inputs.context.shape[:2]
+    start = inputs.context.shape[1]
     previous = inputs.context[:, -1:]
     generators = [torch.Generator().manual_seed(seed) for seed in inputs.seeds]
     for t in range(start - 1, inputs.actions.shape[1]):
-        action, valid = inputs.actions[:, t : t + 1], inputs.action_valid[:, t : t + 1]
-
-        def pass_through(x: Tensor, level: float, keep: bool) -> tuple[Tensor, Tensor]:
-            frame = FrameInputs(x, previous, x.new_full((b, 1), level), action, valid)  # noqa: B023
-            estimate = dynamics.step(frame, cache, keep=keep)
-            return estimate.clean, estimate.features
-
-        noise = torch.stack([torch.randn(previous.shape[1:], generator=g) for g in generators]).to(
-            previous
+        noise = torch.stack([torch.randn(previous.shape[1:], generator=g) for g in generators])
+        frame = FrameInputs(
+            noisy=noise.to(previous),
+            previous=previous,
+            level=previous.new_ones(len(previous), 1),
+            actions=inputs.actions[:, t : t + 1],
+            action_valid=inputs.action_valid[:, t : t + 1],
         )
-        latent = euler(lambda x, s: pass_through(x, s, False)[0], noise, num_steps)
-        _, features = pass_through(latent, 0.0, True)
-        yield ImaginedFrame(latent=latent[:, 0], features=features[:, 0])
-        previous = latent
+        previous, features = next_frame(dynamics, cache, frame, num_steps=num_steps)
+        yield ImaginedFrame(latent=previous[:, 0], features=features[:, 0])
+
+
+def next_frame(
+    dynamics: Dynamics, cache: TemporalCache, frame: FrameInputs, *, num_steps: int
+) -> tuple[Tensor, Tensor]:
+    """Sample the frame whose noise `frame` holds and write it into the cache; its features too."""
+
+    def at(noisy: Tensor, level: float) -> FrameInputs:
+        return replace(frame, noisy=noisy, level=torch.full_like(frame.level, level))
+
+    def denoise(noisy: Tensor, level: float) -> Tensor:
+        return dynamics.step(at(noisy, level), cache, keep=False).clean
+
+    latent = euler(denoise, frame.noisy, num_steps)
+    return latent, dynamics.step(at(latent, 0.0), cache, keep=True).features
 
 
 @torch.inference_mode()
@@ -140,9 +147,8 @@ def imagine(
     for index, frame in enumerate(frames(dynamics, inputs, num_steps=num_steps)):
         horizon = frame.features.new_full((len(frame.features),), index + 1)
         latents.append(frame.latent)
-        confidence.append(
-            to_subpatches(head.confidence(frame.features, horizon, epsilon), dynamics)
-        )
+        stated = head.confidence(frame.features, horizon, epsilon)
+        confidence.append(to_subpatches(stated, dynamics))
         features.append(frame.features)
     return Imagined(torch.stack(latents, 1), torch.stack(confidence, 1), torch.stack(features, 1))
 

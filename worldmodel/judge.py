@@ -1,7 +1,7 @@
 """Was the task done? Judges of success from imagined latents, and from actions alone.
 
-The judge of actions sees no image. It is the baseline every imagined evaluation must be printed beside: where
-it does as well, the world model added nothing.
+The judge of actions sees no image. It is the baseline every imagined evaluation must be printed
+beside: where it does as well, the world model added nothing.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ActionJudge(nn.Module):
     def forward(self, actions: Float[Tensor, "batch time action"]) -> Float[Tensor, " batch"]:
         """Logit of success of the whole episode.
 
-        The network reads the actions and their running sum: where the commands have taken the hand so far.
+        The network reads the actions and their running sum: where they have taken the hand so far.
         """
         both = [actions, actions.cumsum(1)]
         return self.net(rearrange(both, "two b t a -> b (two a) t"))[:, 0]

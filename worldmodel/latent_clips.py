@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -14,7 +16,23 @@ from worldmodel.datasets.clip_dataset import stack_views
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.model import WorldModel
-from worldmodel.objectives import LatentBatch
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """Windows of episodes as latents, batched."""
+
+    latents: Float[Tensor, "batch time view channel h w"]
+    actions: Float[Tensor, "batch time action"]
+    """Row t takes frame t to frame t + 1."""
+    action_valid: Bool[Tensor, "batch time"]
+    success: Float[Tensor, "batch time"]
+    """1 where the frame shows the task done, 0 where not, NaN where the source does not say."""
+
+    def to(self, device: torch.device) -> LatentBatch:
+        """The same windows on another device."""
+        fields = (self.latents, self.actions, self.action_valid, self.success)
+        return LatentBatch(*(value.to(device) for value in fields))
 
 
 def success_per_frame(trajectory: Trajectory) -> np.ndarray:
@@ -25,7 +43,7 @@ def success_per_frame(trajectory: Trajectory) -> np.ndarray:
 
 
 class LatentClips(Dataset[LatentBatch]):
-    """Windows of `num_frames` frames of every episode, as latents kept in memory in half precision."""
+    """Windows of `num_frames` frames of every episode, latents kept in memory in half precision."""
 
     def __init__(self, episodes: Sequence[LatentBatch], num_frames: int) -> None:
         self.episodes = [e for e in episodes if e.latents.shape[1] >= num_frames]
@@ -76,16 +94,17 @@ def encode_episode(model: WorldModel, trajectory: Trajectory) -> LatentBatch:
 
 
 def encode_store(model: WorldModel, store: ClipStore, names: Sequence[str]) -> list[LatentBatch]:
-    """Episodes of a store as latents; encoded once and kept in the store under the tokenizer's fingerprint."""
+    """Episodes of a store as latents.
+
+    They are encoded once and kept in the store under the tokenizer's fingerprint.
+    """
     key = model.tokenizer.fingerprint()
     episodes = []
     for name in tqdm(names, "latents"):
         trajectory = store.episode(name)
-        if store.has_latents(key, name):
-            latents = torch.from_numpy(store.read_latents(key, name))[None]
-            episodes.append(labelled(latents, trajectory))
-            continue
-        episode = encode_episode(model, trajectory)
-        store.write_latents(key, name, episode.latents[0].cpu().numpy())
-        episodes.append(episode)
+        if not store.has_latents(key, name):
+            encoded = encode_episode(model, trajectory).latents[0]
+            store.write_latents(key, name, encoded.numpy())
+        latents = torch.from_numpy(store.read_latents(key, name))[None]
+        episodes.append(labelled(latents, trajectory))
     return episodes

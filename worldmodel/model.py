@@ -1,4 +1,7 @@
-"""The world model as one object: tokenizer, dynamics, confidence head, judges; saved as one folder without pickle."""
+"""The world model as one object: tokenizer, dynamics, confidence head and judges.
+
+It is saved as one folder, without pickle.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +64,8 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> ModelConfig:
         """The inverse of `as_dict`."""
+        if not isinstance(stored, dict):
+            raise ValueError(f"the config must be a JSON object, got {type(stored).__name__}.")
         if stored.get("format") != FORMAT:
             raise ValueError(
                 f"`format` must be {FORMAT}, got {stored.get('format')!r}; made by another version."
@@ -74,10 +79,23 @@ class ModelConfig:
         return cls(**fields)
 
 
+def check_action_spec(config: ModelConfig, data: ActionSpec) -> None:
+    """Refuse actions that mean something else than those the checkpoint was trained on.
+
+    Raises:
+        ValueError: printing both specs, if they differ in more than their names.
+    """
+    if replace(data, name=config.action_spec.name) != config.action_spec:
+        raise ValueError(
+            f"The checkpoint was trained on other actions ({config.action_spec}) than these data "
+            f"hold ({data}); convert the data, or train a checkpoint on them."
+        )
+
+
 def resize(
     frames: Float[Tensor, "*batch 3 h w"], size: tuple[int, int]
 ) -> Float[Tensor, "*batch 3 height width"]:
-    """Frames at `size` (height, width) pixels, antialiased; untouched where they have it already."""
+    """Frames at `size` (height, width) pixels, antialiased; untouched where they have it."""
     if frames.shape[-2:] == size:
         return frames
     flat = frames.reshape(-1, *frames.shape[-3:])
@@ -86,12 +104,19 @@ def resize(
 
 
 class WorldModel(nn.Module):
-    """Imagines latent frames from real ones and actions, and says how sure it is of every subpatch."""
+    """Imagines latent frames from real ones and actions, and says how sure it is of each."""
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.config = config
         dynamics = config.dynamics
+        needed = (dynamics.channels, dynamics.height, dynamics.width)
+        made = (tokenizer.channels, *(side // tokenizer.stride for side in config.image_size))
+        if made != needed:
+            raise ValueError(
+                f"`tokenizer` makes latents of {made} (channels, height, width) from frames of "
+                f"{config.image_size} pixels; the dynamics was made for {needed}."
+            )
+        self.config = config
         self.tokenizer = tokenizer
         self.dynamics = Dynamics(dynamics)
         self.confidence = build_head(
@@ -105,19 +130,17 @@ class WorldModel(nn.Module):
         self, frames: UInt8[Tensor, "time view height width 3"], *, chunk: int = 64
     ) -> Float[Tensor, "time view channel h w"]:
         """Whitened latents of frames of any size."""
-        device = self.tokenizer.mean.device
         views = frames.shape[1]
         if views != self.config.dynamics.views:
             raise ValueError(
                 f"`frames` has {views} views; the model was trained on {self.config.cameras}."
             )
+        device, size = self.tokenizer.mean.device, self.config.image_size
         flat = rearrange(frames, "t v h w c -> (t v) h w c")
-        parts = []
-        for start in range(0, len(flat), chunk):
-            pixels = resize(
-                to_model(flat[start : start + chunk].to(device)), self.config.image_size
-            )
-            parts.append(self.tokenizer.encode(pixels))
+        parts = [
+            self.tokenizer.encode(resize(to_model(part.to(device)), size))
+            for part in torch.split(flat, chunk)
+        ]
         return rearrange(torch.cat(parts), "(t v) c h w -> t v c h w", v=views)
 
     @torch.inference_mode()
@@ -126,14 +149,11 @@ class WorldModel(nn.Module):
     ) -> UInt8[Tensor, "*batch height width 3"]:
         """Pixels of latents."""
         flat = latents.reshape(-1, *latents.shape[-3:])
-        parts = [
-            to_pixels(self.tokenizer.decode(flat[i : i + chunk]))
-            for i in range(0, len(flat), chunk)
-        ]
+        parts = [to_pixels(self.tokenizer.decode(part)) for part in torch.split(flat, chunk)]
         pixels = torch.cat(parts)
         return pixels.reshape(*latents.shape[:-3], *pixels.shape[1:])
 
-    def imagine(  # noqa: PLR0913
+    def imagine(
         self,
         context: Float[Tensor, "batch start view channel h w"],
         actions: Float[Tensor, "batch rows action"],
@@ -145,18 +165,24 @@ class WorldModel(nn.Module):
         """Roll out from latents of real frames under canonical actions.
 
         Args:
-            context: latents of the frames before the rollout (`encode` makes them).
-            actions: row t takes frame t to frame t + 1; the first row belongs to the first context frame.
-            action_valid: false where an action is unknown; default: all known.
-            seeds: one per rollout; default: 0, 1, 2, ...
-            epsilon: error levels, in latent standard deviations, to state the confidence for.
+            context: Latents of the frames before the rollout (`encode` makes them).
+            actions: Row t takes frame t to frame t + 1, row 0 is that of the first context frame.
+            action_valid: False where an action is unknown; default: all known.
+            seeds: One per rollout; default: 0, 1, 2, ...
+            epsilon: Error levels, in latent standard deviations, to state the confidence for.
 
         Returns:
             `rows - start + 1` imagined frames per rollout.
 
         Raises:
-            ValueError: too few action rows, NaN actions, or seeds that do not match the batch.
+            ValueError: too few action rows, rows of another width, NaN actions, or seeds that do
+                not match the batch.
         """
+        width = self.config.dynamics.action_dim
+        if actions.shape[-1] != width:
+            raise ValueError(
+                f"`actions` must be rows of {width} numbers, got rows of {actions.shape[-1]}."
+            )
         known = torch.ones(actions.shape[:2], dtype=torch.bool, device=actions.device)
         inputs = RolloutInputs(
             context=context,
@@ -170,50 +196,82 @@ class WorldModel(nn.Module):
         )
 
     def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write `config.json`, `weights.safetensors` and `tokenizer/` into `folder`, replacing it only when whole."""
+        """Write `config.json`, `weights.safetensors` and `tokenizer/` into `folder`.
+
+        A checkpoint that is there already is replaced only when the new one is whole; its monitor
+        and its README.md stay.
+        """
         folder = Path(folder)
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        partial, old = (folder.with_name(f"{folder.name}.{end}") for end in ("partial", "old"))
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
         (partial / "config.json").write_text(json.dumps(self.config.as_dict(), indent=2) + "\n")
-        weights = {k: v for k, v in self.state_dict().items() if not k.startswith("tokenizer.")}
-        half = {k: v.to(dtype) if v.is_floating_point() else v for k, v in weights.items()}
-        save_file({k: v.contiguous() for k, v in half.items()}, partial / "weights.safetensors")
+        stored = {
+            name: value.to(dtype if value.is_floating_point() else value.dtype).contiguous()
+            for name, value in self._own_state().items()
+        }
+        save_file(stored, partial / "weights.safetensors")
         self.tokenizer.save(partial / "tokenizer", dtype=dtype)
         for extra in ("monitor", "README.md"):
             _carry_over(folder / extra, partial / extra)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
         os.replace(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _own_state(self) -> dict[str, Tensor]:
+        """Weights and buffers, the tokenizer's left out: they go to its own folder."""
+        state = self.state_dict()
+        return {name: value for name, value in state.items() if not name.startswith("tokenizer.")}
 
     @classmethod
     def load(cls, source: str | Path) -> WorldModel:
         """A model from a folder, or the shipped one of that name ("tabletop"), in evaluation mode.
 
         Raises:
-            ValueError: no such folder or checkpoint, or a file in it is missing, corrupt or of another model.
+            ValueError: no such checkpoint, or a file of it is missing, corrupt or of another model.
         """
         folder = checkpoint_folder(source)
+        model = cls(read_config(folder), Tokenizer.from_pretrained(folder / "tokenizer"))
         try:
-            config = ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
             weights = load_file(folder / "weights.safetensors")
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"Checkpoint {str(folder)!r} cannot be read: {error}.") from error
-        model = cls(config, Tokenizer.from_pretrained(folder / "tokenizer"))
-        try:
-            missing, unexpected = model.load_state_dict(
-                {k: v.float() if v.is_floating_point() else v for k, v in weights.items()},
-                strict=False,
-            )
-        except RuntimeError as error:
-            raise ValueError(
-                f"Weights in {str(folder)!r} do not fit its config.json: {error}"
-            ) from error
-        wrong = [k for k in missing if not k.startswith("tokenizer.")] + list(unexpected)
-        if wrong:
-            raise ValueError(
-                f"Weights in {str(folder)!r} do not fit its config.json; first mismatch: {wrong[0]}."
-            )
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"The weights in {str(folder)!r} cannot be read: {error}.") from error
+        wrong = first_mismatch(model._own_state(), weights)
+        if wrong is not None:
+            raise ValueError(f"The weights in {str(folder)!r} do not fit its config.json: {wrong}.")
+        # Stored in half precision, perhaps: copying into the parameters casts.
+        model.load_state_dict(weights, strict=False)
         return model.eval()
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The config of a checkpoint's folder."""
+    try:
+        return ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
+    except KeyError as error:
+        raise ValueError(f"The config.json in {str(folder)!r} lacks {error}.") from error
+    except (OSError, TypeError, ValueError) as error:
+        reason = str(error).removesuffix(".")
+        raise ValueError(f"The config.json in {str(folder)!r} cannot be read: {reason}.") from error
+
+
+def first_mismatch(expected: dict[str, Tensor], stored: dict[str, Tensor]) -> str | None:
+    """What is wrong with stored weights, or None.
+
+    >>> first_mismatch({"a": torch.zeros(2)}, {"a": torch.zeros(3)})
+    'a has shape (3,) instead of (2,)'
+    """
+    for name in sorted(expected.keys() | stored.keys()):
+        if name not in stored:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} has no place"
+        shapes = tuple(stored[name].shape), tuple(expected[name].shape)
+        if shapes[0] != shapes[1]:
+            return f"{name} has shape {shapes[0]} instead of {shapes[1]}"
+    return None
 
 
 def _carry_over(source: Path, target: Path) -> None:

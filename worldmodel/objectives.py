@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
@@ -18,22 +16,11 @@ from worldmodel.imagination import (
     to_tokens,
 )
 from worldmodel.judge import ActionJudge, LatentJudge
+from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel, resize
 from worldmodel.schedule import add_noise, posterior_under_persistence, training_levels
 from worldmodel.tokenizers import Tokenizer, to_model
 from worldmodel.transformer import Dynamics, Estimate, FrameInputs, two_stream_mask
-
-
-@dataclass(frozen=True)
-class LatentBatch:
-    """Windows of episodes as latents, batched."""
-
-    latents: Float[Tensor, "batch time view channel h w"]
-    actions: Float[Tensor, "batch time action"]
-    """Row t takes frame t to frame t + 1."""
-    action_valid: Bool[Tensor, "batch time"]
-    success: Float[Tensor, "batch time"]
-    """1 where the frame shows the task done, 0 where not, NaN where the source does not say."""
 
 
 def noise_like(x: Tensor, generator: Generator) -> Tensor:
@@ -44,8 +31,9 @@ def noise_like(x: Tensor, generator: Generator) -> Tensor:
 class TokenizerObjective(nn.Module):
     """Reconstruct single frames; pixels that change within an episode count more.
 
-    Batches are two frames of one episode. What moves (the arm, the object) covers few pixels, and a plain loss spends
-    the latent on the rest. Noise on the latent makes the decoder forgive small errors of the dynamics.
+    Batches are two frames of one episode. What moves (the arm, the object) covers few pixels, and a
+    plain loss spends the latent on the rest. Noise on the latent makes the decoder forgive small
+    errors of the dynamics.
     """
 
     moving_weight = 8.0
@@ -61,30 +49,31 @@ class TokenizerObjective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted mixture of absolute and squared error, and the PSNR in dB."""
         pixels = resize(to_model(batch), self.image_size)
-        moved = (pixels[:, :1] - pixels[:, 1:]).abs().amax(3, keepdim=True) > 0.15
-        weight = (1 + self.moving_weight * moved.float()).expand(
-            *pixels.shape[:3], 1, *self.image_size
-        )
         flat = rearrange(pixels, "b t v c h w -> (b t v) c h w")
         latents = self.tokenizer.encode(flat)
         spread = latents.detach().float().std((0, 2, 3), keepdim=True)
         noisy = latents + self.latent_noise * spread * noise_like(latents, generator)
         error = self.tokenizer.decode(noisy).float() - flat
         terms = error.abs() + 4 * error.square()
-        weight = rearrange(weight, "b t v c h w -> (b t v) c h w")
+        weight = self.weight(pixels)
         # Keep the latents near unit scale: whitening fitted afterwards is then a small correction.
-        scale = (
-            spread.log().square() + latents.float().mean((0, 2, 3)).square()[None, :, None, None]
-        ).mean()
+        mean = latents.float().mean((0, 2, 3), keepdim=True)
+        scale = (spread.log().square() + mean.square()).mean()
         loss = (weight * terms).sum() / (3 * weight.sum()) + 1e-3 * scale
         return loss, {"psnr_db": -10 * (error.detach().square().mean() / 4).log10()}
+
+    def weight(self, pixels: Float[Tensor, "batch 2 view 3 h w"]) -> Float[Tensor, "frames 1 h w"]:
+        """Weight of each pixel of both frames: more where they differ."""
+        moved = (pixels[:, :1] - pixels[:, 1:]).abs().amax(3, keepdim=True) > 0.15
+        weight = 1 + self.moving_weight * moved.float()
+        return rearrange(weight.expand(-1, 2, -1, -1, -1, -1), "b t v 1 h w -> (b t v) 1 h w")
 
 
 class DynamicsObjective(nn.Module):
     """Denoise every frame of a clip given the frames before it, in one pass with two streams.
 
-    With probability `own_context` some of the context is replaced by the model's own one-step predictions, up to `passes` frames
-    deep: what a rollout will feed it. The target stays the true frame.
+    With probability `own_context` the context is replaced by the model's own one-step predictions,
+    up to `passes` frames deep: what a rollout will feed it. The target stays the true frame.
     """
 
     def __init__(
@@ -110,9 +99,9 @@ class DynamicsObjective(nn.Module):
             actions=actions.repeat(1, 2, 1),
             action_valid=valid.repeat(1, 2),
         )
-        mask = two_stream_mask(num_frames, self.dynamics.config.context, 1, noisy.device)
-        positions = torch.arange(num_frames, device=noisy.device).repeat(2)
-        both = self.dynamics(inputs, mask=mask, positions=positions)
+        positions = torch.arange(num_frames, device=noisy.device)
+        mask = two_stream_mask(positions, self.dynamics.config.context)
+        both = self.dynamics(inputs, mask=mask, positions=positions.repeat(2))
         return Estimate(
             both.correction[:, num_frames:],
             both.clean[:, num_frames:],
@@ -136,25 +125,24 @@ class DynamicsObjective(nn.Module):
         draw = torch.rand(2, generator=generator, device=generator.device).tolist()
         if draw[0] < self.own_context:
             context = self.own_predictions(batch, 1 + int(draw[1] * self.passes), generator)
-        level = training_levels(latents.shape[:2], pure_noise=self.pure_noise, generator=generator)  # type: ignore[arg-type]
+        b, t = latents.shape[:2]
+        level = training_levels((b, t), pure_noise=self.pure_noise, generator=generator).to(latents)
         noisy = add_noise(latents, noise_like(latents, generator), level)
         estimate = self.estimate(batch, context, noisy, level)
         scale = self.dynamics.change_std[:, None, None]
         mean, std = posterior_under_persistence(noisy, previous_frames(context), level, scale)
         target = (latents - mean) / std
-        error = (estimate.correction.float() - target).square()[:, 1:]
-        baseline = target.square()[:, 1:]
         weight = activity_weight(latents)
-        loss = (weight * error).mean()
-        return loss, {
-            "relative_error": (weight * error).mean().detach() / (weight * baseline).mean().detach()
-        }
+        error = weight * (estimate.correction.float() - target).square()[:, 1:]
+        baseline = weight * target.square()[:, 1:]
+        loss = error.mean()
+        return loss, {"relative_error": loss.detach() / baseline.mean()}
 
 
 def activity_weight(latents: Float[Tensor, "batch time view channel h w"]) -> Tensor:
-    """Weight of each position from how much it changes within the clip, between 1/4 and 4, mean about 1.
+    """Weight of each position from how much it changes within the clip: 1/4 to 4, mean about 1.
 
-    It depends on the position, not on the frame, so that it hardly pulls the prediction towards motion.
+    It depends on the position, not on the frame, so that it hardly pulls predictions to motion.
     """
     spread = latents.std(1, keepdim=True).mean(3, keepdim=True)
     return (spread / spread.mean((-2, -1), keepdim=True).clamp_min(1e-6)).clamp(0.25, 4.0)
@@ -163,8 +151,8 @@ def activity_weight(latents: Float[Tensor, "batch time view channel h w"]) -> Te
 class ConfidenceObjective(nn.Module):
     """Score the head's statements about the model's own rollouts; the dynamics stay frozen.
 
-    The trained event is the deployed one: the error of final latents from the model's own sampler, at every horizon of its
-    own rollouts, with the context drawn at random.
+    The trained event is the deployed one: the error of final latents from the model's own sampler,
+    at every horizon of its own rollouts, with the length of the context drawn at random.
     """
 
     def __init__(self, model: WorldModel, *, longest_start: int) -> None:
@@ -177,10 +165,8 @@ class ConfidenceObjective(nn.Module):
 
     def forward(self, batch: LatentBatch, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean proper score over rollouts, horizons and subpatches, and the mean error."""
-        dynamics = self._dynamics[0].to(batch.latents.device)
-        draws = torch.randint(
-            2**31, (len(batch.latents) + 1,), generator=generator, device=generator.device
-        ).tolist()
+        count, device = len(batch.latents) + 1, generator.device
+        draws = torch.randint(2**31, (count,), generator=generator, device=device).tolist()
         start = 1 + draws[-1] % self.longest_start
         inputs = RolloutInputs(
             context=batch.latents[:, :start],
@@ -195,16 +181,13 @@ class ConfidenceObjective(nn.Module):
     def _score(
         self, batch: LatentBatch, inputs: RolloutInputs, generator: Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        dynamics, start = self._dynamics[0], inputs.context.shape[1]
+        dynamics = self._dynamics[0].to(batch.latents.device)
+        start = inputs.context.shape[1]
         losses, errors = [], []
         for index, frame in enumerate(frames(dynamics, inputs, num_steps=self.num_steps)):
             # Tensors made in inference mode cannot be saved for a backward pass; clones can.
-            error = (
-                to_tokens((frame.latent - batch.latents[:, start + index]).abs(), dynamics)
-                .float()
-                .clone()
-            )
-            features = frame.features.clone()
+            features, latent = frame.features.clone(), frame.latent.clone()
+            error = to_tokens((latent - batch.latents[:, start + index]).abs(), dynamics).float()
             horizon = torch.full((len(features),), index + 1.0, device=features.device)
             losses.append(self.head.loss(features, horizon, error, generator=generator))
             errors.append(error.mean())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from worldmodel.confidence import ConfidenceConfig
 from worldmodel.tokenizers import TokenizerConfig
@@ -19,10 +19,10 @@ class Preset:
     """Height in pixels that frames are resized to; the width follows the data's aspect ratio."""
     cameras: int = 1
     """Cameras used, the first ones of the data set."""
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    dynamics: DynamicsConfig = DynamicsConfig()
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
     """Shape of the network; latent size, channels and views follow the data and the tokenizer."""
-    confidence: ConfidenceConfig = ConfidenceConfig()
+    confidence: ConfidenceConfig = field(default_factory=ConfidenceConfig)
     tokenizer_loop: LoopConfig
     dynamics_loop: LoopConfig
     rollout_loop: LoopConfig
@@ -36,7 +36,7 @@ class Preset:
     horizon: int = 16
     """Longest horizon, in frames, the confidence head is trained on."""
     longest_start: int = 6
-    """Most real frames a rollout starts from when the confidence head is trained; 1 is the fewest."""
+    """Most real frames a rollout starts from when the confidence head is trained; at least 1."""
     pair_stride: int = 6
     """Frames between the two frames of an item of the tokenizer's training."""
     num_steps: int = 1
@@ -44,13 +44,14 @@ class Preset:
     precision: str = "no"
     """"no" (float32) or "bf16"."""
     shares: tuple[float, float] = (0.65, 0.15)
-    """Shares of the episodes for tokenizer and dynamics, and for the confidence head; the rest is left untouched for
-    calibration."""
+    """Shares of the episodes for tokenizer and dynamics, and for the confidence head; the rest is
+    left untouched for calibration."""
 
     def __post_init__(self) -> None:
-        if self.image_height % self.tokenizer.stride:
+        stride = self.tokenizer.stride
+        if self.image_height % stride:
             raise ValueError(
-                f"`image_height` must be a multiple of the tokenizer's stride {self.tokenizer.stride}, "
+                f"`image_height` must be a multiple of the tokenizer's stride {stride}, "
                 f"got {self.image_height}."
             )
 
@@ -58,11 +59,13 @@ class Preset:
 TABLETOP = Preset(
     image_height=64,
     precision="bf16",
-    tokenizer_loop=LoopConfig(steps=2400, batch_size=16, learning_rate=1.5e-3, clip_norm=5.0),
-    dynamics_loop=LoopConfig(steps=2800, batch_size=12, muon_learning_rate=0.02),
-    rollout_loop=LoopConfig(steps=700, batch_size=12, learning_rate=3e-4, muon_learning_rate=0.005),
-    confidence_loop=LoopConfig(steps=300, batch_size=12),
-    judge_loop=LoopConfig(steps=500, batch_size=16),
+    tokenizer_loop=LoopConfig(steps=1800, batch_size=16, learning_rate=1.5e-3, clip_norm=5.0),
+    dynamics_loop=LoopConfig(steps=1000, batch_size=12, muon_learning_rate=0.02),
+    rollout_loop=LoopConfig(steps=200, batch_size=12, learning_rate=3e-4, muon_learning_rate=0.005),
+    confidence_loop=LoopConfig(steps=150, batch_size=12),
+    judge_loop=LoopConfig(steps=300, batch_size=16),
+    horizon=36,
+    longest_start=4,
     shares=(0.85, 0.15),
 )
 

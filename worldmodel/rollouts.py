@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel
 from worldmodel.monitors.reliability import Reliability
-from worldmodel.objectives import LatentBatch
 
 EPSILONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Error levels, in latent standard deviations, that confidence is stated and checked for."""

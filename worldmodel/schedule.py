@@ -1,8 +1,8 @@
-"""Noise levels of the flow between latents and noise, and the change of variables between its targets.
+"""Noise levels of the flow between latents and noise, and changes of variables between its targets.
 
-The flow (Lipman et al. 2023, arXiv:2210.02747, with the straight path) is x_s = (1 - s) z + s n for a latent z, a standard
-normal n and a noise level s in [0, 1]; its velocity is v = n - z. Every frame of a clip has its own level
-(diffusion forcing, Chen et al. 2024, arXiv:2407.01392).
+The flow (Lipman et al. 2023, arXiv:2210.02747, with the straight path) is x_s = (1 - s) z + s n
+for a latent z, a standard normal n and a noise level s in [0, 1]; its velocity is v = n - z. Every
+frame of a clip has its own level (diffusion forcing, Chen et al. 2024, arXiv:2407.01392).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def expand(level: Float[Tensor, "batch time"], like: Tensor) -> Tensor:
 
 
 def add_noise(latent: Tensor, noise: Tensor, level: Float[Tensor, "batch time"]) -> Tensor:
-    """x_s = (1 - s) z + s n.
+    """Noisy latent x_s = (1 - s) z + s n.
 
     >>> add_noise(torch.tensor([[2.0]]), torch.tensor([[4.0]]), torch.tensor([[0.5]]))
     tensor([[3.]])
@@ -28,17 +28,17 @@ def add_noise(latent: Tensor, noise: Tensor, level: Float[Tensor, "batch time"])
 
 
 def velocity(latent: Tensor, noise: Tensor) -> Tensor:
-    """v = n - z, the derivative of x_s with respect to s."""
+    """Derivative of x_s with respect to s: v = n - z."""
     return noise - latent
 
 
 def clean_from_velocity(noisy: Tensor, v: Tensor, level: Float[Tensor, "batch time"]) -> Tensor:
-    """z = x_s - s v."""
+    """Latent z = x_s - s v."""
     return noisy - expand(level, noisy) * v
 
 
 def noise_from_velocity(noisy: Tensor, v: Tensor, level: Float[Tensor, "batch time"]) -> Tensor:
-    """n = x_s + (1 - s) v."""
+    """Noise n = x_s + (1 - s) v."""
     return noisy + (1 - expand(level, noisy)) * v
 
 
@@ -70,12 +70,12 @@ def training_levels(
 def posterior_under_persistence(
     noisy: Tensor, previous: Tensor, level: Float[Tensor, "batch time"], scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of z given x_s, if z were the previous frame plus Gaussian change.
+    """Mean and standard deviation of z given x_s, were z the previous frame plus Gaussian change.
 
-    With z ~ N(previous, scale²) and x_s = (1 - s) z + s n, the posterior is Gaussian in closed form. The
-    network predicts the rest, in units of the posterior's standard deviation: the preconditioning of
-    Karras et al. 2022 (arXiv:2206.00364, Eq. 7) with its prior moved from zero to the last frame.
-    `scale` broadcasts against `noisy`.
+    With z ~ N(previous, scale²) and x_s = (1 - s) z + s n, the posterior is Gaussian in closed
+    form. The network predicts the rest, in units of the posterior's standard deviation: the
+    preconditioning of Karras et al. 2022 (arXiv:2206.00364, Eq. 7) with its prior moved from zero
+    to the last frame. `scale` broadcasts against `noisy`.
     """
     s = expand(level, noisy)
     signal, noise = (1 - s) * scale, s

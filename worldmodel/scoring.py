@@ -1,7 +1,7 @@
-"""Strictly proper scoring rules: each is smallest in expectation at the true probability, and only there.
+"""Strictly proper scoring rules: smallest in expectation at the true probability, and only there.
 
-Gneiting & Raftery 2007, "Strictly proper scoring rules, prediction, and estimation". All are losses (lower is
-better), elementwise, without reduction.
+Gneiting & Raftery 2007, "Strictly proper scoring rules, prediction, and estimation". All are losses
+(lower is better), elementwise, without reduction.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ def threshold_crps(
 ) -> Float[Tensor, "*batch"]:
     """Threshold-weighted continuous ranked probability score on a grid.
 
-    ∫ w(x) (F(x) - 1{value <= x})² dx (Gneiting & Ranjan 2011, Eq. 5), as a sum over `thresholds` with `weights` in place
-    of w(x) dx; without `weights`, the trapezoid rule's. It is a weighted sum of Brier scores, so it is proper, and strictly
-    proper for the probabilities at the thresholds when every weight is positive.
+    ∫ w(x) (F(x) - 1{value <= x})² dx (Gneiting & Ranjan 2011, Eq. 5), as a sum over `thresholds`
+    with `weights` in place of w(x) dx; without `weights`, the trapezoid rule's. It is a weighted
+    sum of Brier scores, so it is proper, and strictly proper for the probabilities at the
+    thresholds when every weight is positive.
     """
     if weights is None:
         gaps = thresholds.diff()

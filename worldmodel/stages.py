@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,13 +19,12 @@ from torch.utils.data import Dataset
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_dataset import stack_views
 from worldmodel.datasets.clip_store import ClipStore
-from worldmodel.latent_clips import LatentClips, collate_latents, encode_store
+from worldmodel.latent_clips import LatentBatch, LatentClips, collate_latents, encode_store
 from worldmodel.model import ModelConfig, WorldModel, resize
 from worldmodel.objectives import (
     ConfidenceObjective,
     DynamicsObjective,
     JudgeObjective,
-    LatentBatch,
     TokenizerObjective,
 )
 from worldmodel.presets import Preset, get_preset
@@ -46,19 +44,17 @@ class Split:
 def split_episodes(store: ClipStore, shares: tuple[float, float]) -> Split:
     """Deal the episodes of a store into a split, the same way every time.
 
-    Episodes with the same actions are copies (some data sets ship their training split again as validation) and stay
-    together. At least one episode goes to each of the first two parts.
+    Episodes with the same actions are copies (some data sets ship their training split again as
+    validation) and stay together. At least one episode goes to each of the first two parts.
     """
-    copies: dict[str, list[str]] = {}
+    copies: dict[bytes, list[str]] = {}
     for episode_id in store.episode_ids:
-        digest = hashlib.sha256(
-            np.ascontiguousarray(store.episode(episode_id).actions).tobytes()
-        ).hexdigest()
-        copies.setdefault(digest, []).append(episode_id)
+        copies.setdefault(store.episode(episode_id).actions.tobytes(), []).append(episode_id)
     groups = list(copies.values())
     if len(groups) < 2:
         raise ValueError(
-            f"`data` needs at least 2 different episodes to train on, got {len(groups)} in {store.path}."
+            f"`data` needs at least 2 different episodes to train on, got {len(groups)} in "
+            f"{store.path}."
         )
     order = np.random.default_rng(0).permutation(len(groups))
     confidence = max(1, round(shares[1] * len(groups)))
@@ -70,8 +66,28 @@ def split_episodes(store: ClipStore, shares: tuple[float, float]) -> Split:
     return Split(*(tuple(part) for part in dealt))
 
 
+def check_lengths(store: ClipStore, preset: Preset, split: Split) -> None:
+    """Refuse, before anything is trained, data of which a stage could use no episode."""
+    needed = {
+        "tokenizer": (preset.pair_stride + 1, split.dynamics),
+        "dynamics": (preset.clip_frames, split.dynamics),
+        "confidence": (preset.horizon + preset.longest_start, split.confidence),
+    }
+    for stage, (num_frames, names) in needed.items():
+        longest = max(store.summary(name).num_frames for name in names)
+        if longest < num_frames:
+            raise ValueError(
+                f"Stage {stage!r} needs episodes of at least {num_frames} frames, but all "
+                f"{len(names)} dealt to it from {store.path} are shorter (the longest has "
+                f"{longest}); add longer episodes or choose a preset of shorter clips."
+            )
+
+
 class FramePairs(Dataset[torch.Tensor]):
-    """Two frames of one episode a few steps apart, uint8 [2, view, height, width, 3], kept in memory at native size."""
+    """Two frames of one episode a few steps apart, uint8 [2, view, height, width, 3].
+
+    All episodes are kept in memory at their own size.
+    """
 
     def __init__(
         self, store: ClipStore, episode_ids: Sequence[str], cameras: Sequence[str], stride: int
@@ -94,16 +110,15 @@ class FramePairs(Dataset[torch.Tensor]):
 
 
 def model_size(store: ClipStore, preset: Preset, cameras: Sequence[str]) -> tuple[int, int]:
-    """Height and width in pixels: the preset's height, the width by aspect ratio, rounded to the tokenizer's stride."""
+    """Height and width in pixels: the preset's height, the width by the data's aspect ratio."""
     height, width = store.episode(0).frames[cameras[0]].size
     stride = preset.tokenizer.stride
-    return preset.image_height, max(
-        1, round(width * preset.image_height / height / stride)
-    ) * stride
+    columns = max(1, round(width * preset.image_height / height / stride))
+    return preset.image_height, columns * stride
 
 
 def new_model(store: ClipStore, preset: Preset) -> WorldModel:
-    """An untrained model shaped for a store."""
+    """An untrained model shaped for a store, the same one every time."""
     cameras = store.cameras[: preset.cameras]
     size = model_size(store, preset, cameras)
     stride = preset.tokenizer.stride
@@ -120,9 +135,11 @@ def new_model(store: ClipStore, preset: Preset) -> WorldModel:
         cameras=cameras,
         action_spec=replace(CANONICAL, rate_hz=store.rate_hz),
         num_steps=preset.num_steps,
-        trained_horizon=preset.horizon,
+        trained_horizon=preset.horizon + preset.longest_start - 1,
     )
-    return WorldModel(config, Tokenizer.from_config(preset.tokenizer))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(preset.dynamics_loop.seed)
+        return WorldModel(config, Tokenizer.from_config(preset.tokenizer))
 
 
 @dataclass(frozen=True)
@@ -144,11 +161,8 @@ class Run:
         collate: Callable[[list[Any]], Any] = collate_latents,
     ) -> None:
         """Train one stage in its own folder."""
-        precision = self.preset.precision
-        fit(
-            objective, dataset, config, self.folder / name,
-            collate=collate, name=name, precision=precision,
-        )  # fmt: skip
+        folder, precision = self.folder / name, self.preset.precision
+        fit(objective, dataset, config, folder, collate=collate, name=name, precision=precision)
 
 
 def train_tokenizer(run: Run, model: WorldModel) -> None:
@@ -161,7 +175,7 @@ def train_tokenizer(run: Run, model: WorldModel) -> None:
     model.tokenizer.fit_whitening(resize(to_model(f), model.config.image_size) for f in frames)
 
 
-def part(run: Run, model: WorldModel, names: Sequence[str]) -> list[LatentBatch]:
+def latents_of(run: Run, model: WorldModel, names: Sequence[str]) -> list[LatentBatch]:
     """Latents of some of the run's episodes."""
     with PartialState().main_process_first():
         return encode_store(model, run.store, names)
@@ -180,36 +194,36 @@ def fit_normalisers(model: WorldModel, episodes: Sequence[LatentBatch]) -> None:
 def train_dynamics(run: Run, model: WorldModel) -> None:
     """Teacher forcing first, then the model's own context."""
     preset = run.preset
-    episodes = part(run, model, run.split.dynamics)
+    episodes = latents_of(run, model, run.split.dynamics)
     fit_normalisers(model, episodes)
     clips = LatentClips(episodes, preset.clip_frames)
     forced = DynamicsObjective(model.dynamics, own_context=0.0, passes=1)
-    run.fit(forced, clips, run.preset.dynamics_loop, name="dynamics")
+    run.fit(forced, clips, preset.dynamics_loop, name="dynamics")
     own = DynamicsObjective(
         model.dynamics, own_context=0.8, passes=preset.rollout_passes, pure_noise=0.8
     )
-    run.fit(own, clips, run.preset.rollout_loop, name="rollout")
+    run.fit(own, clips, preset.rollout_loop, name="rollout")
 
 
 def train_confidence(run: Run, model: WorldModel) -> None:
     """Train the head on rollouts over episodes the dynamics never saw."""
     preset = run.preset
-    clips = LatentClips(
-        part(run, model, run.split.confidence), preset.horizon + preset.longest_start
-    )
+    episodes = latents_of(run, model, run.split.confidence)
+    clips = LatentClips(episodes, preset.horizon + preset.longest_start)
     objective = ConfidenceObjective(model, longest_start=preset.longest_start)
-    run.fit(objective, clips, run.preset.confidence_loop, name="confidence")
+    run.fit(objective, clips, preset.confidence_loop, name="confidence")
 
 
 def train_judge(run: Run, model: WorldModel) -> None:
     """Train the judges of success, if the data say what succeeded."""
-    episodes = [e for e in part(run, model, run.split.dynamics) if not e.success.isnan().any()]
+    episodes = [
+        e for e in latents_of(run, model, run.split.dynamics) if not e.success.isnan().any()
+    ]
     if not episodes:
         return
     length = min(e.latents.shape[1] for e in episodes)
     objective = JudgeObjective(model.judge, model.action_judge)
-    clips = LatentClips(episodes, length)
-    run.fit(objective, clips, run.preset.judge_loop, name="judge")
+    run.fit(objective, LatentClips(episodes, length), run.preset.judge_loop, name="judge")
 
 
 STAGES: dict[str, Callable[[Run, WorldModel], None]] = {
@@ -219,6 +233,13 @@ STAGES: dict[str, Callable[[Run, WorldModel], None]] = {
     "judge": train_judge,
 }
 """Stages of a training run, in the order they need each other."""
+PARTS = {
+    "tokenizer": ("tokenizer",),
+    "dynamics": ("dynamics",),
+    "confidence": ("confidence",),
+    "judge": ("judge", "action_judge"),
+}
+"""Stage -> the parts of the model that it trains."""
 
 
 def provenance(run: Run, preset_name: str) -> dict[str, Any]:
@@ -239,48 +260,71 @@ def provenance(run: Run, preset_name: str) -> dict[str, Any]:
 def train(
     store: ClipStore, preset_name: str, folder: Path, *, restart: str | None = None
 ) -> WorldModel:
-    """Run every stage that `folder` does not hold yet and return the model, saved in `folder/model`.
+    """Run every stage that `folder` does not hold yet; the model ends up in `folder/model`.
 
-    `restart` names a stage to train anew, with all that follow it.
+    `restart` names a stage to train anew, from the start, with all that follow it.
 
     Raises:
-        ValueError: too few or too short episodes, or `folder` holds another preset's run.
+        ValueError: too few or too short episodes, an unknown preset or stage, or `folder` holds a
+            run of another preset or of other data.
     """
     preset = get_preset(preset_name)
+    if restart is not None and restart not in STAGES:
+        raise ValueError(f"`restart` must be one of {list(STAGES)}, got {restart!r}.")
     run = Run(store, preset, folder, split_episodes(store, preset.shares))
-    model = start_or_continue(run, preset_name, folder / "model")
-    done = list(model.config.provenance["stages"])
-    if restart is not None:
-        forget = list(STAGES)[list(STAGES).index(restart) :]
-        done = [name for name in done if name not in forget]
-        for name in (*forget, "rollout" if "dynamics" in forget else restart):
-            shutil.rmtree(folder / name, ignore_errors=True)
-    for name, stage in STAGES.items():
-        if name in done:
-            continue
-        stage(run, model)
+    check_lengths(store, preset, run.split)
+    processes = PartialState()
+    if processes.is_main_process:
+        prepare(run, preset_name, restart)
+    processes.wait_for_everyone()
+    model = WorldModel.load(folder / "model")
+    done = model.config.provenance["stages"]
+    for name in [name for name in STAGES if name not in done]:
+        STAGES[name](run, model)
         done.append(name)
-        model.config.provenance["stages"] = done
-        if PartialState().is_main_process:
+        if processes.is_main_process:
             model.save(folder / "model")
-        PartialState().wait_for_everyone()
-    return model
+        processes.wait_for_everyone()
+    return model.eval()
 
 
-def start_or_continue(run: Run, preset_name: str, folder: Path) -> WorldModel:
-    """The model of an interrupted run, or a new one."""
+def prepare(run: Run, preset_name: str, restart: str | None) -> None:
+    """Put the model to go on with into `<run>/model`: a new one, or that of an earlier run."""
+    folder = run.folder / "model"
     if not folder.is_dir():
         model = new_model(run.store, run.preset)
         model.config.provenance.update(provenance(run, preset_name))
-        return model
+        model.save(folder)
+        return
     model = WorldModel.load(folder)
-    stored = model.config.provenance
-    if (stored["preset"], stored["split"]) != (
-        preset_name,
-        json.loads(json.dumps(asdict(run.split))),
-    ):
+    check_same_run(model.config.provenance, run, preset_name)
+    if restart is not None:
+        forget(run, model, restart)
+        model.save(folder)
+
+
+def check_same_run(stored: dict[str, Any], run: Run, preset_name: str) -> None:
+    """Refuse to go on with a run of another preset or of other episodes."""
+    if stored.get("preset") != preset_name:
         raise ValueError(
-            f"{str(folder)!r} was trained with preset {stored['preset']!r} on other episodes ({stored['data']}); "
-            "continue it with the same preset and data, or give another `out`."
+            f"{str(run.folder)!r} holds a run of preset {stored.get('preset')!r}; continue it with "
+            f"that preset, or give another `out` for {preset_name!r}."
         )
-    return model
+    if stored.get("split") != json.loads(json.dumps(asdict(run.split))):
+        raise ValueError(
+            f"{str(run.folder)!r} holds a run on other episodes than {run.store.path} holds now; "
+            "continue it with the same data, or give another `out`."
+        )
+
+
+def forget(run: Run, model: WorldModel, restart: str) -> None:
+    """Undo stage `restart` and all after it: untrained parts, no checkpoints, no monitor."""
+    fresh = new_model(run.store, run.preset)
+    names = list(STAGES)
+    undone = names[names.index(restart) :]
+    for part in (part for name in undone for part in PARTS[name]):
+        setattr(model, part, getattr(fresh, part))
+    model.config.provenance["stages"] = names[: names.index(restart)]
+    folders = [*undone, "rollout"] if "dynamics" in undone else undone
+    for folder in (*folders, "model/monitor"):
+        shutil.rmtree(run.folder / folder, ignore_errors=True)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -27,9 +27,10 @@ class TokenizerConfig:
     channels: int = 8
     """Latent channels."""
     widths: tuple[int, ...] = (16, 32, 64, 128)
-    """Feature channels at each resolution, finest first; each halves the resolution of the one before."""
+    """Feature channels at each resolution, finest first; each halves the one before."""
     layers: tuple[int, ...] = (0, 1, 1, 2)
-    """Residual blocks at each resolution; 0 at the finest folds it into the next, which saves most of the work."""
+    """Residual blocks at each resolution; 0 at the finest folds it into the next, which saves most
+    of the work."""
 
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.layers):
@@ -58,7 +59,7 @@ def to_pixels(
 
 
 def build_autoencoder(config: TokenizerConfig) -> AutoencoderDC:
-    """A small `diffusers.AutoencoderDC` (Chen et al. 2024, arXiv:2410.10733) with residual blocks only."""
+    """A small `diffusers.AutoencoderDC` (Chen et al. 2024, arXiv:2410.10733) of residual blocks."""
     from diffusers import AutoencoderDC
 
     stages = len(config.widths)
@@ -77,7 +78,7 @@ def build_autoencoder(config: TokenizerConfig) -> AutoencoderDC:
     )
 
 
-def encode_deterministically(autoencoder: nn.Module, frames: Tensor) -> Tensor:
+def encode_deterministically(autoencoder: Any, frames: Tensor) -> Tensor:
     """The mode of an autoencoder's latent, whichever attribute its class puts it in."""
     output = autoencoder.encode(frames)
     for name in ("latent", "latents"):
@@ -87,11 +88,19 @@ def encode_deterministically(autoencoder: nn.Module, frames: Tensor) -> Tensor:
 
 
 class Tokenizer(nn.Module):
-    """An autoencoder of single frames behind latents of zero mean and unit standard deviation per channel."""
+    """A diffusers autoencoder of single frames behind whitened latents.
 
-    def __init__(self, autoencoder: nn.Module, mean: Tensor, std: Tensor) -> None:
+    Whitened: zero mean and unit standard deviation per channel, once `fit_whitening` has run.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, autoencoder: nn.Module, mean: Float[Tensor, " c"], std: Float[Tensor, " c"]
+    ) -> None:
         super().__init__()
-        self.autoencoder = autoencoder
+        self.autoencoder: Any = autoencoder
         self.register_buffer("mean", mean.float())
         self.register_buffer("std", std.float())
 
@@ -104,27 +113,17 @@ class Tokenizer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Tokenizer:
-        """A diffusers autoencoder from a folder or a hub name; whitening from the folder where it has one.
+        """A diffusers autoencoder from a folder (a `Path`) or a folder or hub name (a `str`).
+
+        The whitening comes from the folder where it has one.
 
         Raises:
-            ValueError: the folder holds no autoencoder, or its weights cannot be read.
+            ValueError: there is no autoencoder, or a file of it is missing, corrupt or of another.
         """
-        from diffusers import AutoModel
-        from safetensors import SafetensorError
-
-        try:
-            autoencoder = AutoModel.from_pretrained(str(source), torch_dtype=torch.float32)
-        except (OSError, SafetensorError, RuntimeError, json.JSONDecodeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"No readable diffusers autoencoder in {str(source)!r}: {reason}"
-            ) from error
-        file = Path(source) / WHITENING
-        if file.is_file():
-            stored = json.loads(file.read_text())
-            return cls(autoencoder, torch.tensor(stored["mean"]), torch.tensor(stored["std"]))
-        channels = autoencoder.config.latent_channels
-        return cls(autoencoder, torch.zeros(channels), torch.ones(channels))
+        if isinstance(source, Path) and not source.is_dir():
+            raise ValueError(f"No tokenizer in {str(source)!r}: there is no such folder.")
+        autoencoder = load_autoencoder(str(source))
+        return cls(autoencoder, *read_whitening(Path(source), autoencoder.config.latent_channels))
 
     @property
     def channels(self) -> int:
@@ -158,20 +157,18 @@ class Tokenizer(nn.Module):
         self, latents: Float[Tensor, "batch channel h w"]
     ) -> Float[Tensor, "batch 3 height width"]:
         """Frames, about [-1, 1], of whitened latents."""
-        return self.autoencoder.decode(
-            latents * self.std[:, None, None] + self.mean[:, None, None]
-        ).sample
+        latents = latents * self.std[:, None, None] + self.mean[:, None, None]
+        return self.autoencoder.decode(latents).sample
 
     @torch.no_grad()
     def fit_whitening(self, batches: Iterable[Float[Tensor, "batch 3 height width"]]) -> Tokenizer:
         """Set mean and standard deviation per channel from frames; forgets what was set before."""
-        count, total, square = (
-            0,
-            torch.zeros_like(self.mean).double(),
-            torch.zeros_like(self.mean).double(),
-        )
+        count = 0
+        total, square = torch.zeros(2, self.channels, dtype=torch.float64, device=self.mean.device)
         for frames in batches:
-            latents = encode_deterministically(self.autoencoder, frames).double()
+            latents = encode_deterministically(
+                self.autoencoder, frames.to(self.mean.device)
+            ).double()
             count += latents[:, 0].numel()
             total += latents.sum((0, 2, 3))
             square += latents.square().sum((0, 2, 3))
@@ -188,3 +185,42 @@ class Tokenizer(nn.Module):
         (folder / WHITENING).write_text(
             json.dumps({"mean": self.mean.tolist(), "std": self.std.tolist()})
         )
+
+
+def load_autoencoder(source: str) -> Any:
+    """A diffusers autoencoder from a folder or a hub name, every weight of it from there."""
+    import diffusers
+    from safetensors import SafetensorError
+
+    try:
+        config = diffusers.AutoencoderDC.load_config(source)
+        kind = config.get("_class_name") if isinstance(config, dict) else None
+        if not str(kind).startswith("Autoencoder") or not hasattr(diffusers, str(kind)):
+            raise ValueError(f"its config.json is of {kind}.")
+        autoencoder, report = getattr(diffusers, str(kind)).from_pretrained(
+            source, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+        if report["missing_keys"]:
+            raise ValueError(f"its weights lack {min(report['missing_keys'])}.")
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"No readable diffusers autoencoder in {source!r}: {reason}") from error
+    return autoencoder
+
+
+def read_whitening(folder: Path, channels: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel as `Tokenizer.save` wrote them; 0 and 1 without."""
+    file = folder / WHITENING
+    if not file.is_file():
+        return torch.zeros(channels), torch.ones(channels)
+    try:
+        stored = json.loads(file.read_text())
+        mean, std = (torch.tensor(stored[name], dtype=torch.float32) for name in ("mean", "std"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{str(file)!r} holds no whitening (lists `mean` and `std`).") from error
+    if mean.shape != (channels,) or std.shape != (channels,) or not (std > 0).all():
+        raise ValueError(
+            f"{str(file)!r} must hold {channels} means and positive standard deviations, "
+            f"got {stored['mean']} and {stored['std']}."
+        )
+    return mean, std

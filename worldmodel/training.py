@@ -1,17 +1,20 @@
-"""One training loop for every stage: accelerated, checkpointed atomically, resumed where it stopped.
+"""One training loop for every stage: accelerated, checkpointed atomically, resumed after a stop.
 
-Everything random in step k comes from a generator seeded by (seed, k, process), so a resumed run draws what the uninterrupted one
-would have drawn.
+Everything random in step k comes from a generator seeded by (seed, k, process), except dropout: it
+draws from the global generators, whose state is in the checkpoint. So a resumed run draws what the
+uninterrupted one would have drawn.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -49,21 +52,12 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"`steps` and `batch_size` must be positive, got {self.steps} and {self.batch_size}."
-            )
-
-
-class Objective(Protocol):
-    """A module that can be trained: its parameters, and a loss of one batch."""
-
-    def forward(self, batch: Any, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise and figures to log."""
-        ...
+            counts = f"{self.steps} and {self.batch_size}"
+            raise ValueError(f"`steps` and `batch_size` must be positive, got {counts}.")
 
 
 class NonFiniteLossError(ValueError):
-    """The loss became NaN or infinite."""
+    """The loss or its gradient became NaN or infinite."""
 
 
 class StepSampler(Sampler[list[int]]):
@@ -73,8 +67,10 @@ class StepSampler(Sampler[list[int]]):
         self, num_items: int, config: LoopConfig, *, start: int, process: int, processes: int
     ) -> None:
         if num_items == 0:
+            raise ValueError("`num_items` must be positive: there is nothing to train on.")
+        if processes > config.batch_size:
             raise ValueError(
-                "The training data hold no item: every episode is shorter than a clip."
+                f"`batch_size` {config.batch_size} cannot be split over {processes} processes."
             )
         self.num_items, self.config = num_items, config
         self.start, self.process, self.processes = start, process, processes
@@ -89,13 +85,15 @@ class StepSampler(Sampler[list[int]]):
             yield batch[self.process :: self.processes].tolist()
 
 
-def step_generator(seed: int, step: int, process: int = 0, device: str = "cpu") -> Generator:
+def step_generator(
+    seed: int, step: int, process: int = 0, device: torch.device | str = "cpu"
+) -> Generator:
     """The generator of one step on one process."""
     return Generator(device).manual_seed((seed * 1_000_003 + step) * 1009 + process)
 
 
 def average_decay(num_averaged: int, limit: float) -> float:
-    """Decay of the weight average after `num_averaged` updates: short memory first, `limit` in the end."""
+    """Decay of the weight average after `num_averaged` updates: rising to `limit`."""
     return min(limit, (1 + num_averaged) / (10 + num_averaged))
 
 
@@ -111,36 +109,29 @@ def averaged(model: nn.Module, limit: float) -> AveragedModel:
 
 
 def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon (Jordan et al. 2024) for matrices inside blocks and AdamW for the rest."""
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    muon = [
-        p
-        for name, p in trainable
-        if config.muon_learning_rate is not None and is_hidden_matrix(name, p)
-    ]
-    chosen = {id(p) for p in muon}
-    rest = [p for _, p in trainable if id(p) not in chosen]
+    """AdamW, and Muon (Jordan et al. 2024) for hidden matrices if it has a learning rate."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    hidden = [name for name, p in parameters.items() if is_hidden_matrix(name, p)]
+    rate, decay = config.muon_learning_rate, config.weight_decay
+    muon: list[torch.optim.Optimizer] = []
+    if rate is not None and hidden:
+        matrices = [parameters.pop(name) for name in hidden]
+        muon = [torch.optim.Muon(matrices, lr=rate, weight_decay=decay)]
     adam = torch.optim.AdamW(
-        rest, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+        parameters.values(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=decay
     )
-    if not muon or config.muon_learning_rate is None:
-        return [adam]
-    return [
-        torch.optim.Muon(muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay),
-        adam,
-    ]
+    return [*muon, adam]
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon should train it: matrices of attention and perceptrons, not embeddings, modulations or outputs."""
+    """Whether Muon may train it: a matrix of an attention or a perceptron."""
     return parameter.ndim == 2 and (".attention." in name or ".mlp." in name)
 
 
 def learning_rate_factor(step: int, config: LoopConfig) -> float:
     """Share of the peak rate at `step`."""
     warm = min(1.0, (step + 1) / max(config.warmup, 1))
-    progress = torch.tensor(step / config.steps * torch.pi)
-    return warm * (0.05 + 0.95 * 0.5 * (1 + float(progress.cos())))
+    return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -157,7 +148,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process and not final.exists():
+    if accelerator.is_main_process:
         os.replace(partial, final)
         for old in folder.glob("step-*"):
             if old != final:
@@ -176,10 +167,17 @@ def fit(
 ) -> nn.Module:
     """Train `objective` on `dataset` and return it with its averaged weights, in evaluation mode.
 
-    Checkpoints and TensorBoard events go to `folder`; a folder with a checkpoint is resumed.
+    Args:
+        objective: Its `forward(batch, generator)` gives the loss to minimise and figures to log.
+        dataset: Items to draw batches from, with a length.
+        config: Steps, batch size and rates.
+        folder: For checkpoints and TensorBoard events; one with a checkpoint is resumed.
+        collate: A list of items to one batch, which has `.to(device)`.
+        name: Of the stage, for people.
+        precision: "no" (float32) or "bf16".
 
     Raises:
-        NonFiniteLossError: the loss became NaN or infinite; the last checkpoint is kept.
+        NonFiniteLossError: loss or gradient became NaN or infinite; the last checkpoint is kept.
     """
     set_seed(config.seed)
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
@@ -189,38 +187,67 @@ def fit(
         torch.optim.lr_scheduler.LambdaLR(o, lambda s: learning_rate_factor(s, config))
         for o in steppers
     ]
-    prepared = accelerator.prepare(objective, *steppers)
-    model, steppers = prepared[0], list(prepared[1:])
+    model, *steppers = accelerator.prepare(objective, *steppers)
     accelerator.register_for_checkpointing(average, *schedulers)
     start = resume(accelerator, folder)
-    sampler = StepSampler(
-        len(dataset), config, start=start,  # type: ignore[arg-type]
-        process=accelerator.process_index, processes=accelerator.num_processes,
-    )  # fmt: skip
-    writer = SummaryWriter(str(folder / "events")) if accelerator.is_main_process else None
-    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
-    progress = tqdm(
-        loader, name, initial=start, total=config.steps, disable=not accelerator.is_main_process
-    )
+    batches = load_batches(accelerator, dataset, config, start=start, collate=collate)
     model.train()
-    for step, batch in enumerate(progress, start):
-        generator = step_generator(config.seed, step, 1 + accelerator.process_index)
-        with accelerator.autocast():
-            loss, figures = model(batch, generator)
-        check_finite(loss, step, name)
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
-        for stepper, scheduler in zip(steppers, schedulers, strict=True):
-            stepper.step()
-            stepper.zero_grad()
-            scheduler.step()
-        average.update_parameters(accelerator.unwrap_model(model))
-        if writer is not None:
-            log(writer, progress, step, {"loss": loss.detach(), "gradient_norm": norm, **figures})
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            save_checkpoint(accelerator, folder, step + 1)
+    with event_writer(accelerator, folder, start) as writer:
+        progress = tqdm(
+            batches, name, initial=start, total=config.steps,
+            disable=not accelerator.is_main_process,
+        )  # fmt: skip
+        for step, batch in enumerate(progress, start):
+            process, device = accelerator.process_index, accelerator.device
+            generator = step_generator(config.seed, step, 1 + process, device)
+            with accelerator.autocast():
+                loss, figures = model(batch.to(device), generator)
+            accelerator.backward(loss)
+            norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+            check_finite({"loss": loss.detach(), "gradient norm": norm}, step, name)
+            for stepper, scheduler in zip(steppers, schedulers, strict=True):
+                stepper.step()
+                stepper.zero_grad()
+                scheduler.step()
+            average.update_parameters(accelerator.unwrap_model(model))
+            if writer is not None and step % 10 == 0:
+                log(writer, progress, step, {"loss": loss, "gradient_norm": norm, **figures})
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+                save_checkpoint(accelerator, folder, step + 1)
     objective.load_state_dict(average.module.state_dict())
     return objective.eval()
+
+
+def load_batches(
+    accelerator: Accelerator,
+    dataset: Dataset[Any],
+    config: LoopConfig,
+    *,
+    start: int,
+    collate: Callable[[list[Any]], Any],
+) -> DataLoader[Any]:
+    """This process's share of every batch from step `start` on."""
+    sampler = StepSampler(
+        len(dataset),  # type: ignore[arg-type]
+        config,
+        start=start,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )
+    # A generator of its own: without one, starting to load draws from the global generator, which
+    # would then differ between a resumed run and the uninterrupted one.
+    return DataLoader(
+        dataset, batch_sampler=sampler, collate_fn=collate, generator=Generator().manual_seed(0)
+    )
+
+
+def event_writer(
+    accelerator: Accelerator, folder: Path, start: int
+) -> AbstractContextManager[SummaryWriter | None]:
+    """TensorBoard events of the main process; those after step `start` of a killed run are void."""
+    if not accelerator.is_main_process:
+        return nullcontext()
+    return SummaryWriter(str(folder / "events"), purge_step=start)
 
 
 def resume(accelerator: Accelerator, folder: Path) -> int:
@@ -233,19 +260,20 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def check_finite(loss: Tensor, step: int, name: str) -> None:
-    """Stop at a loss that is not a number."""
-    if not torch.isfinite(loss):
-        raise NonFiniteLossError(
-            f"The loss of stage {name!r} became {loss.item()} at step {step}; the last checkpoint is kept. "
-            "Check the data with `worldmodel data validate`, or lower the learning rate."
-        )
+def check_finite(figures: dict[str, Tensor], step: int, name: str) -> None:
+    """Stop before a step along numbers that are none."""
+    for what, value in figures.items():
+        if not torch.isfinite(value):
+            raise NonFiniteLossError(
+                f"The {what} of stage {name!r} became {value.item()} at step {step}; the last "
+                "checkpoint is kept. Check the data with `worldmodel data validate`, or lower the "
+                "learning rate."
+            )
 
 
-def log(writer: SummaryWriter, progress: Any, step: int, figures: dict[str, Any]) -> None:
+def log(writer: SummaryWriter, progress: tqdm[Any], step: int, figures: dict[str, Tensor]) -> None:
     """Send a step's figures to TensorBoard and the progress bar."""
-    values = {name: float(value) for name, value in figures.items() if value is not None}
-    if step % 10 == 0:
-        for name, value in values.items():
-            writer.add_scalar(name, value, step)
-        progress.set_postfix({k: f"{v:.4g}" for k, v in values.items() if k != "gradient_norm"})
+    for name, value in figures.items():
+        writer.add_scalar(name, float(value), step)
+    shown = {name: f"{float(value):.4g}" for name, value in figures.items()}
+    progress.set_postfix({name: text for name, text in shown.items() if name != "gradient_norm"})

@@ -1,8 +1,9 @@
-"""Causal space-time diffusion transformer over latent frames, conditioned on noise level and action.
+"""Causal space-time diffusion transformer over latent frames, given noise level and action.
 
-Every layer mixes the tokens of a frame (all views together), then each position along time. Temporal attention sees a
-window of `context` past frames and itself. Because the window slides with the frame, keys and values of a past frame
-never depend on what came after it nor on how far the rollout went: caching them is exact at any length.
+Every layer mixes the tokens of a frame (all views together), then each position along time.
+Temporal attention sees a window of `context` past frames and itself. Because the window slides with
+the frame, keys and values of a past frame never depend on what came after it nor on how far the
+rollout went: caching them is exact at any length.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class DynamicsConfig:
             raise ValueError(
                 f"`patch` {self.patch} must divide the latent size {self.height}x{self.width}."
             )
+        if self.context < 1:
+            raise ValueError(f"`context` must be at least 1, got {self.context}.")
 
     @property
     def head_dim(self) -> int:
@@ -69,10 +72,11 @@ class DynamicsConfig:
 
 @dataclass
 class TemporalCache:
-    """Keys and values of the frames still in the window, per layer, and the position of the next frame."""
+    """Keys and values of the frames still in the window, per layer."""
 
     layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     position: int = 0
+    """Position in time of the next frame."""
 
     def extend(self, own: list[tuple[Tensor, Tensor]], context: int) -> None:
         """Append one or more frames and forget those out of the window."""
@@ -96,25 +100,31 @@ def window_mask(positions: Tensor, context: int) -> Bool[Tensor, "frames frames"
     return (age >= 0) & (age <= context)
 
 
-def two_stream_mask(num_frames: int, context: int, streams: int, device: torch.device) -> Tensor:
-    """Mask of a clean stream followed by `streams` noisy ones of the same frames.
+def two_stream_mask(positions: Tensor, context: int) -> Bool[Tensor, "both both"]:
+    """Which frame attends to which where a clean stream of frames is followed by a noisy one.
 
-    A clean frame sees the clean frames of its window; a noisy frame sees the clean frames before it and itself, which
-    is what a sampler sees with a cache: one pass trains every frame of a clip.
+    A clean frame sees the clean frames of its window; a noisy frame sees the clean frames before it
+    and itself, which is what a sampler sees with a cache: one pass trains every frame of a clip.
+
+    >>> two_stream_mask(torch.arange(2), 1).int()
+    tensor([[1, 0, 0, 0],
+            [1, 1, 0, 0],
+            [0, 0, 1, 0],
+            [1, 0, 0, 1]], dtype=torch.int32)
     """
-    positions = torch.arange(num_frames, device=device)
     within = window_mask(positions, context)
-    strictly_before = within & ~torch.eye(num_frames, dtype=torch.bool, device=device)
-    total = num_frames * (1 + streams)
-    mask = torch.eye(total, dtype=torch.bool, device=device)
-    mask[:num_frames, :num_frames] = within
-    for stream in range(1, streams + 1):
-        mask[stream * num_frames : (stream + 1) * num_frames, :num_frames] = strictly_before
-    return mask
+    itself = torch.eye(len(positions), dtype=torch.bool, device=positions.device)
+    clean = torch.cat((within, torch.zeros_like(within)), dim=1)
+    noisy = torch.cat((within & ~itself, itself), dim=1)
+    return torch.cat((clean, noisy))
 
 
 class Conditioner(nn.Module):
     """Embeds the noise level of a frame and the action that led to it."""
+
+    action_mean: Tensor
+    action_std: Tensor
+    frequencies: Tensor
 
     def __init__(self, action_dim: int, dim: int) -> None:
         super().__init__()
@@ -170,6 +180,10 @@ class Estimate:
 
 class Dynamics(nn.Module):
     """The network. See the module's docstring."""
+
+    change_std: Tensor
+    """Standard deviation of the change from frame to frame, per channel."""
+    spatial_angles: Tensor
 
     def __init__(self, config: DynamicsConfig) -> None:
         super().__init__()
@@ -250,7 +264,7 @@ class Dynamics(nn.Module):
     def step(self, inputs: FrameInputs, cache: TemporalCache, *, keep: bool) -> Estimate:
         """The frames after those in `cache`; with `keep`, they enter it.
 
-        Frames given together see those before them in the same call, as the context does when a rollout starts.
+        Several frames at once may only start a cache; each sees those before it in the same call.
         """
         num_frames = inputs.noisy.shape[1]
         positions = cache.position + torch.arange(num_frames, device=inputs.noisy.device)

@@ -1,4 +1,4 @@
-"""Train a world model on a clip store: tokenizer, dynamics, confidence head and judges, resuming where a run stopped."""
+"""Train tokenizer, dynamics, confidence head and judges on a clip store, resuming a stopped run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Command:
     preset: str = "smoke"
     """Recipe: "smoke" (minutes on a laptop) or "tabletop" (the shipped checkpoint)."""
     out: Path | None = None
-    """Folder of the run (default: runs/<name of the data>-<preset>); a run found there is continued."""
+    """Folder of the run (default: runs/<name of the data>-<preset>); a run there is continued."""
     restart: str | None = None
     """Stage to train anew, with all after it: tokenizer, dynamics, confidence or judge."""
     json: bool = False
@@ -27,10 +27,8 @@ class Command:
 
 def run(command: Command) -> int:
     """Train; the model ends up in `<out>/model`."""
-    from worldmodel.stages import STAGES, train
+    from worldmodel.stages import train
 
-    if command.restart is not None and command.restart not in STAGES:
-        raise ValueError(f"`restart` must be one of {list(STAGES)}, got {command.restart!r}.")
     store = ClipStore.open(command.data)
     out = command.out or Path("runs") / f"{store.path.stem}-{command.preset}"
     model = train(store, command.preset, out, restart=command.restart)

@@ -1,0 +1,184 @@
+"""A network with weights that matter, a small model, and a small clip store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import nn
+
+from worldmodel.confidence import ConfidenceConfig
+from worldmodel.datasets.actions import CANONICAL
+from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.presets import Preset
+from worldmodel.tokenizers import Tokenizer, TokenizerConfig
+from worldmodel.training import LoopConfig
+from worldmodel.transformer import Dynamics, DynamicsConfig
+
+CAMERA = "front"
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps its precision for the life of a process; tests use several."""
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@dataclass(frozen=True)
+class ArrayFrames:
+    """Frames [time, height, width, 3] held in memory."""
+
+    pixels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, window: slice) -> np.ndarray:
+        return self.pixels[window]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+
+def moving_square(num_frames: int, seed: int, side: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Frames of a bright square on grey that goes where the first two action columns send it."""
+    random = np.random.default_rng(seed)
+    actions = random.normal(0, 1, (num_frames, 7)).astype(np.float32)
+    frames = np.full((num_frames, side, side, 3), 90, np.uint8)
+    place = random.uniform(2, side - 6, 2)
+    for frame, action in zip(frames, actions, strict=True):
+        y, x = place.astype(int)
+        frame[y : y + 4, x : x + 4] = (250, 200, 30)
+        place = np.clip(place + action[:2], 0, side - 4)
+    return frames, actions
+
+
+@pytest.fixture
+def make_trajectory() -> Callable[..., Trajectory]:
+    """`make_trajectory(name, num_frames, seed)`: an episode of the moving square."""
+
+    def make(
+        name: str, num_frames: int, seed: int, cameras: Sequence[str] = (CAMERA,)
+    ) -> Trajectory:
+        frames, actions = moving_square(num_frames, seed)
+        valid = np.arange(num_frames) < num_frames - 1
+        success = np.arange(num_frames) >= num_frames // (1 + seed % 2)
+        return Trajectory(
+            episode_id=name,
+            source="made by a test",
+            frames={camera: ArrayFrames(frames) for camera in cameras},
+            actions=np.where(valid[:, None], actions, 0).astype(np.float32),
+            action_valid=valid,
+            states=None,
+            action_spec=CANONICAL,
+            instruction="move the square",
+            rate_hz=5.0,
+            success=bool(success[-1]),
+            signals={"success": success},
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_store(
+    tmp_path: Path, make_trajectory: Callable[..., Trajectory]
+) -> Callable[..., ClipStore]:
+    """`make_store(lengths)`: a clip store of one episode of the moving square per length."""
+
+    def make(lengths: Sequence[int], name: str = "data.zarr") -> ClipStore:
+        store = ClipStore.create(
+            tmp_path / name, cameras=(CAMERA,), action_spec=CANONICAL, rate_hz=5.0, encoding="raw"
+        )
+        for index, length in enumerate(lengths):
+            store.add(make_trajectory(f"episode-{index}", length, index))
+        return store
+
+    return make
+
+
+@pytest.fixture
+def random_weights() -> Callable[[nn.Module], None]:
+    """Draw every parameter anew, for a fresh network ends in zeros and says nothing."""
+
+    @torch.no_grad()
+    def draw(module: nn.Module, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in module.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+
+    return draw
+
+
+@pytest.fixture
+def make_dynamics(random_weights: Callable[..., None]) -> Callable[..., Dynamics]:
+    """`make_dynamics(context=3, ...)`: a small dynamics network with random weights."""
+
+    def make(**changes: int) -> Dynamics:
+        config = DynamicsConfig(
+            channels=2, height=2, width=4, dim=16, condition_dim=8, layers=2, heads=2, context=3
+        )
+        dynamics = Dynamics(replace(config, **changes))
+        random_weights(dynamics)
+        dynamics.change_std.copy_(torch.tensor([0.5, 1.5]))
+        return dynamics.eval()
+
+    return make
+
+
+@pytest.fixture
+def make_model(random_weights: Callable[..., None]) -> Callable[..., WorldModel]:
+    """`make_model(context=3, ...)`: a small world model with random weights."""
+
+    def make(**changes: int) -> WorldModel:
+        dynamics = DynamicsConfig(
+            channels=2, height=4, width=4, dim=16, condition_dim=8, layers=1, heads=2, context=3
+        )
+        config = ModelConfig(
+            dynamics=replace(dynamics, **changes),
+            confidence=ConfidenceConfig(hidden=8, thresholds=4),
+            image_size=(16, 16),
+            cameras=(CAMERA,),
+            action_spec=CANONICAL,
+            provenance={"stages": []},
+        )
+        model = WorldModel(config, Tokenizer.from_config(SMALL_TOKENIZER))
+        random_weights(model)
+        return model.eval()
+
+    return make
+
+
+SMALL_TOKENIZER = TokenizerConfig(channels=2, widths=(4, 8, 8), layers=(0, 1, 1))
+
+
+@pytest.fixture
+def micro() -> Preset:
+    """A recipe that goes through every stage in a second or two."""
+    loop = LoopConfig(steps=2, batch_size=2, checkpoint_every=1)
+    return Preset(
+        image_height=16,
+        tokenizer=SMALL_TOKENIZER,
+        dynamics=DynamicsConfig(dim=16, condition_dim=8, layers=1, heads=2, context=2),
+        confidence=ConfidenceConfig(hidden=8, thresholds=4),
+        tokenizer_loop=loop,
+        dynamics_loop=replace(loop, muon_learning_rate=0.02),
+        rollout_loop=replace(loop, muon_learning_rate=0.005),
+        confidence_loop=loop,
+        judge_loop=loop,
+        clip_frames=4,
+        rollout_passes=2,
+        horizon=3,
+        longest_start=2,
+        pair_stride=2,
+    )
