@@ -5,6 +5,7 @@ from worldmodel.monitors.calibration import (
     ReliabilityBins,
     bin_forecasts,
     brier_decomposition,
+    episode_bootstrap,
     expected_calibration_error,
     max_calibration_error,
     per_video_calibration_error,
@@ -14,10 +15,12 @@ from worldmodel.monitors.detection import (
     DetectionSummary,
     alarm_delay,
     auroc,
+    auroc_interval,
     false_positive_rate,
     summarize_detection,
 )
 from worldmodel.monitors.errors import NotFittedError
+from worldmodel.monitors.heatmaps import heatmap, legend, overlay, with_legend
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.monitor import ImaginedFrame, RuntimeMonitor, WatchedEpisode
 from worldmodel.monitors.recalibration import (
@@ -52,14 +55,20 @@ __all__ = [
     "WatchedEpisode",
     "alarm_delay",
     "auroc",
+    "auroc_interval",
     "bin_forecasts",
     "brier_decomposition",
+    "episode_bootstrap",
     "episodes_needed",
     "expected_calibration_error",
     "false_positive_rate",
+    "heatmap",
+    "legend",
     "max_calibration_error",
+    "overlay",
     "per_video_calibration_error",
     "smallest_alpha",
     "summarize",
     "summarize_detection",
+    "with_legend",
 ]

@@ -134,8 +134,8 @@ def test_config_for_few_episodes_raises_alpha_to_what_they_support() -> None:
 def test_too_few_episodes_are_refused() -> None:
     rng = np.random.default_rng(6)
     message = (
-        r"`alpha_stop`=0\.01 needs at least 99 calibration episodes, got 20, which support 0\.0476 at "
-        r"best \(see `MonitorConfig\.for_episodes`\)\."
+        r"`alpha_stop`=0\.01 needs at least 99 calibration episodes, got 20, which support 0\.0476 "
+        r"at best \(see `MonitorConfig\.for_episodes`\)\."
     )
     with pytest.raises(ValueError, match=message):
         EpisodeJudge(MonitorConfig()).fit(episodes(rng, 20), reference=episodes(rng, 4))
