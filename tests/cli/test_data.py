@@ -293,3 +293,36 @@ def test_numbers_that_make_no_sense_are_refused(
     assert main(["data", "convert", str(source.path), str(tmp_path / "target"), *option]) == 2
     assert "`--workers` and `--height` must be positive." in one_error_line(capsys)
     assert not (tmp_path / "target").exists()
+
+
+def test_validate_finds_nothing_wrong(
+    source: ClipStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = make_store(source.path.parent / "one.zarr", 1)
+    assert main(["data", "validate", str(store.path)]) == 0
+    assert capsys.readouterr().out == f"{store.path}: 1 episodes, 0 errors\n"
+
+
+def test_validate_lists_errors_first_and_exits_with_one(
+    source: ClipStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(source, "000001")
+    assert main(["data", "validate", str(source.path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:4] == ["error", "undecodable", "1", "train/1:"]
+    assert lines[2].split()[:4] == ["warning", "duplicate", "1", "train/2:"]
+    assert lines[3] == f"{source.path}: 3 episodes, 1 errors"
+
+
+def test_validate_prints_every_finding_as_json(
+    source: ClipStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "validate", str(source.path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["num_episodes"], report["num_errors"]) == (3, 0)
+    assert report["findings"][0] == {
+        "episode_id": "train/1",
+        "check": "duplicate",
+        "severity": "warning",
+        "message": "It equals train/0: do not hold out one and train on the other.",
+    }

@@ -1,0 +1,80 @@
+"""Check every episode of a dataset; one bad episode does not hide the others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import av
+import numpy as np
+
+from worldmodel.datasets.dataset import Dataset
+from worldmodel.datasets.episode_checks import (
+    Issue,
+    Severity,
+    row_issues,
+    view_issues,
+    view_statistics,
+)
+from worldmodel.datasets.trajectory import Frames, Trajectory
+from worldmodel.datasets.video import VideoFrames
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something found in one episode."""
+
+    episode_id: str
+    check: str
+    severity: Severity
+    """"error": makes training wrong. "warning": worth a look. "info": the reader deals with it."""
+    message: str
+
+
+def validate(dataset: Dataset) -> Iterator[list[Finding]]:
+    """The findings of each episode in turn, every frame decoded once."""
+    seen: dict[bytes, str] = {}
+    for episode_id in dataset.episode_ids:
+        issues = episode_issues(dataset, episode_id, seen)
+        yield [Finding(episode_id, i.check, i.severity, i.message) for i in issues]
+
+
+def episode_issues(dataset: Dataset, episode_id: str, seen: dict[bytes, str]) -> Iterator[Issue]:
+    """The issues of one episode; `seen` gathers digests, to find duplicates."""
+    try:
+        trajectory = dataset.episode(episode_id)
+    except (ValueError, OSError) as error:
+        yield Issue("unreadable", "error", str(error))
+        return
+    yield from row_issues(trajectory)
+    for camera, frames in trajectory.frames.items():
+        try:
+            yield from rate_issues(camera, frames, trajectory.rate_hz)
+            yield from view_issues(camera, view_statistics(frames), trajectory)
+        except (ValueError, OSError) as error:
+            yield Issue("undecodable", "error", str(error))
+            return
+    twin = seen.setdefault(digest(trajectory), episode_id)
+    if twin != episode_id:
+        message = f"It equals {twin}: do not hold out one and train on the other."
+        yield Issue("duplicate", "warning", message)
+
+
+def rate_issues(camera: str, frames: Frames, rate_hz: float) -> Iterator[Issue]:
+    """A video whose own tag contradicts the rate of the data."""
+    if not isinstance(frames, VideoFrames):
+        return
+    with av.open(str(frames.path)) as container:
+        tag = float(container.streams.video[0].average_rate or 0)
+    if not np.isclose(tag, rate_hz, rtol=0.01):
+        message = f"{camera}: the video says {tag:g} frames per second, the data are {rate_hz:g}."
+        yield Issue("rate-tag", "warning", message)
+
+
+def digest(trajectory: Trajectory) -> bytes:
+    """Equal for episodes of equal actions and equal first frames."""
+    sha = hashlib.sha256(trajectory.actions.tobytes())
+    for frames in trajectory.frames.values():
+        sha.update(frames[0:1].tobytes())
+    return sha.digest()

@@ -1,0 +1,70 @@
+"""Check every episode of a dataset folder.
+
+Errors make training wrong: unreadable or undecodable episodes, rows that do not fit the frames,
+NaN, views that stand still while the arm moves. Warnings are worth a look: black views, wrong rate
+tags, no instruction, idle arms, duplicates. Exit code 1 if there are errors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+from worldmodel.datasets.open_dataset import open_dataset
+from worldmodel.datasets.validate import Finding, validate
+
+SEVERITIES = ("error", "warning", "info")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Which folder."""
+
+    path: tyro.conf.Positional[Path]
+    """Folder of a dataset."""
+    json: bool = False
+    """Print every finding as JSON; the table shows one line per error and per other check."""
+
+
+def run(command: Command) -> int:
+    """Print what was found; 1 if any of it makes training wrong."""
+    dataset = open_dataset(command.path)
+    progress = tqdm(validate(dataset), "validate", total=len(dataset), unit="episode")
+    findings = [finding for found in progress for finding in found]
+    num_errors = sum(finding.severity == "error" for finding in findings)
+    if command.json:
+        print(json.dumps(as_json(len(dataset), num_errors, findings), indent=2))
+    else:
+        summary = f"{command.path}: {len(dataset)} episodes, {num_errors} errors"
+        print("\n".join([*as_lines(findings), summary]))
+    return 1 if num_errors else 0
+
+
+def as_json(num_episodes: int, num_errors: int, findings: Sequence[Finding]) -> dict[str, object]:
+    """Counts and every finding as JSON values."""
+    return {
+        "num_episodes": num_episodes,
+        "num_errors": num_errors,
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def as_lines(findings: Sequence[Finding]) -> Iterator[str]:
+    """A table, worst first: errors one by one, the rest by check with its first episode."""
+    groups: dict[tuple[int, str, str], list[Finding]] = defaultdict(list)
+    for finding in findings:
+        alone = finding.episode_id if finding.severity == "error" else ""
+        groups[SEVERITIES.index(finding.severity), finding.check, alone].append(finding)
+    if not groups:
+        return
+    yield f"{'severity':<8}  {'check':<17}  episodes  first"
+    for (severity, check, _), found in sorted(groups.items(), key=lambda group: group[0][:2]):
+        episodes = len({finding.episode_id for finding in found})
+        first = f"{found[0].episode_id}: {' '.join(found[0].message.split())}"
+        yield f"{SEVERITIES[severity]:<8}  {check:<17}  {episodes:>8}  {first}"
