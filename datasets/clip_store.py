@@ -61,7 +61,8 @@ class ClipStore:
         self.path = path
         self.attributes = dict(attributes)
         self.format = EpisodeFormat.from_dict(attributes)
-        self._records: dict[str, dict[str, Any]] = {}
+        self._records: list[dict[str, Any]] = []
+        self._positions: dict[str, int] = {}
         for folder in numbered_folders(path / "episodes"):
             self._register(folder)
         self._clean = False
@@ -119,16 +120,16 @@ class ClipStore:
     @property
     def episode_ids(self) -> tuple[str, ...]:
         """Names of the episodes, in the order they were added."""
-        return tuple(self._records)
+        return tuple(self._positions)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __iter__(self) -> Iterator[Trajectory]:
-        return map(self.episode, self._records)
+        return map(self.episode, self._positions)
 
     def __contains__(self, episode_id: str) -> bool:
-        return episode_id in self._records
+        return episode_id in self._positions
 
     def summary(self, key: str | int) -> EpisodeSummary:
         """Length, instruction and success of one episode; reads nothing from disk."""
@@ -157,10 +158,10 @@ class ClipStore:
     def commit(self, staged: Path) -> None:
         """Make a staged episode the last one of the store, by one rename."""
         episode_id = read_attributes(staged)["episode_id"]
-        if episode_id in self._records:
+        if episode_id in self:
             shutil.rmtree(staged)
             raise ValueError(f"{self.path} holds an episode {episode_id!r} already.")
-        number = next_number(record["number"] for record in self._records.values())
+        number = next_number(record["number"] for record in self._records[-1:])
         self._register(staged.rename(self.path / "episodes" / number))
 
     def write_latents(
@@ -194,7 +195,8 @@ class ClipStore:
 
     def _register(self, folder: Path) -> None:
         record = read_attributes(folder)
-        self._records[record["episode_id"]] = {**record, "number": folder.name}
+        self._positions[record["episode_id"]] = len(self._records)
+        self._records.append({**record, "number": folder.name})
 
     def _record(self, key: str | int) -> dict[str, Any]:
         if isinstance(key, int):
@@ -202,10 +204,10 @@ class ClipStore:
                 raise ValueError(
                     f"`key`={key} is out of range: {self.path} holds {len(self)} episodes."
                 )
-            return list(self._records.values())[key]
-        if key not in self._records:
+            return self._records[key]
+        if key not in self:
             raise ValueError(f"{self.path} has no episode {key!r}; it holds {len(self)}.")
-        return self._records[key]
+        return self._records[self._positions[key]]
 
     def _hidden_folder(self) -> Path:
         """A new hidden folder; before the first one, those of a killed writer are removed."""

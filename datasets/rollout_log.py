@@ -41,7 +41,10 @@ LISTS = "lists_of_text"
 
 
 class Rollout:
-    """One rollout being written. Use it as a context manager, or call `close`."""
+    """One rollout being written.
+
+    Call `close`, or use it as a context manager: an error inside leaves it open, to be resumed.
+    """
 
     def __init__(self, group: zarr.Group, folder: Path) -> None:
         self._group = group
@@ -92,7 +95,8 @@ class Rollout:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if kind is None:
+            self.close()
 
     def _create_arrays(self, row: Mapping[str, np.ndarray], step: Mapping[str, Any]) -> None:
         """Arrays fit for the first step, and for as many more."""

@@ -73,7 +73,8 @@ def remove_hidden_folders(parent: Path) -> None:
 
 def numbered_folders(parent: Path) -> list[Path]:
     """Folders named by a number, in order."""
-    return sorted(folder for folder in parent.glob("[0-9]*") if folder.is_dir())
+    folders = (folder for folder in parent.glob("[0-9]*") if folder.is_dir())
+    return sorted(folders, key=lambda folder: (int(folder.stem), folder.suffix))
 
 
 def next_number(names: Iterable[str]) -> str:

@@ -174,6 +174,20 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         RolloutLog.create(tmp_path / "other.zarr", attributes={})
 
 
+def interrupted(log: RolloutLog) -> None:
+    with log.begin("a") as rollout:
+        rollout.append(step(0))
+        raise KeyboardInterrupt
+
+
+def test_an_error_leaves_the_rollout_open(tmp_path: Path) -> None:
+    log = RolloutLog.create(tmp_path / "log.zarr", attributes={})
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(log)
+    assert not log.is_closed("a")
+    assert_holds(log.read("a"), 1)
+
+
 @pytest.mark.parametrize("num_steps", [0, 3, 64])
 def test_a_killed_rollout_is_resumed_after_its_last_step(tmp_path: Path, num_steps: int) -> None:
     log = RolloutLog.create(tmp_path / "log.zarr", attributes={})
