@@ -54,14 +54,18 @@ class Preset:
                 f"`image_height` must be a multiple of the tokenizer's stride {stride}, "
                 f"got {self.image_height}."
             )
+        if min(self.shares) <= 0 or sum(self.shares) > 1:
+            raise ValueError(
+                f"`shares` must be positive and add up to 1 at most, got {self.shares}."
+            )
 
 
 TABLETOP = Preset(
     image_height=64,
     precision="bf16",
     tokenizer_loop=LoopConfig(steps=1800, batch_size=16, learning_rate=1.5e-3, clip_norm=5.0),
-    dynamics_loop=LoopConfig(steps=1000, batch_size=12, muon_learning_rate=0.02),
-    rollout_loop=LoopConfig(steps=200, batch_size=12, learning_rate=3e-4, muon_learning_rate=0.005),
+    dynamics_loop=LoopConfig(steps=800, batch_size=12, muon_learning_rate=0.02),
+    rollout_loop=LoopConfig(steps=250, batch_size=12, learning_rate=3e-4, muon_learning_rate=0.005),
     confidence_loop=LoopConfig(steps=150, batch_size=12),
     judge_loop=LoopConfig(steps=300, batch_size=16),
     horizon=36,

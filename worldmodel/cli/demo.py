@@ -1,0 +1,39 @@
+"""Simulate held-out episodes, imagine them, check the confidence, watch, and compare policies."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from worldmodel.demo import DemoConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(DemoConfig):
+    """Options of `worldmodel demo`."""
+
+    out: Path = Path("runs/demo/report.html")
+    """Report to write."""
+    json: bool = False
+    """Print the figures as JSON instead of tables."""
+
+
+def run(command: Command) -> int:
+    """Run everything, print the tables and write the report."""
+    from worldmodel.demo import Loaded, run_demo
+    from worldmodel.demo_report import false_alarms, sections, tables
+    from worldmodel.report import write_report
+
+    loaded = Loaded.from_checkpoint(command.model)
+    result = run_demo(loaded, command)
+    title = f"worldmodel demo: {command.model} on {command.task}"
+    report = write_report(command.out, title, sections(loaded.model, loaded.trust, result))
+    if command.json:
+        print(json.dumps({**result.as_dict(), "report": str(report)}))
+        return 0
+    for table in tables(result, loaded.model.config.rate_hz):
+        print(f"{table.to_text()}\n")
+    print(false_alarms(result))
+    print(f"Report: {report}")
+    return 0

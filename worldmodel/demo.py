@@ -1,0 +1,263 @@
+"""The main job: simulate held-out episodes, imagine them, check their confidence, compare policies.
+
+Every number comes from the run; nothing here was fitted on the episodes it is shown on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from worldmodel.envs.collect import Collection, record
+from worldmodel.envs.factors import FACTORS, SEVERITIES
+from worldmodel.episodes import load_episode
+from worldmodel.evaluation import Evaluation, Judged, compare_policies, judge_episodes
+from worldmodel.gate import Gate
+from worldmodel.model import WorldModel, checkpoint_folder
+from worldmodel.monitors.detection import DetectionSummary, summarize_detection
+from worldmodel.monitors.monitor import WatchedEpisode
+from worldmodel.monitors.reliability import CalibrationSummary, Reliability, summarize
+from worldmodel.quality import QualityRow, image_quality
+from worldmodel.rollouts import EpisodeRollouts, count_reliability, roll_out
+from worldmodel.trust import Episode, FrameFeatures, Trust, recalibrated, signals
+
+HORIZONS = (1, 4, 8, 16)
+"""Frames ahead at which calibration is shown."""
+NOMINAL = "nominal"
+SHIFTS = tuple(name for name in FACTORS if name != NOMINAL)
+
+
+POLICIES_COMPARED = (
+    "clean", "noise_010", "noise_015", "noise_020", "noise_030", "bias_015", "bias_020",
+    "bias_030", "late_grip", "inverted_gripper",
+)  # fmt: skip
+"""Scripted policies of graded skill, from perfect to hopeless."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """How much is simulated."""
+
+    model: str = "tabletop"
+    """Shipped checkpoint or folder."""
+    task: str = "pick_place"
+    nominal: int = 40
+    """Nominal episodes."""
+    shifted: int = 6
+    """Episodes per factor and severity."""
+    rollouts: int = 16
+    """Episodes per policy."""
+    policies: tuple[str, ...] = POLICIES_COMPARED
+    """Scripted policies that are compared."""
+    seed: int = 1_000_003
+    """Seed of the simulated episodes; training and calibration used others."""
+    workers: int = 2
+    """Processes that simulate."""
+
+    def __post_init__(self) -> None:
+        if min(self.nominal, self.shifted, self.rollouts) < 2 or len(self.policies) < 2:
+            raise ValueError(
+                "`nominal`, `shifted`, `rollouts` and the number of `policies` must be at least 2, "
+                f"got {self.nominal}, {self.shifted}, {self.rollouts} and {len(self.policies)}."
+            )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint with everything that was fitted to it."""
+
+    model: WorldModel
+    trust: Trust
+    gate: Gate
+
+    @classmethod
+    def from_checkpoint(cls, source: str | Path) -> Loaded:
+        """Load a calibrated checkpoint.
+
+        Raises:
+            OSError: it was never calibrated.
+            ValueError: it cannot be read.
+        """
+        model = WorldModel.load(source)
+        monitor = checkpoint_folder(source) / "monitor"
+        return cls(model, Trust.load(monitor, model), Gate.load(monitor / "gate"))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Episodes of one kind, imagined and watched."""
+
+    episodes: Sequence[Episode]
+    rollouts: Sequence[EpisodeRollouts]
+    watched: Sequence[WatchedEpisode]
+
+
+Key = tuple[str, int]
+"""Factor and severity; nominal has severity 0."""
+Name = TypeVar("Name", Key, str)
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Everything the demo prints and draws."""
+
+    config: DemoConfig
+    groups: Mapping[Key, Group]
+    quality: Sequence[QualityRow]
+    calibration: Mapping[str, CalibrationSummary]
+    """Row of the calibration table -> its figures."""
+    reliability: Mapping[str, Reliability]
+    """"nominal" and "shifted", as stated by the head."""
+    detection: Mapping[Key, DetectionSummary]
+    evaluation: Evaluation
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "quality": [row.as_dict() for row in self.quality],
+            "calibration": {name: row.as_dict() for name, row in self.calibration.items()},
+            "detection": {f"{f}-{s}": row.as_dict() for (f, s), row in self.detection.items()},
+            "evaluation": self.evaluation.as_dict(),
+        }
+
+
+def run_demo(loaded: Loaded, config: DemoConfig) -> DemoResult:
+    """Simulate, imagine, watch and compare."""
+    groups = {
+        key: imagine_group(loaded, episodes, seed=config.seed)
+        for key, episodes in tqdm(scenes(loaded.model, config).items(), "imagine")
+    }
+    runs = policy_episodes(
+        loaded.model, config.policies, task=config.task, episodes=config.rollouts,
+        seed=config.seed + 1, workers=config.workers,
+    )  # fmt: skip
+    judged = judge_policies(loaded, runs, seed=config.seed)
+    nominal = groups[NOMINAL, 0]
+    rng = np.random.default_rng(config.seed)
+    reliability = {
+        NOMINAL: count(nominal),
+        "shifted": count(merge([g for (name, _), g in groups.items() if name != NOMINAL])),
+    }
+    return DemoResult(
+        config=config,
+        groups=groups,
+        quality=image_quality(loaded.model, nominal.episodes, nominal.rollouts, rng=rng),
+        calibration=calibration_table(loaded.trust, groups, reliability, rng),
+        reliability=reliability,
+        detection={
+            key: summarize_detection(nominal.watched, group.watched)
+            for key, group in groups.items()
+            if key[0] != NOMINAL
+        },
+        evaluation=compare_policies(judged, generator=rng),
+    )
+
+
+def scenes(model: WorldModel, config: DemoConfig) -> dict[Key, list[Episode]]:
+    """Held-out episodes by factor and severity."""
+    base = Collection(task=config.task, renderer="ray", seed=config.seed)
+    plan: list[tuple[Key, Collection, int]] = [((NOMINAL, 0), base, config.nominal)]
+    for factor in SHIFTS:
+        for severity in SEVERITIES:
+            scene = replace(base, factor=factor, severity=severity)
+            plan.append(((factor, severity), scene, config.shifted))
+    return simulate(model, plan, workers=config.workers)
+
+
+def policy_episodes(
+    model: WorldModel,
+    policies: Sequence[str],
+    *,
+    task: str,
+    episodes: int,
+    seed: int,
+    workers: int,
+) -> dict[str, list[Episode]]:
+    """What each policy truly does; the same scenes for all of them."""
+    base = Collection(task=task, renderer="ray", seed=seed)
+    plan = [(name, replace(base, policy=name), episodes) for name in policies]
+    return simulate(model, plan, workers=workers)
+
+
+def simulate(
+    model: WorldModel, plan: Sequence[tuple[Name, Collection, int]], *, workers: int
+) -> dict[Name, list[Episode]]:
+    """Record so many episodes of each collection, ready for the model."""
+    jobs = [(name, scene, index) for name, scene, number in plan for index in range(number)]
+    recorded = record([(scene, index) for _, scene, index in jobs], workers=workers)
+    episodes: dict[Name, list[Episode]] = {name: [] for name, _, _ in plan}
+    for (name, _, _), trajectory in zip(jobs, tqdm(recorded, "simulate", len(jobs)), strict=True):
+        episodes[name].append(load_episode(model, trajectory, model.config.cameras))
+    return episodes
+
+
+def judge_policies(
+    loaded: Loaded, episodes: Mapping[str, Sequence[Episode]], *, seed: int
+) -> dict[str, Judged]:
+    """What becomes of every policy's episodes, truly and in imagination."""
+    return {
+        name: judge_episodes(loaded.model, loaded.gate, runs, seed=seed)[0]
+        for name, runs in tqdm(episodes.items(), "evaluate")
+    }
+
+
+@torch.inference_mode()
+def imagine_group(loaded: Loaded, episodes: Sequence[Episode], *, seed: int) -> Group:
+    """Imagine episodes of one kind and let the monitor watch them."""
+    features = FrameFeatures(loaded.model)
+    rollouts = roll_out(
+        loaded.model, [e.batch for e in episodes], horizon=loaded.trust.horizon, seed=seed
+    )
+    watched = [
+        loaded.trust.monitor.watch(signals(features, episode, rollout))
+        for episode, rollout in zip(episodes, rollouts, strict=True)
+    ]
+    return Group(episodes, rollouts, watched)
+
+
+def merge(groups: Sequence[Group]) -> Group:
+    """Several groups as one."""
+    return Group(
+        [episode for group in groups for episode in group.episodes],
+        [rollout for group in groups for rollout in group.rollouts],
+        [watched for group in groups for watched in group.watched],
+    )
+
+
+def count(group: Group) -> Reliability:
+    """Stated confidence against outcomes at `HORIZONS`."""
+    names = [episode.name for episode in group.episodes]
+    return count_reliability(group.rollouts, names=names, horizons=HORIZONS)
+
+
+def calibration_table(
+    trust: Trust,
+    groups: Mapping[Key, Group],
+    reliability: Mapping[str, Reliability],
+    rng: np.random.Generator,
+) -> dict[str, CalibrationSummary]:
+    """Nominal and shifted, by horizon and factor, and after isotonic recalibration."""
+
+    def row(counted: Reliability, horizon: int | None = None) -> CalibrationSummary:
+        return summarize(counted.episode_bins(horizon=horizon), rng=rng, num_resamples=200)
+
+    def corrected(group: Group) -> Reliability:
+        curved = [recalibrated(rollout, trust.recalibration) for rollout in group.rollouts]
+        return count(replace(group, rollouts=curved))
+
+    nominal, shifted = reliability[NOMINAL], reliability["shifted"]
+    table = {NOMINAL: row(nominal)}
+    table |= {f"nominal, horizon {h}": row(nominal, h) for h in HORIZONS}
+    table["nominal, recalibrated"] = row(corrected(groups[NOMINAL, 0]))
+    table["shifted, all factors"] = row(shifted)
+    for factor in SHIFTS:
+        table[f"shifted: {factor}"] = row(
+            count(merge([groups[factor, severity] for severity in SEVERITIES]))
+        )
+    return table

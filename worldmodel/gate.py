@@ -1,0 +1,89 @@
+"""The gate of imagined evaluation: which rollouts to believe, by the model's own confidence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from worldmodel.latent_clips import LatentBatch
+from worldmodel.model import WorldModel
+from worldmodel.monitors.judge import MonitorConfig
+from worldmodel.monitors.monitor import RuntimeMonitor
+from worldmodel.monitors.signals import EpisodeSignals
+from worldmodel.monitors.threshold import smallest_alpha
+from worldmodel.monitors.verdict import Level
+from worldmodel.rollouts import EpisodeRollouts, roll_out
+from worldmodel.trust import confidence_maps
+
+ALPHA = 0.2
+"""Share of nominal rollouts the gate may stop: it picks rollouts to believe, it raises no alarm."""
+
+
+def rollout_signals(rollout: EpisodeRollouts, horizon: int) -> EpisodeSignals:
+    """What the gate sees of a rollout: its confidence, up to `horizon` frames."""
+    seen = slice(0, horizon + 1)
+    return EpisodeSignals(confidence=confidence_maps(rollout)[seen], horizon=rollout.horizon[seen])
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Stops a rollout whose confidence ever falls below what is usual at its horizon."""
+
+    monitor: RuntimeMonitor
+    horizon: int
+    """Longest rollout, in frames, it was fitted on; it looks no further."""
+
+    def lets_through(self, rollout: EpisodeRollouts) -> bool:
+        """Whether the rollout may be believed."""
+        watched = self.monitor.watch(rollout_signals(rollout, self.horizon))
+        return bool(watched.levels.max() < Level.NOTICE)
+
+    def save(self, folder: Path) -> None:
+        """Write it into `folder`."""
+        self.monitor.save(folder)
+        (folder / "gate.json").write_text(json.dumps({"horizon": self.horizon}) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Gate:
+        """Read what `save` wrote.
+
+        Raises:
+            OSError: nothing there.
+            ValueError: a file is corrupt.
+        """
+        monitor = RuntimeMonitor.load(folder)
+        try:
+            return cls(monitor, int(json.loads((folder / "gate.json").read_text())["horizon"]))
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"The gate in {folder} cannot be read; calibrate it again.") from error
+
+
+@torch.inference_mode()
+def fit_gate(
+    model: WorldModel, calibration: Sequence[LatentBatch], reference: Sequence[LatentBatch]
+) -> Gate:
+    """Fit the gate on nominal rollouts from the first frame of episodes.
+
+    Args:
+        model: the world model.
+        calibration: episodes no part of the model was trained on; they set the threshold.
+        reference: episodes that say what is usual; none may be in both.
+    """
+    shortest = min(batch.latents.shape[1] for batch in (*calibration, *reference))
+    horizon = min(model.config.trained_horizon, shortest - 1)
+
+    def signals(batches: Sequence[LatentBatch]) -> list[EpisodeSignals]:
+        rolled = roll_out(model, batches, start=1, horizon=max(b.latents.shape[1] for b in batches))
+        return [rollout_signals(rollout, horizon) for rollout in rolled]
+
+    alpha = max(ALPHA, smallest_alpha(len(calibration)))
+    config = MonitorConfig(alpha_notice=alpha, alpha_degrade=alpha, alpha_stop=alpha)
+    size = (model.config.dynamics.views, *model.config.image_size, 3)
+    monitor = RuntimeMonitor(config).fit(
+        signals(calibration), frame_shape=size, reference=signals(reference)
+    )
+    return Gate(monitor, horizon)
