@@ -21,21 +21,25 @@ from worldmodel.model import WorldModel, checkpoint_folder
 
 CARD = """# {name}
 
-An action-conditioned latent video world model of the embedded tabletop (`{task}`), with its confidence head, monitor, \
-gate and judges of success. {parameters:,} parameters.
+An action-conditioned latent video world model of the embedded tabletop (`{task}`), with its
+confidence head, monitor, gate and judges of success. {parameters:,} parameters.
 
 ## Trained on
 
-{data}: {episodes} simulated episodes of the nominal scene, the training mixture of scripted policies, \
-renderer `{renderer}`, MuJoCo {mujoco}. Tokenizer and dynamics learned from {dynamics} of them, the confidence head from \
-rollouts over {confidence} others. Monitor and recalibration: {calibration} further episodes, of seed 1.
+{data}: {episodes} simulated episodes of the nominal scene under the training mixture of scripted
+policies, renderer `{renderer}`, MuJoCo {mujoco}. Tokenizer and dynamics learned from {dynamics} of
+them, the confidence head from rollouts over {confidence} others. Monitor and recalibration:
+{calibration} further episodes, of seed 1.
 
 ## How
 
-`make checkpoint` (recipes/tabletop.sh), preset `{preset}`: {steps}. One seed (0); no run was repeated. \
-Trained on 2 CPU cores in about 80 minutes (PyTorch {torch}); {cpu}. Code: {commit}.
+`make checkpoint` (recipes/tabletop.sh), preset `{preset}`: {steps}. One seed (0); nothing was
+repeated. The learning-rate schedules of tokenizer and dynamics were shortened while they ran. About
+80 minutes on 2 shared CPU cores, PyTorch {torch}; no GPU was at hand. Measured with the code of
+commit {commit}.
 
-A GPU would allow many times the steps, finer latents and larger pictures: the loss was still falling.
+A GPU would change the number of steps: the loss was still falling. Finer latents, larger pictures
+and several sampler steps per frame would then pay.
 
 ## Measured
 
@@ -47,9 +51,10 @@ On held-out episodes of seed {seed}, {date}. Every figure carries its n or its i
 
 ## Limits
 
-Simulation only; nothing is claimed of real robots. One task was trained, 64x64 pixels. Small objects blur in long rollouts, and whether a \
-grasp holds is not always resolved: read success of single episodes with care. Under strong shifts of the scene the \
-stated confidence is too high: heed the monitor first.
+Simulation only; nothing is claimed of real robots. One task was trained, at 64x64 pixels. Small
+objects blur in long rollouts, and whether a grasp holds is not always resolved: do not rely on the
+imagined success of a single episode. Under strong shifts of the scene the stated confidence is too
+high: heed the monitor first.
 """
 
 
@@ -89,10 +94,9 @@ def card(model: WorldModel, result: DemoResult, folder: Path) -> str:
     stored = model.config.provenance
     recipe, attributes = stored["recipe"], stored["data_attributes"]
     calibration = json.loads((folder / "monitor" / "calibration.json").read_text())
+    loops = {name.removesuffix("_loop"): r for name, r in recipe.items() if name.endswith("_loop")}
     steps = ", ".join(
-        f"{name.removesuffix('_loop')} {recipe[name]['steps']} steps of {recipe[name]['batch_size']}"
-        for name in recipe
-        if name.endswith("_loop")
+        f"{name} {r['steps']} steps of {r['batch_size']}" for name, r in loops.items()
     )
     rendered = (f"```\n{t.to_text()}\n```" for t in tables(result, model.config.rate_hz))
     return CARD.format(
@@ -109,7 +113,6 @@ def card(model: WorldModel, result: DemoResult, folder: Path) -> str:
         preset=stored["preset"],
         steps=steps,
         torch=stored["versions"]["torch"],
-        cpu="no GPU was at hand",
         commit=git_commit(),
         seed=result.config.seed,
         date=datetime.now(UTC).date().isoformat(),
