@@ -21,7 +21,16 @@ SOURCES = sorted(
 )
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
-TOP_FLOOR = ("cli", "__main__", "demo", "evaluation", "planning", "report", "statistics")
+TOP_FLOOR = (
+    "cli",
+    "__main__",
+    "demo",
+    "evaluation",
+    "planning",
+    "report",
+    "rollout_report",
+    "statistics",
+)
 """Modules of worldmodel/ that stand above envs/, by the first part of their name."""
 MAY_IMPORT = {
     "datasets": {"datasets"},

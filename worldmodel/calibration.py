@@ -20,6 +20,7 @@ from worldmodel.monitors.calibration import ReliabilityBins
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.reliability import CalibrationSummary, summarize
 from worldmodel.monitors.threshold import episodes_needed, smallest_alpha
+from worldmodel.provenance import fingerprint
 from worldmodel.rollouts import START, EpisodeRollouts, Forecasts, count_reliability, roll_out
 from worldmodel.trust import Episode, Trust, fit_recalibration, recalibrated
 
@@ -48,15 +49,40 @@ def trained_on(model: WorldModel, dataset: Dataset) -> frozenset[str]:
     return frozenset({*split["dynamics"], *split["confidence"]})
 
 
-def long_enough(dataset: Dataset, names: Sequence[str]) -> list[str]:
-    """The episodes that leave something to imagine after the first `START` frames."""
-    kept = [name for name in names if dataset.summary(name).num_frames > START]
+def long_enough(dataset: Dataset, names: Sequence[str], *, start: int = START) -> list[str]:
+    """The episodes that leave something to imagine after the first `start` frames.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    kept = [name for name in names if dataset.summary(name).num_frames > start]
+    if names and not kept:
+        raise ValueError(
+            f"No episode of {dataset.path} has more than {start} frames: nothing to imagine."
+        )
     if len(kept) < len(names):
         LOG.warning(
             "note: %d episodes of %s have %d frames or fewer and are left out.",
-            len(names) - len(kept), dataset.path, START,
+            len(names) - len(kept), dataset.path, start,
         )  # fmt: skip
     return kept
+
+
+def note_seen(model: WorldModel, dataset: Dataset, names: Sequence[str], monitor: Path) -> None:
+    """Warn if the model or its monitor knows some of the episodes."""
+    record = read_record(monitor)
+    fitted = {
+        name
+        for part, data in (("calibration", "data"), ("reference", "reference_data"))
+        if Path(record.get(data, "")).name == dataset.path.name
+        for name in record[part]
+    }
+    for seen, purpose in ((trained_on(model, dataset), "train"), (fitted, "calibrate")):
+        if count := len(seen & set(names)):
+            LOG.warning(
+                "note: %d of these %d episodes helped to %s the model; on them it looks better.",
+                count, len(names), purpose,
+            )  # fmt: skip
 
 
 def untouched_episodes(model: WorldModel, dataset: Dataset) -> list[str]:
@@ -69,8 +95,8 @@ def untouched_episodes(model: WorldModel, dataset: Dataset) -> list[str]:
     names = long_enough(dataset, [name for name in dataset.episode_ids if name not in seen])
     if not names:
         raise ValueError(
-            f"{dataset.path} holds no episode of more than {START} frames that the model was not "
-            "trained on; calibrate on other episodes."
+            f"{dataset.path} holds no episode that the model was not trained on; calibrate on "
+            "other episodes."
         )
     return names
 
@@ -211,3 +237,34 @@ def save_trust(trust: Trust, folder: Path, record: dict[str, Any]) -> None:
     (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
+
+
+def load_trust(model: WorldModel, checkpoint: Path, monitor: Path | None = None) -> Trust:
+    """What `worldmodel calibrate` made for a checkpoint; warns if it was made for other weights.
+
+    Raises:
+        OSError: nothing there.
+        ValueError: a file is corrupt, or made for other frames.
+    """
+    folder = monitor or checkpoint / "monitor"
+    trust = Trust.load(folder, model)
+    expected = (model.config.dynamics.views, *model.config.image_size, 3)
+    if trust.monitor.frame_shape_ != expected:
+        raise ValueError(
+            f"The monitor in {folder} was made for frames of shape {trust.monitor.frame_shape_}, "
+            f"the model makes {expected}; calibrate it for this model."
+        )
+    if read_record(folder).get("model") not in (None, fingerprint(checkpoint)):
+        LOG.warning("note: the monitor in %s was made for other weights; calibrate again.", folder)
+    return trust
+
+
+def read_record(monitor: Path) -> dict[str, Any]:
+    """What `worldmodel calibrate` says of its run; nothing for a monitor made in another way."""
+    file = monitor / RECORD
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); calibrate again.") from error

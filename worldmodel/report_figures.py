@@ -14,11 +14,14 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
+from worldmodel.monitors.heatmaps import palette
 from worldmodel.report_labels import label_points
 from worldmodel.statistics import Proportion
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LEVEL_COLORS = ("#E69F00", "#D55E00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
 FAR = 10
@@ -121,6 +124,35 @@ def lines(
     axes.set(xlabel=x_label, ylabel=y_label)
     finish(axes)
     axes.legend(frameon=False)
+    return figure
+
+
+def level_timeline(
+    levels: Mapping[str, Int[np.ndarray, " time"]], *, names: Sequence[str], rate_hz: float
+) -> Figure:
+    """One row per rollout: the higher the level, the taller the bar; `names` are those from 0 on."""
+    figure = Figure(figsize=(8, 1.1 + 0.42 * len(levels)), layout="constrained")
+    axes = figure.subplots()
+    for row, values in enumerate(levels.values()):
+        axes.plot([0, len(values) / rate_hz], [row, row], color="#767676", linewidth=1)
+        for level, color in zip(range(1, len(names)), cycle(LEVEL_COLORS)):
+            start = np.flatnonzero(values == level) / rate_hz
+            height = -0.8 * level / (len(names) - 1)  # upwards: the axis is turned around
+            axes.bar(start, height, 1 / rate_hz, bottom=row, align="edge", color=color)
+    patches = [Patch(color=c, label=n) for n, c in zip(names[1:], cycle(LEVEL_COLORS))]
+    axes.legend(handles=patches, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    axes.set_yticks(range(len(levels)), list(levels))
+    axes.set(xlabel="seconds", xlim=(0, None), ylim=(len(levels) - 0.6, -1))
+    finish(axes)
+    return figure
+
+
+def confidence_scale(label: str) -> Figure:
+    """The colours of confidence in heatmaps and overlays."""
+    figure = Figure(figsize=(5, 0.9), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(palette()[None], aspect="auto", extent=(0, 1, 0, 1))
+    axes.set(xlabel=label, yticks=())
     return figure
 
 

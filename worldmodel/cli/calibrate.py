@@ -55,9 +55,11 @@ def run(command: Command) -> int:
     from worldmodel.datasets.open_dataset import open_dataset
     from worldmodel.episodes import load_named
     from worldmodel.model import WorldModel, checkpoint_folder
+    from worldmodel.provenance import fingerprint
     from worldmodel.trust import fit_trust
 
-    target = command.out or checkpoint_folder(command.model) / "monitor"
+    folder = checkpoint_folder(command.model)
+    target = command.out or folder / "monitor"
     check_target(target)
     model = WorldModel.load(command.model)
     reference = None if command.reference is None else open_dataset(command.reference)
@@ -82,6 +84,7 @@ def run(command: Command) -> int:
         level.name.lower(): value for level, value in trust.monitor.judge_.thresholds_.items()
     }
     record = {
+        "model": fingerprint(folder),
         "data": str(plan.data.path),
         "calibration": list(plan.calibration),
         "reference_data": str(plan.reference_data.path),

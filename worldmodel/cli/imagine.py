@@ -1,0 +1,191 @@
+"""Roll recorded episodes out in the world model and log them, step by step.
+
+A run that was killed continues where it stopped when started again with the same arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from worldmodel.datasets.dataset import Dataset
+    from worldmodel.datasets.rollout_log import RolloutLog
+    from worldmodel.logged_rollouts import LoggedRollout
+    from worldmodel.model import WorldModel
+    from worldmodel.rollouts import EpisodeRollouts
+    from worldmodel.trust import Episode, Trust
+
+HORIZONS = (1, 4, 5, 8, 10, 16)
+"""Frames ahead that are printed."""
+SEED_STRIDE = 10_000
+"""Seeds set aside for each episode; each stretch of it takes one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Which model, which episodes, how far."""
+
+    model: str
+    """Folder of a checkpoint, or the name of a shipped one ("tabletop")."""
+    data: Path
+    """Episodes, in any form that `worldmodel data info` reads."""
+    out: Path
+    """Rollout log to write (.zarr): a new folder, or the one a stopped run of this command began."""
+    only: str | None = None
+    """Shell pattern of the episodes' names, such as "val/*" (default: all)."""
+    episodes: int | None = None
+    """Number of episodes, the first ones (default: all)."""
+    start: int = 4
+    """Real frames before the first imagined one."""
+    horizon: int = 16
+    """Frames imagined before the rollout starts from real frames again."""
+    seed: int = 0
+    """Seed; a rollout depends on it and its episode's place in the data, on no other episode."""
+    monitor: Path | None = None
+    """Folder whose recalibration is used (default: `monitor` in the checkpoint, if it is there)."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def __post_init__(self) -> None:
+        if self.start < 1 or self.horizon < 1 or self.seed < 0:
+            raise ValueError("`--start` and `--horizon` must be at least 1, `--seed` at least 0.")
+
+
+def run(command: Command) -> int:
+    """Log what is missing, then print how good all logged rollouts are."""
+    from worldmodel.calibration import load_trust, long_enough, note_seen
+    from worldmodel.datasets.open_dataset import open_dataset
+    from worldmodel.datasets.rollout_log import RolloutLog
+    from worldmodel.episodes import select_episodes
+    from worldmodel.logged_rollouts import (
+        log_attributes,
+        open_log,
+        read_rollouts,
+        steps,
+        write_rollout,
+    )
+    from worldmodel.model import WorldModel, checkpoint_folder
+
+    folder = checkpoint_folder(command.model)
+    model = WorldModel.load(folder)
+    monitor = command.monitor or folder / "monitor"
+    trust = None
+    if command.monitor or monitor.exists():
+        trust = load_trust(model, folder, monitor)
+    dataset = open_dataset(command.data)
+    names = select_episodes(dataset, only=command.only, limit=command.episodes)
+    names = long_enough(dataset, names, start=command.start)
+    attributes = {
+        **log_attributes(
+            model,
+            command="imagine",
+            checkpoint=folder,
+            monitor=monitor if trust else None,
+            data=command.data,
+        ),
+        "start": command.start,
+        "horizon": command.horizon,
+        "seed": command.seed,
+    }
+    log = open_log(command.out, attributes)
+    missing = names if log is None else missing_rollouts(log, names)
+    note_seen(model, dataset, names, monitor)
+    for episode, rollouts in imagine_episodes(command, model, trust, dataset, missing):
+        log = log or RolloutLog.create(command.out, attributes=attributes)
+        rows = steps(model, episode, rollouts)
+        write_rollout(log, episode.name, rows, dataset.summary(episode.name))
+    assert log is not None
+    print_result(command, read_rollouts(log), is_recalibrated=trust is not None)
+    return 0
+
+
+def missing_rollouts(log: RolloutLog, names: Sequence[str]) -> list[str]:
+    """Episodes that are not in the log, or whose writer was killed; says so."""
+    begun = set(log.rollouts())
+    closed = {name for name in begun if log.is_closed(name)}
+    print(
+        f"note: {log.path} holds {len(closed)} whole rollouts already; they are kept.",
+        file=sys.stderr,
+    )
+    for name in sorted((begun - closed) & set(names)):
+        written = len(log.read(name).get("horizon", ()))
+        print(
+            f"note: rollout {name!r} was cut off and goes on after frame {written}.",
+            file=sys.stderr,
+        )
+    return [name for name in names if name not in closed]
+
+
+def imagine_episodes(
+    command: Command,
+    model: WorldModel,
+    trust: Trust | None,
+    dataset: Dataset,
+    names: Sequence[str],
+) -> Iterator[tuple[Episode, EpisodeRollouts]]:
+    """Load and imagine one episode after the other."""
+    from tqdm import tqdm
+
+    from worldmodel.episodes import choose_cameras, load_episode
+    from worldmodel.rollouts import roll_out
+    from worldmodel.trust import recalibrated
+
+    cameras = choose_cameras(model, dataset)
+    for name in tqdm(names, "imagine", unit="episode"):
+        episode = load_episode(model, dataset.episode(name), cameras)
+        seed = command.seed + SEED_STRIDE * dataset.episode_ids.index(name)
+        (rollouts,) = roll_out(
+            model, [episode.batch], start=command.start, horizon=command.horizon, seed=seed
+        )
+        yield episode, recalibrated(rollouts, trust.recalibration) if trust else rollouts
+
+
+def print_result(
+    command: Command, rollouts: Sequence[LoggedRollout], *, is_recalibrated: bool
+) -> None:
+    """How close the imagined frames came, and how far the confidence in them held."""
+    from worldmodel.calibration import calibration_table
+    from worldmodel.logged_rollouts import psnr_table
+    from worldmodel.report import Table
+
+    psnr = psnr_table(rollouts, HORIZONS)
+    calibration = calibration_table(rollouts, horizons=list(psnr))
+    if command.json:
+        table = [{"horizon": h, **asdict(psnr[h]), **calibration[h].as_dict()} for h in psnr]
+        facts = {"log": str(command.out), "rollouts": len(rollouts)}
+        print(json.dumps({**facts, "recalibrated": is_recalibrated, "table": table}))
+        return
+    rows = [
+        (
+            str(h),
+            psnr[h].num_episodes,
+            f"{psnr[h].imagined_db:.1f}",
+            f"{psnr[h].copy_db:.1f}",
+            f"{psnr[h].gain_db:+.1f}",
+            span(psnr[h].gain_interval, "+.1f"),
+            calibration[h].ece,
+            span(calibration[h].ece_interval, ".3f"),
+        )
+        for h in psnr
+    ]
+    caption = (
+        f"{len(rollouts)} rollouts in {command.out}; mean PSNR over episodes, in dB; confidence "
+        f"{'recalibrated' if is_recalibrated else 'as the model states it'}; 95% intervals over "
+        "redrawn episodes."
+    )
+    columns = ["horizon", "episodes", "imagined", "last frame", "gain", "interval"]
+    print(Table(caption=caption, columns=[*columns, "pooled ECE", "interval"], rows=rows).to_text())
+
+
+def span(interval: tuple[float, float] | None, form: str) -> str:
+    """An interval in words.
+
+    >>> span((0.5, 1.0), "+.1f"), span(None, ".3f")
+    ('+0.5 to +1.0', 'n/a')
+    """
+    return "n/a" if interval is None else " to ".join(format(end, form) for end in interval)

@@ -1,0 +1,150 @@
+"""Run the monitor over recorded episodes, frame by frame, as it would run beside the robot.
+
+Exit code 1 if it raised an alarm in any of them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worldmodel.datasets.dataset import Dataset
+    from worldmodel.model import WorldModel
+    from worldmodel.trust import Trust
+    from worldmodel.watching import WatchSummary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Which model and monitor, which episodes."""
+
+    model: str
+    """Folder of a calibrated checkpoint, or the name of a shipped one ("tabletop")."""
+    data: Path
+    """Episodes, in any form that `worldmodel data info` reads."""
+    only: str | None = None
+    """Shell pattern of the episodes' names, such as "val/*" (default: all)."""
+    out: Path | None = None
+    """Rollout log to write (.zarr), a new or empty folder (default: none is written)."""
+    seed: int = 0
+    """Seed of the world model's predictions."""
+    monitor: Path | None = None
+    """Folder that `worldmodel calibrate` wrote (default: `monitor` in the checkpoint)."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def run(command: Command) -> int:
+    """Watch, and print one line per episode."""
+    from worldmodel.calibration import load_trust, note_seen
+    from worldmodel.datasets.open_dataset import open_dataset
+    from worldmodel.datasets.rollout_log import RolloutLog
+    from worldmodel.episodes import select_episodes
+    from worldmodel.logged_rollouts import log_attributes, write_rollout
+    from worldmodel.model import WorldModel, checkpoint_folder
+    from worldmodel.watching import VERDICT, summarize_watch
+
+    check_new(command.out)
+    folder = checkpoint_folder(command.model)
+    model = WorldModel.load(folder)
+    monitor = command.monitor or folder / "monitor"
+    trust = load_trust(model, folder, monitor)
+    dataset = open_dataset(command.data)
+    names = select_episodes(dataset, only=command.only)
+    note_seen(model, dataset, names, monitor)
+    note_long_episodes(trust, dataset, names)
+    attributes = log_attributes(
+        model, command="watch", checkpoint=folder, monitor=monitor, data=command.data
+    )
+    log: RolloutLog | None = None
+    summaries = {}
+    for name, rows in watch_episodes(model, trust, dataset, names, seed=command.seed):
+        if command.out:
+            log = log or RolloutLog.create(command.out, attributes=attributes)
+            write_rollout(log, name, rows, dataset.summary(name))
+        verdicts = {key: [row[key] for row in rows] for key in VERDICT}
+        summaries[name] = summarize_watch(**verdicts)
+    print_result(command, summaries, rate_hz=model.config.rate_hz)
+    return int(any(summary.first_alarm is not None for summary in summaries.values()))
+
+
+def check_new(path: Path | None) -> None:
+    """Refuse to write where something is."""
+    if path and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"`--out` must be a new or empty folder, but {path} holds something.")
+
+
+def note_long_episodes(trust: Trust, dataset: Dataset, names: Sequence[str]) -> None:
+    """Warn where the promised alarm rate does not reach."""
+    longest = trust.monitor.judge_.max_frames_
+    beyond = [name for name in names if dataset.summary(name).num_frames > longest]
+    if beyond:
+        print(
+            f"note: {len(beyond)} of {len(names)} episodes are longer than the {longest} frames of "
+            "the longest calibration episode; the promised alarm rate does not cover them.",
+            file=sys.stderr,
+        )
+
+
+def watch_episodes(
+    model: WorldModel, trust: Trust, dataset: Dataset, names: Sequence[str], *, seed: int
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Load, imagine and watch one episode after the other."""
+    from tqdm import tqdm
+
+    from worldmodel.episodes import choose_cameras, load_episode
+    from worldmodel.rollouts import roll_out
+    from worldmodel.watching import watched_steps
+
+    cameras = choose_cameras(model, dataset)
+    for name in tqdm(names, "watch", unit="episode"):
+        episode = load_episode(model, dataset.episode(name), cameras)
+        (rollouts,) = roll_out(model, [episode.batch], horizon=trust.horizon, seed=seed)
+        yield name, list(watched_steps(model, trust, episode, rollouts))
+
+
+def print_result(command: Command, summaries: dict[str, WatchSummary], *, rate_hz: float) -> None:
+    """One line per episode."""
+    from worldmodel.report import Table
+
+    if command.json:
+        episodes = [summary_as_json(name, s, rate_hz) for name, s in summaries.items()]
+        out = None if command.out is None else str(command.out)
+        print(json.dumps({"log": out, "episodes": episodes}))
+        return
+    rows = [
+        (
+            name,
+            s.num_frames,
+            "no" if s.first_alarm is None else "yes",
+            "-" if s.first_alarm is None else s.first_alarm,
+            "-" if s.first_alarm is None else f"{s.first_alarm / rate_hz:.1f}",
+            s.level.name.lower(),
+            ", ".join(s.causes) or "-",
+            f"{1000 * s.latency_s:.1f}",
+        )
+        for name, s in summaries.items()
+    ]
+    alarms = sum(s.first_alarm is not None for s in summaries.values())
+    caption = (
+        f"{alarms} of {len(summaries)} episodes raised an alarm. Level: the highest reached; "
+        "causes: of the first alarm; time: median per frame of the monitor alone."
+    )
+    columns = ["episode", "frames", "alarm", "frame", "second", "level", "causes", "time (ms)"]
+    print(Table(caption=caption, columns=columns, rows=rows).to_text())
+
+
+def summary_as_json(name: str, summary: WatchSummary, rate_hz: float) -> dict[str, Any]:
+    """Plain JSON values."""
+    first = summary.first_alarm
+    return {
+        "episode": name,
+        **asdict(summary),
+        "level": summary.level.name.lower(),
+        "first_alarm_s": None if first is None else first / rate_hz,
+    }

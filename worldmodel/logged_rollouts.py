@@ -1,0 +1,183 @@
+"""Recorded episodes beside what a model imagined of them: into a rollout log, out, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int, UInt8
+from torch import Tensor
+
+from worldmodel.datasets.dataset import EpisodeSummary
+from worldmodel.datasets.rollout_log import RolloutLog
+from worldmodel.model import WorldModel
+from worldmodel.provenance import fingerprint
+from worldmodel.rollouts import EPSILONS, EpisodeRollouts, psnr_db
+from worldmodel.trust import Episode
+
+RESAMPLES = 1000
+
+
+def steps(
+    model: WorldModel, episode: Episode, rollouts: EpisodeRollouts
+) -> Iterator[dict[str, Any]]:
+    """What a log keeps of every frame. Where nothing was imagined, `imagined` is the round trip."""
+    imagined = model.decode(rollouts.imagined).cpu()
+    for t, horizon in enumerate(rollouts.horizon):
+        yield {
+            "frame": episode.frames[t].numpy(),
+            "imagined": imagined[t].numpy(),
+            "action": episode.batch.actions[0, t].numpy(),
+            "confidence": rollouts.confidence[t].numpy(),
+            "error": rollouts.error[t].half().numpy(),
+            "horizon": int(horizon),
+        }
+
+
+def log_attributes(
+    model: WorldModel, *, command: str, checkpoint: Path, monitor: Path | None, data: Path
+) -> dict[str, Any]:
+    """What a log says of the run that wrote it."""
+    return {
+        "command": command,
+        "data": str(data),
+        "model": checkpoint.name,
+        "model_hash": fingerprint(checkpoint),
+        "monitor_hash": None if monitor is None else fingerprint(monitor),
+        "rate_hz": model.config.rate_hz,
+        "cameras": list(model.config.cameras),
+        "epsilons": list(EPSILONS),
+    }
+
+
+def open_log(path: Path, attributes: Mapping[str, Any]) -> RolloutLog | None:
+    """The log that an earlier run with the same settings began; None if `path` is new or empty.
+
+    Raises:
+        ValueError: if `path` holds something else, or a log of other settings.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return None
+    log = RolloutLog.open(path)
+    for name, value in attributes.items():
+        if (found := log.attributes.get(name)) != value:
+            raise ValueError(
+                f"{path} was written with `{name}` {found!r}, not {value!r}; give another folder."
+            )
+    return log
+
+
+def write_rollout(
+    log: RolloutLog, name: str, rows: Iterable[Mapping[str, Any]], summary: EpisodeSummary
+) -> None:
+    """Write the rollout of an episode, or what is missing of one whose writer was killed."""
+    facts = {"instruction": summary.instruction, "num_frames": summary.num_frames}
+    with log.resume(name) if name in log.rollouts() else log.begin(name, facts) as rollout:
+        for row in islice(rows, rollout.num_steps, None):
+            rollout.append(row)
+
+
+@dataclass(frozen=True)
+class LoggedRollout:
+    """A rollout as read back."""
+
+    name: str
+    attributes: Mapping[str, Any]
+    is_closed: bool
+    """False if it is being written, or its writer was killed."""
+    signals: Mapping[str, np.ndarray]
+    """Name -> one row per frame."""
+
+    def __len__(self) -> int:
+        return len(self.horizon)
+
+    @property
+    def frames(self) -> UInt8[np.ndarray, "time view height width 3"]:
+        """Real frames."""
+        return self.signals["frame"]
+
+    @property
+    def imagined(self) -> UInt8[np.ndarray, "time view height width 3"]:
+        return self.signals["imagined"]
+
+    @property
+    def confidence(self) -> Float[Tensor, "time view channel h w levels"]:
+        """P(error <= ε) for each ε in the log's `epsilons`."""
+        return torch.from_numpy(self.signals["confidence"])
+
+    @property
+    def error(self) -> Float[Tensor, "time view channel h w"]:
+        """In latent standard deviations."""
+        return torch.from_numpy(self.signals["error"]).float()
+
+    @property
+    def horizon(self) -> Int[np.ndarray, " time"]:
+        """Frames since the last real one the rollout had seen; 0 where nothing was imagined."""
+        return self.signals["horizon"]
+
+
+def read_rollouts(log: RolloutLog) -> list[LoggedRollout]:
+    """All rollouts with at least one complete step, in the order they were begun."""
+    rollouts = [
+        LoggedRollout(name, log.attributes_of(name), log.is_closed(name), log.read(name))
+        for name in log.rollouts()
+    ]
+    return [rollout for rollout in rollouts if rollout.signals]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PsnrRow:
+    """Peak signal-to-noise ratio at one horizon: means over episodes, in decibels."""
+
+    num_episodes: int
+    imagined_db: float
+    copy_db: float
+    """Of the last real frame, shown again."""
+    gain_db: float
+    gain_interval: tuple[float, float] | None
+    """95% interval over redrawn episodes; None for a single one."""
+
+
+def psnr_table(
+    rollouts: Sequence[LoggedRollout], horizons: Sequence[int], *, seed: int = 0
+) -> dict[int, PsnrRow]:
+    """Horizon -> how close imagined frames came; horizons that no rollout reached are left out."""
+    table = {}
+    for horizon in horizons:
+        pairs = [psnr_pair(r, horizon) for r in rollouts if horizon in r.horizon]
+        if pairs:
+            imagined, copy = np.array(pairs).T
+            table[horizon] = PsnrRow(
+                num_episodes=len(pairs),
+                imagined_db=float(imagined.mean()),
+                copy_db=float(copy.mean()),
+                gain_db=float((imagined - copy).mean()),
+                gain_interval=mean_interval(imagined - copy, seed=seed),
+            )
+    return table
+
+
+def psnr_pair(rollout: LoggedRollout, horizon: int) -> tuple[float, float]:
+    """Of the frames imagined so far ahead, and of the last real frame before each (dB)."""
+    rows = np.flatnonzero(rollout.horizon == horizon)
+    real, imagined, last = (
+        torch.from_numpy(frames)
+        for frames in (rollout.frames[rows], rollout.imagined[rows], rollout.frames[rows - horizon])
+    )
+    return psnr_db(imagined, real), psnr_db(last, real)
+
+
+def mean_interval(
+    values: Float64[np.ndarray, " episode"], *, seed: int
+) -> tuple[float, float] | None:
+    """95% bootstrap interval of the mean; None for a single value."""
+    if len(values) < 2:
+        return None
+    draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)

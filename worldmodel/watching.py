@@ -1,0 +1,93 @@
+"""The monitor run over a recorded episode, frame by frame, as it would run beside a robot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from worldmodel.logged_rollouts import steps
+from worldmodel.model import WorldModel
+from worldmodel.monitors.monitor import ImaginedFrame
+from worldmodel.monitors.verdict import Level, Verdict
+from worldmodel.rollouts import EpisodeRollouts
+from worldmodel.trust import Episode, Trust, confidence_maps
+
+SCORE = "score."
+"""Start of the name of a channel's score in a log."""
+VERDICT = ("level", "causes", "latency_s")
+"""Signals of a log that sum up a verdict."""
+
+
+def watch(trust: Trust, episode: Episode, rollouts: EpisodeRollouts) -> Iterator[Verdict]:
+    """One verdict per frame, from the real frame and what the model claimed of it beforehand."""
+    monitor, maps = trust.monitor, confidence_maps(rollouts)
+    monitor.reset()
+    for t, horizon in enumerate(rollouts.horizon):
+        claim = ImaginedFrame(maps[t], int(horizon)) if horizon else None
+        action = episode.batch.actions[0, t].numpy()
+        yield monitor.update(episode.frames[t].numpy(), action, claim)
+
+
+def watched_steps(
+    model: WorldModel, trust: Trust, episode: Episode, rollouts: EpisodeRollouts
+) -> Iterator[dict[str, Any]]:
+    """What a log keeps of every frame: what was imagined of it, and the verdict on it."""
+    channels = trust.monitor.judge_.channels_.names
+    config = model.config.dynamics
+    map_shape = (config.views, config.height, config.width)
+    verdicts = watch(trust, episode, rollouts)
+    for step, verdict in zip(steps(model, episode, rollouts), verdicts, strict=True):
+        yield {**step, **verdict_signals(verdict, channels, map_shape)}
+
+
+def verdict_signals(
+    verdict: Verdict, channels: Sequence[str], map_shape: tuple[int, ...]
+) -> dict[str, Any]:
+    """What a log keeps of a verdict; NaN where there is no map or a channel did not run."""
+    no_map = np.full(map_shape, np.nan, np.float32)
+    scores = {name: e.score for name, e in verdict.evidence.items() if e.score is not None}
+    return {
+        "level": verdict.level.name.lower(),
+        "causes": list(verdict.causes),
+        "trust_map": no_map if verdict.trust_map is None else verdict.trust_map.astype(np.float32),
+        "latency_s": verdict.latency_s,
+        **{SCORE + name: float(scores.get(name, np.nan)) for name in channels},
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchSummary:
+    """What the monitor made of one episode."""
+
+    num_frames: int
+    first_alarm: int | None
+    """Frame of the first verdict above TRUST; None without an alarm."""
+    causes: tuple[str, ...]
+    """Of the first alarm."""
+    level: Level
+    """Highest level reached."""
+    latency_s: float
+    """Median time of the monitor per frame, without the imagination."""
+
+
+def summarize_watch(
+    *, level: Sequence[str], causes: Sequence[Sequence[str]], latency_s: Sequence[float]
+) -> WatchSummary:
+    """Sum up the verdicts on an episode, given frame by frame as a log holds them.
+
+    >>> levels, causes = ["trust", "notice", "stop"], [(), ("region",), ("appearance",)]
+    >>> summarize_watch(level=levels, causes=causes, latency_s=[0.1, 0.2, 0.3])
+    WatchSummary(num_frames=3, first_alarm=1, causes=('region',), level=..., latency_s=0.2)
+    """
+    levels = [Level[name.upper()] for name in level]
+    first = next((t for t, reached in enumerate(levels) if reached > Level.TRUST), None)
+    return WatchSummary(
+        num_frames=len(levels),
+        first_alarm=first,
+        causes=() if first is None else tuple(causes[first]),
+        level=max(levels),
+        latency_s=float(np.median(latency_s)),
+    )
