@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from worldmodel.datasets.trajectory import Frames
 from worldmodel.datasets.video import contiguous
-from worldmodel.datasets.zarr_folder import rows_per_chunk
+from worldmodel.datasets.zarr_folder import open_array, read_rows, rows_per_chunk
 
 JPEG_QUALITY = 95
 JPEG_CHUNK_BYTES = 2**18
@@ -50,17 +50,21 @@ class StoredJpegFrames:
     def __getitem__(self, window: slice) -> UInt8[np.ndarray, "time height width 3"]:
         start, stop = contiguous(window, len(self))
         offsets = self._offsets[start : stop + 1]
-        data = np.asarray(self._blob[offsets[0] : offsets[-1]])
+        data = read_rows(self._blob, slice(offsets[0], offsets[-1]))
         frames = np.empty((stop - start, *self.size, 3), np.uint8)
         for i, frame in enumerate(frames):
             image = data[offsets[i] - offsets[0] : offsets[i + 1] - offsets[0]]
-            simplejpeg.decode_jpeg(image, "RGB", fastdct=self.fastdct, buffer=frame)
+            try:
+                simplejpeg.decode_jpeg(image, "RGB", fastdct=self.fastdct, buffer=frame)
+            except ValueError as error:
+                where = f"{self.path}: frame {start + i}"
+                raise ValueError(f"{where} is no JPEG image ({error}).") from error
         return frames
 
     def jpeg(self, index: int) -> bytes:
         """The stored JPEG bytes of one frame."""
         start, stop = self._offsets[index], self._offsets[index + 1]
-        return np.asarray(self._blob[start:stop]).tobytes()
+        return read_rows(self._blob, slice(start, stop)).tobytes()
 
     @property
     def fastdct(self) -> bool:
@@ -69,7 +73,7 @@ class StoredJpegFrames:
 
     @cached_property
     def _blob(self) -> zarr.Array[Any]:
-        return zarr.open_array(self.path, mode="r")
+        return open_array(self.path)
 
     @cached_property
     def _offsets(self) -> list[int]:
@@ -89,11 +93,11 @@ class StoredRawFrames:
 
     def __getitem__(self, window: slice) -> UInt8[np.ndarray, "time height width 3"]:
         start, stop = contiguous(window, len(self))
-        return np.asarray(self._pixels[start:stop])
+        return read_rows(self._pixels, slice(start, stop))
 
     @cached_property
     def _pixels(self) -> zarr.Array[Any]:
-        return zarr.open_array(self.path, mode="r")
+        return open_array(self.path)
 
 
 FRAME_CLASSES: dict[str, type[StoredJpegFrames] | type[StoredRawFrames]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,8 @@ import zarr
 
 INCOMING = ".incoming-"
 """Start of the name of a folder that is not whole yet."""
+PROCESS = uuid.uuid4().hex[:8]
+"""Tells folders of this process from leftovers; a process id may come again in a container."""
 CHUNK_BYTES = 2**20
 
 
@@ -61,13 +62,13 @@ def open_root(path: Path, form: str) -> dict[str, Any]:
 
 def hidden_folder(parent: Path) -> Path:
     """The path of a new hidden folder, to be written and then renamed into place."""
-    return parent / f"{INCOMING}{os.getpid()}-{uuid.uuid4().hex}"
+    return parent / f"{INCOMING}{PROCESS}-{uuid.uuid4().hex}"
 
 
 def remove_hidden_folders(parent: Path) -> None:
     """Remove what killed writers left; other threads of this process may be writing."""
     for leftover in parent.glob(f"{INCOMING}*"):
-        if not leftover.name.startswith(f"{INCOMING}{os.getpid()}-"):
+        if not leftover.name.startswith(f"{INCOMING}{PROCESS}-"):
             shutil.rmtree(leftover)
 
 
@@ -86,9 +87,26 @@ def next_number(names: Iterable[str]) -> str:
     return f"{max(map(int, names), default=-1) + 1:06d}"
 
 
+def open_array(path: Path) -> zarr.Array[Any]:
+    """Open a Zarr array for reading."""
+    try:
+        return zarr.open_array(path, mode="r")
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise ValueError(f"{path} is no readable Zarr array ({error}); copy it again.") from error
+
+
+def read_rows(array: zarr.Array[Any], window: slice) -> np.ndarray:
+    """A window of the first axis of a Zarr array."""
+    try:
+        return np.asarray(array[window])
+    except (ValueError, RuntimeError) as error:  # what Zarr and its codecs raise for bad bytes
+        path = str(array.store_path).removeprefix("file://")
+        raise ValueError(f"{path} is damaged ({error}); copy it again.") from error
+
+
 def read_array(path: Path) -> np.ndarray:
     """A whole Zarr array."""
-    return np.asarray(zarr.open_array(path, mode="r")[...])
+    return read_rows(open_array(path), slice(None))
 
 
 def rows_per_chunk(rows: int, row_bytes: int) -> int:

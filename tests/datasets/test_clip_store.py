@@ -18,6 +18,7 @@ from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.dataset import Dataset
 from worldmodel.datasets.open_dataset import open_dataset
+from worldmodel.datasets.stored_episode import StoredSignals
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.datasets.video import JpegFrames
 from worldmodel.datasets.zarr_folder import read_attributes
@@ -205,6 +206,7 @@ import sys
 import numpy as np
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.datasets.stored_episode import StoredSignals
 from worldmodel.datasets.trajectory import Trajectory
 
 class Pixels:
@@ -288,6 +290,42 @@ def test_damaged_metadata_is_named(tmp_path: Path, make_trajectory: Make) -> Non
     file.write_text(file.read_text()[:50])
     with pytest.raises(ValueError, match=re.escape(f"{file} is damaged")):
         ClipStore.open(store.path)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+@pytest.mark.parametrize("keep", [0.0, 0.5])
+def test_every_truncated_file_is_named(
+    tmp_path: Path, make_trajectory: Make, encoding: str, keep: float
+) -> None:
+    store = new_store(tmp_path / "s.zarr", encoding)
+    store.add(make_trajectory("a"))
+    folder = store.path / "episodes" / "000000"
+    for file in [file for file in folder.rglob("*") if file.is_file()]:
+        if file.is_relative_to(folder / "signals" / "c"):
+            continue  # read by the shape checks of these tests; see below
+        data = file.read_bytes()
+        file.write_bytes(data[: int(keep * len(data))])
+        with pytest.raises(ValueError, match=re.escape(str(folder))):
+            read_all(store)
+        file.write_bytes(data)
+    read_all(store)
+
+
+def test_truncated_signals_are_named(tmp_path: Path, make_trajectory: Make) -> None:
+    store = new_store(tmp_path / "s.zarr")
+    store.add(make_trajectory("a"))
+    path = store.path / "episodes" / "000000" / "signals"
+    (path / "c" / "0").write_bytes(b"half")
+    layout = {"done": {"dtype": "|b1", "shape": [12], "offset": 0}}
+    with pytest.raises(ValueError, match=re.escape(f"{path} is damaged")):
+        StoredSignals(path, layout)["done"]
+
+
+def read_all(store: ClipStore) -> None:
+    episode = ClipStore.open(store.path).episode("a")
+    for frames in episode.frames.values():
+        assert len(frames[0:12]) == 12
+    assert len(dict(episode.signals)) == 2
 
 
 def test_conventions_and_provenance_lie_in_the_attributes(tmp_path: Path) -> None:
