@@ -14,8 +14,8 @@ accelerate launch --cpu --num_processes "$PROCESSES" --num_machines 1 --mixed_pr
     --dynamo_backend no --module worldmodel train \
     --data runs/tabletop-train.zarr --preset tabletop --out runs/tabletop
 
-worldmodel calibrate --model runs/tabletop/model --data runs/tabletop-calibration.zarr \
+shipped=worldmodel/checkpoints/tabletop
+python benchmarks/ship_checkpoint.py runs/tabletop/model "$shipped"
+worldmodel calibrate --model "$shipped" --data runs/tabletop-calibration.zarr \
     --reference runs/tabletop-train.zarr
-
-python benchmarks/checkpoint_quality.py --model runs/tabletop/model --card
-python benchmarks/ship_checkpoint.py runs/tabletop/model worldmodel/checkpoints/tabletop
+python benchmarks/checkpoint_quality.py --model "$shipped" --card

@@ -15,6 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from worldmodel.datasets.dataset import Dataset
+from worldmodel.episodes import load_named
+from worldmodel.gate import Gate, fit_gate
 from worldmodel.model import WorldModel
 from worldmodel.monitors.calibration import ReliabilityBins
 from worldmodel.monitors.judge import MonitorConfig
@@ -22,7 +24,7 @@ from worldmodel.monitors.reliability import CalibrationSummary, summarize
 from worldmodel.monitors.threshold import episodes_needed, smallest_alpha
 from worldmodel.provenance import fingerprint
 from worldmodel.rollouts import START, EpisodeRollouts, Forecasts, count_reliability, roll_out
-from worldmodel.trust import Episode, Trust, fit_recalibration, recalibrated
+from worldmodel.trust import Episode, Trust, fit_recalibration, fit_trust, recalibrated
 
 LOG = logging.getLogger(__name__)
 HORIZONS = (1, 4, 8, 16)
@@ -220,6 +222,35 @@ def calibration_table(
     return table
 
 
+@dataclass(frozen=True)
+class Calibrated:
+    """What calibration learned, and how well the confidence held."""
+
+    trust: Trust
+    gate: Gate
+    tables: dict[str, dict[int, CalibrationSummary]]
+    """"as stated" and, with two or more episodes, "recalibrated" (cross-fitted): per horizon."""
+
+
+def calibrate(model: WorldModel, plan: Plan, *, config: MonitorConfig, horizon: int) -> Calibrated:
+    """Fit monitor, recalibration and gate to the episodes of a plan."""
+    calibration = load_named(model, plan.data, plan.calibration)
+    familiar = load_named(model, plan.reference_data, plan.reference)
+    rollouts = roll_out_all(model, calibration, horizon=horizon)
+    trust = fit_trust(
+        model,
+        list(zip(calibration, rollouts, strict=True)),
+        list(zip(familiar, roll_out_all(model, familiar, horizon=horizon), strict=True)),
+        config=config,
+        horizon=horizon,
+    )
+    tables = {"as stated": calibration_table(rollouts)}
+    if len(rollouts) > 1:
+        tables["recalibrated"] = calibration_table(cross_fitted(rollouts))
+    gate = fit_gate(model, [e.batch for e in calibration], [e.batch for e in familiar])
+    return Calibrated(trust, gate, tables)
+
+
 def check_target(folder: Path) -> None:
     """Refuse to replace anything but a monitor."""
     if folder.is_file() or (
@@ -228,12 +259,13 @@ def check_target(folder: Path) -> None:
         raise ValueError(f"{folder} holds something that is no monitor; give another folder.")
 
 
-def save_trust(trust: Trust, folder: Path, record: dict[str, Any]) -> None:
-    """Write monitor, recalibration and `record`; they take the place of earlier ones when whole."""
+def save_trust(trust: Trust, gate: Gate, folder: Path, record: dict[str, Any]) -> None:
+    """Write monitor, recalibration, gate and `record`, in place of earlier ones when whole."""
     check_target(folder)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     trust.save(partial)
+    gate.save(partial / "gate")
     (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)

@@ -76,7 +76,8 @@ class FrameFeatures:
         pixels = resize(to_model(frames.to(tokenizer.mean.device)), self.model.config.image_size)
         latents = tokenizer.encode(pixels)
         error = (tokenizer.decode(latents) - pixels).abs().mean(1, keepdim=True)
-        residual = torch.nn.functional.adaptive_avg_pool2d(error, tuple(latents.shape[-2:]))
+        height, width = latents.shape[-2:]
+        residual = torch.nn.functional.adaptive_avg_pool2d(error, (height, width))
         return torch.cat((latents, residual.clamp_min(1e-4).log()), dim=1)
 
 

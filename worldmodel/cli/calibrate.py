@@ -44,19 +44,15 @@ class Command:
 def run(command: Command) -> int:
     """Fit monitor and recalibration, save them, and print how well the confidence held."""
     from worldmodel.calibration import (
-        calibration_table,
+        calibrate,
         check_target,
-        cross_fitted,
         monitor_config,
         plan_calibration,
-        roll_out_all,
         save_trust,
     )
     from worldmodel.datasets.open_dataset import open_dataset
-    from worldmodel.episodes import load_named
     from worldmodel.model import WorldModel, checkpoint_folder
     from worldmodel.provenance import fingerprint
-    from worldmodel.trust import fit_trust
 
     folder = checkpoint_folder(command.model)
     target = command.out or folder / "monitor"
@@ -66,23 +62,8 @@ def run(command: Command) -> int:
     plan = plan_calibration(model, open_dataset(command.data), reference)
     config = monitor_config(len(plan.calibration), command.alpha)
     note_limits(command, plan, config, trained_horizon=model.config.trained_horizon)
-
-    calibration = load_named(model, plan.data, plan.calibration)
-    familiar = load_named(model, plan.reference_data, plan.reference)
-    rollouts = roll_out_all(model, calibration, horizon=command.horizon)
-    trust = fit_trust(
-        model,
-        list(zip(calibration, rollouts, strict=True)),
-        list(zip(familiar, roll_out_all(model, familiar, horizon=command.horizon), strict=True)),
-        config=config,
-        horizon=command.horizon,
-    )
-    tables = {"as stated": calibration_table(rollouts)}
-    if len(rollouts) > 1:
-        tables["recalibrated"] = calibration_table(cross_fitted(rollouts))
-    thresholds = {
-        level.name.lower(): value for level, value in trust.monitor.judge_.thresholds_.items()
-    }
+    fitted = calibrate(model, plan, config=config, horizon=command.horizon)
+    thresholds = fitted.trust.monitor.judge_.thresholds_
     record = {
         "model": fingerprint(folder),
         "data": str(plan.data.path),
@@ -91,14 +72,14 @@ def run(command: Command) -> int:
         "reference": list(plan.reference),
         "horizon": command.horizon,
         "alphas": {level.name.lower(): alpha for level, alpha in config.alphas.items()},
-        "thresholds": thresholds,
-        "table": table_as_json(tables),
+        "thresholds": {level.name.lower(): value for level, value in thresholds.items()},
+        "table": table_as_json(fitted.tables),
     }
-    save_trust(trust, target, record)
+    save_trust(fitted.trust, fitted.gate, target, record)
     if command.json:
         print(json.dumps({"monitor": str(target), **record}))
     else:
-        print_result(tables, record)
+        print_result(fitted.tables, record)
         print(f"\nMonitor: {target}")
     return 0
 
