@@ -20,7 +20,11 @@ MIN_SPREAD = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorConfig:
-    """How often a nominal episode may raise each level, and what the channels look at."""
+    """How often a nominal episode may raise each level, and what the channels look at.
+
+    Faults of the input (`sensor.*`) and of the monitor (`monitor.*`) do not count in these rates:
+    they are a `STOP` whenever they happen.
+    """
 
     alpha_notice: float = 0.05
     """Chance that a nominal episode ever reaches NOTICE or more: the chance of any alarm."""

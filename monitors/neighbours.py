@@ -7,8 +7,6 @@ from jaxtyping import Float64
 
 ROUNDS = 8
 """Rounds of drawing; each sees the points that the earlier ones chose."""
-CANDIDATES = 50_000
-"""Points looked at, drawn evenly; more brought nothing on the tabletop."""
 
 
 def distance_sample(
@@ -23,9 +21,8 @@ def distance_sample(
 
     if len(points) <= size:
         return points
-    points = points[rng.permutation(len(points))[:CANDIDATES]]
     each = -(-size // ROUNDS)
-    chosen = np.arange(each)
+    chosen = rng.choice(len(points), each, replace=False)
     distance = np.full(len(points), np.inf)
     for _ in range(ROUNDS - 1):
         newest = KDTree(points[chosen[-each:]])

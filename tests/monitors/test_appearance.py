@@ -67,7 +67,7 @@ def test_position_score_is_the_distance_to_the_nearest_reference_position() -> N
         (fresh.reshape(-1, 3) - mean) @ whitener.T, (positions.reshape(-1, 3) - mean) @ whitener.T
     )
     expected = distances.min(axis=1).reshape(3, 4, 4) / np.sqrt(3)
-    np.testing.assert_allclose(fitted().position_scores(fresh), expected, atol=1e-9)
+    np.testing.assert_allclose(fitted().position_scores(fresh), expected, atol=1e-6)
 
 
 def test_novelty_is_found_where_it_is() -> None:
