@@ -92,8 +92,8 @@ def load_episode(model: WorldModel, trajectory: Trajectory, cameras: Sequence[st
 def load_named(model: WorldModel, dataset: Dataset, names: Sequence[str]) -> list[Episode]:
     """Some episodes of a data set, ready for the model."""
     cameras = choose_cameras(model, dataset)
-    bar = tqdm(names, "episodes", unit="episode")
-    return [load_episode(model, dataset.episode(name), cameras) for name in bar]
+    with tqdm(names, "episodes", unit="episode") as bar:
+        return [load_episode(model, dataset.episode(name), cameras) for name in bar]
 
 
 def load_episodes(

@@ -42,7 +42,7 @@ def steps(
 def log_attributes(
     model: WorldModel, *, command: str, checkpoint: Path, monitor: Path | None, data: Path
 ) -> dict[str, Any]:
-    """What a log says of the run that wrote it."""
+    """What a log says of the run that wrote it; `imagine` recalibrates where there is a monitor."""
     return {
         "command": command,
         "data": str(data),
@@ -51,6 +51,7 @@ def log_attributes(
         "monitor_hash": None if monitor is None else fingerprint(monitor),
         "rate_hz": model.config.rate_hz,
         "cameras": list(model.config.cameras),
+        "confidence": "recalibrated" if command == "imagine" and monitor else "as stated",
         "epsilons": list(EPSILONS),
     }
 

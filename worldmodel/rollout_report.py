@@ -51,7 +51,7 @@ def log_sections(log: RolloutLog) -> list[Section]:
     if "level" in rollouts[0].signals:
         sections.append(Section("Verdicts", verdict_blocks(rollouts, rate_hz)))
     if any(rollout.horizon.any() for rollout in rollouts):
-        sections.append(Section("Calibration", calibration_blocks(rollouts)))
+        sections.append(Section("Calibration", calibration_blocks(rollouts, log.attributes)))
         sections.append(Section("Accuracy", accuracy_blocks(rollouts)))
     return [*sections, Section("Films", film_blocks(rollouts, rate_hz))]
 
@@ -123,8 +123,8 @@ def verdict_blocks(rollouts: Sequence[LoggedRollout], rate_hz: float) -> list[Bl
         caption=f"The monitor's level over time; the first {len(shown)} of {len(rows)} rollouts.",
     )
     table = Table(
-        caption="First alarm: frame, and seconds after the first frame; level: the highest reached; "
-        "causes: of the first alarm.",
+        caption="First alarm: frame, and seconds after the first frame; level: the highest "
+        "reached; causes: of the first alarm.",
         columns=["rollout", "frames", "first alarm", "level", "causes"],
         rows=rows,
     )
@@ -142,7 +142,9 @@ def reliability_curve(label: str, bins: ReliabilityBins) -> ReliabilityCurve:
     )
 
 
-def calibration_blocks(rollouts: Sequence[LoggedRollout]) -> list[Block]:
+def calibration_blocks(
+    rollouts: Sequence[LoggedRollout], attributes: Mapping[str, Any]
+) -> list[Block]:
     """Stated against observed frequency, at a few horizons."""
     table = calibration_table(rollouts)
     names = [rollout.name for rollout in rollouts]
@@ -157,8 +159,9 @@ def calibration_blocks(rollouts: Sequence[LoggedRollout]) -> list[Block]:
         Figure(
             drawing=reliability_diagram(curves),
             alt="; ".join(f"horizon {h}: pooled ECE {s.ece:.3f}" for h, s in table.items()) + ".",
-            caption="Of all statements made with some confidence, the share that came true; all "
-            "error levels together. On the diagonal, 0.9 means nine times in ten.",
+            caption=f"Confidence {attributes['confidence']}: of all statements made with some "
+            "confidence, the share that came true, all error levels together. On the diagonal, 0.9 "
+            "means nine times in ten.",
         ),
         Table(
             caption="Pooled ECE: gap over all forecasts, with its 95% interval over redrawn "

@@ -71,7 +71,7 @@ class FrameFeatures:
         ], dim=1)  # fmt: skip
         return pooled.cpu().numpy(), positions.cpu().numpy()
 
-    def _positions(self, frames: UInt8[Tensor, "n h w 3"]) -> Float[Tensor, "n c h w"]:
+    def _positions(self, frames: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n c h w"]:
         tokenizer = self.model.tokenizer
         pixels = resize(to_model(frames.to(tokenizer.mean.device)), self.model.config.image_size)
         latents = tokenizer.encode(pixels)

@@ -36,10 +36,6 @@ class Command:
     json: bool = False
     """Print the result as JSON."""
 
-    def __post_init__(self) -> None:
-        if self.horizon < 1:
-            raise ValueError(f"`--horizon` must be at least 1 frame, got {self.horizon}.")
-
 
 def run(command: Command) -> int:
     """Fit monitor and recalibration, save them, and print how well the confidence held."""
@@ -54,6 +50,8 @@ def run(command: Command) -> int:
     from worldmodel.model import WorldModel, checkpoint_folder
     from worldmodel.provenance import fingerprint
 
+    if command.horizon < 1:
+        raise ValueError(f"`--horizon` must be at least 1 frame, got {command.horizon}.")
     folder = checkpoint_folder(command.model)
     target = command.out or folder / "monitor"
     check_target(target)

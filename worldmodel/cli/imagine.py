@@ -51,10 +51,6 @@ class Command:
     json: bool = False
     """Print the result as JSON."""
 
-    def __post_init__(self) -> None:
-        if self.start < 1 or self.horizon < 1 or self.seed < 0:
-            raise ValueError("`--start` and `--horizon` must be at least 1, `--seed` at least 0.")
-
 
 def run(command: Command) -> int:
     """Log what is missing, then print how good all logged rollouts are."""
@@ -71,6 +67,8 @@ def run(command: Command) -> int:
     )
     from worldmodel.model import WorldModel, checkpoint_folder
 
+    if command.start < 1 or command.horizon < 1 or command.seed < 0:
+        raise ValueError("`--start` and `--horizon` must be at least 1, `--seed` at least 0.")
     folder = checkpoint_folder(command.model)
     model = WorldModel.load(folder)
     monitor = command.monitor or folder / "monitor"
@@ -136,13 +134,14 @@ def imagine_episodes(
     from worldmodel.trust import recalibrated
 
     cameras = choose_cameras(model, dataset)
-    for name in tqdm(names, "imagine", unit="episode"):
-        episode = load_episode(model, dataset.episode(name), cameras)
-        seed = command.seed + SEED_STRIDE * dataset.episode_ids.index(name)
-        (rollouts,) = roll_out(
-            model, [episode.batch], start=command.start, horizon=command.horizon, seed=seed
-        )
-        yield episode, recalibrated(rollouts, trust.recalibration) if trust else rollouts
+    with tqdm(names, "imagine", unit="episode") as bar:
+        for name in bar:
+            episode = load_episode(model, dataset.episode(name), cameras)
+            seed = command.seed + SEED_STRIDE * dataset.episode_ids.index(name)
+            (rollouts,) = roll_out(
+                model, [episode.batch], start=command.start, horizon=command.horizon, seed=seed
+            )
+            yield episode, recalibrated(rollouts, trust.recalibration) if trust else rollouts
 
 
 def print_result(

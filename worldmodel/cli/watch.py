@@ -102,10 +102,11 @@ def watch_episodes(
     from worldmodel.watching import watched_steps
 
     cameras = choose_cameras(model, dataset)
-    for name in tqdm(names, "watch", unit="episode"):
-        episode = load_episode(model, dataset.episode(name), cameras)
-        (rollouts,) = roll_out(model, [episode.batch], horizon=trust.horizon, seed=seed)
-        yield name, list(watched_steps(model, trust, episode, rollouts))
+    with tqdm(names, "watch", unit="episode") as bar:
+        for name in bar:
+            episode = load_episode(model, dataset.episode(name), cameras)
+            (rollouts,) = roll_out(model, [episode.batch], horizon=trust.horizon, seed=seed)
+            yield name, list(watched_steps(model, trust, episode, rollouts))
 
 
 def print_result(command: Command, summaries: dict[str, WatchSummary], *, rate_hz: float) -> None:

@@ -1,0 +1,168 @@
+"""A small world: scenes on disk, a model with random weights, and a monitor calibrated on them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from worldmodel.cli import main
+from worldmodel.confidence import ConfidenceConfig
+from worldmodel.datasets.actions import CANONICAL
+from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.tokenizers import Tokenizer, TokenizerConfig
+from worldmodel.transformer import DynamicsConfig
+
+NUM_FRAMES = 12
+SPLIT = {
+    "dynamics": ["train/0", "train/1", "train/2", "train/3"],
+    "confidence": ["train/4", "train/5"],
+    "untouched": [],
+}
+"""Of the ten scenes, the last four are left to calibrate on."""
+
+
+@dataclass(frozen=True)
+class ArrayFrames:
+    """Frames [time, height, width, 3] held in memory."""
+
+    pixels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, window: slice) -> np.ndarray:
+        return self.pixels[window]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+
+def scene(name: str, seed: int, *, num_frames: int = NUM_FRAMES, odd: bool = False) -> Trajectory:
+    """A square that wanders over a grained ground; `odd`: the same in inverted colours."""
+    random = np.random.default_rng(seed)
+    actions = random.normal(0, 1, (num_frames, 7)).astype(np.float32)
+    actions[-1] = 0
+    frames = random.integers(80, 100, (num_frames, 16, 16, 3)).astype(np.uint8)
+    place = random.uniform(2, 10, 2)
+    for frame, action in zip(frames, actions, strict=True):
+        y, x = place.astype(int)
+        frame[y : y + 4, x : x + 4] = (250, 200, 30)
+        place = np.clip(place + action[:2], 0, 12)
+    return Trajectory(
+        episode_id=name,
+        source="made by a test",
+        frames={"front": ArrayFrames(255 - frames if odd else frames)},
+        actions=actions,
+        action_valid=np.arange(num_frames) < num_frames - 1,
+        states=None,
+        action_spec=CANONICAL,
+        instruction="move the square",
+        rate_hz=5.0,
+        success=None,
+    )
+
+
+@pytest.fixture
+def make_scene() -> Callable[..., Trajectory]:
+    """`make_scene(name, seed, num_frames=..., odd=...)`."""
+    return scene
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Callable[..., Path]:
+    """`make_store(name, *trajectories)`: a clip store of them."""
+
+    def make(name: str, *trajectories: Trajectory) -> Path:
+        store = ClipStore.create(
+            tmp_path / name, cameras=("front",), action_spec=CANONICAL, rate_hz=5.0, encoding="raw"
+        )
+        for trajectory in trajectories:
+            store.add(trajectory)
+        return store.path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten scenes, of which `SPLIT` says what trained the model. Not to be written to."""
+    path = tmp_path_factory.mktemp("data") / "scenes.zarr"
+    store = ClipStore.create(
+        path, cameras=("front",), action_spec=CANONICAL, rate_hz=5.0, encoding="raw"
+    )
+    for index in range(10):
+        store.add(scene(f"train/{index}", index))
+    return path
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with random weights that claims to come from `scenes`. Not to be written to."""
+    config = ModelConfig(
+        dynamics=DynamicsConfig(
+            channels=2, height=4, width=4, dim=16, condition_dim=8, layers=1, heads=2, context=3
+        ),
+        confidence=ConfidenceConfig(hidden=8, thresholds=4),
+        image_size=(16, 16),
+        cameras=("front",),
+        action_spec=CANONICAL,
+        trained_horizon=4,
+        provenance={"data": "scenes.zarr", "split": SPLIT},
+    )
+    tokenizer = TokenizerConfig(channels=2, widths=(4, 8, 8), layers=(0, 1, 1))
+    model = WorldModel(config, Tokenizer.from_config(tokenizer))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    folder = tmp_path_factory.mktemp("models") / "model"
+    model.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def calibrated(untrained: Path, scenes: Path) -> Path:
+    """The same checkpoint with a monitor. Not to be written to."""
+    folder = untrained.parent / "calibrated"
+    shutil.copytree(untrained, folder)
+    assert main(["calibrate", "--model", str(folder), "--data", str(scenes), "--horizon", "4"]) == 0
+    return folder
+
+
+@pytest.fixture
+def model(untrained: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint, to be written to."""
+    return Path(shutil.copytree(untrained, tmp_path / "model"))
+
+
+@pytest.fixture
+def slow_model(untrained: Path, tmp_path: Path) -> Path:
+    """A checkpoint made for 15 Hz."""
+    loaded = WorldModel.load(untrained)
+    loaded.config = replace(loaded.config, action_spec=replace(CANONICAL, rate_hz=15.0))
+    loaded.save(tmp_path / "slow")
+    return tmp_path / "slow"
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`refused(*argv)`: run a command that must exit with 2; its one line on standard error."""
+
+    def run(*argv: str | Path) -> str:
+        capsys.readouterr()
+        assert main([str(word) for word in argv]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (line,) = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+        return line.removeprefix("error: ")
+
+    return run

@@ -1,0 +1,91 @@
+"""Episodes made ready for a model: chosen by name, resized, with its cameras and its actions."""
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from worldmodel.datasets.actions import CANONICAL
+from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.episodes import choose_cameras, load_episode, load_episodes, select_episodes
+from worldmodel.latent_clips import encode_episode
+from worldmodel.model import WorldModel
+
+Model, Store = Callable[..., WorldModel], Callable[..., ClipStore]
+
+
+def test_episodes_are_chosen_by_pattern_and_number(make_store: Store) -> None:
+    store = make_store([4] * 12)
+    assert select_episodes(store, only="episode-1*") == ["episode-1", "episode-10", "episode-11"]
+    assert select_episodes(store, only="episode-1*", limit=2) == ["episode-1", "episode-10"]
+    assert select_episodes(store, limit=3) == ["episode-0", "episode-1", "episode-2"]
+    with pytest.raises(ValueError, match="matches 'e'; it holds 12, the first 'episode-0'"):
+        select_episodes(store, only="e")
+    with pytest.raises(ValueError, match="`limit` must be at least 1 episode, got 0"):
+        select_episodes(store, limit=0)
+
+
+def test_frames_of_the_models_size_pass_untouched(make_model: Model, make_store: Store) -> None:
+    """Longer than what is decoded at once, so that chunks must join without a seam."""
+    model, store = make_model(), make_store([70, 5])
+    first, second = load_episodes(model, store)
+    trajectory = store.episode(0)
+    np.testing.assert_array_equal(first.frames[:, 0], trajectory.frames["front"][:])
+    expected = encode_episode(model, trajectory)
+    torch.testing.assert_close(first.batch.latents, expected.latents, atol=2e-3, rtol=2e-3)
+    for name in ("actions", "action_valid", "success"):
+        assert torch.equal(getattr(first.batch, name), getattr(expected, name))
+    assert (first.name, second.name) == ("episode-0", "episode-1")
+
+
+def test_frames_of_another_size_are_resized_per_camera(
+    make_model: Model, make_trajectory: Callable[..., Trajectory]
+) -> None:
+    """A plain picture stays plain at any size; the second camera's is twice as wide."""
+    trajectory = make_trajectory("a", 3, 0, cameras=("left", "right"))
+    wide = type(trajectory.frames["left"])(np.full((3, 20, 64, 3), 40, np.uint8))
+    trajectory = replace(trajectory, frames={**trajectory.frames, "right": wide})
+    model = make_model(views=2)
+    episode = load_episode(model, trajectory, ("left", "right"))
+    assert episode.frames.shape == (3, 2, 16, 16, 3)
+    assert (episode.frames[:, 1] == 40).all()
+
+
+def test_actions_become_the_models_own(
+    make_model: Model, make_trajectory: Callable[..., Trajectory]
+) -> None:
+    model, trajectory = make_model(), make_trajectory("a", 4, 0)
+    millimetres = replace(CANONICAL, scale=(0.001,) * 3 + (1.0,) * 4)
+    model.config = replace(model.config, action_spec=millimetres)
+    actions = load_episode(model, trajectory, ("front",)).batch.actions[0].numpy()
+    np.testing.assert_allclose(actions[:, :3], 1000 * trajectory.actions[:, :3], rtol=1e-5)
+    np.testing.assert_allclose(actions[:, 3:], trajectory.actions[:, 3:], rtol=1e-5)
+
+
+def test_another_rate_is_refused_with_both_specs(
+    make_model: Model, make_trajectory: Callable[..., Trajectory]
+) -> None:
+    model = make_model()
+    model.config = replace(model.config, action_spec=replace(CANONICAL, rate_hz=15.0))
+    with pytest.raises(ValueError, match=r"No lossless .*rate_hz=5\.0.* to .*rate_hz=15\.0"):
+        load_episode(model, make_trajectory("a", 4, 0), ("front",))
+
+
+def test_cameras_stand_in_with_a_warning_or_are_refused(
+    make_model: Model, make_store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, store = make_model(), make_store([4])
+    assert choose_cameras(model, store) == ("front",)
+    assert not caplog.records
+    model.config = replace(model.config, cameras=("wrist",))
+    with caplog.at_level(logging.WARNING):
+        assert choose_cameras(model, store) == ("front",)
+    assert "has no cameras named wrist; front stand in for them." in caplog.text
+    model.config = replace(model.config, cameras=("wrist", "left"))
+    with pytest.raises(ValueError, match=re.escape("The model needs 2 cameras, wrist, left; ")):
+        choose_cameras(model, store)
