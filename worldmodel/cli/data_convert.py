@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from tqdm import tqdm
@@ -21,9 +21,9 @@ from worldmodel.datasets.open_dataset import open_dataset
 class Command:
     """Where from, where to, and how frames are kept."""
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """Folder of a dataset, of any form that `worldmodel data info` reads."""
-    target: tyro.conf.Positional[Path]
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET.zarr")]
     """Folder of the clip store: a new one, or the one that a stopped run of this command began."""
     encoding: Literal["jpeg", "raw"] = "jpeg"
     """"jpeg": quality 95, the source's own JPEG bytes untouched. "raw": pixels, compressed."""
