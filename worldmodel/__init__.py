@@ -1,3 +1,6 @@
 """Video world models that say how likely their own prediction is right."""
 
-__all__: list[str] = []
+from worldmodel.imagination import Imagined
+from worldmodel.model import ModelConfig, WorldModel
+
+__all__ = ["Imagined", "ModelConfig", "WorldModel"]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from worldmodel.envs.collect import Collection, record
 from worldmodel.envs.factors import FACTORS, SEVERITIES
 from worldmodel.episodes import load_episode
-from worldmodel.evaluation import Evaluation, Judged, compare_policies, judge_episodes
+from worldmodel.evaluation import Evaluation, evaluate
 from worldmodel.gate import Gate
 from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitors.detection import DetectionSummary, summarize_detection
@@ -137,7 +137,7 @@ def run_demo(loaded: Loaded, config: DemoConfig) -> DemoResult:
         loaded.model, config.policies, task=config.task, episodes=config.rollouts,
         seed=config.seed + 1, workers=config.workers,
     )  # fmt: skip
-    judged = judge_policies(loaded, runs, seed=config.seed)
+    evaluation = evaluate(loaded.model, loaded.gate, runs, seed=config.seed)
     nominal = groups[NOMINAL, 0]
     rng = np.random.default_rng(config.seed)
     reliability = {
@@ -155,7 +155,7 @@ def run_demo(loaded: Loaded, config: DemoConfig) -> DemoResult:
             for key, group in groups.items()
             if key[0] != NOMINAL
         },
-        evaluation=compare_policies(judged, generator=rng),
+        evaluation=evaluation,
     )
 
 
@@ -195,16 +195,6 @@ def simulate(
     for (name, _, _), trajectory in zip(jobs, tqdm(recorded, "simulate", len(jobs)), strict=True):
         episodes[name].append(load_episode(model, trajectory, model.config.cameras))
     return episodes
-
-
-def judge_policies(
-    loaded: Loaded, episodes: Mapping[str, Sequence[Episode]], *, seed: int
-) -> dict[str, Judged]:
-    """What becomes of every policy's episodes, truly and in imagination."""
-    return {
-        name: judge_episodes(loaded.model, loaded.gate, runs, seed=seed)[0]
-        for name, runs in tqdm(episodes.items(), "evaluate")
-    }
 
 
 @torch.inference_mode()

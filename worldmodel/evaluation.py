@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool
+from tqdm import tqdm
 
 from worldmodel.gate import Gate
 from worldmodel.model import WorldModel
-from worldmodel.rollouts import EpisodeRollouts, roll_out
+from worldmodel.rollouts import roll_out
 from worldmodel.statistics import (
     Correlation,
     Proportion,
@@ -90,7 +91,7 @@ class Evaluation:
 @torch.inference_mode()
 def judge_episodes(
     model: WorldModel, gate: Gate, episodes: Sequence[Episode], *, seed: int
-) -> tuple[Judged, list[EpisodeRollouts]]:
+) -> Judged:
     """Imagine whole episodes from their first frame and judge them.
 
     Raises:
@@ -110,13 +111,12 @@ def judge_episodes(
         imagined.append(bool(probability > 0.5))
         trusted.append(gate.lets_through(rollout))
     expected = [bool(model.action_judge(batch.actions)[0] > 0) for batch in batches]
-    judged = Judged(
+    return Judged(
         true=np.array([bool(batch.success[0, -1] > 0.5) for batch in batches]),
         imagined=np.array(imagined),
         trusted=np.array(trusted),
         from_actions=np.array(expected),
     )
-    return judged, rollouts
 
 
 def share(outcomes: Bool[np.ndarray, " episode"]) -> Proportion:
@@ -164,3 +164,21 @@ def compare_policies(judged: Mapping[str, Judged], *, generator: np.random.Gener
         else None,
         from_actions=agreement([r.from_actions for r in results], true, generator=generator),
     )
+
+
+def evaluate(
+    model: WorldModel, gate: Gate, recorded: Mapping[str, Sequence[Episode]], *, seed: int = 0
+) -> Evaluation:
+    """Compare policies by their recorded episodes.
+
+    Args:
+        model: the world model.
+        gate: picks the rollouts to believe.
+        recorded: policy -> its episodes, which say whether they succeeded; at least two policies.
+        seed: of the rollouts and the permutation test.
+    """
+    judged = {
+        name: judge_episodes(model, gate, episodes, seed=seed)
+        for name, episodes in tqdm(recorded.items(), "evaluate")
+    }
+    return compare_policies(judged, generator=np.random.default_rng(seed))

@@ -37,19 +37,16 @@ class Command:
 
 def run(command: Command) -> int:
     """Simulate, imagine, judge and print the policy table."""
-    import numpy as np
-
-    from worldmodel.demo import Loaded, judge_policies, policy_episodes
+    from worldmodel.demo import Loaded, policy_episodes
     from worldmodel.demo_report import agreement_table, policy_table
-    from worldmodel.evaluation import compare_policies
+    from worldmodel.evaluation import evaluate
 
     loaded = Loaded.from_checkpoint(command.model)
     episodes = policy_episodes(
         loaded.model, command.policies, task=command.task, episodes=command.episodes,
         seed=command.seed, workers=command.workers,
     )  # fmt: skip
-    judged = judge_policies(loaded, episodes, seed=command.seed)
-    evaluation = compare_policies(judged, generator=np.random.default_rng(command.seed))
+    evaluation = evaluate(loaded.model, loaded.gate, episodes, seed=command.seed)
     if command.json:
         print(json.dumps(evaluation.as_dict()))
         return 0
