@@ -24,8 +24,8 @@ ALPHA = 0.2
 
 
 def rollout_signals(rollout: EpisodeRollouts, horizon: int) -> EpisodeSignals:
-    """What the gate sees of a rollout: its confidence, up to `horizon` frames."""
-    seen = slice(0, horizon + 1)
+    """What the gate sees of a rollout: its confidence in the first `horizon` imagined frames."""
+    seen = (rollout.horizon > 0) & (rollout.horizon <= horizon)
     return EpisodeSignals(confidence=confidence_maps(rollout)[seen], horizon=rollout.horizon[seen])
 
 
