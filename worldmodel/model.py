@@ -64,8 +64,6 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> ModelConfig:
         """The inverse of `as_dict`."""
-        if not isinstance(stored, dict):
-            raise ValueError(f"the config must be a JSON object, got {type(stored).__name__}.")
         if stored.get("format") != FORMAT:
             raise ValueError(
                 f"`format` must be {FORMAT}, got {stored.get('format')!r}; made by another version."
@@ -249,7 +247,10 @@ class WorldModel(nn.Module):
 def read_config(folder: Path) -> ModelConfig:
     """The config of a checkpoint's folder."""
     try:
-        return ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
+        stored = json.loads((folder / "config.json").read_text())
+        if not isinstance(stored, dict):
+            raise TypeError(f"it must hold a JSON object, got a {type(stored).__name__}")
+        return ModelConfig.from_dict(stored)
     except KeyError as error:
         raise ValueError(f"The config.json in {str(folder)!r} lacks {error}.") from error
     except (OSError, TypeError, ValueError) as error:

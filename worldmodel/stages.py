@@ -57,7 +57,7 @@ def split_episodes(store: ClipStore, shares: tuple[float, float]) -> Split:
             f"{store.path}."
         )
     order = np.random.default_rng(0).permutation(len(groups))
-    confidence = max(1, round(shares[1] * len(groups)))
+    confidence = min(max(1, round(shares[1] * len(groups))), len(groups) - 1)
     dynamics = min(max(1, round(shares[0] * len(groups))), len(groups) - confidence)
     dealt = [
         [name for i in part for name in groups[i]]

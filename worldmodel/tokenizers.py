@@ -37,6 +37,11 @@ class TokenizerConfig:
             raise ValueError(
                 f"`widths` and `layers` must be of one length, got {self.widths} and {self.layers}."
             )
+        if self.widths[-1] % self.channels:
+            raise ValueError(
+                f"`channels` must divide the last of `widths`, got {self.channels} and "
+                f"{self.widths}."
+            )
 
     @property
     def stride(self) -> int:
@@ -161,7 +166,7 @@ class Tokenizer(nn.Module):
         return self.autoencoder.decode(latents).sample
 
     @torch.no_grad()
-    def fit_whitening(self, batches: Iterable[Float[Tensor, "batch 3 height width"]]) -> Tokenizer:
+    def fit_whitening(self, batches: Iterable[Float[Tensor, "_ 3 _ _"]]) -> Tokenizer:
         """Set mean and standard deviation per channel from frames; forgets what was set before."""
         count = 0
         total, square = torch.zeros(2, self.channels, dtype=torch.float64, device=self.mean.device)

@@ -211,7 +211,8 @@ def fit(
                 scheduler.step()
             average.update_parameters(accelerator.unwrap_model(model))
             if writer is not None and step % 10 == 0:
-                log(writer, progress, step, {"loss": loss, "gradient_norm": norm, **figures})
+                figures = {"loss": loss.detach(), "gradient_norm": norm, **figures}
+                log(writer, progress, step, figures)
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 save_checkpoint(accelerator, folder, step + 1)
     objective.load_state_dict(average.module.state_dict())

@@ -168,7 +168,7 @@ def test_confidence_is_that_of_the_head_at_each_horizon(make_dynamics: Build) ->
 
 
 def test_subpatches_and_tokens_name_the_same_latents(make_dynamics: Build) -> None:
-    """Token (view, row, column), entry (channel, y, x) is latent [view, channel, 2 row + y, ...]."""
+    """Token (view, row, column) holds a patch of 2 x 2 positions of every channel."""
     dynamics = make_dynamics(views=2, patch=2, height=4, width=6)
     subpatches = torch.arange(2.0 * 2 * 4 * 6).reshape(1, 2, 2, 4, 6)
     tokens = to_tokens(subpatches, dynamics)

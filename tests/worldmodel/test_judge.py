@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from worldmodel.judge import ActionJudge, LatentJudge
+
+
+def draw(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def test_latent_judge_judges_each_frame_alone() -> None:
+    torch.manual_seed(0)
+    judge = LatentJudge(channels=2, views=2, width=4).eval()
+    latents = draw((2, 5, 2, 2, 4, 4))
+    logits = judge(latents)
+    edited = latents.clone()
+    edited[0, 3, 1] += 1  # the second view of one frame
+    changed = judge(edited) != logits
+    assert changed.nonzero().tolist() == [[0, 3]]
+    torch.testing.assert_close(judge(latents[1:, 2:3]), logits[1:, 2:3])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (24, 40)])
+@torch.no_grad()
+def test_latent_judge_takes_latents_of_any_size(size: tuple[int, int]) -> None:
+    judge = LatentJudge(channels=2, views=1, width=4).eval()
+    assert judge(draw((1, 3, 1, 2, *size))).isfinite().all()
+
+
+@torch.no_grad()
+def test_action_judge_reads_the_actions_and_their_running_sum() -> None:
+    torch.manual_seed(0)
+    judge = ActionJudge(action_dim=7, width=4).eval()
+    actions = draw((3, 20, 7))
+    logits = judge(actions)
+    torch.testing.assert_close(judge(actions[1:2]), logits[1:2])
+    place = torch.stack([actions[:, : t + 1].sum(1) for t in range(20)], 1)
+    read = torch.cat((actions, place), -1).transpose(1, 2)
+    torch.testing.assert_close(judge.net(read)[:, 0], logits)
+
+
+@pytest.mark.parametrize("kind", ["latent", "action"])
+def test_a_judge_learns_what_success_looks_like(kind: str) -> None:
+    """200 episodes, seed 0, of which a shift of one deviation marks the successful ones."""
+    torch.manual_seed(0)
+    success = torch.arange(200) % 2
+    shift = success.float()[:, None, None]
+    if kind == "latent":
+        judge: torch.nn.Module = LatentJudge(channels=1, views=1, width=8)
+        inputs = draw((200, 1, 1, 1, 4, 4)) + shift[..., None, None, None]
+    else:
+        judge = ActionJudge(action_dim=2, width=8)
+        inputs = draw((200, 10, 2)) + shift
+    optimizer = torch.optim.Adam(judge.parameters(), lr=0.01)
+    for _ in range(30):
+        optimizer.zero_grad()
+        logits = judge(inputs).flatten()
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, success.float()).backward()
+        optimizer.step()
+    with torch.no_grad():
+        right = (judge.eval()(inputs).flatten() > 0) == success.bool()
+    assert right.float().mean() > 0.95

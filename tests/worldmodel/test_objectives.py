@@ -1,0 +1,189 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from worldmodel.judge import ActionJudge, LatentJudge
+from worldmodel.latent_clips import LatentBatch
+from worldmodel.model import WorldModel
+from worldmodel.objectives import (
+    ConfidenceObjective,
+    DynamicsObjective,
+    JudgeObjective,
+    TokenizerObjective,
+    activity_weight,
+)
+from worldmodel.tokenizers import Tokenizer
+from worldmodel.transformer import Dynamics
+
+Build = Callable[..., Dynamics]
+
+
+def draw_batch(*, height: int = 2, width: int = 4, frames: int = 7, batch: int = 3) -> LatentBatch:
+    generator = Generator().manual_seed(0)
+    latents = torch.randn((batch, frames, 1, 2, height, width), generator=generator)
+    return LatentBatch(
+        latents,
+        torch.randn((batch, frames, 7), generator=generator),
+        torch.ones((batch, frames), dtype=torch.bool),
+        torch.zeros((batch, frames)),
+    )
+
+
+def seeded(seed: int = 0) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+class Recorded(torch.nn.Module):
+    """Returns what it is told, so that the objective's own arithmetic shows."""
+
+    def __init__(self, tokenizer: Tokenizer, answer: Tensor) -> None:
+        super().__init__()
+        self.config = tokenizer.autoencoder.config
+        self.answer = answer
+
+    def encode(self, frames: Tensor) -> Tensor:
+        return torch.stack((frames.mean((1, 2, 3)), 2 * frames.mean((1, 2, 3))), 1)[..., None, None]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.answer
+
+
+def test_moving_pixels_weigh_nine_times_as_much(make_model: Callable[..., WorldModel]) -> None:
+    """One pixel of 64 jumps from black to white; an error of 0.1 there or elsewhere."""
+    frames = torch.zeros((1, 2, 1, 8, 8, 3), dtype=torch.uint8)
+    frames[0, 1, 0, 2, 3] = 255
+    truth = torch.full((2, 3, 8, 8), -1.0)
+    truth[1, :, 2, 3] = 1.0
+
+    def loss(row: int, column: int) -> float:
+        answer = truth.clone()
+        answer[0, :, row, column] += 0.1
+        objective = TokenizerObjective(make_model().tokenizer, (8, 8))
+        objective.tokenizer = Recorded(objective.tokenizer, answer)  # type: ignore[assignment]
+        return float(objective(frames, seeded())[0])
+
+    perfect = loss(2, 3) - (0.1 + 4 * 0.01) * 9 / (2 * (63 + 9))
+    assert loss(2, 3) - perfect == pytest.approx(9 * (loss(0, 0) - perfect), rel=1e-3)
+
+
+def test_tokenizer_objective_reaches_every_weight(make_model: Callable[..., WorldModel]) -> None:
+    objective = TokenizerObjective(make_model().tokenizer.train(), (16, 16))
+    batch = torch.randint(256, (2, 2, 1, 20, 24, 3), dtype=torch.uint8, generator=seeded())
+    loss, figures = objective(batch, seeded())
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
+    assert figures["psnr_db"].isfinite()
+
+
+@torch.no_grad()
+def test_dynamics_are_trained_on_what_a_sampler_asks(make_dynamics: Build) -> None:
+    """An untrained network repeats the last frame: the loss is that of persistence, weighted."""
+    dynamics = make_dynamics()
+    dynamics.final.weight.zero_()
+    dynamics.final.bias.zero_()
+    batch = draw_batch()
+    objective = DynamicsObjective(dynamics, own_context=0.0, passes=1, pure_noise=1.0)
+    loss, figures = objective(batch, seeded())
+    change = batch.latents.diff(dim=1) / dynamics.change_std[:, None, None]
+    expected = (activity_weight(batch.latents) * change.square()).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert figures["relative_error"].item() == pytest.approx(1.0)
+
+
+def test_own_context_starts_with_the_true_frame_and_goes_on_with_predictions(
+    make_dynamics: Build,
+) -> None:
+    """Two passes against frame-by-frame arithmetic: each frame sees the pass before."""
+    dynamics = make_dynamics()
+    batch, objective = draw_batch(), DynamicsObjective(dynamics, own_context=1.0, passes=2)
+    context = objective.own_predictions(batch, 2, seeded())
+    assert torch.equal(context[:, 0], batch.latents[:, 0])
+    assert not context.requires_grad
+    generator, level = seeded(), torch.ones(3, 7)
+    expected = batch.latents
+    with torch.no_grad():
+        for _ in range(2):
+            noise = torch.randn(expected.shape, generator=generator)
+            clean = objective.estimate(batch, expected, noise, level).clean
+            expected = torch.cat((batch.latents[:, :1], clean[:, 1:]), 1)
+    torch.testing.assert_close(context, expected)
+    assert (context[:, 1:] - batch.latents[:, 1:]).abs().mean() > 0.1
+
+
+def test_dynamics_objective_reaches_every_weight_and_follows_its_generator(
+    make_dynamics: Build,
+) -> None:
+    objective = DynamicsObjective(make_dynamics(), own_context=0.5, passes=3)
+    losses = [objective(draw_batch(), seeded(seed))[0] for seed in (0, 0, 1)]
+    assert torch.equal(losses[0], losses[1])
+    assert not torch.equal(losses[0], losses[2])
+    losses[0].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in objective.parameters())
+
+
+def test_activity_weight_follows_what_changes() -> None:
+    latents = torch.zeros((1, 4, 1, 2, 2, 2))
+    latents[0, :, 0, :, 0, 0] = torch.tensor([0.0, 1, 0, 1])[:, None]
+    weight = activity_weight(latents)
+    assert weight.shape == (1, 1, 1, 1, 2, 2)
+    assert weight.flatten().tolist() == [4.0, 0.25, 0.25, 0.25]
+    generator = seeded()
+    even = activity_weight(torch.randn((4, 20, 1, 8, 4, 4), generator=generator))
+    assert even.mean().item() == pytest.approx(1.0, abs=0.02)
+    assert activity_weight(torch.ones((1, 3, 1, 2, 2, 2))).isfinite().all()
+
+
+def test_confidence_is_scored_on_errors_of_whole_rollouts(
+    make_model: Callable[..., WorldModel],
+) -> None:
+    """Against rollouts made by `WorldModel.imagine` with the seeds that the objective draws."""
+    model = make_model()
+    batch = draw_batch(height=4, width=4)
+    draws = torch.randint(2**31, (4,), generator=seeded()).tolist()
+    start = 1 + draws[-1] % 3
+    with torch.no_grad():
+        loss, figures = ConfidenceObjective(model, longest_start=3)(batch, seeded())
+    imagined = model.imagine(
+        batch.latents[:, :start], batch.actions[:, :-1], seeds=draws[:-1],
+        epsilon=model.confidence.levels.tolist(),
+    )  # fmt: skip
+    error = (imagined.latents - batch.latents[:, start:]).abs()
+    assert error.shape[1] == 7 - start
+    assert figures["mean_error"].item() == pytest.approx(error.mean().item(), rel=1e-5)
+    reached = (error[..., None] <= model.confidence.levels).float()
+    brier_per_level = (imagined.confidence - reached).square()
+    assert loss.item() == pytest.approx(brier_per_level.mean().item(), rel=1e-4)
+
+
+def test_training_confidence_leaves_the_dynamics_alone(
+    make_model: Callable[..., WorldModel],
+) -> None:
+    model = make_model()
+    objective = ConfidenceObjective(model, longest_start=2)
+    assert {id(p) for p in objective.parameters()} == {id(p) for p in model.confidence.parameters()}
+    objective(draw_batch(height=4, width=4), seeded())[0].backward()
+    assert all(p.grad is not None for p in model.confidence.parameters())
+    assert all(p.grad is None for p in model.dynamics.parameters())
+
+
+def test_both_judges_are_scored_against_their_own_labels() -> None:
+    torch.manual_seed(0)
+    objective = JudgeObjective(LatentJudge(2, 1, 4), ActionJudge(7, 4)).eval()
+    objective.latent_noise = 0.0
+    batch = draw_batch(height=4, width=4)
+    success = torch.zeros(3, 7)
+    success[0, 4:] = 1
+    success[2, 3] = torch.nan  # a frame nobody judged
+    batch = replace(batch, success=success)
+    loss, figures = objective(batch, seeded())
+    logits, known = objective.judge(batch.latents), ~success.isnan()
+    episode = objective.action_judge(batch.actions)
+    expected = F.binary_cross_entropy_with_logits(logits[known], success[known])
+    expected = expected + F.binary_cross_entropy_with_logits(episode, torch.tensor([1.0, 0, 0]))
+    torch.testing.assert_close(loss, expected)
+    right = ((logits > 0) == (success > 0.5))[known].float().mean()
+    assert figures["frame_accuracy"].item() == pytest.approx(right.item())

@@ -1,0 +1,361 @@
+import json
+from collections.abc import Callable
+from dataclasses import astuple, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from worldmodel import stages
+from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.latent_clips import LatentBatch, LatentClips, collate_latents, encode_store
+from worldmodel.model import WorldModel
+from worldmodel.presets import PRESETS, Preset, get_preset
+from worldmodel.stages import (
+    FramePairs,
+    check_lengths,
+    fit_normalisers,
+    model_size,
+    new_model,
+    split_episodes,
+    train,
+)
+
+Store = Callable[..., ClipStore]
+
+
+@pytest.fixture
+def preset(micro: Preset, monkeypatch: pytest.MonkeyPatch) -> Preset:
+    """The micro recipe, known by name."""
+    monkeypatch.setitem(PRESETS, "micro", micro)
+    monkeypatch.setitem(PRESETS, "micro-2", replace(micro, clip_frames=3))
+    return micro
+
+
+def test_split_keeps_copies_together_and_lists_disjoint(
+    make_store: Store, make_trajectory: Callable[..., Trajectory]
+) -> None:
+    """Sixteen episodes, the first four twice: 65% and 15% of sixteen are 10 and 2."""
+    store = make_store([5] * 16)
+    for index in range(4):
+        store.add(make_trajectory(f"copy-{index}", 5, index))
+    split = split_episodes(store, (0.65, 0.15))
+    dealt = [name for part in astuple(split) for name in part]
+    assert sorted(dealt) == sorted(store.episode_ids)
+    home = {name: part for part, names in enumerate(astuple(split)) for name in names}
+    assert all(home[f"copy-{i}"] == home[f"episode-{i}"] for i in range(4))
+    different = [{n.replace("copy", "episode") for n in names} for names in astuple(split)]
+    assert [len(names) for names in different] == [10, 2, 4]
+
+
+def test_split_is_the_same_every_time(make_store: Store) -> None:
+    store = make_store([4] * 9)
+    assert split_episodes(store, (0.5, 0.2)) == split_episodes(
+        ClipStore.open(store.path), (0.5, 0.2)
+    )
+    everything = split_episodes(store, (0.85, 0.15))
+    assert (len(everything.dynamics), len(everything.confidence)) == (8, 1)
+    assert everything.untouched == ()
+
+
+@pytest.mark.parametrize("shares", [(0.65, 0.15), (0.1, 0.9), (0.01, 0.01)])
+def test_the_smallest_split_feeds_both_parts(
+    make_store: Store, shares: tuple[float, float]
+) -> None:
+    split = split_episodes(make_store([4, 4]), shares)
+    assert len(split.dynamics) == len(split.confidence) == 1
+
+
+def test_one_episode_is_too_few(
+    make_store: Store, make_trajectory: Callable[..., Trajectory]
+) -> None:
+    store = make_store([6])
+    store.add(make_trajectory("copy", 6, 0))
+    message = r"^`data` needs at least 2 different episodes to train on, got 1 in .*data\.zarr\.$"
+    with pytest.raises(ValueError, match=message):
+        split_episodes(store, (0.65, 0.15))
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "needed"),
+    [
+        ({"pair_stride": 7}, "tokenizer", 8),
+        ({"clip_frames": 9}, "dynamics", 9),
+        ({"horizon": 8}, "confidence", 10),
+    ],
+)
+def test_short_episodes_are_refused_before_anything_is_trained(
+    make_store: Store, preset: Preset, monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, int], stage: str, needed: int, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(PRESETS, "micro", replace(preset, **changes))
+    store = make_store([6, 7, 6, 7])
+    message = (
+        rf"^Stage '{stage}' needs episodes of at least {needed} frames, but all [1-3] dealt to it "
+        r"from .*data\.zarr are shorter \(the longest has 7\); add longer episodes or choose a "
+        r"preset of shorter clips\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(store, "micro", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_long_episode_per_stage_is_enough(make_store: Store, preset: Preset) -> None:
+    split = stages.Split(("episode-0", "episode-1"), ("episode-2",), ())
+    check_lengths(make_store([2, 4, 5]), preset, split)
+
+
+def test_frame_pairs_are_a_stride_apart_and_of_one_episode(make_store: Store) -> None:
+    store = make_store([5, 2, 4])
+    pairs = FramePairs(store, store.episode_ids, store.cameras, 3)
+    assert len(pairs) == 2 + 0 + 1
+    frames = {name: store.episode(name).frames["front"][:] for name in store.episode_ids}
+    expected = [("episode-0", 0), ("episode-0", 1), ("episode-2", 0)]
+    for pair, (name, start) in zip(pairs, expected, strict=True):
+        np.testing.assert_array_equal(pair[:, 0], frames[name][[start, start + 3]])
+
+
+def test_windows_of_latents_cover_each_episode_once() -> None:
+    def episode(length: int, first: int) -> LatentBatch:
+        rows = torch.arange(first, first + length)
+        latents = rows.half()[None, :, None, None, None, None]
+        actions = rows.float()[None, :, None].expand(1, length, 7)
+        return LatentBatch(latents, actions, rows[None] % 2 == 0, rows.float()[None])
+
+    clips = LatentClips([episode(4, 0), episode(2, 10), episode(5, 20)], 3)
+    windows = [clips[i] for i in range(len(clips))]
+    starts = [0, 1, 20, 21, 22]
+    for window, start in zip(windows, starts, strict=True):
+        expected = [float(start + i) for i in range(3)]
+        assert window.latents.flatten().tolist() == expected
+        assert window.latents.dtype == torch.float32
+        assert window.actions[0, :, 0].tolist() == window.success[0].tolist() == expected
+        assert window.action_valid[0].tolist() == [value % 2 == 0 for value in expected]
+    with pytest.raises(IndexError):
+        clips[5]
+    assert torch.equal(collate_latents(windows[:2]).success, torch.tensor([[0.0, 1, 2], [1, 2, 3]]))
+
+
+def test_latents_are_encoded_once_and_then_read(
+    make_store: Store, make_model: Callable[..., WorldModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, model = make_store([3, 4]), make_model()
+    first = encode_store(model, store, store.episode_ids)
+    frames = torch.from_numpy(store.episode(1).frames["front"][:])[:, None]
+    torch.testing.assert_close(
+        first[1].latents[0].float(), model.encode(frames), atol=1e-3, rtol=1e-3
+    )
+    np.testing.assert_array_equal(first[1].actions[0], store.episode(1).actions)
+    assert first[1].success[0].tolist() == [0.0, 0.0, 1.0, 1.0]
+
+    def refuse(frames: Any, **options: Any) -> None:
+        raise AssertionError("encoded again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "encode", refuse)
+        again = encode_store(model, ClipStore.open(store.path), store.episode_ids)
+        for one, other in zip(first, again, strict=True):
+            assert all(
+                torch.equal(getattr(one, name), value) for name, value in vars(other).items()
+            )
+        model.tokenizer.mean += 1
+        with pytest.raises(AssertionError, match="encoded again"):
+            encode_store(model, store, store.episode_ids)
+
+
+def test_normalisers_are_those_of_the_known_actions_and_of_the_changes(
+    make_model: Callable[..., WorldModel],
+) -> None:
+    model = make_model()
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn((1, 9, 1, 2, 4, 4), generator=generator).half()
+    actions = 3 + 2 * torch.randn((1, 9, 7), generator=generator)
+    valid = torch.arange(9)[None] > 2
+    actions[:, 0] = 1e6
+    fit_normalisers(model, [LatentBatch(latents, actions, valid, torch.zeros(1, 9))])
+    torch.testing.assert_close(model.dynamics.condition.action_mean, actions[0, 3:].mean(0))
+    torch.testing.assert_close(model.dynamics.condition.action_std, actions[0, 3:].std(0))
+    change = latents.float().diff(dim=1)[0, :, 0]
+    expected = torch.stack([change[:, c].std() for c in range(2)])
+    torch.testing.assert_close(model.dynamics.change_std, expected)
+
+
+def test_a_new_model_fits_its_store_and_is_the_same_every_time(
+    make_store: Store, preset: Preset
+) -> None:
+    store = make_store([4, 4])
+    state = torch.random.get_rng_state()
+    one, other = new_model(store, preset), new_model(store, preset)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items())
+    assert one.config.image_size == (16, 16)
+    assert model_size(store, replace(preset, image_height=24), store.cameras) == (24, 24)
+    assert one.config.action_spec.rate_hz == store.rate_hz
+
+
+@pytest.fixture
+def whole_run(make_store: Store, preset: Preset, tmp_path: Path) -> tuple[ClipStore, Path]:
+    """A finished run of every stage on four episodes."""
+    store = make_store([6, 7, 6, 7])
+    train(store, "micro", tmp_path / "run")
+    return store, tmp_path / "run"
+
+
+def modified(folder: Path) -> dict[str, int]:
+    """When each file below a folder was last written."""
+    return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_whole_run_trains_every_part_and_continues_with_nothing_to_do(
+    whole_run: tuple[ClipStore, Path], preset: Preset
+) -> None:
+    store, folder = whole_run
+    model = WorldModel.load(folder / "model")
+    assert model.config.provenance["stages"] == ["tokenizer", "dynamics", "confidence", "judge"]
+    assert model.config.provenance["recipe"] == json.loads(
+        json.dumps(preset, default=lambda value: vars(value))
+    )
+    untrained = new_model(store, preset)
+    for part in ("tokenizer", "dynamics", "confidence", "judge", "action_judge"):
+        before = dict(getattr(untrained, part).named_parameters())
+        after = getattr(model, part).named_parameters()
+        assert any(not torch.equal(value, before[name]) for name, value in after), part
+    assert model.tokenizer.std.min() > 0
+    assert not torch.equal(model.tokenizer.std, torch.ones(2))
+
+    before_again = modified(folder)
+    again = train(store, "micro", folder)
+    assert modified(folder) == before_again
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(
+    whole_run: tuple[ClipStore, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Stopped between the two parts of the dynamics' training, then continued."""
+    store, folder = whole_run
+    fit = stages.fit
+
+    def stop_at_rollout(*arguments: Any, name: str, **options: Any) -> Any:
+        if name == "rollout":
+            raise KeyboardInterrupt
+        return fit(*arguments, name=name, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "fit", stop_at_rollout)
+        with pytest.raises(KeyboardInterrupt):
+            train(store, "micro", tmp_path / "stopped")
+    model = train(store, "micro", tmp_path / "stopped")
+    whole = WorldModel.load(folder / "model").state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, whole[name]), name
+
+
+def test_restart_trains_a_stage_and_its_followers_anew(whole_run: tuple[ClipStore, Path]) -> None:
+    store, folder = whole_run
+    (folder / "model" / "monitor").mkdir()
+    before = WorldModel.load(folder / "model").state_dict()
+    files = modified(folder / "tokenizer") | modified(folder / "dynamics")
+    model = train(store, "micro", folder, restart="confidence")
+    # Trained from the same untrained start on the same draws, it ends at the same weights.
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert modified(folder / "tokenizer") | modified(folder / "dynamics") == files
+    assert not (folder / "model" / "monitor").exists()
+
+
+def test_a_killed_restart_goes_on_with_the_restarted_stage(
+    whole_run: tuple[ClipStore, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, folder = whole_run
+
+    def stop(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "fit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(store, "micro", folder, restart="dynamics")
+    left = WorldModel.load(folder / "model")
+    assert left.config.provenance["stages"] == ["tokenizer"]
+    assert not any((folder / name).exists() for name in ("dynamics", "rollout", "confidence"))
+    assert torch.equal(left.dynamics.final.weight, torch.zeros_like(left.dynamics.final.weight))
+    model = train(store, "micro", folder)
+    assert model.config.provenance["stages"] == ["tokenizer", "dynamics", "confidence", "judge"]
+
+
+def test_another_preset_data_or_stage_is_refused(
+    whole_run: tuple[ClipStore, Path], make_store: Store
+) -> None:
+    store, folder = whole_run
+    before = modified(folder)
+    with pytest.raises(
+        ValueError,
+        match=r"^'.*run' holds a run of preset 'micro'; continue it with that preset, or give "
+        r"another `out` for 'micro-2'\.$",
+    ):
+        train(store, "micro-2", folder)
+    with pytest.raises(
+        ValueError,
+        match=r"^'.*run' holds a run on other episodes than .*other\.zarr holds now; continue it "
+        r"with the same data, or give another `out`\.$",
+    ):
+        train(make_store([6, 6, 7], "other.zarr"), "micro", folder)
+    with pytest.raises(
+        ValueError,
+        match=r"^`restart` must be one of \['tokenizer', 'dynamics', 'confidence', 'judge'\], got "
+        r"'judges'\.$",
+    ):
+        train(store, "micro", folder, restart="judges")
+    assert modified(folder) == before
+
+
+def test_another_preset_is_refused_before_the_first_stage_has_ended(
+    make_store: Store, preset: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    store = make_store([6, 7, 6, 7])
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "fit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(store, "micro", tmp_path / "run")
+    with pytest.raises(ValueError, match=r"holds a run of preset 'micro'; "):
+        train(store, "micro-2", tmp_path / "run")
+
+
+def test_data_without_success_labels_have_no_judge(
+    make_store: Store, make_trajectory: Callable[..., Trajectory], preset: Preset, tmp_path: Path
+) -> None:
+    store = make_store([])
+    for index in range(3):
+        episode = make_trajectory(f"episode-{index}", 6, index)
+        store.add(replace(episode, success=None, signals={}))
+    train(store, "micro", tmp_path / "run")
+    assert not (tmp_path / "run" / "judge").exists()
+
+
+def test_unknown_presets_are_refused_with_the_closest_name() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"^Unknown preset 'tabeltop'; known: \[.*'smoke', 'tabletop'.*\]\. "
+        r"Did you mean 'tabletop'\?$",
+    ):
+        get_preset("tabeltop")
+
+
+def test_presets_must_fit_their_tokenizer(micro: Preset) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"^`image_height` must be a multiple of the tokenizer's stride 4, got 18\.$",
+    ):
+        replace(micro, image_height=18)
+
+
+def test_presets_deal_out_no_more_than_there_is(micro: Preset) -> None:
+    message = r"^`shares` must be positive and add up to 1 at most, got \(0\.9, 0\.2\)\.$"
+    with pytest.raises(ValueError, match=message):
+        replace(micro, shares=(0.9, 0.2))
