@@ -13,6 +13,8 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 
+ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+"""PyAV converts colours in as many threads as there are cores since 17; before, always in one."""
 REORDER_FRAMES = 16
 """H.264 reorders at most 16 frames: a key frame this much early is never shown too late."""
 
@@ -74,7 +76,7 @@ class JpegFrames:
     @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        height, width, _, _ = simplejpeg.decode_jpeg_header(self.payloads[0])
+        height, width, _ = self._decode(0).shape
         return height, width
 
 
@@ -110,7 +112,7 @@ def decode_window(path: Path, start: int, stop: int) -> UInt8[np.ndarray, "time 
                 if index >= stop:
                     break
                 if index == start + len(frames):
-                    frames.append(frame.to_ndarray(format="rgb24"))
+                    frames.append(frame.to_ndarray(format="rgb24", **ONE_THREAD))
         except av.error.FFmpegError as error:
             raise _undecodable(path, error) from error
     if len(frames) < stop - start:
@@ -136,6 +138,8 @@ def _video_stream(container: Any, path: Path) -> Any:
     if stream.codec_context is None:
         raise ValueError(f"{path} is not a readable video (unknown codec); it is damaged.")
     stream.codec_context.options = {"err_detect": "explode"}  # errors, not grey patches
+    # Small frames cost more to hand to another thread than to decode; work splits over processes.
+    stream.thread_type, stream.codec_context.thread_count = "NONE", 1
     return stream
 
 

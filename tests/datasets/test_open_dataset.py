@@ -96,7 +96,7 @@ def damaged(content: bytes, generator: np.random.Generator) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, on numbers made of noise
-@pytest.mark.parametrize("num", [10, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num", [10, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", ["droid", "worldgym", "rlds", "lerobot"])
 def test_damage_gives_data_or_one_sentence(
     request: pytest.FixtureRequest, form: str, num: int

@@ -172,6 +172,7 @@ def test_jpeg_frames_are_decoded_one_by_one() -> None:
     frames = JpegFrames(tuple(simplejpeg.encode_jpeg(image, quality=100) for image in images))
     assert (len(frames), frames.size) == (5, (16, 24))
     np.testing.assert_array_equal(frames[1:4], images[1:4])
+    np.testing.assert_array_equal(simplejpeg.decode_jpeg(frames.jpeg(3)), images[3])
     assert frames[2:2].shape == (0, 16, 24, 3)
 
 
