@@ -86,7 +86,10 @@ def load_episode(model: WorldModel, trajectory: Trajectory, cameras: Sequence[st
     frames = torch.stack([shrunk(trajectory.frames[name], model) for name in cameras], dim=1)
     latents = model.encode(frames)[None].half().cpu().clone()
     batch = replace(labelled(latents, trajectory), actions=torch.from_numpy(actions)[None])
-    return Episode(trajectory.episode_id, frames, batch)
+    height, width = trajectory.frames[cameras[0]].size
+    model_height, model_width = model.config.image_size
+    stretch = width * model_height / (height * model_width)
+    return Episode(trajectory.episode_id, frames, batch, stretch)
 
 
 def load_named(model: WorldModel, dataset: Dataset, names: Sequence[str]) -> list[Episode]:

@@ -89,6 +89,8 @@ class Episode:
     frames: UInt8[Tensor, "time view height width 3"]
     """At the model's size."""
     batch: LatentBatch
+    stretch: float = 1.0
+    """Width over height of the source's frames, over that of the model's: 1 if only scaled."""
 
 
 def confidence_maps(rollouts: EpisodeRollouts) -> Float[np.ndarray, "time view channel h w"]:

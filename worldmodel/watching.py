@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
 
 from worldmodel.logged_rollouts import steps
-from worldmodel.model import WorldModel
+from worldmodel.model import WorldModel, resize
 from worldmodel.monitors.monitor import ImaginedFrame
 from worldmodel.monitors.verdict import Level, Verdict
 from worldmodel.rollouts import EpisodeRollouts
+from worldmodel.tokenizers import to_model, to_pixels
 from worldmodel.trust import Episode, Trust, confidence_maps
 
+MAX_STRETCH = 0.1
+"""Largest |log| of a stretch that rounding to the tokenizer's stride may bring about."""
 SCORE = "score."
 """Start of the name of a channel's score in a log."""
 VERDICT = ("level", "causes", "latency_s")
@@ -25,10 +31,24 @@ def watch(trust: Trust, episode: Episode, rollouts: EpisodeRollouts) -> Iterator
     """One verdict per frame, from the real frame and what the model claimed of it beforehand."""
     monitor, maps = trust.monitor, confidence_maps(rollouts)
     monitor.reset()
+    frames = unstretched(episode)
     for t, horizon in enumerate(rollouts.horizon):
         claim = ImaginedFrame(maps[t], int(horizon)) if horizon else None
         action = episode.batch.actions[0, t].numpy()
-        yield monitor.update(episode.frames[t].numpy(), action, claim)
+        yield monitor.update(frames[t].numpy(), action, claim)
+
+
+def unstretched(episode: Episode) -> UInt8[Tensor, "time view height width 3"]:
+    """The frames the monitor is shown: at the model's size, or in their own proportions.
+
+    A camera of clearly other proportions is another camera, and squeezing its pictures would hide
+    that: the monitor's sensor check sees their shape and stops.
+    """
+    if abs(math.log(episode.stretch)) < MAX_STRETCH:
+        return episode.frames
+    height, width = episode.frames.shape[-3:-1]
+    own = (height, max(1, round(width * episode.stretch)))
+    return to_pixels(resize(to_model(episode.frames), own))
 
 
 def watched_steps(

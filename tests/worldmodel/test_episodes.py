@@ -15,6 +15,9 @@ from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes import choose_cameras, load_episode, load_episodes, select_episodes
 from worldmodel.latent_clips import encode_episode
 from worldmodel.model import WorldModel
+from worldmodel.objectives import LatentBatch
+from worldmodel.trust import Episode
+from worldmodel.watching import unstretched
 
 Model, Store = Callable[..., WorldModel], Callable[..., ClipStore]
 
@@ -89,3 +92,17 @@ def test_cameras_stand_in_with_a_warning_or_are_refused(
     model.config = replace(model.config, cameras=("wrist", "left"))
     with pytest.raises(ValueError, match=re.escape("The model needs 2 cameras, wrist, left; ")):
         choose_cameras(model, store)
+
+
+def test_frames_of_other_proportions_are_shown_to_the_monitor_as_they_are() -> None:
+    frames = torch.zeros(2, 1, 16, 32, 3, dtype=torch.uint8)
+    batch = LatentBatch(
+        torch.zeros(1, 2, 1, 1, 1, 1),
+        torch.zeros(1, 2, 7),
+        torch.ones(1, 2, dtype=torch.bool),
+        torch.zeros(1, 2),
+    )
+    rounded = Episode("rounded", frames, batch, stretch=1.05)
+    square = Episode("square", frames, batch, stretch=0.5)
+    assert unstretched(rounded) is frames
+    assert unstretched(square).shape == (2, 1, 16, 16, 3)
