@@ -167,7 +167,7 @@ def psnr_pair(rollout: LoggedRollout, horizon: int) -> tuple[float, float]:
     """Of the frames imagined so far ahead, and of the last real frame before each (dB)."""
     rows = np.flatnonzero(rollout.horizon == horizon)
     real, imagined, last = (
-        torch.from_numpy(frames)
+        torch.from_numpy(frames).float()
         for frames in (rollout.frames[rows], rollout.imagined[rows], rollout.frames[rows - horizon])
     )
     return psnr_db(imagined, real), psnr_db(last, real)

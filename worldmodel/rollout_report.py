@@ -82,7 +82,7 @@ def as_words(value: object) -> str:
 
 def summary_of(rollout: LoggedRollout) -> WatchSummary:
     """The verdicts of a watched rollout, summed up."""
-    return summarize_watch(**{name: rollout.signals[name] for name in VERDICT})
+    return summarize_watch(**{name: rollout.signals[name].tolist() for name in VERDICT})
 
 
 def length_of(rollout: LoggedRollout) -> str:

@@ -1,0 +1,150 @@
+"""`worldmodel watch`: alarms and exit codes, what it logs, what it refuses."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from worldmodel.cli import main
+from worldmodel.datasets.open_dataset import open_dataset
+from worldmodel.datasets.rollout_log import RolloutLog
+from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.episodes import load_episodes
+from worldmodel.model import WorldModel
+from worldmodel.monitors.verdict import Level
+from worldmodel.rollouts import roll_out
+from worldmodel.trust import FrameFeatures, Trust, signals
+from worldmodel.watching import summarize_watch
+
+Refused = Callable[..., str]
+
+
+def watch(model: Path, data: Path, *options: str | Path) -> int:
+    return main(["watch", "--model", str(model), "--data", str(data), *map(str, options)])
+
+
+def test_nominal_episodes_raise_no_alarm(
+    calibrated: Path, scenes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Episodes that the channels were fitted on are as familiar as can be."""
+    assert watch(calibrated, scenes, "--only", "train/[0-2]") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("0 of 3 episodes raised an alarm.")
+    assert [line.split()[:6] for line in lines[-3:]] == [
+        [f"train/{i}", "12", "no", "-", "-", "trust"] for i in range(3)
+    ]
+
+
+def test_another_look_raises_an_alarm_by_appearance(
+    calibrated: Path,
+    tmp_path: Path,
+    make_store: Callable[..., Path],
+    make_scene: Callable[..., Trajectory],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The second episode turns odd at frame 5, that is after one second."""
+    plain, odd = make_scene("b", 0), make_scene("b", 0, odd=True)
+    pixels = np.concatenate((plain.frames["front"][:5], odd.frames["front"][5:12]))
+    plain.frames["front"].pixels[:] = pixels
+    data = make_store("odd.zarr", make_scene("a", 1, odd=True), plain)
+    out = tmp_path / "log.zarr"
+    assert watch(calibrated, data, "--out", out, "--json") == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["log"] == str(out)
+    first, second = printed["episodes"]
+    assert (first["first_alarm"], second["first_alarm"]) == (0, 5)
+    assert (first["first_alarm_s"], second["first_alarm_s"]) == (0.0, 1.0)
+    for episode in (first, second):
+        assert episode["num_frames"] == 12
+        assert set(episode["causes"]) & {"appearance", "region"}
+        assert not any(cause.startswith(("sensor", "monitor")) for cause in episode["causes"])
+    levels = RolloutLog.open(out).read("b")["level"]
+    assert (levels[:5] == "trust").all()
+    assert (levels[5:] != "trust").all()
+
+
+def test_frame_by_frame_is_what_the_monitor_says_of_the_whole(
+    calibrated: Path, scenes: Path, tmp_path: Path
+) -> None:
+    """`RuntimeMonitor.watch` judges an episode at once and shares no loop with `update`."""
+    out = tmp_path / "log.zarr"
+    watch(calibrated, scenes, "--only", "train/[78]", "--out", out)
+    model = WorldModel.load(calibrated)
+    trust = Trust.load(calibrated / "monitor", model)
+    log = RolloutLog.open(out)
+    for episode in load_episodes(model, open_dataset(scenes), only="train/[78]"):
+        (rollouts,) = roll_out(model, [episode.batch], horizon=trust.horizon)
+        whole = trust.monitor.watch(signals(FrameFeatures(model), episode, rollouts))
+        read = log.read(episode.name)
+        assert [Level[str(name).upper()] for name in read["level"]] == whole.levels.tolist()
+        for name, scores in whole.scores.items():
+            np.testing.assert_allclose(read[f"score.{name}"], scores, atol=1e-4)
+        assert (read["latency_s"] > 0).all()
+        assert ((read["trust_map"] >= 0) & (read["trust_map"] <= 1)).all()
+        assert read["horizon"].tolist() == [0, 0, 0, 0, 1, 2, 3, 4, 1, 2, 3, 4]
+
+
+def test_a_broken_camera_is_a_fault_of_the_sensor(
+    calibrated: Path,
+    tmp_path: Path,
+    make_store: Callable[..., Path],
+    make_scene: Callable[..., Trajectory],
+) -> None:
+    scene = make_scene("dark", 3)
+    scene.frames["front"].pixels[6:] = 0
+    data = make_store("dark.zarr", scene)
+    assert watch(calibrated, data, "--out", tmp_path / "log.zarr") == 1
+    read = RolloutLog.open(tmp_path / "log.zarr").read("dark")
+    assert read["causes"][6] == ("sensor.black",)
+    assert (read["level"][6:] == "stop").all()
+    assert np.isnan(read["trust_map"][6:]).all()
+
+
+def test_longer_episodes_than_the_promise_covers_are_said(
+    calibrated: Path,
+    make_store: Callable[..., Path],
+    make_scene: Callable[..., Trajectory],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = make_store("long.zarr", make_scene("short", 1), make_scene("long", 0, num_frames=13))
+    watch(calibrated, data)
+    assert "1 of 2 episodes are longer than the 12 frames" in capsys.readouterr().err
+
+
+def test_a_monitor_of_other_weights_is_said(
+    calibrated: Path, model: Path, scenes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monitor = ["--monitor", calibrated / "monitor", "--only", "train/0"]
+    watch(model, scenes, *monitor)
+    assert "other weights" not in caplog.text
+    config = model / "config.json"
+    config.write_text(config.read_text().replace('"num_steps": 1', '"num_steps": 2'))
+    watch(model, scenes, *monitor)
+    assert "was made for other weights; calibrate again." in caplog.text
+
+
+def test_wrong_input_is_refused_and_nothing_written(
+    calibrated: Path, model: Path, scenes: Path, tmp_path: Path, refused: Refused
+) -> None:
+    torn = Path(shutil.copytree(calibrated / "monitor", tmp_path / "torn"))
+    content = (torn / "monitor.safetensors").read_bytes()
+    (torn / "monitor.safetensors").write_bytes(content[: len(content) // 2])
+    before = sorted(tmp_path.rglob("*"))
+    argv = ("watch", "--model", calibrated, "--data")
+    out = ("--out", tmp_path / "log.zarr")
+    assert "run `worldmodel calibrate`" in refused("watch", "--model", model, "--data", scenes)
+    assert "cannot be read" in refused(*argv, scenes, "--monitor", torn, *out)
+    assert "does not exist" in refused(*argv, tmp_path / "nowhere", *out)
+    assert "matches 'x'; it holds 10" in refused(*argv, scenes, "--only", "x", *out)
+    assert "holds something" in refused(*argv, scenes, "--out", torn)
+    assert "holds something" in refused(*argv, scenes, "--out", torn / "monitor.json")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_calm_episode_has_no_first_alarm() -> None:
+    summary = summarize_watch(level=["trust"] * 2, causes=[(), ()], latency_s=[0.1, 0.3])
+    assert (summary.first_alarm, summary.causes, summary.level) == (None, (), Level.TRUST)
+    assert summary.latency_s == pytest.approx(0.2)
