@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -29,7 +28,7 @@ from worldmodel.objectives import (
 )
 from worldmodel.presets import Preset, get_preset
 from worldmodel.tokenizers import Tokenizer, to_model
-from worldmodel.training import LoopConfig, fit
+from worldmodel.training import LoopConfig, all_processes, fit
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ def train_tokenizer(run: Run, model: WorldModel) -> None:
 
 def latents_of(run: Run, model: WorldModel, names: Sequence[str]) -> list[LatentBatch]:
     """Latents of some of the run's episodes."""
-    with PartialState().main_process_first():
+    with all_processes().main_process_first():
         return encode_store(model, run.store, names)
 
 
@@ -273,7 +272,7 @@ def train(
         raise ValueError(f"`restart` must be one of {list(STAGES)}, got {restart!r}.")
     run = Run(store, preset, folder, split_episodes(store, preset.shares))
     check_lengths(store, preset, run.split)
-    processes = PartialState()
+    processes = all_processes()
     if processes.is_main_process:
         prepare(run, preset_name, restart)
     processes.wait_for_everyone()

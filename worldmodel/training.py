@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -180,7 +180,8 @@ def fit(
         NonFiniteLossError: loss or gradient became NaN or infinite; the last checkpoint is kept.
     """
     set_seed(config.seed)
-    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+    all_processes()
+    accelerator = Accelerator(mixed_precision=precision)
     average = averaged(objective, config.average_decay).to(accelerator.device)
     steppers = optimizers(objective, config)
     schedulers = [
@@ -217,6 +218,11 @@ def fit(
                 save_checkpoint(accelerator, folder, step + 1)
     objective.load_state_dict(average.module.state_dict())
     return objective.eval()
+
+
+def all_processes() -> PartialState:
+    """The processes of this run; the first call joins them, over gloo where there is no GPU."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def load_batches(

@@ -162,23 +162,26 @@ def make_model(random_weights: Callable[..., None]) -> Callable[..., WorldModel]
 SMALL_TOKENIZER = TokenizerConfig(channels=2, widths=(4, 8, 8), layers=(0, 1, 1))
 
 
+LOOP = LoopConfig(steps=2, batch_size=2, checkpoint_every=1)
+MICRO = Preset(
+    image_height=16,
+    tokenizer=SMALL_TOKENIZER,
+    dynamics=DynamicsConfig(dim=16, condition_dim=8, layers=1, heads=2, context=2),
+    confidence=ConfidenceConfig(hidden=8, thresholds=4),
+    tokenizer_loop=LOOP,
+    dynamics_loop=replace(LOOP, muon_learning_rate=0.02),
+    rollout_loop=replace(LOOP, muon_learning_rate=0.005),
+    confidence_loop=LOOP,
+    judge_loop=LOOP,
+    clip_frames=4,
+    rollout_passes=2,
+    horizon=3,
+    longest_start=2,
+    pair_stride=2,
+)
+"""A recipe that goes through every stage in a second or two."""
+
+
 @pytest.fixture
 def micro() -> Preset:
-    """A recipe that goes through every stage in a second or two."""
-    loop = LoopConfig(steps=2, batch_size=2, checkpoint_every=1)
-    return Preset(
-        image_height=16,
-        tokenizer=SMALL_TOKENIZER,
-        dynamics=DynamicsConfig(dim=16, condition_dim=8, layers=1, heads=2, context=2),
-        confidence=ConfidenceConfig(hidden=8, thresholds=4),
-        tokenizer_loop=loop,
-        dynamics_loop=replace(loop, muon_learning_rate=0.02),
-        rollout_loop=replace(loop, muon_learning_rate=0.005),
-        confidence_loop=loop,
-        judge_loop=loop,
-        clip_frames=4,
-        rollout_passes=2,
-        horizon=3,
-        longest_start=2,
-        pair_stride=2,
-    )
+    return MICRO

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -325,6 +327,34 @@ def test_another_preset_is_refused_before_the_first_stage_has_ended(
             train(store, "micro", tmp_path / "run")
     with pytest.raises(ValueError, match=r"holds a run of preset 'micro'; "):
         train(store, "micro-2", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(make_store: Store, tmp_path: Path) -> None:
+    """By `torchrun`: both end with the same weights, each having drawn its own half of a batch."""
+    store = make_store([6, 7, 6, 7])
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import importlib.util, pathlib, sys\n"
+        "spec = importlib.util.spec_from_file_location('conftest', sys.argv[1])\n"
+        "conftest = sys.modules['conftest'] = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(conftest)\n"
+        "from worldmodel import presets, stages\n"
+        "presets.PRESETS['micro'] = conftest.MICRO\n"
+        "store = stages.ClipStore.open(sys.argv[2])\n"
+        "model = stages.train(store, 'micro', pathlib.Path(sys.argv[3]))\n"
+        "print('weights', float(sum(p.double().abs().sum() for p in model.parameters())))\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    arguments = [script, Path(__file__).with_name("conftest.py"), store.path, tmp_path / "run"]
+    done = subprocess.run(
+        [*launch, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    weights = [line for line in done.stdout.splitlines() if line.startswith("weights")]
+    assert len(weights) == 2
+    assert weights[0] == weights[1]
+    assert (tmp_path / "run" / "rollout" / "step-2" / "random_states_1.pkl").is_file()
 
 
 def test_data_without_success_labels_have_no_judge(
