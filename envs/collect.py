@@ -120,9 +120,7 @@ def _provenance(collection: Collection) -> dict[str, str]:
     }
 
 
-def record(
-    episodes: Sequence[tuple[Collection, int]], *, workers: int = 1
-) -> Iterator[Trajectory]:
+def record(episodes: Sequence[tuple[Collection, int]], *, workers: int = 1) -> Iterator[Trajectory]:
     """Record episodes (collection and number) in order, here or in processes of one thread each."""
     if workers == 1:
         yield from (_record(collection, index) for collection, index in episodes)

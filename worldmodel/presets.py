@@ -66,7 +66,7 @@ TABLETOP = Preset(
     tokenizer_loop=LoopConfig(steps=1800, batch_size=16, learning_rate=1.5e-3, clip_norm=5.0),
     dynamics_loop=LoopConfig(steps=800, batch_size=12, muon_learning_rate=0.02),
     rollout_loop=LoopConfig(steps=120, batch_size=12, learning_rate=3e-4, muon_learning_rate=0.005),
-    confidence_loop=LoopConfig(steps=100, batch_size=12),
+    confidence_loop=LoopConfig(steps=60, batch_size=12, warmup=10),
     judge_loop=LoopConfig(steps=200, batch_size=16),
     horizon=36,
     longest_start=4,

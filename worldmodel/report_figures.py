@@ -130,7 +130,7 @@ def lines(
 def level_timeline(
     levels: Mapping[str, Int[np.ndarray, " time"]], *, names: Sequence[str], rate_hz: float
 ) -> Figure:
-    """One row per rollout: the higher the level, the taller the bar; `names`: of levels 0, 1, ..."""
+    """One row per rollout: the higher the level, the taller the bar; `names` name the levels."""
     figure = Figure(figsize=(8, 1.1 + 0.42 * len(levels)), layout="constrained")
     axes = figure.subplots()
     for row, values in enumerate(levels.values()):

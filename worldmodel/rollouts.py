@@ -90,6 +90,7 @@ def roll_out(
     """Imagine recorded episodes under their own actions.
 
     Args:
+        model: the world model.
         episodes: batches of one, whole episodes.
         start: real frames before the first imagined one; at least 1.
         horizon: frames imagined before the rollout starts from real frames again.

@@ -35,7 +35,7 @@ class Command:
     data: Path
     """Episodes, in any form that `worldmodel data info` reads."""
     out: Path
-    """Rollout log to write (.zarr): a new folder, or the one a stopped run of this command began."""
+    """Rollout log to write (.zarr): a new folder, or that of a stopped run of this command."""
     only: str | None = None
     """Shell pattern of the episodes' names, such as "val/*" (default: all)."""
     episodes: int | None = None
