@@ -9,8 +9,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 from numpy.typing import ArrayLike
 
-from worldmodel.datasets.rotations import euler_to_rotation_vector, rotation_vector_to_euler
-
 
 @dataclass(frozen=True, kw_only=True)
 class ActionSpec:
@@ -120,6 +118,8 @@ class DeltaPose:
                 "`actions` move the mobile base (columns after the seventh); no canonical form."
             )
         if self.spec.rotation == "euler_xyz":
+            from worldmodel.datasets.rotations import euler_to_rotation_vector
+
             rows[:, 3:6] = euler_to_rotation_vector(rows[:, 3:6])
         rows[:, 6] = canonical_gripper(rows[:, 6], self.spec.gripper)
         return rows[:, :7].astype(np.float32)
@@ -129,6 +129,8 @@ class DeltaPose:
         rows = np.zeros((len(actions), self.spec.dim))
         rows[:, :7] = checked_rows(actions, dim=7, what="actions")
         if self.spec.rotation == "euler_xyz":
+            from worldmodel.datasets.rotations import rotation_vector_to_euler
+
             rows[:, 3:6] = rotation_vector_to_euler(rows[:, 3:6])
         rows[:, 6] = source_gripper(rows[:, 6], self.spec.gripper)
         return (rows / np.array(self.spec.scale)).astype(np.float32)
