@@ -46,7 +46,7 @@ def log_attributes(
     return {
         "command": command,
         "data": str(data),
-        "model": checkpoint.name,
+        "model": "/".join(checkpoint.parts[-2:]),
         "model_hash": fingerprint(checkpoint),
         "monitor_hash": None if monitor is None else fingerprint(monitor),
         "rate_hz": model.config.rate_hz,

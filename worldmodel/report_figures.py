@@ -138,7 +138,9 @@ def level_timeline(
         for level, color in zip(range(1, len(names)), cycle(LEVEL_COLORS)):
             start = np.flatnonzero(values == level) / rate_hz
             height = -0.8 * level / (len(names) - 1)  # upwards: the axis is turned around
-            axes.bar(start, height, 1 / rate_hz, bottom=row, align="edge", color=color)
+            bars = axes.bar(start, height, 1 / rate_hz, bottom=row, align="edge", color=color)
+            for bar in bars:  # without an edge, hairlines show between bars side by side
+                bar.set(edgecolor=color, linewidth=0.6)
     patches = [Patch(color=c, label=n) for n, c in zip(names[1:], cycle(LEVEL_COLORS))]
     axes.legend(handles=patches, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
     axes.set_yticks(range(len(levels)), list(levels))
