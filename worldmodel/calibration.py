@@ -25,6 +25,7 @@ from worldmodel.monitors.threshold import episodes_needed, smallest_alpha
 from worldmodel.provenance import fingerprint
 from worldmodel.rollouts import START, EpisodeRollouts, Forecasts, count_reliability, roll_out
 from worldmodel.trust import Episode, Trust, fit_recalibration, fit_trust, recalibrated
+from worldmodel.watching import unstretched
 
 LOG = logging.getLogger(__name__)
 HORIZONS = (1, 4, 8, 16)
@@ -233,8 +234,17 @@ class Calibrated:
 
 
 def calibrate(model: WorldModel, plan: Plan, *, config: MonitorConfig, horizon: int) -> Calibrated:
-    """Fit monitor, recalibration and gate to the episodes of a plan."""
+    """Fit monitor, recalibration and gate to the episodes of a plan.
+
+    Raises:
+        ValueError: frames of other proportions than the model's, at which the monitor would stop.
+    """
     calibration = load_named(model, plan.data, plan.calibration)
+    if unstretched(calibration[0]) is not calibration[0].frames:
+        raise ValueError(
+            f"Frames of {plan.data.path} have other proportions than the model's, so the monitor "
+            "would stop at every one; calibrate on frames like those it was trained on."
+        )
     familiar = load_named(model, plan.reference_data, plan.reference)
     rollouts = roll_out_all(model, calibration, horizon=horizon)
     trust = fit_trust(

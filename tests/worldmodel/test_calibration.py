@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from worldmodel.calibration import (
+    calibrate,
     calibration_table,
     cross_fitted,
     monitor_config,
@@ -17,6 +18,7 @@ from worldmodel.calibration import (
     trained_on,
 )
 from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.model import WorldModel
 from worldmodel.monitors.verdict import Level
 from worldmodel.rollouts import EPSILONS, EpisodeRollouts
@@ -132,3 +134,19 @@ def test_a_large_reference_is_thinned_evenly(
     monkeypatch.setattr("worldmodel.calibration.MAX_REFERENCE", 3)
     names = reference_episodes(make_model(), make_store([6] * 9))
     assert names == ["episode-0", "episode-4", "episode-8"]
+
+
+def test_frames_of_other_proportions_calibrate_nothing(
+    make_model: Callable[..., WorldModel],
+    make_store: Store,
+    make_trajectory: Callable[..., Trajectory],
+) -> None:
+    """The monitor stops at such frames, so a threshold for them would mean nothing."""
+    model, store = make_model(), make_store([])
+    for index in range(4):
+        square = make_trajectory(f"wide-{index}", 6, index)
+        frames = type(square.frames["front"])(np.zeros((6, 16, 32, 3), np.uint8))
+        store.add(replace(square, frames={"front": frames}))
+    plan = plan_calibration(model, store)
+    with pytest.raises(ValueError, match="have other proportions than the model's"):
+        calibrate(model, plan, config=monitor_config(2, None), horizon=2)
