@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +75,6 @@ class ModelConfig:
         fields["image_size"] = tuple(fields["image_size"])
         fields["cameras"] = tuple(fields["cameras"])
         return cls(**fields)
-
-
-def check_action_spec(config: ModelConfig, data: ActionSpec) -> None:
-    """Refuse actions that mean something else than those the checkpoint was trained on.
-
-    Raises:
-        ValueError: printing both specs, if they differ in more than their names.
-    """
-    if replace(data, name=config.action_spec.name) != config.action_spec:
-        raise ValueError(
-            f"The checkpoint was trained on other actions ({config.action_spec}) than these data "
-            f"hold ({data}); convert the data, or train a checkpoint on them."
-        )
 
 
 def resize(
@@ -213,6 +200,8 @@ class WorldModel(nn.Module):
         self.tokenizer.save(partial / "tokenizer", dtype=dtype)
         for extra in ("monitor", "README.md"):
             _carry_over(folder / extra, partial / extra)
+        for file in partial.rglob("*.safetensors"):  # the library lets only their owner read them
+            shutil.copymode(partial / "config.json", file)
         if folder.exists():
             os.replace(folder, old)
         os.replace(partial, folder)
