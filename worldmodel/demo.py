@@ -241,11 +241,14 @@ def calibration_table(
         curved = [recalibrated(rollout, trust.recalibration) for rollout in group.rollouts]
         return count(replace(group, rollouts=curved))
 
-    nominal, shifted = reliability[NOMINAL], reliability["shifted"]
-    table = {NOMINAL: row(nominal)}
-    table |= {f"nominal, horizon {h}": row(nominal, h) for h in HORIZONS}
-    table["nominal, recalibrated"] = row(corrected(groups[NOMINAL, 0]))
-    table["shifted, all factors"] = row(shifted)
+    stated = {"as stated": reliability[NOMINAL], "recalibrated": corrected(groups[NOMINAL, 0])}
+    table = {f"nominal, {kind}": row(counted) for kind, counted in stated.items()}
+    table |= {
+        f"nominal, {kind}, horizon {horizon}": row(counted, horizon)
+        for kind, counted in stated.items()
+        for horizon in HORIZONS
+    }
+    table["shifted, all factors"] = row(reliability["shifted"])
     for factor in SHIFTS:
         table[f"shifted: {factor}"] = row(
             count(merge([groups[factor, severity] for severity in SEVERITIES]))

@@ -1,6 +1,7 @@
 """The shipped checkpoint keeps what its model card says, on held-out episodes simulated here."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from worldmodel.model import SHIPPED
 from worldmodel.monitors.detection import auroc
 from worldmodel.monitors.reliability import summarize
 from worldmodel.quality import image_quality
+from worldmodel.trust import recalibrated
 
 SEED = 3_000_017
 NOMINAL = 16
@@ -60,10 +62,14 @@ def test_imagined_pictures_beat_a_copy_and_need_their_actions(
 
 
 @pytest.mark.parametrize("horizon", [1, 4, 8, 16])
-def test_stated_confidence_comes_true(groups: dict[str, Group], horizon: int) -> None:
-    bins = count(groups["nominal"]).episode_bins(horizon=horizon)
-    # 16 episodes; the bar of 0.03 is held on 80 (model card), here noise of the sample is added.
-    assert summarize(bins, rng=np.random.default_rng(0), num_resamples=2).ece <= 0.05
+def test_recalibrated_confidence_comes_true(
+    loaded: Loaded, groups: dict[str, Group], horizon: int
+) -> None:
+    nominal = groups["nominal"]
+    curved = [recalibrated(rollout, loaded.trust.recalibration) for rollout in nominal.rollouts]
+    bins = count(replace(nominal, rollouts=curved)).episode_bins(horizon=horizon)
+    # 16 episodes: the sample alone moves the error by about 0.01 (see the model card's interval).
+    assert summarize(bins, rng=np.random.default_rng(0), num_resamples=2).ece <= 0.03
 
 
 def test_the_monitor_tells_another_background(groups: dict[str, Group]) -> None:
