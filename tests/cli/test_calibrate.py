@@ -44,7 +44,7 @@ def test_it_prints_both_tables_and_what_limits_them(
         in captured.err
     )
     assert "has 12 frames, so rollouts reach horizon 8, not 9." in captured.err
-    assert "was trained up to horizon 4, not 9" in captured.err
+    assert "was trained up to horizon 4, not 8" in captured.err
     assert "cross-fitted" in captured.out
     for stage in ("as stated", "recalibrated"):
         for horizon in (1, 4, 8):

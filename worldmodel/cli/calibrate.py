@@ -25,14 +25,14 @@ class Command:
     was trained on, only the untouched episodes set thresholds; its training episodes are the
     familiar ones."""
     reference: Path | None = None
-    """Episodes that count as familiar (default: every second episode of the data)."""
+    """Episodes that count as familiar; None: every second episode of the data."""
     alpha: float | None = None
-    """Chance of any alarm in a nominal episode, from 0 to 1 (default: 0.05, or the least that so
-    few episodes support)."""
+    """Chance of any alarm in a nominal episode, from 0 to 1; None: 0.05, or the least that so few
+    episodes support."""
     horizon: int = 16
     """Frames imagined before a rollout starts from real frames again."""
     out: Path | None = None
-    """Folder of the monitor (default: `monitor` in the checkpoint, where `watch` looks)."""
+    """Folder of the monitor; None: `monitor` in the checkpoint, where `watch` looks."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -96,15 +96,16 @@ def note_limits(
             f"{config.alpha_notice:.3g} at best; 0.05 needs {episodes_needed(0.05)}."
         )
     longest = max(plan.data.summary(name).num_frames for name in plan.calibration)
-    if longest - START < command.horizon:
+    reached = min(command.horizon, longest - START)
+    if reached < command.horizon:
         notes.append(
             f"the longest calibration episode has {longest} frames, so rollouts reach horizon "
-            f"{longest - START}, not {command.horizon}."
+            f"{reached}, not {command.horizon}."
         )
-    if command.horizon > trained_horizon:
+    if reached > trained_horizon:
         notes.append(
-            f"the confidence head was trained up to horizon {trained_horizon}, not "
-            f"{command.horizon}; beyond, only the recalibration was fitted."
+            f"the confidence head was trained up to horizon {trained_horizon}, not {reached}; "
+            "beyond, only the recalibration is fitted."
         )
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

@@ -37,9 +37,9 @@ class Command:
     out: Path
     """Rollout log to write (.zarr): a new folder, or that of a stopped run of this command."""
     only: str | None = None
-    """Shell pattern of the episodes' names, such as "val/*" (default: all)."""
+    """Shell pattern of the episodes' names, such as "val/*"; None: all."""
     episodes: int | None = None
-    """Number of episodes, the first ones (default: all)."""
+    """Number of episodes, the first ones; None: all."""
     start: int = 4
     """Real frames before the first imagined one."""
     horizon: int = 16
@@ -47,7 +47,7 @@ class Command:
     seed: int = 0
     """Seed; a rollout depends on it and its episode's place in the data, on no other episode."""
     monitor: Path | None = None
-    """Folder whose recalibration is used (default: `monitor` in the checkpoint, if it is there)."""
+    """Folder whose recalibration is used; None: `monitor` in the checkpoint, if it is there."""
     json: bool = False
     """Print the result as JSON."""
 

@@ -28,13 +28,13 @@ class Command:
     data: Path
     """Episodes, in any form that `worldmodel data info` reads."""
     only: str | None = None
-    """Shell pattern of the episodes' names, such as "val/*" (default: all)."""
+    """Shell pattern of the episodes' names, such as "val/*"; None: all."""
     out: Path | None = None
-    """Rollout log to write (.zarr), a new or empty folder (default: none is written)."""
+    """Rollout log to write (.zarr), a new or empty folder; None: none is written."""
     seed: int = 0
     """Seed of the world model's predictions."""
     monitor: Path | None = None
-    """Folder that `worldmodel calibrate` wrote (default: `monitor` in the checkpoint)."""
+    """Folder that `worldmodel calibrate` wrote; None: `monitor` in the checkpoint."""
     json: bool = False
     """Print the result as JSON."""
 
