@@ -114,6 +114,17 @@ def test_a_failed_save_leaves_the_old_checkpoint_whole(
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
+def test_a_checkpoint_is_moved_aside_not_deleted_before_the_new_one_is_there(
+    make_model: Build, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleting takes long enough to be killed in; renaming does not."""
+    deleted = []
+    monkeypatch.setattr(module.shutil, "rmtree", lambda path, **options: deleted.append(path))
+    make_model().save(saved)
+    assert saved not in deleted
+    assert WorldModel.load(saved.with_name("model.old")).config == WorldModel.load(saved).config
+
+
 def test_a_name_finds_a_shipped_checkpoint(
     make_model: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
