@@ -3,13 +3,15 @@
 The error is the absolute difference between a generated and the true final latent, in latent
 standard deviations. Heads read detached features of the dynamics network: training one never moves
 the dynamics.
+
+Every head has `confidence` and `loss`, and takes features [batch, tokens, dim], the horizon in
+frames [batch] and errors [batch, tokens, channel].
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from einops import rearrange
@@ -54,22 +56,6 @@ class ConfidenceConfig:
                 "`smallest_error` must be positive and below `largest_error`, got "
                 f"{self.smallest_error} and {self.largest_error}."
             )
-
-
-class ConfidenceHead(Protocol):
-    """What both heads can do with features [batch, tokens, dim] and a horizon [batch] in frames."""
-
-    def confidence(
-        self, features: Tensor, horizon: Tensor, epsilon: Float[Tensor, " levels"]
-    ) -> Tensor:
-        """P(error <= ε) for every ε: [batch, tokens, channel, levels]."""
-        ...
-
-    def loss(
-        self, features: Tensor, horizon: Tensor, error: Tensor, *, generator: Generator
-    ) -> Tensor:
-        """Mean score of the head's statements against errors [batch, tokens, channel]."""
-        ...
 
 
 class Trunk(nn.Module):
