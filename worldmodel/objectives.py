@@ -191,15 +191,14 @@ class ConfidenceObjective(nn.Module):
             horizon = torch.full((len(features),), index + 1.0, device=features.device)
             losses.append(self.head.loss(features, horizon, error, generator=generator))
             errors.append(error.mean())
-        return harmonic_mean_over_horizons(torch.stack(losses)), {
-            "mean_error": torch.stack(errors).mean()
-        }
+        figures = {"mean_error": torch.stack(errors).mean()}
+        return mean_over_horizons(torch.stack(losses)), figures
 
 
-def harmonic_mean_over_horizons(losses: Float[Tensor, " horizon"]) -> Float[Tensor, ""]:
+def mean_over_horizons(losses: Float[Tensor, " horizon"]) -> Float[Tensor, ""]:
     """Average with weight 1 / h of horizon h: near frames, few of a rollout, count as much as far.
 
-    >>> harmonic_mean_over_horizons(torch.tensor([3.0, 0.0]))
+    >>> mean_over_horizons(torch.tensor([3.0, 0.0]))
     tensor(2.)
     """
     weights = 1 / torch.arange(1, len(losses) + 1, device=losses.device)

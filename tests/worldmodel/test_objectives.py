@@ -155,8 +155,10 @@ def test_confidence_is_scored_on_errors_of_whole_rollouts(
     assert error.shape[1] == 7 - start
     assert figures["mean_error"].item() == pytest.approx(error.mean().item(), rel=1e-5)
     reached = (error[..., None] <= model.confidence.levels).float()
-    brier_per_level = (imagined.confidence - reached).square()
-    assert loss.item() == pytest.approx(brier_per_level.mean().item(), rel=1e-4)
+    per_horizon = (imagined.confidence - reached).square().mean((0, 2, 3, 4, 5, 6))
+    weights = torch.tensor([1 / h for h in range(1, 8 - start)])  # near horizons count as much
+    expected = (weights / weights.sum() * per_horizon).sum()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_training_confidence_leaves_the_dynamics_alone(

@@ -150,11 +150,12 @@ def test_a_checkpoint_killed_half_way_is_ignored_and_cleaned(
         patch.setattr(Accelerator, "save_state", fail_later)
         with pytest.raises(OSError, match="No space left on device"):
             run(Toy(), tmp_path)
-    assert (tmp_path / "partial").is_dir()
+    (tmp_path / "partial" / "leftover").touch()
     assert latest_checkpoint(tmp_path) == tmp_path / "step-2"
     resumed = run(Toy(), tmp_path)
     assert_same_weights(resumed, uninterrupted)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["events", "step-7"]
+    assert not (tmp_path / "step-7" / "leftover").exists()
 
 
 def not_a_number(loss: Tensor) -> Tensor:
