@@ -1,8 +1,8 @@
 """The shipped checkpoint keeps what its model card says, on held-out episodes simulated here."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,8 +42,7 @@ def test_it_is_small_enough_to_ship_and_names_no_path_of_its_making() -> None:
     assert {"config.json", "weights.safetensors", "README.md"} <= {file.name for file in files}
     for file in files:
         if file.suffix in (".json", ".md"):
-            assert str(Path.home()) not in file.read_text()
-            assert "/work/" not in file.read_text()
+            assert not re.search(r'"(/[\w.-]+){2,}', file.read_text())  # an absolute path
 
 
 def test_imagined_pictures_beat_a_copy_and_need_their_actions(
