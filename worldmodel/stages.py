@@ -24,9 +24,9 @@ from worldmodel.objectives import (
     ConfidenceObjective,
     DynamicsObjective,
     JudgeObjective,
-    TokenizerObjective,
 )
 from worldmodel.presets import Preset, get_preset
+from worldmodel.tokenizer_objective import TokenizerObjective
 from worldmodel.tokenizers import Tokenizer, to_model
 from worldmodel.training import LoopConfig, all_processes, fit
 
