@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.cache import LayerCache
+
 
 def rotary_angles(
     positions: Float[Tensor, "tokens axes"], head_dim: int
@@ -23,17 +25,27 @@ def rotary_angles(
     return F.pad(angles, (0, head_dim // 2 - angles.shape[1]))
 
 
-def rotate(x: Float[Tensor, "*batch tokens dim"], angles: Float[Tensor, "tokens half"]) -> Tensor:
-    """Rotate pair i of the last axis, entries i and i + dim / 2, by `angles[:, i]`."""
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines of rotation angles, each [positions, head_dim / 2], for every layer."""
+
+
+def rotary_table(angles: Float[Tensor, "tokens half"]) -> Rotary:
+    """Cosines and sines of `angles`."""
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Float[Tensor, "*batch tokens dim"], table: Rotary) -> Tensor:
+    """Rotate pair i of the last axis, entries i and i + dim / 2, by its angle in `table`."""
+    cos, sin = (part.to(x.dtype) for part in table)
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
-def softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Bool[Tensor, "queries keys"] | None
-) -> Tensor:
-    """Scaled dot-product attention over the second-last axis; `mask`: where a query may look."""
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention over the second-last axis.
+
+    `mask` is true where a query may look; it broadcasts against [rows, heads, queries, keys].
+    """
     if q.device.type != "cpu" or not q.requires_grad:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     # On a CPU, PyTorch's fused backward pass is several times slower than plain products.
@@ -43,9 +55,13 @@ def softmax_attention(
     return scores.softmax(-1).to(v.dtype) @ v
 
 
+Modulation = tuple[Tensor, ...]
+"""Shift, scale, gate of attention, then of the perceptron, each [batch, time, 1, dim]."""
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Shift and scale of adaptive layer norm (Peebles & Xie 2023, arXiv:2212.09748)."""
-    return x * (1 + scale) + shift
+    return torch.addcmul(shift, x, 1 + scale)
 
 
 class Attention(nn.Module):
@@ -58,15 +74,13 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def project(
-        self, x: Float[Tensor, "rows tokens dim"], angles: Float[Tensor, "tokens half"]
+        self, x: Float[Tensor, "rows tokens dim"], table: Rotary
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries, rotated keys and values, each [rows, heads, tokens, head_dim]."""
         q, k, v = rearrange(self.qkv(x), "r n (three h d) -> three r h n d", three=3, h=self.heads)
-        return rotate(q, angles), rotate(k, angles), v
+        return rotate(q, table), rotate(k, table), v
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Bool[Tensor, "queries keys"] | None
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attention output [rows, queries, dim]; `mask` is true where a query may look."""
         mixed = softmax_attention(q.to(v.dtype), k.to(v.dtype), v, mask)
         return self.out(rearrange(mixed, "r h n d -> r n (h d)"))
@@ -90,57 +104,62 @@ class Block(nn.Module):
             gates = self.modulation.bias.view(6, dim)[2::3]
             gates.fill_(1.0)  # open: a plain pre-norm block at the start
 
-    def modulations(self, condition: Float[Tensor, "batch time condition"]) -> tuple[Tensor, ...]:
-        """Shift, scale, gate of attention and of perceptron, each [batch, time, 1, dim]."""
+    def modulations(self, condition: Float[Tensor, "batch time condition"]) -> Modulation:
+        """What the block's six modulations are under `condition`."""
         return tuple(rearrange(self.modulation(condition), "b t (six d) -> six b t 1 d", six=6))
 
     def feed_forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
         """`x` plus the gated perceptron."""
-        return x + gate * self.mlp(modulate(self.norm(x), shift, scale))
+        return torch.addcmul(x, gate, self.mlp(modulate(self.norm(x), shift, scale)))
 
 
 class SpatialBlock(Block):
     """Attention among all tokens of one frame, over all its views."""
 
     def forward(
-        self, x: Float[Tensor, "batch time tokens dim"], condition: Tensor, angles: Tensor
+        self,
+        x: Float[Tensor, "batch time tokens dim"],
+        modulation: Modulation,
+        table: Rotary,
+        mask: Bool[Tensor, "frames 1 1 tokens"] | None = None,
     ) -> Float[Tensor, "batch time tokens dim"]:
-        shift, scale, gate, *rest = self.modulations(condition)
+        """The block's output; `mask` is false at tokens that none may look at."""
+        shift, scale, gate, *rest = modulation
         b = len(x)
         rows = rearrange(modulate(self.norm(x), shift, scale), "b t n d -> (b t) n d")
-        mixed = self.attention.attend(*self.attention.project(rows, angles), None)
-        x = x + gate * rearrange(mixed, "(b t) n d -> b t n d", b=b)
+        mixed = self.attention.attend(*self.attention.project(rows, table), mask)
+        x = torch.addcmul(x, gate, rearrange(mixed, "(b t) n d -> b t n d", b=b))
         return self.feed_forward(x, *rest)
 
 
 class TemporalBlock(Block):
-    """Attention along time at one position of the frame, within a window of the past."""
+    """Attention along time at one position of the frame."""
 
     def forward(
         self,
         x: Float[Tensor, "batch time tokens dim"],
-        condition: Tensor,
-        angles: Tensor,
+        modulation: Modulation,
+        table: Rotary,
         *,
-        mask: Tensor | None,
-        past: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Float[Tensor, "batch time tokens dim"], tuple[Tensor, Tensor]]:
-        """The block's output, and keys and values of these frames for a cache.
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch time tokens dim"]:
+        """The block's output.
 
         Args:
             x: Tokens of the frames.
-            condition: Embedded noise level and action, [batch, time, condition].
-            angles: Rotary angles of the frames' positions in time.
-            mask: Which frame sees which, [time, time]; None: all that are given.
-            past: Keys and values of earlier frames, [(batch tokens), heads, time, head_dim].
+            modulation: Of each frame.
+            table: Rotations of the frames' positions in time.
+            mask: Which frame sees which, [time, time] or one for each position of the batch,
+                [batch * tokens, 1, time, time]; None: all that are given.
+            cache: Keys and values of the frames before these, to which it adds these.
         """
-        shift, scale, gate, *rest = self.modulations(condition)
+        shift, scale, gate, *rest = modulation
         b = len(x)
         rows = rearrange(modulate(self.norm(x), shift, scale), "b t n d -> (b n) t d")
-        q, k, v = self.attention.project(rows, angles)
-        own = (k, v)
-        if past is not None:
-            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+        q, k, v = self.attention.project(rows, table)
+        if cache is not None:
+            k, v = cache.write(k, v)
         mixed = self.attention.attend(q, k, v, mask)
-        x = x + gate * rearrange(mixed, "(b n) t d -> b t n d", b=b)
-        return self.feed_forward(x, *rest), own
+        x = torch.addcmul(x, gate, rearrange(mixed, "(b n) t d -> b t n d", b=b))
+        return self.feed_forward(x, *rest)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from worldmodel.confidence import ContinuousScale, Distribution
-from worldmodel.sampler import euler
-from worldmodel.transformer import Dynamics, FrameInputs, TemporalCache
+from worldmodel.rollout_io import (
+    ImaginedFrame,
+    Rollout,
+    RolloutInputs,
+    RowNoise,
+    leading_actions,
+    previous_frames,
+)
+from worldmodel.sampler import Draw, Sampling, sample
+from worldmodel.schedule import Flow
+from worldmodel.transformer import Dynamics, FrameInputs
 
 
 @dataclass(frozen=True)
@@ -27,110 +36,70 @@ class Imagined:
     """What the confidence head read."""
 
 
-@dataclass(frozen=True)
-class ImaginedFrame:
-    """One imagined frame of a batch of rollouts."""
+class DynamicsRollout:
+    """Rollouts of our own network.
 
-    latent: Float[Tensor, "batch view channel h w"]
-    features: Float[Tensor, "batch tokens dim"]
+    Each frame costs `num_steps` passes to sample it and one to write it into the cache; that last
+    one also makes the features for confidence. The network's attention slides with the frame, so
+    the cache is exact at any length.
+    """
 
+    def __init__(
+        self, dynamics: Dynamics, context: FrameInputs, sampling: Sampling, draw: Draw
+    ) -> None:
+        self.dynamics, self.sampling, self.draw = dynamics, sampling, draw
+        self.cache = dynamics.new_cache()
+        dynamics.step(context, self.cache, keep=True)
 
-@dataclass(frozen=True, kw_only=True)
-class RolloutInputs:
-    """Where rollouts start and what is done in them."""
+    def next_frame(self, frame: FrameInputs) -> ImaginedFrame:
+        """Imagine one frame from the noise in `frame` and make it part of the past."""
 
-    context: Float[Tensor, "batch start view channel h w"]
-    """Latents of real frames."""
-    actions: Float[Tensor, "batch rows action"]
-    """Canonical actions; row t takes frame t to frame t + 1, row 0 is that of the first frame."""
-    action_valid: Bool[Tensor, "batch rows"]
-    seeds: Sequence[int]
-    """One seed per rollout: the same seed gives the same rollout, whatever else is in the batch."""
+        def at(noisy: Tensor, level: float) -> FrameInputs:
+            return replace(frame, noisy=noisy, level=torch.full_like(frame.level, level))
 
-    def __post_init__(self) -> None:
-        b, start = self.context.shape[:2]
-        if start < 1:
-            raise ValueError("`context` needs at least one frame, got none.")
-        rows = self.actions.shape[1]
-        if rows < start:
-            raise ValueError(
-                f"`actions` needs at least {start} rows for {start} context frames, got {rows}."
-            )
-        if len(self.seeds) != b:
-            raise ValueError(
-                f"`seeds` needs one seed per rollout: {b} expected, got {len(self.seeds)}."
-            )
-        if not torch.isfinite(self.actions).all():
-            raise ValueError(
-                "`actions` must be finite, got NaN or infinity; repair or drop that episode."
-            )
+        def denoise(noisy: Tensor, level: float) -> Tensor:
+            return self.dynamics.step(at(noisy, level), self.cache, keep=False).clean
+
+        latent = sample(denoise, frame.noisy, Flow(), self.sampling, self.draw)
+        features = self.dynamics.step(at(latent, 0.0), self.cache, keep=True).features
+        return ImaginedFrame(latent=latent[:, 0], features=features[:, 0])
 
 
-def leading_actions(actions: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """From "row t follows frame t" to "row t leads to frame t": one unknown row in front."""
-    unknown, invalid = torch.zeros_like(actions[:, :1]), torch.zeros_like(valid[:, :1])
-    return torch.cat((unknown, actions), dim=1), torch.cat((invalid, valid), dim=1)
-
-
-def previous_frames(latents: Float[Tensor, "batch time view channel h w"]) -> Tensor:
-    """The frame before each frame; zeros before the first."""
-    return torch.cat((torch.zeros_like(latents[:, :1]), latents[:, :-1]), dim=1)
-
-
-def start_cache(dynamics: Dynamics, inputs: RolloutInputs) -> TemporalCache:
-    """A cache that has seen the context."""
-    cache = TemporalCache()
-    context = inputs.context
-    b, start = context.shape[:2]
+def context_frames(inputs: RolloutInputs) -> FrameInputs:
+    """The real frames that rollouts start from, as the network reads them."""
+    b, start = inputs.context.shape[:2]
     actions, valid = leading_actions(inputs.actions, inputs.action_valid)
-    frames = FrameInputs(
-        noisy=context,
-        previous=previous_frames(context),
-        level=context.new_zeros(b, start),
+    return FrameInputs(
+        noisy=inputs.context,
+        previous=previous_frames(inputs.context),
+        level=inputs.context.new_zeros(b, start),
         actions=actions[:, :start],
         action_valid=valid[:, :start],
     )
-    dynamics.step(frames, cache, keep=True)
-    return cache
 
 
 @torch.inference_mode()
-def frames(dynamics: Dynamics, inputs: RolloutInputs, *, num_steps: int) -> Iterator[ImaginedFrame]:
-    """Imagine one frame after the other.
-
-    Each frame costs `num_steps` passes to sample it and one to write it into the cache; that last
-    one also makes the features for confidence.
-    """
-    cache = start_cache(dynamics, inputs)
+def frames(
+    dynamics: Dynamics, inputs: RolloutInputs, *, sampling: Sampling
+) -> Iterator[ImaginedFrame]:
+    """Imagine one frame after the other; memory does not grow with their number."""
     start = inputs.context.shape[1]
     previous = inputs.context[:, -1:]
-    generators = [torch.Generator().manual_seed(seed) for seed in inputs.seeds]
-    for t in range(start - 1, inputs.actions.shape[1]):
-        noise = torch.stack([torch.randn(previous.shape[1:], generator=g) for g in generators])
+    draw = RowNoise(inputs.seeds, previous)
+    rollout: Rollout = DynamicsRollout(dynamics, context_frames(inputs), sampling, draw)
+    for index in range(inputs.num_frames):
+        t = start - 1 + index
+        noise = draw() if inputs.noise is None else inputs.noise[:, index : index + 1]
         frame = FrameInputs(
-            noisy=noise.to(previous),
+            noisy=noise,
             previous=previous,
             level=previous.new_ones(len(previous), 1),
             actions=inputs.actions[:, t : t + 1],
             action_valid=inputs.action_valid[:, t : t + 1],
         )
-        previous, features = next_frame(dynamics, cache, frame, num_steps=num_steps)
-        yield ImaginedFrame(latent=previous[:, 0], features=features[:, 0])
-
-
-def next_frame(
-    dynamics: Dynamics, cache: TemporalCache, frame: FrameInputs, *, num_steps: int
-) -> tuple[Tensor, Tensor]:
-    """Sample the frame whose noise `frame` holds and write it into the cache; its features too."""
-
-    def at(noisy: Tensor, level: float) -> FrameInputs:
-        return replace(frame, noisy=noisy, level=torch.full_like(frame.level, level))
-
-    def denoise(noisy: Tensor, level: float) -> Tensor:
-        return dynamics.step(at(noisy, level), cache, keep=False).clean
-
-    latent = euler(denoise, frame.noisy, num_steps)
-    return latent, dynamics.step(at(latent, 0.0), cache, keep=True).features
+        imagined = rollout.next_frame(frame)
+        previous = imagined.latent[:, None]
+        yield imagined
 
 
 @torch.inference_mode()
@@ -139,12 +108,12 @@ def imagine(
     head: Distribution | ContinuousScale,
     inputs: RolloutInputs,
     *,
-    num_steps: int,
+    sampling: Sampling,
     epsilon: Float[Tensor, " levels"],
 ) -> Imagined:
     """Imagine a whole batch of rollouts and read the confidence of every frame."""
     latents, confidence, features = [], [], []
-    for index, frame in enumerate(frames(dynamics, inputs, num_steps=num_steps)):
+    for index, frame in enumerate(frames(dynamics, inputs, sampling=sampling)):
         horizon = frame.features.new_full((len(frame.features),), index + 1)
         latents.append(frame.latent)
         stated = head.confidence(frame.features, horizon, epsilon)

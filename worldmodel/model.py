@@ -23,8 +23,10 @@ from torch.nn import functional as F
 
 from worldmodel.confidence import ConfidenceConfig, build_head
 from worldmodel.datasets.actions import ActionSpec
-from worldmodel.imagination import Imagined, RolloutInputs, imagine
+from worldmodel.imagination import Imagined, imagine
 from worldmodel.judge import ActionJudge, LatentJudge
+from worldmodel.rollout_io import RolloutInputs
+from worldmodel.sampler import Sampling
 from worldmodel.tokenizers import Tokenizer, to_model, to_pixels
 from worldmodel.transformer import Dynamics, DynamicsConfig
 
@@ -110,6 +112,11 @@ class WorldModel(nn.Module):
         self.judge = LatentJudge(dynamics.channels, dynamics.views)
         self.action_judge = ActionJudge(dynamics.action_dim)
 
+    @property
+    def sampling(self) -> Sampling:
+        """How the checkpoint draws frames unless told otherwise."""
+        return Sampling(num_steps=self.config.num_steps)
+
     @torch.inference_mode()
     def encode(
         self, frames: UInt8[Tensor, "time view height width 3"], *, chunk: int = 64
@@ -146,6 +153,8 @@ class WorldModel(nn.Module):
         action_valid: Bool[Tensor, "batch rows"] | None = None,
         seeds: Sequence[int] | None = None,
         epsilon: Sequence[float] = (0.5,),
+        noise: Float[Tensor, "batch frames view channel h w"] | None = None,
+        sampling: Sampling | None = None,
     ) -> Imagined:
         """Roll out from latents of real frames under canonical actions.
 
@@ -155,6 +164,8 @@ class WorldModel(nn.Module):
             action_valid: False where an action is unknown; default: all known.
             seeds: One per rollout; default: 0, 1, 2, ...
             epsilon: Error levels, in latent standard deviations, to state the confidence for.
+            noise: First noise of each imagined frame; default: drawn from the seeds.
+            sampling: How frames are drawn; default: as the checkpoint says.
 
         Returns:
             `rows - start + 1` imagined frames per rollout.
@@ -174,10 +185,15 @@ class WorldModel(nn.Module):
             actions=actions,
             action_valid=known if action_valid is None else action_valid,
             seeds=range(len(context)) if seeds is None else seeds,
+            noise=noise,
         )
         levels = torch.tensor(list(epsilon), device=context.device)
         return imagine(
-            self.dynamics, self.confidence, inputs, num_steps=self.config.num_steps, epsilon=levels
+            self.dynamics,
+            self.confidence,
+            inputs,
+            sampling=sampling or self.sampling,
+            epsilon=levels,
         )
 
     def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:

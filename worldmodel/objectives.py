@@ -7,16 +7,11 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.imagination import (
-    RolloutInputs,
-    frames,
-    leading_actions,
-    previous_frames,
-    to_tokens,
-)
+from worldmodel.imagination import frames, to_tokens
 from worldmodel.judge import ActionJudge, LatentJudge
 from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel
+from worldmodel.rollout_io import RolloutInputs, leading_actions, previous_frames
 from worldmodel.schedule import add_noise, posterior_under_persistence, training_levels
 from worldmodel.transformer import Dynamics, Estimate, FrameInputs, two_stream_mask
 
@@ -116,7 +111,7 @@ class ConfidenceObjective(nn.Module):
         super().__init__()
         self.head = model.confidence
         self.longest_start = longest_start
-        self.num_steps = model.config.num_steps
+        self.sampling = model.sampling
         # Kept out of the module tree: neither trained, nor averaged, nor checkpointed.
         self._dynamics = [model.dynamics.eval().requires_grad_(False)]
 
@@ -141,7 +136,7 @@ class ConfidenceObjective(nn.Module):
         dynamics = self._dynamics[0].to(batch.latents.device)
         start = inputs.context.shape[1]
         losses, errors = [], []
-        for index, frame in enumerate(frames(dynamics, inputs, num_steps=self.num_steps)):
+        for index, frame in enumerate(frames(dynamics, inputs, sampling=self.sampling)):
             # Tensors made in inference mode cannot be saved for a backward pass; clones can.
             features, latent = frame.features.clone(), frame.latent.clone()
             error = to_tokens((latent - batch.latents[:, start + index]).abs(), dynamics).float()

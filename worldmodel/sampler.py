@@ -1,32 +1,115 @@
-"""From noise to a latent by following the flow: Euler's method with few steps."""
+"""From noise to a latent in a few steps: Euler's method, DDIM and Heun's method.
+
+A sampler sees the network as a function of a noisy latent and its noise level that estimates the
+clean latent. Our own code: diffusers' DDIM and Heun schedulers take one level for a whole clip and
+keep state between steps; tests hold these functions against them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import Tensor
 
-from worldmodel.schedule import sampling_levels
+from worldmodel.schedule import Flow, Schedule
 
 Denoise = Callable[[Tensor, float], Tensor]
-"""(x_s, s) -> estimate of the latent z."""
+"""(x, level) -> estimate of the latent z."""
+Draw = Callable[[], Tensor]
+"""Fresh standard normal noise of the shape of x."""
+
+METHODS = ("euler", "heun", "ddim")
 
 
-def euler(denoise: Denoise, noise: Tensor, num_steps: int) -> Tensor:
-    """Integrate dx/ds = (x - z(x, s)) / s from s = 1 to s = 0.
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How imagined frames are drawn."""
 
-    The first-order part of Algorithm 1 of Karras et al. 2022 (arXiv:2206.00364). One step returns
-    `denoise(noise, 1.0)`, the posterior mean.
+    num_steps: int = 1
+    """Steps per frame."""
+    method: str = "euler"
+    """"euler" or "ddim" (one first-order update, named after the flow's and diffusion's papers) or
+    "heun" (second order, two evaluations per step but the last; flow only)."""
+    eta: float = 0.0
+    """Share of noise renewed at each step: 0 follows from the first noise alone, 1 is ancestral."""
+    window: str = "exact"
+    """What happens to the cached context of a network whose window slides over it (an imported
+    reference): "exact" computes it anew for every frame, "stale" keeps it as it was."""
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"`num_steps` must be at least 1, got {self.num_steps}.")
+        if self.method not in METHODS:
+            raise ValueError(f"`method` must be one of {METHODS}, got {self.method!r}.")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"`eta` must be between 0 and 1, got {self.eta}.")
+        if self.eta and self.method == "heun":
+            raise ValueError("`eta` must be 0 with Heun's method, which follows an ODE.")
+        if self.window not in ("exact", "stale"):
+            raise ValueError(f'`window` must be "exact" or "stale", got {self.window!r}.')
+
+
+def sample(
+    denoise: Denoise, noise: Tensor, schedule: Schedule, sampling: Sampling, draw: Draw
+) -> Tensor:
+    """Draw a latent with the method of `sampling`, starting from `noise`."""
+    if sampling.method != "heun":
+        return first_order(denoise, noise, schedule, sampling.num_steps, sampling.eta, draw)
+    if not isinstance(schedule, Flow):
+        raise ValueError('`method` "heun" needs a flow; this network is a diffusion: use "ddim".')
+    return heun(denoise, noise, sampling.num_steps)
+
+
+def first_order(
+    denoise: Denoise,
+    noise: Tensor,
+    schedule: Schedule,
+    num_steps: int,
+    eta: float = 0.0,
+    draw: Draw | None = None,
+) -> Tensor:
+    """DDIM (Song et al. 2021, arXiv:2010.02502, Eq. 12 and 16); on the flow it is Euler's method.
+
+    One step returns `denoise(noise, first level)`, the posterior mean.
 
     >>> import torch
-    >>> euler(lambda x, s: torch.full_like(x, 3.0), torch.randn(2), 4)
+    >>> first_order(lambda x, s: torch.full_like(x, 3.0), torch.randn(2), Flow(), 4)
+    tensor([3., 3.])
+    """
+    x, levels = noise, schedule.levels(num_steps)
+    for level, following in pairwise(levels):
+        clean = denoise(x, level)
+        if following == levels[-1]:
+            return clean  # the general formula, but without a rounding residue of the noise
+        signal, sigma = schedule.signal(level), schedule.sigma(level)
+        new_signal, new_sigma = schedule.signal(following), schedule.sigma(following)
+        kept = signal * new_sigma / (new_signal * sigma)
+        fresh = eta * new_sigma * (1 - kept**2) ** 0.5
+        estimated_noise = (x - signal * clean) / sigma
+        x = new_signal * clean + (new_sigma**2 - fresh**2) ** 0.5 * estimated_noise
+        if fresh and draw is not None:
+            x = x + fresh * draw()
+    raise AssertionError("a schedule has at least two levels")
+
+
+def heun(denoise: Denoise, noise: Tensor, num_steps: int) -> Tensor:
+    """Heun's method on the flow: Karras et al. 2022 (arXiv:2206.00364), Algorithm 1.
+
+    The last step is Euler's, since the velocity is not defined at level 0.
+
+    >>> import torch
+    >>> heun(lambda x, s: torch.full_like(x, 3.0), torch.randn(2), 4)
     tensor([3., 3.])
     """
     x = noise
-    levels = sampling_levels(num_steps).tolist()
-    for level, following in pairwise(levels):
+    for level, following in pairwise(Flow().levels(num_steps)):
         clean = denoise(x, level)
-        # The last step is `clean` itself; writing it so avoids a rounding residue of the noise.
-        x = clean if following == 0 else clean + (following / level) * (x - clean)
-    return x
+        if following == 0:
+            return clean
+        velocity = (x - clean) / level
+        guess = x + (following - level) * velocity
+        ahead = (guess - denoise(guess, following)) / following
+        x = x + (following - level) * (velocity + ahead) / 2
+    raise AssertionError("the flow has at least two levels")

@@ -7,6 +7,8 @@ frame of a clip has its own level (diffusion forcing, Chen et al. 2024, arXiv:24
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
@@ -42,15 +44,77 @@ def noise_from_velocity(noisy: Tensor, v: Tensor, level: Float[Tensor, "batch ti
     return noisy + (1 - expand(level, noisy)) * v
 
 
-def sampling_levels(num_steps: int) -> Float[Tensor, " levels"]:
-    """The `num_steps` + 1 noise levels a sampler visits, from 1 (noise) down to 0 (latent).
+@runtime_checkable
+class Schedule(Protocol):
+    """How much of a latent and how much noise a noisy latent holds: x = signal z + sigma n."""
 
-    >>> sampling_levels(2)
-    tensor([1.0000, 0.5000, 0.0000])
+    def levels(self, num_steps: int) -> list[float]:
+        """The `num_steps` + 1 noise levels a sampler visits, from noise down to the latent."""
+
+    def signal(self, level: float) -> float:
+        """Weight of the latent at a level."""
+
+    def sigma(self, level: float) -> float:
+        """Weight of the noise at a level."""
+
+
+class Flow:
+    """The straight path: signal 1 - s and sigma s at noise level s."""
+
+    def levels(self, num_steps: int) -> list[float]:
+        """Evenly spaced levels.
+
+        >>> Flow().levels(2)
+        [1.0, 0.5, 0.0]
+        """
+        check_num_steps(num_steps)
+        return torch.linspace(1.0, 0.0, num_steps + 1).tolist()
+
+    def signal(self, level: float) -> float:
+        return 1 - level
+
+    def sigma(self, level: float) -> float:
+        return level
+
+
+class SigmoidDiffusion:
+    """Variance-preserving diffusion with the sigmoid schedule of Jabri et al. 2022.
+
+    (arXiv:2212.11972, start -3, end 3, temperature 1.) A level is a timestep, 0 to
+    `num_timesteps` - 1; -1 is the latent itself. With ᾱ the cumulative product, signal is √ᾱ, sigma
+    √(1 - ᾱ) and velocity v = signal n - sigma z (Salimans & Ho 2022, arXiv:2202.00512).
     """
+
+    def __init__(self, num_timesteps: int = 1000) -> None:
+        self.num_timesteps = num_timesteps
+        t = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64)
+        curve = torch.sigmoid(3 - 6 * t) - torch.sigmoid(torch.tensor(-3.0, dtype=torch.float64))
+        beta = (1 - curve[1:] / curve[:-1]).clamp(0, 0.999).float()
+        self.alphas_cumprod = (1 - beta).cumprod(0)
+
+    def levels(self, num_steps: int) -> list[float]:
+        """Evenly spaced timesteps, truncated to whole ones, from the last one down to -1.
+
+        >>> SigmoidDiffusion().levels(4)
+        [999.0, 749.0, 499.0, 249.0, -1.0]
+        """
+        check_num_steps(num_steps, at_most=self.num_timesteps)
+        spaced = torch.linspace(-1, self.num_timesteps - 1, num_steps + 1).long()
+        return spaced.flip(0).double().tolist()
+
+    def signal(self, level: float) -> float:
+        return 1.0 if level < 0 else float(self.alphas_cumprod[int(level)].sqrt())
+
+    def sigma(self, level: float) -> float:
+        return 0.0 if level < 0 else float((1 - self.alphas_cumprod[int(level)]).sqrt())
+
+
+def check_num_steps(num_steps: int, at_most: int | None = None) -> None:
+    """Refuse a number of sampler steps that a schedule does not have."""
     if num_steps < 1:
         raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
-    return torch.linspace(1.0, 0.0, num_steps + 1)
+    if at_most is not None and num_steps > at_most:
+        raise ValueError(f"`num_steps` must be at most {at_most}, got {num_steps}.")
 
 
 def training_levels(

@@ -8,14 +8,23 @@ rollout went: caching them is exact at any length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from worldmodel.attention import SpatialBlock, TemporalBlock, modulate, rotary_angles
+from worldmodel.attention import (
+    Modulation,
+    SpatialBlock,
+    TemporalBlock,
+    modulate,
+    rotary_angles,
+    rotary_table,
+)
+from worldmodel.cache import TemporalCache
 from worldmodel.schedule import posterior_under_persistence
 
 
@@ -68,24 +77,6 @@ class DynamicsConfig:
     def tokens(self) -> int:
         """Tokens of one frame."""
         return self.views * (self.height // self.patch) * (self.width // self.patch)
-
-
-@dataclass
-class TemporalCache:
-    """Keys and values of the frames still in the window, per layer."""
-
-    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    position: int = 0
-    """Position in time of the next frame."""
-
-    def extend(self, own: list[tuple[Tensor, Tensor]], context: int) -> None:
-        """Append one or more frames and forget those out of the window."""
-        num_frames = own[0][0].shape[2]
-        if self.layers:
-            joined = zip(self.layers, own, strict=True)
-            own = [(torch.cat((a[0], b[0]), 2), torch.cat((a[1], b[1]), 2)) for a, b in joined]
-        self.layers = [(k[:, :, -context:], v[:, :, -context:]) for k, v in own]
-        self.position += num_frames
 
 
 def window_mask(positions: Tensor, context: int) -> Bool[Tensor, "frames frames"]:
@@ -183,7 +174,8 @@ class Dynamics(nn.Module):
 
     change_std: Tensor
     """Standard deviation of the change from frame to frame, per channel."""
-    spatial_angles: Tensor
+    spatial_cos: Tensor
+    spatial_sin: Tensor
 
     def __init__(self, config: DynamicsConfig) -> None:
         super().__init__()
@@ -201,7 +193,9 @@ class Dynamics(nn.Module):
         nn.init.zeros_(self.final.weight)
         nn.init.zeros_(self.final.bias)
         self.register_buffer("change_std", torch.ones(config.channels))
-        self.register_buffer("spatial_angles", self._spatial_angles(), persistent=False)
+        cos, sin = rotary_table(self._spatial_angles())
+        self.register_buffer("spatial_cos", cos, persistent=False)
+        self.register_buffer("spatial_sin", sin, persistent=False)
 
     def _spatial_angles(self) -> Tensor:
         config = self.config
@@ -221,6 +215,15 @@ class Dynamics(nn.Module):
         )
         return rearrange(tokens + self.view, "b t v h w d -> b t (v h w) d")
 
+    def modulations(self, condition: Float[Tensor, "batch time condition"]) -> list[Modulation]:
+        """Of every block in order: a spatial one, then a temporal one, layer by layer."""
+        blocks = (block for pair in self.pairs() for block in pair)
+        return [block.modulations(condition) for block in blocks]
+
+    def pairs(self) -> Iterator[tuple[SpatialBlock, TemporalBlock]]:
+        """The spatial and the temporal block of each layer."""
+        return zip(self.spatial, self.temporal, strict=True)  # type: ignore[arg-type]
+
     def hidden(
         self,
         inputs: FrameInputs,
@@ -228,18 +231,18 @@ class Dynamics(nn.Module):
         mask: Tensor | None,
         positions: Tensor,
         cache: TemporalCache | None = None,
-    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-        """Last hidden state, condition, and every layer's keys and values of these frames."""
+    ) -> tuple[Tensor, Tensor]:
+        """Last hidden state and condition of the frames; they are written into `cache`."""
         condition = self.condition(inputs.level, inputs.actions, inputs.action_valid)
         x = self.tokens(inputs)
         angles = rotary_angles(positions[:, None].to(torch.float32), self.config.head_dim)
-        own = []
-        past = cache.layers if cache is not None and cache.layers else [None] * self.config.layers
-        for spatial, temporal, earlier in zip(self.spatial, self.temporal, past, strict=True):
-            x = spatial(x, condition, self.spatial_angles)
-            x, keys_values = temporal(x, condition, angles, mask=mask, past=earlier)
-            own.append(keys_values)
-        return x, condition, own
+        times, places = rotary_table(angles), (self.spatial_cos, self.spatial_sin)
+        modulation = iter(self.modulations(condition))
+        for layer, (spatial, temporal) in enumerate(self.pairs()):
+            x = spatial(x, next(modulation), places)
+            earlier = None if cache is None else cache.layers[layer]
+            x = temporal(x, next(modulation), times, mask=mask, cache=earlier)
+        return x, condition
 
     def read_out(self, x: Tensor, condition: Tensor, inputs: FrameInputs) -> Estimate:
         """From hidden states to the estimated latents."""
@@ -258,8 +261,12 @@ class Dynamics(nn.Module):
 
     def forward(self, inputs: FrameInputs, *, mask: Tensor, positions: Tensor) -> Estimate:
         """All frames at once; `mask` [time, time] says which frame sees which."""
-        x, condition, _ = self.hidden(inputs, mask=mask, positions=positions)
+        x, condition = self.hidden(inputs, mask=mask, positions=positions)
         return self.read_out(x, condition, inputs)
+
+    def new_cache(self) -> TemporalCache:
+        """An empty cache of the network's window."""
+        return TemporalCache(self.config.layers, self.config.context + 1)
 
     def step(self, inputs: FrameInputs, cache: TemporalCache, *, keep: bool) -> Estimate:
         """The frames after those in `cache`; with `keep`, they enter it.
@@ -268,11 +275,8 @@ class Dynamics(nn.Module):
         """
         num_frames = inputs.noisy.shape[1]
         positions = cache.position + torch.arange(num_frames, device=inputs.noisy.device)
-        mask = None
-        if num_frames > 1:
-            assert not cache.layers, "several frames at once only start a cache"
-            mask = window_mask(positions, self.config.context)
-        x, condition, own = self.hidden(inputs, mask=mask, positions=positions, cache=cache)
+        mask = window_mask(positions, self.config.context) if num_frames > 1 else None
+        x, condition = self.hidden(inputs, mask=mask, positions=positions, cache=cache)
         if keep:
-            cache.extend(own, self.config.context)
+            cache.advance(num_frames)
         return self.read_out(x, condition, inputs)

@@ -9,14 +9,13 @@ from torch import Tensor
 from worldmodel.confidence import ConfidenceConfig, Distribution, build_head
 from worldmodel.imagination import (
     Imagined,
-    RolloutInputs,
     imagine,
-    leading_actions,
-    previous_frames,
     to_subpatches,
     to_tokens,
 )
-from worldmodel.schedule import sampling_levels
+from worldmodel.rollout_io import RolloutInputs, leading_actions, previous_frames
+from worldmodel.sampler import Sampling
+from worldmodel.schedule import Flow
 from worldmodel.transformer import Dynamics, Estimate, FrameInputs, window_mask
 
 Build = Callable[..., Dynamics]
@@ -44,7 +43,8 @@ def make_head(dynamics: Dynamics) -> Distribution:
 
 
 def roll(dynamics: Dynamics, inputs: RolloutInputs, num_steps: int = 2) -> Imagined:
-    return imagine(dynamics, make_head(dynamics), inputs, num_steps=num_steps, epsilon=EPSILON)
+    sampling = Sampling(num_steps=num_steps)
+    return imagine(dynamics, make_head(dynamics), inputs, sampling=sampling, epsilon=EPSILON)
 
 
 def whole_history(
@@ -67,7 +67,7 @@ def uncached(dynamics: Dynamics, inputs: RolloutInputs, num_steps: int) -> tuple
     """Latents and features of a rollout that recomputes everything at every step."""
     history, features = inputs.context, []
     generators = [torch.Generator().manual_seed(seed) for seed in inputs.seeds]
-    levels = sampling_levels(num_steps).tolist()
+    levels = Flow().levels(num_steps)
     for _ in range(inputs.actions.shape[1] - inputs.context.shape[1] + 1):
         x = torch.stack([torch.randn((1, *history.shape[2:]), generator=g) for g in generators])
         for level, following in pairwise(levels):

@@ -2,15 +2,17 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import trapezoid
+from scipy.special import expit
 from scipy.stats import kstest, norm
 
 from worldmodel.schedule import (
+    Flow,
+    SigmoidDiffusion,
     add_noise,
     clean_from_velocity,
     expand,
     noise_from_velocity,
     posterior_under_persistence,
-    sampling_levels,
     training_levels,
     velocity,
 )
@@ -102,7 +104,32 @@ def test_training_levels_repeat_with_their_generator() -> None:
     assert not torch.equal(twice[0], twice[2])
 
 
-def test_sampling_levels_fall_evenly_from_one_to_zero() -> None:
-    assert sampling_levels(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
-    with pytest.raises(ValueError, match=r"^`num_steps` must be at least 1, got 0\.$"):
-        sampling_levels(0)
+def test_levels_fall_evenly_from_noise_to_the_latent() -> None:
+    assert Flow().levels(4) == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert SigmoidDiffusion().levels(10) == [999.0 - 100 * step for step in range(11)]
+    for schedule in (Flow(), SigmoidDiffusion()):
+        with pytest.raises(ValueError, match=r"^`num_steps` must be at least 1, got 0\.$"):
+            schedule.levels(0)
+    with pytest.raises(ValueError, match=r"^`num_steps` must be at most 1000, got 1001\.$"):
+        SigmoidDiffusion().levels(1001)
+
+
+def test_diffusion_keeps_variance_and_falls_from_latent_to_noise() -> None:
+    diffusion = SigmoidDiffusion()
+    signal = np.array([diffusion.signal(float(t)) for t in range(-1, 1000)])
+    sigma = np.array([diffusion.sigma(float(t)) for t in range(-1, 1000)])
+    np.testing.assert_allclose(signal**2 + sigma**2, 1, atol=1e-6)
+    assert (np.diff(signal) < 0).all()
+    assert signal[0] == 1
+    assert signal[-1] < 0.01
+    t = np.arange(1, 1001) / 1000  # Eq. of the schedule, before its betas are clipped
+    curve = (expit(3 - 6 * t) - expit(-3)) / (expit(3) - expit(-3))
+    np.testing.assert_allclose(signal[1:-1] ** 2, curve[:-1], atol=1e-5)
+
+
+def test_latent_noise_and_velocity_of_diffusion_give_each_other_back() -> None:
+    latent, noise, _ = draw(4)
+    signal, sigma = (f(500.0) for f in (SigmoidDiffusion().signal, SigmoidDiffusion().sigma))
+    noisy, v = signal * latent + sigma * noise, signal * noise - sigma * latent
+    torch.testing.assert_close(signal * noisy - sigma * v, latent, atol=1e-6, rtol=0)
+    torch.testing.assert_close(sigma * noisy + signal * v, noise, atol=1e-6, rtol=0)

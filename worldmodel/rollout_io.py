@@ -1,0 +1,99 @@
+"""What goes into a rollout and what comes out, whatever the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Generator, Tensor
+
+from worldmodel.transformer import FrameInputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutInputs:
+    """Where rollouts start and what is done in them."""
+
+    context: Float[Tensor, "batch start view channel h w"]
+    """Latents of real frames."""
+    actions: Float[Tensor, "batch rows action"]
+    """Canonical actions; row t takes frame t to frame t + 1, row 0 is that of the first frame."""
+    action_valid: Bool[Tensor, "batch rows"]
+    seeds: Sequence[int]
+    """One seed per rollout: the same seed gives the same rollout, whatever else is in the batch."""
+    noise: Float[Tensor, "batch frames view channel h w"] | None = None
+    """First noise of every imagined frame; None: drawn from the seeds."""
+
+    def __post_init__(self) -> None:
+        b, start = self.context.shape[:2]
+        if start < 1:
+            raise ValueError("`context` needs at least one frame, got none.")
+        rows = self.actions.shape[1]
+        if rows < start:
+            raise ValueError(
+                f"`actions` needs at least {start} rows for {start} context frames, got {rows}."
+            )
+        if len(self.seeds) != b:
+            raise ValueError(
+                f"`seeds` needs one seed per rollout: {b} expected, got {len(self.seeds)}."
+            )
+        if not torch.isfinite(self.actions).all():
+            raise ValueError(
+                "`actions` must be finite, got NaN or infinity; repair or drop that episode."
+            )
+        expected = (b, self.num_frames, *self.context.shape[2:])
+        if self.noise is not None and self.noise.shape != expected:
+            raise ValueError(f"`noise` must be of shape {expected}, got {tuple(self.noise.shape)}.")
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames are imagined."""
+        return self.actions.shape[1] - self.context.shape[1] + 1
+
+
+class RowNoise:
+    """Standard normal noise of a batch of frames, each row from its own seed."""
+
+    def __init__(self, seeds: Sequence[int], like: Float[Tensor, "batch 1 view channel h w"]):
+        self.like = like
+        self.generators = [Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self) -> Float[Tensor, "batch 1 view channel h w"]:
+        shape = self.like.shape[1:]
+        rows = torch.stack([torch.randn(shape, generator=g) for g in self.generators])
+        if self.like.is_cuda:  # the copy then need not wait for the device
+            return rows.pin_memory().to(self.like, non_blocking=True)
+        return rows.to(self.like)
+
+
+@dataclass(frozen=True)
+class ImaginedFrame:
+    """One imagined frame of a batch of rollouts."""
+
+    latent: Float[Tensor, "batch view channel h w"]
+    features: Float[Tensor, "batch tokens dim"]
+    """What a confidence head reads."""
+    confidence: Float[Tensor, "batch view channel h w levels"] | None = None
+    """Stated by the network itself, if it has a head of its own."""
+
+
+@runtime_checkable
+class Rollout(Protocol):
+    """A batch of rollouts under way: a network with its cache."""
+
+    def next_frame(self, frame: FrameInputs) -> ImaginedFrame:
+        """Imagine one frame from the noise in `frame` and make it part of the past."""
+
+
+def leading_actions(actions: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """From "row t follows frame t" to "row t leads to frame t": one unknown row in front."""
+    unknown, invalid = torch.zeros_like(actions[:, :1]), torch.zeros_like(valid[:, :1])
+    return torch.cat((unknown, actions), dim=1), torch.cat((invalid, valid), dim=1)
+
+
+def previous_frames(latents: Float[Tensor, "batch time view channel h w"]) -> Tensor:
+    """The frame before each frame; zeros before the first."""
+    return torch.cat((torch.zeros_like(latents[:, :1]), latents[:, :-1]), dim=1)
