@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from worldmodel.tokenizer_files import WHITENING, find_folder, load_autoencoder, read_whitening
+from worldmodel.tokenizer_kinds import kind_of
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC
-
-WHITENING = "whitening.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +84,18 @@ def build_autoencoder(config: TokenizerConfig) -> AutoencoderDC:
     )
 
 
-def encode_deterministically(autoencoder: Any, frames: Tensor) -> Tensor:
-    """The mode of an autoencoder's latent, whichever attribute its class puts it in."""
-    output = autoencoder.encode(frames)
-    for name in ("latent", "latents"):
-        if hasattr(output, name):
-            return getattr(output, name)
-    return output.latent_dist.mode()
-
-
 class Tokenizer(nn.Module):
     """A diffusers autoencoder of single frames behind whitened latents.
 
     Whitened: zero mean and unit standard deviation per channel, once `fit_whitening` has run.
+    Before that, latents have the scale that diffusion models on this autoencoder are trained on.
+
+    An autoencoder of videos sees each frame as a clip of one frame: latents of a frame then depend
+    on nothing but that frame, which a rollout one frame at a time needs. What it could save along
+    time is given up.
+
+    Raises:
+        ValueError: an autoencoder of a class that is not in `KINDS`.
     """
 
     mean: Tensor
@@ -106,6 +106,7 @@ class Tokenizer(nn.Module):
     ) -> None:
         super().__init__()
         self.autoencoder: Any = autoencoder
+        self.kind = kind_of(type(autoencoder).__name__)
         self.register_buffer("mean", mean.float())
         self.register_buffer("std", std.float())
 
@@ -118,17 +119,21 @@ class Tokenizer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Tokenizer:
-        """A diffusers autoencoder from a folder (a `Path`) or a folder or hub name (a `str`).
+        """A diffusers autoencoder from a folder, or from the hub.
 
-        The whitening comes from the folder where it has one.
+        Its whitening comes from there too; without a fitted one it is the autoencoder's own.
+
+        Args:
+            source: A folder, or a `str` "org/name" or "org/name/subfolder" on the hub where there
+                is no folder of that name. A `Path` never asks the network.
 
         Raises:
-            ValueError: there is no autoencoder, or a file of it is missing, corrupt or of another.
+            ValueError: there is no autoencoder, it is of a class that is not in `KINDS`, or a file
+                of it is missing, corrupt or of another.
         """
-        if isinstance(source, Path) and not source.is_dir():
-            raise ValueError(f"No tokenizer in {str(source)!r}: there is no such folder.")
-        autoencoder = load_autoencoder(str(source))
-        return cls(autoencoder, *read_whitening(Path(source), autoencoder.config.latent_channels))
+        folder = find_folder(source)
+        autoencoder = load_autoencoder(folder)
+        return cls(autoencoder, *read_whitening(folder, autoencoder))
 
     @property
     def channels(self) -> int:
@@ -138,32 +143,46 @@ class Tokenizer(nn.Module):
     @property
     def stride(self) -> int:
         """Pixels along a latent position's side."""
-        config = self.autoencoder.config
-        for name in ("encoder_block_out_channels", "block_out_channels"):
-            if name in config:
-                return 2 ** (len(config[name]) - 1)
-        return int(self.autoencoder.spatial_compression_ratio)
+        return self.kind.stride(self.autoencoder.config)
 
     def fingerprint(self) -> str:
-        """Name of this tokenizer's latents: a hash of its weights and whitening."""
-        digest = hashlib.sha256()
+        """Name of this tokenizer's latents: a hash of its class, config, weights and whitening."""
+        config = {k: v for k, v in self.autoencoder.config.items() if not k.startswith("_")}
+        named = json.dumps([type(self.autoencoder).__name__, config], sort_keys=True)
+        digest = hashlib.sha256(named.encode())
         for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+            plain = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(name.encode() + plain.numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def encode(
         self, frames: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch channel h w"]:
-        """Whitened latents of frames in [-1, 1]."""
-        latents = encode_deterministically(self.autoencoder, frames)
-        return (latents - self.mean[:, None, None]) / self.std[:, None, None]
+        """Whitened latents of frames in [-1, 1].
+
+        Raises:
+            ValueError: height or width is no multiple of the stride.
+        """
+        return (self._encode(frames) - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def _encode(self, frames: Tensor) -> Tensor:
+        """The autoencoder's own latents."""
+        (height, width), stride = frames.shape[-2:], self.stride
+        if height % stride or width % stride or not height or not width:
+            near = [max(1, round(side / stride)) * stride for side in (height, width)]
+            raise ValueError(
+                f"`frames` must have a height and width that are multiples of the tokenizer's "
+                f"stride {stride}, got {height} x {width}; resize them, to {near[0]} x {near[1]} "
+                "perhaps."
+            )
+        return self.kind.encode(self.autoencoder, frames)
 
     def decode(
         self, latents: Float[Tensor, "batch channel h w"]
     ) -> Float[Tensor, "batch 3 height width"]:
         """Frames, about [-1, 1], of whitened latents."""
         latents = latents * self.std[:, None, None] + self.mean[:, None, None]
-        return self.autoencoder.decode(latents).sample
+        return self.kind.decode(self.autoencoder, latents)
 
     @torch.no_grad()
     def fit_whitening(self, batches: Iterable[Float[Tensor, "_ 3 _ _"]]) -> Tokenizer:
@@ -171,9 +190,7 @@ class Tokenizer(nn.Module):
         count = 0
         total, square = torch.zeros(2, self.channels, dtype=torch.float64, device=self.mean.device)
         for frames in batches:
-            latents = encode_deterministically(
-                self.autoencoder, frames.to(self.mean.device)
-            ).double()
+            latents = self._encode(frames.to(self.mean.device)).double()
             count += latents[:, 0].numel()
             total += latents.sum((0, 2, 3))
             square += latents.square().sum((0, 2, 3))
@@ -190,42 +207,3 @@ class Tokenizer(nn.Module):
         (folder / WHITENING).write_text(
             json.dumps({"mean": self.mean.tolist(), "std": self.std.tolist()})
         )
-
-
-def load_autoencoder(source: str) -> Any:
-    """A diffusers autoencoder from a folder or a hub name, every weight of it from there."""
-    import diffusers
-    from safetensors import SafetensorError
-
-    try:
-        config = diffusers.AutoencoderDC.load_config(source)
-        kind = config.get("_class_name") if isinstance(config, dict) else None
-        if not str(kind).startswith("Autoencoder") or not hasattr(diffusers, str(kind)):
-            raise ValueError(f"its config.json is of {kind}.")
-        autoencoder, report = getattr(diffusers, str(kind)).from_pretrained(
-            source, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-        if report["missing_keys"]:
-            raise ValueError(f"its weights lack {min(report['missing_keys'])}.")
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"No readable diffusers autoencoder in {source!r}: {reason}") from error
-    return autoencoder
-
-
-def read_whitening(folder: Path, channels: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel as `Tokenizer.save` wrote them; 0 and 1 without."""
-    file = folder / WHITENING
-    if not file.is_file():
-        return torch.zeros(channels), torch.ones(channels)
-    try:
-        stored = json.loads(file.read_text())
-        mean, std = (torch.tensor(stored[name], dtype=torch.float32) for name in ("mean", "std"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{str(file)!r} holds no whitening (lists `mean` and `std`).") from error
-    if mean.shape != (channels,) or std.shape != (channels,) or not (std > 0).all():
-        raise ValueError(
-            f"{str(file)!r} must hold {channels} means and positive standard deviations, "
-            f"got {stored['mean']} and {stored['std']}."
-        )
-    return mean, std
