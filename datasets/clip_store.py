@@ -6,7 +6,7 @@
         observation.state            float32 [time, 10]
         action, action_valid         float32 [time, 7], bool [time]
         signals                      the source's own signals, untouched, end to end
-      latents/<name>/000000          latents of the episode of the same number
+      latents/<name>/000000          latents of the episode of the same number; may be deleted
 
 An episode is written to a hidden folder and renamed into place, so a killed process leaves whole
 episodes only; a power cut is not covered, since nothing is synced. One process writes at a time,
@@ -167,7 +167,10 @@ class ClipStore:
     def write_latents(
         self, name: str, key: str | int, latents: Float[np.ndarray, "time view channel h w"]
     ) -> None:
-        """Store the latents of one episode under a tokenizer's name, in place of earlier ones."""
+        """Store the latents of one episode, in place of any of that name.
+
+        `name` stands for all that they depend on: encoder, views and picture size.
+        """
         target = self._latent_folder(name, key)
         if not target.parent.exists():
             zarr.create_group(target.parent)
@@ -179,13 +182,13 @@ class ClipStore:
         staged.rename(target)
 
     def read_latents(self, name: str, key: str | int) -> Float[np.ndarray, "time view channel h w"]:
-        """The latents written under a tokenizer's name."""
+        """The latents written under a name."""
         if not self.has_latents(name, key):
             raise ValueError(f"{self.path} has no latents {name!r} of episode {key!r}.")
         return read_array(self._latent_folder(name, key))
 
     def has_latents(self, name: str, key: str | int) -> bool:
-        """Whether an episode has latents under a tokenizer's name."""
+        """Whether an episode has latents under a name."""
         return self._latent_folder(name, key).is_dir()
 
     def _latent_folder(self, name: str, key: str | int) -> Path:

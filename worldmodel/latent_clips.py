@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,12 +95,19 @@ def encode_episode(model: WorldModel, trajectory: Trajectory) -> LatentBatch:
     return labelled(model.encode(pixels)[None].half().cpu().clone(), trajectory)
 
 
+def latents_name(model: WorldModel) -> str:
+    """Name of a model's latents in a store: a hash of tokenizer, image size and cameras."""
+    config = model.config
+    made_by = [model.tokenizer.fingerprint(), config.image_size, config.cameras]
+    return hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
+
+
 def encode_store(model: WorldModel, store: ClipStore, names: Sequence[str]) -> list[LatentBatch]:
     """Episodes of a store as latents.
 
-    They are encoded once and kept in the store under the tokenizer's fingerprint.
+    They are encoded once and kept in the store, under a name that says how they were made.
     """
-    key = model.tokenizer.fingerprint()
+    key = latents_name(model)
     episodes = []
     for name in tqdm(names, "latents"):
         trajectory = store.episode(name)
