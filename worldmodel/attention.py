@@ -12,7 +12,7 @@ from worldmodel.cache import LayerCache
 
 
 def rotary_angles(
-    positions: Float[Tensor, "tokens axes"], head_dim: int
+    positions: Float[Tensor, "tokens axes"], head_dim: int, base: float = 100.0
 ) -> Float[Tensor, "tokens half"]:
     """Rotation angles of Su et al. 2021 (arXiv:2104.09864), the head split evenly over the axes.
 
@@ -20,7 +20,7 @@ def rotary_angles(
     """
     axes = positions.shape[1]
     pairs = head_dim // 2 // axes
-    frequency = 100.0 ** (-torch.arange(pairs, device=positions.device) / max(pairs, 1))
+    frequency = base ** (-torch.arange(pairs, device=positions.device) / max(pairs, 1))
     angles = rearrange(positions[:, :, None] * frequency, "n a p -> n (a p)")
     return F.pad(angles, (0, head_dim // 2 - angles.shape[1]))
 
@@ -67,10 +67,10 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Multi-head self-attention over the second-last axis."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, *, bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.out = nn.Linear(dim, dim)
 
     def project(
@@ -89,10 +89,12 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and a two-layer perceptron, each shifted, scaled and gated (adaLN of six)."""
 
-    def __init__(self, dim: int, heads: int, condition_dim: int, mlp_ratio: float) -> None:
+    def __init__(
+        self, dim: int, heads: int, condition_dim: int, mlp_ratio: float, *, qkv_bias: bool = True
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.attention = Attention(dim, heads)
+        self.attention = Attention(dim, heads, bias=qkv_bias)
         hidden = int(dim * mlp_ratio)
         self.mlp = nn.Sequential(
             nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim)
@@ -163,3 +165,16 @@ class TemporalBlock(Block):
         mixed = self.attention.attend(q, k, v, mask)
         x = torch.addcmul(x, gate, rearrange(mixed, "(b n) t d -> b t n d", b=b))
         return self.feed_forward(x, *rest)
+
+    def remember(
+        self,
+        x: Float[Tensor, "batch time tokens dim"],
+        modulation: Modulation,
+        table: Rotary,
+        cache: LayerCache,
+    ) -> None:
+        """Write the frames into `cache`, and nothing else."""
+        shift, scale, *_ = modulation
+        rows = rearrange(modulate(self.norm(x), shift, scale), "b t n d -> (b n) t d")
+        _, k, v = self.attention.project(rows, table)
+        cache.write(k, v)

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldmodel.confidence import ContinuousScale, Distribution
+from worldmodel.reference import Reference
+from worldmodel.reference_rollout import ReferenceRollout
 from worldmodel.rollout_io import (
     ImaginedFrame,
     Rollout,
@@ -78,15 +80,35 @@ def context_frames(inputs: RolloutInputs) -> FrameInputs:
     )
 
 
+def begin(
+    network: Dynamics | Reference,
+    inputs: RolloutInputs,
+    sampling: Sampling,
+    draw: Draw,
+    epsilon: Float[Tensor, " levels"],
+) -> Rollout:
+    """Start a batch of rollouts; `epsilon` is for a network that states its own confidence."""
+    context = context_frames(inputs)
+    if isinstance(network, Reference):
+        return ReferenceRollout(network, context, sampling, draw, epsilon)
+    return DynamicsRollout(network, context, sampling, draw)
+
+
 @torch.inference_mode()
 def frames(
-    dynamics: Dynamics, inputs: RolloutInputs, *, sampling: Sampling
+    network: Dynamics | Reference,
+    inputs: RolloutInputs,
+    *,
+    sampling: Sampling,
+    epsilon: Float[Tensor, " levels"] | None = None,
 ) -> Iterator[ImaginedFrame]:
     """Imagine one frame after the other; memory does not grow with their number."""
     start = inputs.context.shape[1]
     previous = inputs.context[:, -1:]
     draw = RowNoise(inputs.seeds, previous)
-    rollout: Rollout = DynamicsRollout(dynamics, context_frames(inputs), sampling, draw)
+    rollout = begin(
+        network, inputs, sampling, draw, previous.new_empty(0) if epsilon is None else epsilon
+    )
     for index in range(inputs.num_frames):
         t = start - 1 + index
         noise = draw() if inputs.noise is None else inputs.noise[:, index : index + 1]
@@ -104,8 +126,8 @@ def frames(
 
 @torch.inference_mode()
 def imagine(
-    dynamics: Dynamics,
-    head: Distribution | ContinuousScale,
+    network: Dynamics | Reference,
+    head: Distribution | ContinuousScale | None,
     inputs: RolloutInputs,
     *,
     sampling: Sampling,
@@ -113,27 +135,32 @@ def imagine(
 ) -> Imagined:
     """Imagine a whole batch of rollouts and read the confidence of every frame."""
     latents, confidence, features = [], [], []
-    for index, frame in enumerate(frames(dynamics, inputs, sampling=sampling)):
-        horizon = frame.features.new_full((len(frame.features),), index + 1)
+    for index, frame in enumerate(frames(network, inputs, sampling=sampling, epsilon=epsilon)):
         latents.append(frame.latent)
-        stated = head.confidence(frame.features, horizon, epsilon)
-        confidence.append(to_subpatches(stated, dynamics))
+        stated = frame.confidence
+        if stated is None:
+            assert head is not None, "a network without a head of its own needs one"
+            horizon = frame.features.new_full((len(frame.features),), index + 1)
+            stated = to_subpatches(head.confidence(frame.features, horizon, epsilon), network)
+        confidence.append(stated)
         features.append(frame.features)
     return Imagined(torch.stack(latents, 1), torch.stack(confidence, 1), torch.stack(features, 1))
 
 
 def to_subpatches(
-    per_token: Float[Tensor, "batch tokens subpatches levels"], dynamics: Dynamics
+    per_token: Float[Tensor, "batch tokens subpatches levels"], network: Dynamics | Reference
 ) -> Float[Tensor, "batch view channel h w levels"]:
     """From one row of values per token to one value per subpatch."""
-    config = dynamics.config
+    config = network.config
     return rearrange(
         per_token, "b (v h w) (c p q) e -> b v c (h p) (w q) e",
         v=config.views, h=config.height // config.patch, p=config.patch, q=config.patch,
     )  # fmt: skip
 
 
-def to_tokens(subpatches: Float[Tensor, "*batch view channel h w"], dynamics: Dynamics) -> Tensor:
+def to_tokens(
+    subpatches: Float[Tensor, "*batch view channel h w"], network: Dynamics | Reference
+) -> Tensor:
     """The inverse of `to_subpatches`, without the axis of levels."""
-    p = dynamics.config.patch
+    p = network.config.patch
     return rearrange(subpatches, "... v c (h p) (w q) -> ... (v h w) (c p q)", p=p, q=p)

@@ -1,0 +1,310 @@
+"""The published C3 and WorldGym network, in our blocks, so that its checkpoints run here.
+
+C3: Mei et al. 2025 (arXiv:2512.05927); WorldGym: Quevedo et al. 2025 (arXiv:2506.00613). A causal
+space-time diffusion transformer with v-prediction over the sigmoid noise schedule. Unlike our own
+network it reads no previous frame, sees its context slightly noised (timestep 14, scaled but
+without noise) and truncates its window instead of sliding attention over it. C3 adds a confidence
+head: further blocks on detached features, conditioned on the error level ε.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.attention import (
+    Modulation,
+    Rotary,
+    SpatialBlock,
+    TemporalBlock,
+    modulate,
+    rotary_angles,
+    rotary_table,
+)
+from worldmodel.cache import TemporalCache
+
+ROTARY = ("standard", "pixel", "legacy")
+CONTEXT_LEVEL = 14
+"""Timestep at which the network sees frames of the past."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceConfig:
+    """Shape of a published network; its state dict tells all but the last four fields."""
+
+    channels: int = 16
+    """Latent channels."""
+    action_dim: int = 7
+    """Width of one action row."""
+    patch: int = 2
+    """Latent positions along a token's side."""
+    dim: int = 1024
+    """Width of a token."""
+    layers: int = 16
+    """Pairs of a spatial and a temporal block."""
+    confidence_layers: int = 0
+    """Pairs of blocks in C3's confidence head; 0: there is none (WorldGym)."""
+    heads: int = 16
+    """Attention heads."""
+    window: int = 10
+    """Most frames the network sees at once, the one being sampled included."""
+    spatial_rotary: str = "standard"
+    """Rotary positions within a frame: "standard" (Su et al. 2021), "pixel" (frequencies up to 128
+    over coordinates from -1 to 1) or "legacy" (WorldGym's first release, which pairs the cosine of
+    one frequency with the sine of the next)."""
+    temporal_rotary: str = "standard"
+    """Rotary positions in time, as above."""
+    height: int = 32
+    """Latent height in positions."""
+    width: int = 32
+    """Latent width in positions."""
+
+    def __post_init__(self) -> None:
+        if self.dim % (4 * self.heads):
+            raise ValueError(
+                f"`heads` must divide a quarter of the width {self.dim}, got {self.heads}."
+            )
+        if self.height % self.patch or self.width % self.patch:
+            raise ValueError(
+                f"`patch` {self.patch} must divide the latent size {self.height}x{self.width}."
+            )
+        if self.window < 2:
+            raise ValueError(f"`window` must be at least 2, got {self.window}.")
+        for name in ("spatial_rotary", "temporal_rotary"):
+            if getattr(self, name) not in ROTARY:
+                raise ValueError(f"`{name}` must be one of {ROTARY}, got {getattr(self, name)!r}.")
+
+    @property
+    def views(self) -> int:
+        """Cameras: the published networks know one."""
+        return 1
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one frame."""
+        return (self.height // self.patch) * (self.width // self.patch)
+
+
+def sinusoids(x: Tensor) -> Float[Tensor, "*shape 256"]:
+    """128 cosines and sines of a number, at frequencies from 1 down to about 1e-4."""
+    frequency = torch.exp(-math.log(10_000) * torch.arange(128, device=x.device) / 128)
+    phase = x.float()[..., None] * frequency
+    return torch.cat((phase.cos(), phase.sin()), dim=-1)
+
+
+def positions_table(kind: str, sides: tuple[int, ...], head_dim: int) -> Rotary:
+    """Rotations of every position of a grid, in row-major order.
+
+    "legacy" is no rotation: its "cosines" and "sines" are the even and the odd entries of each
+    axis' cosines followed by its sines.
+    """
+    if kind == "pixel":
+        axes = [torch.linspace(-1, 1, side) for side in sides]
+    else:
+        axes = [torch.arange(side, dtype=torch.float32) for side in sides]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(sides))
+    if kind == "standard":
+        return rotary_table(rotary_angles(grid, head_dim, base=10_000.0))
+    pairs = head_dim // len(sides) // 2
+    if kind == "pixel":
+        frequency = torch.linspace(1, 128, pairs) * math.pi
+        return rotary_table(rearrange(grid[..., None] * frequency, "n a p -> n (a p)"))
+    angles = rearrange(rotary_angles(grid, head_dim, base=10_000.0), "n (a p) -> n a p", p=pairs)
+    entries = torch.cat((angles.cos(), angles.sin()), dim=-1).flatten(1)
+    return entries[:, 0::2], entries[:, 1::2]
+
+
+class Stack(nn.Module):
+    """Pairs of a spatial and a temporal block, and a read-out to one value per subpatch."""
+
+    def __init__(self, config: ReferenceConfig, layers: int) -> None:
+        super().__init__()
+        self.config = config
+        shape = (config.dim, config.heads, config.dim, 4.0)
+        self.spatial = nn.ModuleList(SpatialBlock(*shape, qkv_bias=False) for _ in range(layers))
+        self.temporal = nn.ModuleList(TemporalBlock(*shape, qkv_bias=False) for _ in range(layers))
+        self.norm = nn.LayerNorm(config.dim, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Linear(config.dim, 2 * config.dim)
+        self.out = nn.Linear(config.dim, config.channels * config.patch**2)
+
+    def pairs(self) -> Iterator[tuple[SpatialBlock, TemporalBlock]]:
+        """The spatial and the temporal block of each layer."""
+        return zip(self.spatial, self.temporal, strict=True)  # type: ignore[arg-type]
+
+    def modulations(self, condition: Float[Tensor, "batch time dim"]) -> list[Modulation]:
+        """Of every block in order, then shift and scale of the read-out."""
+        active = F.silu(condition)
+        blocks = [block.modulations(active) for pair in self.pairs() for block in pair]
+        return [*blocks, self.modulation(active)[:, :, None].chunk(2, dim=-1)]
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time tokens dim"],
+        modulations: list[Modulation],
+        places: Rotary,
+        times: Rotary,
+        *,
+        mask: Tensor | None = None,
+        cache: TemporalCache | None = None,
+    ) -> Float[Tensor, "batch time tokens dim"]:
+        """Last hidden state; the frames are written into `cache`."""
+        for layer, (spatial, temporal) in enumerate(self.pairs()):
+            x = spatial(x, modulations[2 * layer], places)
+            past = None if cache is None else cache.layers[layer]
+            x = temporal(x, modulations[2 * layer + 1], times, mask=mask, cache=past)
+        return x
+
+    def remember(
+        self,
+        x: Float[Tensor, "batch time tokens dim"],
+        modulations: list[Modulation],
+        places: Rotary,
+        times: Rotary,
+        *,
+        mask: Tensor | None,
+        cache: TemporalCache,
+    ) -> None:
+        """Write the frames into `cache` without the work that only a read-out needs."""
+        last = len(self.spatial) - 1
+        for layer, (spatial, temporal) in enumerate(self.pairs()):
+            x = spatial(x, modulations[2 * layer], places)
+            past, modulation = cache.layers[layer], modulations[2 * layer + 1]
+            if layer == last:
+                temporal.remember(x, modulation, times, past)
+            else:
+                x = temporal(x, modulation, times, mask=mask, cache=past)
+
+    def read_out(
+        self, x: Float[Tensor, "batch time tokens dim"], modulation: Modulation
+    ) -> Float[Tensor, "batch time 1 channel height width"]:
+        """From hidden states to one value per subpatch."""
+        p = self.config.patch
+        return rearrange(
+            self.out(modulate(self.norm(x), *modulation)),
+            "b t (h w) (c p q) -> b t 1 c (h p) (w q)",
+            h=self.config.height // p, p=p, q=p,
+        )  # fmt: skip
+
+
+class Reference(nn.Module):
+    """The network. See the module's docstring."""
+
+    places_cos: Tensor
+    places_sin: Tensor
+
+    def __init__(self, config: ReferenceConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Linear(config.channels * config.patch**2, config.dim)
+        self.level = self._number_embedding()
+        self.action = nn.Linear(config.action_dim, config.dim)
+        self.stack = Stack(config, config.layers)
+        self.has_confidence = config.confidence_layers > 0
+        if self.has_confidence:
+            self.threshold = self._number_embedding()
+            self.confidence = Stack(config, config.confidence_layers)
+        sides = (config.height // config.patch, config.width // config.patch)
+        cos, sin = positions_table(config.spatial_rotary, sides, config.head_dim)
+        self.register_buffer("places_cos", cos, persistent=False)
+        self.register_buffer("places_sin", sin, persistent=False)
+
+    def _number_embedding(self) -> nn.Sequential:
+        dim = self.config.dim
+        return nn.Sequential(nn.Linear(256, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self.embed.weight.dtype
+
+    @property
+    def places(self) -> Rotary:
+        """Rotations within a frame."""
+        return self.places_cos, self.places_sin
+
+    def times(self, first: int, num_frames: int, seen: int) -> Rotary:
+        """Rotations in time of `num_frames` frames from `first` on, in a window of `seen` frames.
+
+        Only "pixel" depends on how many frames the window holds.
+        """
+        config, device = self.config, self.places_cos.device
+        if config.temporal_rotary == "standard":  # relative: any position may follow any other
+            positions = torch.arange(first, first + num_frames, dtype=torch.float32, device=device)
+            return rotary_table(rotary_angles(positions[:, None], config.head_dim, base=10_000.0))
+        cos, sin = positions_table(config.temporal_rotary, (seen,), config.head_dim)
+        window = slice(first, first + num_frames)
+        return cos[window].to(device), sin[window].to(device)
+
+    def tokens(
+        self, latents: Float[Tensor, "batch time 1 channel height width"]
+    ) -> Float[Tensor, "batch time tokens dim"]:
+        """Tokens of noisy frames."""
+        expected = (self.config.channels, self.config.height, self.config.width)
+        if latents.shape[3:] != expected:
+            raise ValueError(
+                f"`latents` must be of {expected} (channels, height, width), got "
+                f"{tuple(latents.shape[3:])}; load the reference for that size."
+            )
+        p = self.config.patch
+        return self.embed(
+            rearrange(latents.to(self.dtype), "b t 1 c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
+        )
+
+    def condition(
+        self, level: Float[Tensor, "batch time"], actions: Float[Tensor, "batch time action"]
+    ) -> Float[Tensor, "batch time dim"]:
+        """Embedded timestep and action."""
+        return self.level(sinusoids(level).to(self.dtype)) + self.action(actions.to(self.dtype))
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "batch time 1 channel height width"],
+        level: Float[Tensor, "batch time"],
+        actions: Float[Tensor, "batch time action"],
+        epsilon: Float[Tensor, "batch time"] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Velocity and, of a network with a confidence head, P(error <= ε); all frames at once.
+
+        Args:
+            noisy: Noisy frames, context ones scaled to `CONTEXT_LEVEL` without noise.
+            level: Timesteps, 0 to 999.
+            actions: The action that led to each frame; zeros for the first.
+            epsilon: Error level of each frame; without it there is no confidence.
+
+        Returns:
+            Both like `noisy`. The event behind C3's confidence is the error of the velocity.
+        """
+        time = noisy.shape[1]
+        condition = self.condition(level, actions)
+        mask = causal_mask(time, noisy.device)
+        places, times = self.places, self.times(0, time, time)
+        modulations = self.stack.modulations(condition)
+        hidden = self.stack(self.tokens(noisy), modulations, places, times, mask=mask)
+        velocity = self.stack.read_out(hidden, modulations[-1]).to(noisy.dtype)
+        if epsilon is None or not self.has_confidence:
+            return velocity, None
+        stated = self.confidence.modulations(self.with_threshold(condition, epsilon))
+        x = self.confidence(hidden, stated, places, times, mask=mask)
+        return velocity, self.confidence.read_out(x, stated[-1]).float().sigmoid()
+
+    def with_threshold(
+        self, condition: Float[Tensor, "batch time dim"], epsilon: Float[Tensor, "batch time"]
+    ) -> Float[Tensor, "batch time dim"]:
+        """The confidence head's condition."""
+        return condition + self.threshold(sinusoids(epsilon).to(self.dtype))
+
+
+def causal_mask(time: int, device: torch.device) -> Tensor:
+    """A frame sees itself and those before it."""
+    return torch.ones(time, time, dtype=torch.bool, device=device).tril()

@@ -1,0 +1,216 @@
+"""Bringing C3 and WorldGym checkpoints here: their state dicts into our modules.
+
+Theirs -> ours, and what changes on the way:
+
+- `x_proj` -> `embed`: a convolution whose stride is its kernel is a linear map of patches
+- `timestep_mlp`, `err_thresh_mlp`, `action_embedder` -> `level`, `threshold`, `action`
+- `blocks.N.{s,t}_block` -> `stack.{spatial,temporal}.N`; `conf_blocks.N...` -> `confidence...`
+- `attn.qkv_proj` -> `attention.qkv`: rotary pairs (2i, 2i + 1) of a head become (i, i + half)
+- `attn.out_proj`, `ffwd`, `adaLN_modulation.1` -> `attention.out`, `mlp`, `modulation`
+- `final_layer`, `final_layer_conf_head` -> `stack`, `confidence`, their `out` and `modulation`:
+  patch order (row, column, channel) becomes (channel, row, column)
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from worldmodel.reference import Reference, ReferenceConfig
+
+FILE = re.compile(r"ckpt_\d+\.pt")
+"""Checkpoints of a C3 run, in its folder."""
+STRIDE = 8
+"""Pixels along a latent position's side, for every tokenizer these networks were trained on."""
+SETTINGS = {"heads": "heads", "window": "n_frames", "height": "input_h", "width": "input_w"}
+"""What a state dict does not tell -> its name in the config.yaml beside a C3 checkpoint."""
+
+
+def load_reference(
+    path: str | Path,
+    *,
+    heads: int | None = None,
+    window: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    spatial_rotary: str = "standard",
+    temporal_rotary: str = "standard",
+) -> Reference:
+    """A published network from its checkpoint, in evaluation mode.
+
+    Args:
+        path: A `.pt` or `.safetensors` file with a state dict, or with one under "ema" or "model"
+            (the average wins), or the folder of a C3 run, whose newest `ckpt_*.pt` is taken.
+        heads: Attention heads; a state dict does not tell. Default: as the config.yaml beside the
+            file says, else 16, as published.
+        window: Most frames seen at once; default as above, else 10 (C3) with a confidence head and
+            20 (WorldGym) without.
+        height: Latent height in positions; default as above, else 32.
+        width: Latent width, likewise.
+        spatial_rotary: Rotary positions within a frame, see `ReferenceConfig`.
+        temporal_rotary: Rotary positions in time.
+
+    Raises:
+        ValueError: the file cannot be read without running code from it, or its weights are not
+            those of such a network.
+    """
+    file = newest_checkpoint(Path(path))
+    state = read_state(file)
+    told = read_settings(file.parent / "config.yaml")
+    given = {"heads": heads, "window": window, "height": height, "width": width}
+    told |= {name: value for name, value in given.items() if value is not None}
+    rotary = {"spatial_rotary": spatial_rotary, "temporal_rotary": temporal_rotary}
+    try:
+        config = ReferenceConfig(**shape_of(state), **(published(state) | told), **rotary)
+    except (KeyError, IndexError) as error:
+        raise ValueError(
+            f"{str(file)!r} holds no C3 or WorldGym network: {error} is missing or of another form."
+        ) from error
+    model = Reference(config)
+    model.load_state_dict(converted(model, state, file))
+    return model.eval()
+
+
+def newest_checkpoint(path: Path) -> Path:
+    """The file to read: `path`, or the last checkpoint in the folder `path`."""
+    if path.is_file():
+        return path
+    found = sorted(file for file in path.glob("ckpt_*.pt") if FILE.fullmatch(file.name))
+    if not found:
+        raise ValueError(
+            f"No checkpoint at {str(path)!r}: give a .pt or .safetensors file, or a folder with "
+            "ckpt_*.pt files."
+        )
+    return found[-1]
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """The state dict in a file; nothing in the file is run."""
+    try:
+        if file.suffix == ".safetensors":
+            stored: Any = load_file(file)
+        else:
+            stored = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0].removesuffix(".")
+        raise ValueError(
+            f"{str(file)!r} cannot be read as weights alone: {reason}. Save the network's "
+            "state_dict() with torch.save and give that file."
+        ) from error
+    for name in ("ema", "model"):
+        if isinstance(stored, Mapping) and isinstance(stored.get(name), Mapping):
+            stored = stored[name]
+            break
+    if not isinstance(stored, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in stored.items()
+    ):
+        raise ValueError(f"{str(file)!r} holds no state dict, but a {type(stored).__name__}.")
+    return {name.removeprefix("module."): value for name, value in stored.items()}
+
+
+def read_settings(file: Path) -> dict[str, int]:
+    """What the config.yaml of a C3 run says of the network's shape; nothing if there is none."""
+    import yaml
+
+    if not file.is_file():
+        return {}
+    try:
+        stored = yaml.safe_load(file.read_text())
+        found = {
+            name: int(stored[theirs]) for name, theirs in SETTINGS.items() if stored.get(theirs)
+        }
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{str(file)!r} cannot be read as a config: {error}.") from error
+    return found | {name: found[name] // STRIDE for name in ("height", "width") if name in found}
+
+
+def shape_of(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """What the weights tell of the network's shape."""
+    dim, channels, patch, _ = state["x_proj.weight"].shape
+    return {
+        "channels": channels,
+        "patch": patch,
+        "dim": dim,
+        "action_dim": state["action_embedder.weight"].shape[1],
+        "layers": count(state, "blocks"),
+        "confidence_layers": count(state, "conf_blocks"),
+    }
+
+
+def published(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """What the weights do not tell, as published."""
+    window = 10 if count(state, "conf_blocks") else 20
+    return {"heads": 16, "window": window, "height": 32, "width": 32}
+
+
+def count(state: Mapping[str, Tensor], name: str) -> int:
+    """How many modules a list of modules has.
+
+    >>> count({"blocks.0.a": torch.zeros(1), "blocks.1.a": torch.zeros(1)}, "blocks")
+    2
+    """
+    return len({key.split(".")[1] for key in state if key.startswith(f"{name}.")})
+
+
+def converted(model: Reference, state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """The weights under our names, every one of theirs used."""
+    unused, ours = set(state), {}
+    for name, parameter in model.state_dict().items():
+        theirs, change = source_of(name, model.config)
+        if theirs not in state:
+            raise ValueError(f"{str(file)!r} holds no C3 or WorldGym network: {theirs} is missing.")
+        value = change(state[theirs])
+        if value.shape != parameter.shape:
+            raise ValueError(
+                f"{str(file)!r}: {theirs} has shape {tuple(state[theirs].shape)}, which does not "
+                f"fit the other weights."
+            )
+        unused.discard(theirs)
+        ours[name] = value.float()
+    if unused:
+        raise ValueError(f"{str(file)!r} holds weights of another network, such as {min(unused)}.")
+    return ours
+
+
+def source_of(name: str, config: ReferenceConfig) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """Their name of our parameter, and what turns their tensor into ours."""
+    end = name.rpartition(".")[2]
+    plain = {"level": "timestep_mlp", "threshold": "err_thresh_mlp", "action": "action_embedder"}
+    first, _, rest = name.partition(".")
+    if first == "embed":
+        return f"x_proj.{end}", (lambda w: w.flatten(1)) if end == "weight" else torch.clone
+    if first in plain:
+        return f"{plain[first]}.{rest}", torch.clone
+    blocks = "blocks" if first == "stack" else "conf_blocks"
+    final = "final_layer" if first == "stack" else "final_layer_conf_head"
+    if rest.startswith("modulation."):
+        return f"{final}.adaLN_modulation.1.{end}", torch.clone
+    if rest.startswith("out."):
+        p = config.patch
+        return f"{final}.linear.{end}", lambda w: rearrange(
+            w, "(p q c) ... -> (c p q) ...", p=p, q=p
+        )
+    kind, index, part = rest.split(".", 2)
+    names = {"attention.qkv": "attn.qkv_proj", "attention.out": "attn.out_proj"}
+    names |= {"mlp.0": "ffwd.0", "mlp.2": "ffwd.2", "modulation": "adaLN_modulation.1"}
+    inner = names[part.rpartition(".")[0]]
+    theirs = f"{blocks}.{index}.{'s' if kind == 'spatial' else 't'}_block.{inner}.{end}"
+    if part.startswith("attention.qkv"):
+        return theirs, lambda w: halves_of_pairs(w, config.heads)
+    return theirs, torch.clone
+
+
+def halves_of_pairs(weight: Tensor, heads: int) -> Tensor:
+    """Rows of queries and keys from pairs (2i, 2i + 1) to (i, i + half), within each head."""
+    q, k, v = weight.chunk(3)
+    q, k = (rearrange(part, "(h d two) n -> (h two d) n", h=heads, two=2) for part in (q, k))
+    return torch.cat((q, k, v))
