@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from worldmodel.confidence import ContinuousScale, Distribution
@@ -23,7 +23,7 @@ from worldmodel.rollout_io import (
 )
 from worldmodel.sampler import Draw, Sampling, sample
 from worldmodel.schedule import Flow
-from worldmodel.transformer import Dynamics, FrameInputs
+from worldmodel.transformer import Dynamics, FrameInputs, only_valid
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class Imagined:
     """P(error <= ε) per subpatch, for every ε asked for; errors in latent standard deviations."""
     features: Float[Tensor, "batch time tokens dim"]
     """What the confidence head read."""
+    view_valid: Bool[Tensor, "batch time view"] | None = None
+    """False where a view was not there to imagine: its latents are zeros, its confidence is NaN.
+    None: all were."""
 
 
 class DynamicsRollout:
@@ -63,6 +66,8 @@ class DynamicsRollout:
             return self.dynamics.step(at(noisy, level), self.cache, keep=False).clean
 
         latent = sample(denoise, frame.noisy, Flow(), self.sampling, self.draw)
+        if frame.view_valid is not None:
+            latent = only_valid(latent, frame.view_valid)
         features = self.dynamics.step(at(latent, 0.0), self.cache, keep=True).features
         return ImaginedFrame(latent=latent[:, 0], features=features[:, 0])
 
@@ -71,24 +76,27 @@ def context_frames(inputs: RolloutInputs) -> FrameInputs:
     """The real frames that rollouts start from, as the network reads them."""
     b, start = inputs.context.shape[:2]
     actions, valid = leading_actions(inputs.actions, inputs.action_valid)
+    context, there = inputs.context, inputs.view_valid
+    if there is not None:
+        context = only_valid(context, there)
     return FrameInputs(
-        noisy=inputs.context,
-        previous=previous_frames(inputs.context),
-        level=inputs.context.new_zeros(b, start),
+        noisy=context,
+        previous=previous_frames(context),
+        level=context.new_zeros(b, start),
         actions=actions[:, :start],
         action_valid=valid[:, :start],
+        view_valid=there,
     )
 
 
 def begin(
     network: Dynamics | Reference,
-    inputs: RolloutInputs,
+    context: FrameInputs,
     sampling: Sampling,
     draw: Draw,
     epsilon: Float[Tensor, " levels"],
 ) -> Rollout:
     """Start a batch of rollouts; `epsilon` is for a network that states its own confidence."""
-    context = context_frames(inputs)
     if isinstance(network, Reference):
         return ReferenceRollout(network, context, sampling, draw, epsilon)
     return DynamicsRollout(network, context, sampling, draw)
@@ -104,10 +112,11 @@ def frames(
 ) -> Iterator[ImaginedFrame]:
     """Imagine one frame after the other; memory does not grow with their number."""
     start = inputs.context.shape[1]
-    previous = inputs.context[:, -1:]
+    context = context_frames(inputs)
+    previous = context.noisy[:, -1:]
     draw = RowNoise(inputs.seeds, previous)
     rollout = begin(
-        network, inputs, sampling, draw, previous.new_empty(0) if epsilon is None else epsilon
+        network, context, sampling, draw, previous.new_empty(0) if epsilon is None else epsilon
     )
     for index in range(inputs.num_frames):
         t = start - 1 + index
@@ -118,6 +127,7 @@ def frames(
             level=previous.new_ones(len(previous), 1),
             actions=inputs.actions[:, t : t + 1],
             action_valid=inputs.action_valid[:, t : t + 1],
+            view_valid=inputs.imagined_views,
         )
         imagined = rollout.next_frame(frame)
         previous = imagined.latent[:, None]
@@ -144,7 +154,11 @@ def imagine(
             stated = to_subpatches(head.confidence(frame.features, horizon, epsilon), network)
         confidence.append(stated)
         features.append(frame.features)
-    return Imagined(torch.stack(latents, 1), torch.stack(confidence, 1), torch.stack(features, 1))
+    stated, there = torch.stack(confidence, 1), inputs.imagined_views
+    if there is not None:
+        there = there.expand(-1, len(latents), -1)
+        stated = stated.masked_fill(~there[..., None, None, None, None], torch.nan)
+    return Imagined(torch.stack(latents, 1), stated, torch.stack(features, 1), there)
 
 
 def to_subpatches(

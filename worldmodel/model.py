@@ -28,7 +28,7 @@ from worldmodel.judge import ActionJudge, LatentJudge
 from worldmodel.rollout_io import RolloutInputs
 from worldmodel.sampler import Sampling
 from worldmodel.tokenizers import Tokenizer, to_model, to_pixels
-from worldmodel.transformer import Dynamics, DynamicsConfig
+from worldmodel.transformer import Dynamics, DynamicsConfig, only_valid
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 """Checkpoints inside the package, loaded by their folder's name."""
@@ -119,9 +119,13 @@ class WorldModel(nn.Module):
 
     @torch.inference_mode()
     def encode(
-        self, frames: UInt8[Tensor, "time view height width 3"], *, chunk: int = 64
+        self,
+        frames: UInt8[Tensor, "time view height width 3"],
+        *,
+        view_valid: Bool[Tensor, "time view"] | None = None,
+        chunk: int = 64,
     ) -> Float[Tensor, "time view channel h w"]:
-        """Whitened latents of frames of any size."""
+        """Whitened latents of frames of any size; zeros where `view_valid` is false."""
         views = frames.shape[1]
         if views != self.config.dynamics.views:
             raise ValueError(
@@ -133,7 +137,10 @@ class WorldModel(nn.Module):
             self.tokenizer.encode(resize(to_model(part.to(device)), size))
             for part in torch.split(flat, chunk)
         ]
-        return rearrange(torch.cat(parts), "(t v) c h w -> t v c h w", v=views)
+        latents = rearrange(torch.cat(parts), "(t v) c h w -> t v c h w", v=views)
+        if view_valid is None:
+            return latents
+        return only_valid(latents[None], view_valid[None].to(device))[0]
 
     @torch.inference_mode()
     def decode(
@@ -145,7 +152,7 @@ class WorldModel(nn.Module):
         pixels = torch.cat(parts)
         return pixels.reshape(*latents.shape[:-3], *pixels.shape[1:])
 
-    def imagine(
+    def imagine(  # noqa: PLR0913 - everything a rollout can be given, by name
         self,
         context: Float[Tensor, "batch start view channel h w"],
         actions: Float[Tensor, "batch rows action"],
@@ -154,6 +161,7 @@ class WorldModel(nn.Module):
         seeds: Sequence[int] | None = None,
         epsilon: Sequence[float] = (0.5,),
         noise: Float[Tensor, "batch frames view channel h w"] | None = None,
+        view_valid: Bool[Tensor, "batch start view"] | None = None,
         sampling: Sampling | None = None,
     ) -> Imagined:
         """Roll out from latents of real frames under canonical actions.
@@ -165,14 +173,16 @@ class WorldModel(nn.Module):
             seeds: One per rollout; default: 0, 1, 2, ...
             epsilon: Error levels, in latent standard deviations, to state the confidence for.
             noise: First noise of each imagined frame; default: drawn from the seeds.
+            view_valid: False where a frame of the context lacks a camera, whatever `context` holds
+                there; the cameras of its last frame are imagined. Default: all are there.
             sampling: How frames are drawn; default: as the checkpoint says.
 
         Returns:
             `rows - start + 1` imagined frames per rollout.
 
         Raises:
-            ValueError: too few action rows, rows of another width, NaN actions, or seeds that do
-                not match the batch.
+            ValueError: too few action rows, rows of another width, NaN actions, seeds that do not
+                match the batch, or a frame without any camera.
         """
         width = self.config.dynamics.action_dim
         if actions.shape[-1] != width:
@@ -186,6 +196,7 @@ class WorldModel(nn.Module):
             action_valid=known if action_valid is None else action_valid,
             seeds=range(len(context)) if seeds is None else seeds,
             noise=noise,
+            view_valid=view_valid,
         )
         levels = torch.tensor(list(epsilon), device=context.device)
         return imagine(

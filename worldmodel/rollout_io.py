@@ -26,6 +26,9 @@ class RolloutInputs:
     """One seed per rollout: the same seed gives the same rollout, whatever else is in the batch."""
     noise: Float[Tensor, "batch frames view channel h w"] | None = None
     """First noise of every imagined frame; None: drawn from the seeds."""
+    view_valid: Bool[Tensor, "batch start view"] | None = None
+    """False where a frame of the context lacks a view; None: all are there. The views of the last
+    one are imagined."""
 
     def __post_init__(self) -> None:
         b, start = self.context.shape[:2]
@@ -47,11 +50,28 @@ class RolloutInputs:
         expected = (b, self.num_frames, *self.context.shape[2:])
         if self.noise is not None and self.noise.shape != expected:
             raise ValueError(f"`noise` must be of shape {expected}, got {tuple(self.noise.shape)}.")
+        if self.view_valid is not None:
+            check_views(self.view_valid, expected=self.context.shape[:3])
+
+    @property
+    def imagined_views(self) -> Bool[Tensor, "batch 1 view"] | None:
+        """Which views every imagined frame has; None: all."""
+        return None if self.view_valid is None else self.view_valid[:, -1:]
 
     @property
     def num_frames(self) -> int:
         """How many frames are imagined."""
         return self.actions.shape[1] - self.context.shape[1] + 1
+
+
+def check_views(view_valid: Bool[Tensor, "*any"], *, expected: Sequence[int]) -> None:
+    """Refuse a mask of views of another shape, or a frame without any view."""
+    if view_valid.shape != tuple(expected):
+        raise ValueError(
+            f"`view_valid` must be of shape {tuple(expected)}, got {tuple(view_valid.shape)}."
+        )
+    if not view_valid.any(-1).all():
+        raise ValueError("`view_valid` must leave every frame at least one view.")
 
 
 class RowNoise:
@@ -95,5 +115,5 @@ def leading_actions(actions: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def previous_frames(latents: Float[Tensor, "batch time view channel h w"]) -> Tensor:
-    """The frame before each frame; zeros before the first."""
+    """The frame before each frame; zeros before the first. Missing views must be zeros already."""
     return torch.cat((torch.zeros_like(latents[:, :1]), latents[:, :-1]), dim=1)

@@ -9,10 +9,10 @@ rollout went: caching them is exact at any length.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -110,6 +110,17 @@ def two_stream_mask(positions: Tensor, context: int) -> Bool[Tensor, "both both"
     return torch.cat((clean, noisy))
 
 
+def only_valid(
+    latents: Float[Tensor, "batch time view channel h w"], there: Bool[Tensor, "batch time view"]
+) -> Float[Tensor, "batch time view channel h w"]:
+    """Latents with zeros, whatever they held, where a view is not there.
+
+    >>> only_valid(torch.full((1, 1, 1, 1, 1, 1), torch.nan), torch.tensor([[[False]]])).item()
+    0.0
+    """
+    return torch.where(there[..., None, None, None], latents, torch.zeros_like(latents))
+
+
 class Conditioner(nn.Module):
     """Embeds the noise level of a frame and the action that led to it."""
 
@@ -148,18 +159,27 @@ class FrameInputs:
     noisy: Float[Tensor, "batch time view channel h w"]
     """x_s of the frame; the frame itself where `level` is 0."""
     previous: Float[Tensor, "batch time view channel h w"]
-    """The frame before it, clean; zeros before the first."""
+    """The frame before it, clean; zeros before the first, and in views it lacks."""
     level: Float[Tensor, "batch time"]
     """Noise level in [0, 1]."""
     actions: Float[Tensor, "batch time action"]
     """The action that led to the frame (row t - 1 of a trajectory leads to frame t)."""
     action_valid: Bool[Tensor, "batch time"]
     """False where no action is known: the first frame, faults of the source."""
+    view_valid: Bool[Tensor, "batch time view"] | None = None
+    """False where a frame lacks a view, whose content then plays no part; None: all are there."""
+
+    def without_missing(self) -> FrameInputs:
+        """The same with zeros in views that are not there, so that no NaN reaches a gradient."""
+        if self.view_valid is None:
+            return self
+        noisy, previous = (only_valid(x, self.view_valid) for x in (self.noisy, self.previous))
+        return replace(self, noisy=noisy, previous=previous)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the network says of each frame."""
+    """What the network says of each frame; of views that are not there, nothing to rely on."""
 
     correction: Float[Tensor, "batch time view channel h w"]
     """(z - mean) / deviation of the persistence posterior: the quantity the loss compares."""
@@ -183,6 +203,9 @@ class Dynamics(nn.Module):
         width = config.channels * config.patch**2
         self.embed = nn.Linear(2 * width, config.dim)
         self.view = nn.Parameter(torch.zeros(config.views, 1, 1, config.dim))
+        if config.views > 1:
+            nn.init.normal_(self.view, std=0.02)
+            self.missing = nn.Parameter(0.02 * torch.randn(config.dim))
         self.condition = Conditioner(config.action_dim, config.condition_dim)
         shape = (config.dim, config.heads, config.condition_dim, config.mlp_ratio)
         self.spatial = nn.ModuleList(SpatialBlock(*shape) for _ in range(config.layers))
@@ -206,14 +229,21 @@ class Dynamics(nn.Module):
 
     def tokens(self, inputs: FrameInputs) -> Float[Tensor, "batch time tokens dim"]:
         """Tokens of each frame: its noisy latent beside the frame before it."""
-        config = self.config
+        config, there = self.config, inputs.view_valid
         pair = torch.cat((inputs.noisy, inputs.previous), dim=3)
         tokens = self.embed(
             rearrange(
                 pair, "b t v c (h p) (w q) -> b t v h w (c p q)", p=config.patch, q=config.patch
             )
         )
+        if there is not None and config.views > 1:
+            tokens = torch.where(there[..., None, None, None], tokens, self.missing.to(tokens))
         return rearrange(tokens + self.view, "b t v h w d -> b t (v h w) d")
+
+    def visible(self, there: Bool[Tensor, "batch time view"]) -> Bool[Tensor, "frames 1 1 tokens"]:
+        """Which tokens the others of their frame may look at."""
+        per_view = self.config.tokens // self.config.views
+        return repeat(there, "b t v -> (b t) 1 1 (v n)", n=per_view)
 
     def modulations(self, condition: Float[Tensor, "batch time condition"]) -> list[Modulation]:
         """Of every block in order: a spatial one, then a temporal one, layer by layer."""
@@ -238,8 +268,9 @@ class Dynamics(nn.Module):
         angles = rotary_angles(positions[:, None].to(torch.float32), self.config.head_dim)
         times, places = rotary_table(angles), (self.spatial_cos, self.spatial_sin)
         modulation = iter(self.modulations(condition))
+        visible = None if inputs.view_valid is None else self.visible(inputs.view_valid)
         for layer, (spatial, temporal) in enumerate(self.pairs()):
-            x = spatial(x, next(modulation), places)
+            x = spatial(x, next(modulation), places, visible)
             earlier = None if cache is None else cache.layers[layer]
             x = temporal(x, next(modulation), times, mask=mask, cache=earlier)
         return x, condition
@@ -261,6 +292,7 @@ class Dynamics(nn.Module):
 
     def forward(self, inputs: FrameInputs, *, mask: Tensor, positions: Tensor) -> Estimate:
         """All frames at once; `mask` [time, time] says which frame sees which."""
+        inputs = inputs.without_missing()
         x, condition = self.hidden(inputs, mask=mask, positions=positions)
         return self.read_out(x, condition, inputs)
 
@@ -273,6 +305,7 @@ class Dynamics(nn.Module):
 
         Several frames at once may only start a cache; each sees those before it in the same call.
         """
+        inputs = inputs.without_missing()
         num_frames = inputs.noisy.shape[1]
         positions = cache.position + torch.arange(num_frames, device=inputs.noisy.device)
         mask = window_mask(positions, self.config.context) if num_frames > 1 else None

@@ -38,7 +38,12 @@ def all_at_once(dynamics: Dynamics, inputs: FrameInputs) -> torch.Tensor:
 
 
 def frame(inputs: FrameInputs, t: int) -> FrameInputs:
-    return FrameInputs(**{k: v[:, t : t + 1] for k, v in vars(inputs).items()})
+    return window(inputs, t, t + 1)
+
+
+def window(inputs: FrameInputs, begin: int, end: int) -> FrameInputs:
+    parts = vars(inputs).items()
+    return FrameInputs(**{k: None if v is None else v[:, begin:end] for k, v in parts})
 
 
 @pytest.mark.parametrize("part", ["noisy", "previous", "level", "actions", "action_valid"])
@@ -73,8 +78,7 @@ def test_frame_by_frame_with_a_cache_is_all_at_once(make_dynamics: Build, views:
     dynamics = make_dynamics(views=views, context=3)
     inputs = draw_inputs(dynamics, 12)
     cache = dynamics.new_cache()
-    start = FrameInputs(**{k: v[:, :2] for k, v in vars(inputs).items()})
-    parts = [dynamics.step(start, cache, keep=True).clean]
+    parts = [dynamics.step(window(inputs, 0, 2), cache, keep=True).clean]
     parts += [dynamics.step(frame(inputs, t), cache, keep=True).clean for t in range(2, 12)]
     torch.testing.assert_close(
         torch.cat(parts, 1), all_at_once(dynamics, inputs), atol=1e-5, rtol=0
@@ -104,7 +108,8 @@ def test_the_noisy_stream_sees_what_a_sampler_sees(make_dynamics: Build) -> None
     clean, noisy = draw_inputs(dynamics, 9), draw_inputs(dynamics, 9, seed=1)
     clean = replace(clean, level=torch.zeros_like(clean.level))
     positions = torch.arange(9)
-    both = FrameInputs(**{k: torch.cat((v, getattr(noisy, k)), 1) for k, v in vars(clean).items()})
+    pairs = [(k, v, getattr(noisy, k)) for k, v in vars(clean).items() if v is not None]
+    both = FrameInputs(**{k: torch.cat((v, other), 1) for k, v, other in pairs})
     mask = two_stream_mask(positions, dynamics.config.context)
     stream = dynamics(both, mask=mask, positions=positions.repeat(2))
     cache = dynamics.new_cache()

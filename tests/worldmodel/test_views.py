@@ -1,0 +1,205 @@
+"""Several cameras: order does not matter, and what a missing one holds is never seen."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from worldmodel.imagination import Imagined
+from worldmodel.model import WorldModel
+from worldmodel.rollout_io import check_views
+from worldmodel.transformer import Dynamics, Estimate, FrameInputs, window_mask
+
+Build = Callable[..., Dynamics]
+Model = Callable[..., WorldModel]
+
+
+def draw_inputs(dynamics: Dynamics, num_frames: int, *, batch: int = 2) -> FrameInputs:
+    c = dynamics.config
+    generator = Generator().manual_seed(0)
+    shape = (batch, num_frames, c.views, c.channels, c.height, c.width)
+    return FrameInputs(
+        noisy=torch.randn(shape, generator=generator),
+        previous=torch.randn(shape, generator=generator),
+        level=torch.rand(shape[:2], generator=generator),
+        actions=torch.randn((batch, num_frames, c.action_dim), generator=generator),
+        action_valid=torch.ones(shape[:2], dtype=torch.bool),
+    )
+
+
+def all_at_once(dynamics: Dynamics, inputs: FrameInputs) -> Estimate:
+    positions = torch.arange(inputs.noisy.shape[1])
+    mask = window_mask(positions, dynamics.config.context)
+    return dynamics(inputs, mask=mask, positions=positions)
+
+
+def some_missing(inputs: FrameInputs) -> Tensor:
+    """Every frame keeps a view: of two batches of frames, each lacks another one now and then."""
+    there = torch.rand(inputs.noisy.shape[:3], generator=Generator().manual_seed(1)) > 0.4
+    there[..., 0] |= ~there.any(-1)
+    assert 0.3 < there.float().mean() < 0.9
+    return there
+
+
+def by_view(dynamics: Dynamics, features: Tensor) -> Tensor:
+    """[batch, time, view, token of the view, dim]."""
+    return features.unflatten(2, (dynamics.config.views, -1))
+
+
+@pytest.mark.parametrize("junk", [0.0, 1e4, torch.nan, torch.inf])
+@torch.no_grad()
+def test_what_a_missing_view_holds_changes_no_other(make_dynamics: Build, junk: float) -> None:
+    dynamics = make_dynamics(views=3)
+    inputs = draw_inputs(dynamics, 5)
+    there = some_missing(inputs)
+    inputs = replace(inputs, view_valid=there)
+    before = all_at_once(dynamics, inputs)
+    gone = ~there[..., None, None, None]
+    full = inputs.noisy.masked_fill(gone, junk), inputs.previous.masked_fill(gone, junk)
+    after = all_at_once(dynamics, replace(inputs, noisy=full[0], previous=full[1]))
+    for name in ("clean", "correction", "features"):
+        assert torch.equal(getattr(after, name), getattr(before, name))
+        assert getattr(after, name).isfinite().all()
+
+
+def test_nan_in_a_missing_view_reaches_no_gradient(make_dynamics: Build) -> None:
+    dynamics = make_dynamics(views=2)
+    inputs = draw_inputs(dynamics, 4)
+    there = torch.ones(2, 4, 2, dtype=torch.bool)
+    there[0, :, 1] = False
+    noisy = inputs.noisy.clone()
+    noisy[0, :, 1] = torch.nan
+    estimate = all_at_once(dynamics, replace(inputs, noisy=noisy, view_valid=there))
+    estimate.correction[there].square().mean().backward()
+    gradients = {name: p.grad for name, p in dynamics.named_parameters()}
+    # View 1 of the first row is looked at by nobody, so what stands in for it learns nothing.
+    assert torch.equal(gradients.pop("missing"), torch.zeros(16))
+    assert all(g is not None and g.isfinite().all() for g in gradients.values())
+
+
+@torch.no_grad()
+def test_a_view_that_is_never_there_is_as_good_as_none(make_dynamics: Build) -> None:
+    """Two views of three against a network of two views with the same weights."""
+    three, two = make_dynamics(views=3), make_dynamics(views=2)
+    state = three.state_dict()
+    state["view"] = state["view"][:2]
+    two.load_state_dict(state)
+    inputs = draw_inputs(three, 5)
+    there = torch.tensor([True, True, False]).expand(2, 5, 3)
+    masked = all_at_once(three, replace(inputs, view_valid=there)).clean[:, :, :2]
+    fewer = replace(inputs, noisy=inputs.noisy[:, :, :2], previous=inputs.previous[:, :, :2])
+    torch.testing.assert_close(masked, all_at_once(two, fewer).clean, atol=1e-5, rtol=0)
+    whole = all_at_once(three, inputs).clean[:, :, :2]
+    assert (whole - masked).abs().max() > 1e-2  # a view that is there does matter
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@torch.no_grad()
+def test_the_order_of_views_does_not_matter(make_dynamics: Build, masked: bool) -> None:
+    dynamics, order = make_dynamics(views=3), [2, 0, 1]
+    inputs = draw_inputs(dynamics, 5)
+    there = some_missing(inputs) if masked else None
+    inputs = replace(inputs, view_valid=there)
+    before = all_at_once(dynamics, inputs)
+    dynamics.view.copy_(dynamics.view[order].clone())
+    permuted = replace(
+        inputs,
+        noisy=inputs.noisy[:, :, order],
+        previous=inputs.previous[:, :, order],
+        view_valid=None if there is None else there[:, :, order],
+    )
+    after = all_at_once(dynamics, permuted)
+    torch.testing.assert_close(after.clean, before.clean[:, :, order], atol=1e-5, rtol=0)
+    features = by_view(dynamics, before.features)[:, :, order]
+    torch.testing.assert_close(by_view(dynamics, after.features), features, atol=1e-5, rtol=0)
+    assert (before.clean[:, :, order] - before.clean).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_views_that_come_and_go_do_not_disturb_the_cache(make_dynamics: Build) -> None:
+    dynamics = make_dynamics(views=3, context=3)
+    inputs = draw_inputs(dynamics, 12)
+    inputs = replace(inputs, view_valid=some_missing(inputs))
+    cache, parts = dynamics.new_cache(), []
+    for begin, end in [(0, 2), *((t, t + 1) for t in range(2, 12))]:
+        given = FrameInputs(**{name: value[:, begin:end] for name, value in vars(inputs).items()})
+        dynamics.step(given, cache, keep=False) if begin else None
+        parts.append(dynamics.step(given, cache, keep=True).clean)
+    whole = all_at_once(dynamics, inputs).clean
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=0)
+
+
+def test_new_views_differ_and_one_view_has_nothing_missing(make_dynamics: Build) -> None:
+    config = make_dynamics(views=3).config
+    fresh = Dynamics(config)
+    assert fresh.view.std().item() == pytest.approx(0.02, rel=0.5)
+    assert fresh.missing.shape == (config.dim,)
+    single = Dynamics(replace(config, views=1))
+    assert "missing" not in single.state_dict()
+    assert torch.equal(single.view, torch.zeros_like(single.view))
+
+
+def roll(model: WorldModel, context: Tensor, there: Tensor | None) -> Imagined:
+    actions = torch.randn((len(context), 6, 7), generator=Generator().manual_seed(2))
+    return model.imagine(context, actions, view_valid=there, epsilon=(0.2, 0.5))
+
+
+def three_views(make_model: Model) -> tuple[WorldModel, Tensor]:
+    model = make_model(views=3)
+    shape = (2, 3, 3, 2, 4, 4)
+    return model, torch.randn(shape, generator=Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_rollouts_never_see_a_missing_camera(make_model: Model) -> None:
+    """View 1 of row 0 is gone for good, view 2 of row 1 was missing in the first frame only."""
+    model, context = three_views(make_model)
+    there = torch.ones(2, 3, 3, dtype=torch.bool)
+    there[0, :, 1] = there[1, 0, 2] = False
+    plain = roll(model, context, there)
+    broken = roll(model, context.masked_fill(~there[..., None, None, None], torch.nan), there)
+    for name in ("latents", "features", "confidence"):
+        assert torch.equal(
+            getattr(plain, name).nan_to_num(-1), getattr(broken, name).nan_to_num(-1)
+        )
+    expected = torch.tensor([[True, False, True], [True, True, True]])
+    assert plain.view_valid is not None
+    assert torch.equal(plain.view_valid, expected[:, None].expand(2, 4, 3))
+    assert (plain.latents[~plain.view_valid] == 0).all()
+    assert plain.latents[plain.view_valid].std() > 0.3
+    assert plain.confidence[~plain.view_valid].isnan().all()
+    assert plain.confidence[plain.view_valid].isfinite().all()
+
+
+@torch.no_grad()
+def test_a_mask_that_hides_nothing_changes_nothing(make_model: Model) -> None:
+    model, context = three_views(make_model)
+    unmasked, masked = (
+        roll(model, context, there) for there in (None, torch.ones(2, 3, 3, dtype=torch.bool))
+    )
+    assert unmasked.view_valid is None
+    torch.testing.assert_close(masked.latents, unmasked.latents, atol=1e-5, rtol=0)
+    torch.testing.assert_close(masked.confidence, unmasked.confidence, atol=1e-5, rtol=0)
+
+
+def test_frames_without_any_view_are_refused(make_model: Model) -> None:
+    model, context = three_views(make_model)
+    there = torch.ones(2, 3, 3, dtype=torch.bool)
+    there[1, 1] = False
+    message = r"^`view_valid` must leave every frame at least one view\.$"
+    with pytest.raises(ValueError, match=message):
+        roll(model, context, there)
+    message = r"^`view_valid` must be of shape \(2, 3, 3\), got \(2, 2, 3\)\.$"
+    with pytest.raises(ValueError, match=message):
+        check_views(there[:, :2], expected=context.shape[:3])
+
+
+def test_frames_of_a_missing_camera_are_zeros_when_encoded(make_model: Model) -> None:
+    model = make_model(views=2)
+    frames = torch.randint(256, (3, 2, 16, 16, 3), generator=Generator().manual_seed(0)).byte()
+    there = torch.tensor([[True, True], [False, True], [True, False]])
+    latents = model.encode(frames, view_valid=there)
+    assert torch.equal(latents[there], model.encode(frames)[there])
+    assert (latents[~there] == 0).all()
