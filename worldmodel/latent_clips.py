@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,10 +31,23 @@ class LatentBatch:
     success: Float[Tensor, "batch time"]
     """1 where the frame shows the task done, 0 where not, NaN where the source does not say."""
 
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, items: slice) -> LatentBatch:
+        return self._each(lambda value: value[items])
+
     def to(self, device: torch.device) -> LatentBatch:
         """The same windows on another device."""
+        return self._each(lambda value: value.to(device))
+
+    def cut(self, num_frames: int) -> LatentBatch:
+        """The first `num_frames` frames of every window."""
+        return self._each(lambda value: value[:, :num_frames])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> LatentBatch:
         fields = (self.latents, self.actions, self.action_valid, self.success)
-        return LatentBatch(*(value.to(device) for value in fields))
+        return LatentBatch(*(change(value) for value in fields))
 
 
 def success_per_frame(trajectory: Trajectory) -> np.ndarray:
@@ -42,6 +55,16 @@ def success_per_frame(trajectory: Trajectory) -> np.ndarray:
     if "success" in trajectory.signals:
         return np.asarray(trajectory.signals["success"], dtype=np.float32)
     return np.full(len(trajectory), np.nan, dtype=np.float32)
+
+
+def collate_latents(items: list[LatentBatch]) -> LatentBatch:
+    """One batch of windows of equal length."""
+    return LatentBatch(
+        torch.cat([i.latents for i in items]),
+        torch.cat([i.actions for i in items]),
+        torch.cat([i.action_valid for i in items]),
+        torch.cat([i.success for i in items]),
+    )
 
 
 class LatentClips(Dataset[LatentBatch]):
@@ -68,15 +91,7 @@ class LatentClips(Dataset[LatentBatch]):
             e.success[:, window],
         )
 
-
-def collate_latents(items: list[LatentBatch]) -> LatentBatch:
-    """One batch of windows of equal length."""
-    return LatentBatch(
-        torch.cat([i.latents for i in items]),
-        torch.cat([i.actions for i in items]),
-        torch.cat([i.action_valid for i in items]),
-        torch.cat([i.success for i in items]),
-    )
+    collate = staticmethod(collate_latents)
 
 
 def labelled(latents: Tensor, trajectory: Trajectory) -> LatentBatch:
@@ -102,18 +117,31 @@ def latents_name(model: WorldModel) -> str:
     return hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
 
 
-def encode_store(model: WorldModel, store: ClipStore, names: Sequence[str]) -> list[LatentBatch]:
-    """Episodes of a store as latents.
+def cache_latents(
+    model: WorldModel,
+    store: ClipStore,
+    names: Sequence[str],
+    *,
+    until: Callable[[], bool] = lambda: False,
+) -> None:
+    """Encode the episodes of which the store does not hold latents yet, until told to end.
 
-    They are encoded once and kept in the store, under a name that says how they were made.
+    They are kept in the store, under a name that says how they were made.
     """
     key = latents_name(model)
-    episodes = []
     for name in tqdm(names, "latents"):
-        trajectory = store.episode(name)
+        if until():
+            return
         if not store.has_latents(key, name):
-            encoded = encode_episode(model, trajectory).latents[0]
+            encoded = encode_episode(model, store.episode(name)).latents[0]
             store.write_latents(key, name, encoded.numpy())
-        latents = torch.from_numpy(store.read_latents(key, name))[None]
-        episodes.append(labelled(latents, trajectory))
-    return episodes
+
+
+def encode_store(model: WorldModel, store: ClipStore, names: Sequence[str]) -> list[LatentBatch]:
+    """Episodes of a store as latents, each encoded at most once in the life of the store."""
+    cache_latents(model, store, names)
+    key = latents_name(model)
+    return [
+        labelled(torch.from_numpy(store.read_latents(key, name))[None], store.episode(name))
+        for name in names
+    ]

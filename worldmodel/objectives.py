@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.draws import Draws
 from worldmodel.imagination import frames, to_tokens
 from worldmodel.judge import ActionJudge, LatentJudge
 from worldmodel.latent_clips import LatentBatch
@@ -14,11 +17,6 @@ from worldmodel.model import WorldModel
 from worldmodel.rollout_io import RolloutInputs, leading_actions, previous_frames
 from worldmodel.schedule import add_noise, posterior_under_persistence, training_levels
 from worldmodel.transformer import Dynamics, Estimate, FrameInputs, two_stream_mask
-
-
-def noise_like(x: Tensor, generator: Generator) -> Tensor:
-    """Standard normal noise of the shape of `x`, from `generator`."""
-    return torch.randn(x.shape, generator=generator, device=generator.device).to(x)
 
 
 class DynamicsObjective(nn.Module):
@@ -61,25 +59,31 @@ class DynamicsObjective(nn.Module):
         )
 
     @torch.no_grad()
-    def own_predictions(self, batch: LatentBatch, passes: int, generator: Generator) -> Tensor:
+    def own_predictions(self, batch: LatentBatch, passes: int, draws: Draws) -> Tensor:
         """The clip as the model sees it after `passes` frames of its own rollout."""
         context = batch.latents
         level = torch.ones(context.shape[:2], device=context.device)
         for _ in range(passes):
-            predicted = self.estimate(batch, context, noise_like(context, generator), level).clean
+            predicted = self.estimate(batch, context, draws.normal_like(context), level).clean
             context = torch.cat((batch.latents[:, :1], predicted[:, 1:].to(context)), 1)
         return context
 
-    def forward(self, batch: LatentBatch, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: LatentBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the correction, positions that change in the clip weighted up."""
         latents = batch.latents
         context = latents
-        draw = torch.rand(2, generator=generator, device=generator.device).tolist()
-        if draw[0] < self.own_context:
-            context = self.own_predictions(batch, 1 + int(draw[1] * self.passes), generator)
         b, t = latents.shape[:2]
-        level = training_levels((b, t), pure_noise=self.pure_noise, generator=generator).to(latents)
-        noisy = add_noise(latents, noise_like(latents, generator), level)
+        # Every process decides alike: a step takes as long as its slowest process.
+        if draws.random.random() < self.own_context:
+            passes = 1 + draws.random.randrange(min(self.passes, t - 1))
+            context = self.own_predictions(batch, passes, draws)
+        level = draws.per_item(
+            b,
+            lambda n: training_levels(
+                (n, t), pure_noise=self.pure_noise, generator=draws.generator
+            ),
+        ).to(latents)
+        noisy = add_noise(latents, draws.normal_like(latents), level)
         estimate = self.estimate(batch, context, noisy, level)
         scale = self.dynamics.change_std[:, None, None]
         mean, std = posterior_under_persistence(noisy, previous_frames(context), level, scale)
@@ -112,28 +116,28 @@ class ConfidenceObjective(nn.Module):
         self.head = model.confidence
         self.longest_start = longest_start
         self.sampling = model.sampling
-        # Kept out of the module tree: neither trained, nor averaged, nor checkpointed.
-        self._dynamics = [model.dynamics.eval().requires_grad_(False)]
+        # Behind a function, which keeps them out of the module tree and out of copies of it: they
+        # are neither trained, nor averaged, nor checkpointed.
+        frozen = model.dynamics.eval().requires_grad_(False)
+        self.dynamics: Callable[[], Dynamics] = lambda: frozen
 
-    def forward(self, batch: LatentBatch, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: LatentBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean proper score over rollouts, horizons and subpatches, and the mean error."""
-        count, device = len(batch.latents) + 1, generator.device
-        draws = torch.randint(2**31, (count,), generator=generator, device=device).tolist()
-        start = 1 + draws[-1] % self.longest_start
+        start = 1 + draws.random.randrange(self.longest_start)
         inputs = RolloutInputs(
             context=batch.latents[:, :start],
             actions=batch.actions[:, :-1],
             action_valid=batch.action_valid[:, :-1],
-            seeds=draws[:-1],
+            seeds=draws.seeds(len(batch)),
         )
         # The deployed event is a float32 rollout, whatever precision the rest of training runs in.
         with torch.autocast(batch.latents.device.type, enabled=False):
-            return self._score(batch, inputs, generator)
+            return self._score(batch, inputs, draws)
 
     def _score(
-        self, batch: LatentBatch, inputs: RolloutInputs, generator: Generator
+        self, batch: LatentBatch, inputs: RolloutInputs, draws: Draws
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        dynamics = self._dynamics[0].to(batch.latents.device)
+        dynamics = self.dynamics().to(batch.latents.device)
         start = inputs.context.shape[1]
         losses, errors = [], []
         for index, frame in enumerate(frames(dynamics, inputs, sampling=self.sampling)):
@@ -141,7 +145,7 @@ class ConfidenceObjective(nn.Module):
             features, latent = frame.features.clone(), frame.latent.clone()
             error = to_tokens((latent - batch.latents[:, start + index]).abs(), dynamics).float()
             horizon = torch.full((len(features),), index + 1.0, device=features.device)
-            losses.append(self.head.loss(features, horizon, error, generator=generator))
+            losses.append(self.head.loss(features, horizon, error, generator=draws.generator))
             errors.append(error.mean())
         figures = {"mean_error": torch.stack(errors).mean()}
         return mean_over_horizons(torch.stack(losses)), figures
@@ -167,9 +171,9 @@ class JudgeObjective(nn.Module):
         self.judge = judge
         self.action_judge = action_judge
 
-    def forward(self, batch: LatentBatch, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: LatentBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of both judges' losses, and the accuracy of each."""
-        noisy = batch.latents + self.latent_noise * noise_like(batch.latents, generator)
+        noisy = batch.latents + self.latent_noise * draws.normal_like(batch.latents)
         per_frame = self.judge(noisy).float()
         known = ~batch.success.isnan()
         frame_loss = F.binary_cross_entropy_with_logits(per_frame[known], batch.success[known])

@@ -6,8 +6,9 @@ import difflib
 from dataclasses import dataclass, field
 
 from worldmodel.confidence import ConfidenceConfig
+from worldmodel.loop_config import Computing, LoopConfig
+from worldmodel.tokenizer_objective import TokenizerLoss
 from worldmodel.tokenizers import TokenizerConfig
-from worldmodel.training import LoopConfig
 from worldmodel.transformer import DynamicsConfig
 
 
@@ -20,6 +21,7 @@ class Preset:
     cameras: int = 1
     """Cameras used, the first ones of the data set."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    tokenizer_loss: TokenizerLoss = field(default_factory=TokenizerLoss)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
     """Shape of the network; latent size, channels and views follow the data and the tokenizer."""
     confidence: ConfidenceConfig = field(default_factory=ConfidenceConfig)
@@ -41,8 +43,8 @@ class Preset:
     """Frames between the two frames of an item of the tokenizer's training."""
     num_steps: int = 1
     """Sampler steps per frame."""
-    precision: str = "no"
-    """"no" (float32) or "bf16"."""
+    computing: Computing = field(default_factory=Computing)
+    """Precision, and what to trade memory for; the tokenizer's training ignores the latter."""
     shares: tuple[float, float] = (0.65, 0.15)
     """Shares of the episodes for tokenizer and dynamics, and for the confidence head; the rest is
     left untouched for calibration."""
@@ -62,7 +64,7 @@ class Preset:
 
 TABLETOP = Preset(
     image_height=64,
-    precision="bf16",
+    computing=Computing(precision="bf16"),
     tokenizer_loop=LoopConfig(steps=1800, batch_size=16, learning_rate=1.5e-3, clip_norm=5.0),
     dynamics_loop=LoopConfig(steps=800, batch_size=12, muon_learning_rate=0.02),
     rollout_loop=LoopConfig(steps=120, batch_size=12, learning_rate=3e-4, muon_learning_rate=0.005),

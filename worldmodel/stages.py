@@ -18,17 +18,20 @@ from torch.utils.data import Dataset
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_dataset import stack_views
 from worldmodel.datasets.clip_store import ClipStore
-from worldmodel.latent_clips import LatentBatch, LatentClips, collate_latents, encode_store
+from worldmodel.latent_clips import LatentBatch, LatentClips, cache_latents, encode_store
+from worldmodel.loop_config import LoopConfig
 from worldmodel.model import ModelConfig, WorldModel, resize
 from worldmodel.objectives import (
     ConfidenceObjective,
     DynamicsObjective,
     JudgeObjective,
 )
+from worldmodel.parallel import all_processes
 from worldmodel.presets import Preset, get_preset
+from worldmodel.stopping import Stop
 from worldmodel.tokenizer_objective import TokenizerObjective
 from worldmodel.tokenizers import Tokenizer, to_model
-from worldmodel.training import LoopConfig, all_processes, fit
+from worldmodel.training import Items, Validate, fit
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class FramePairs(Dataset[torch.Tensor]):
         episode, start = self.index[item]
         return self.episodes[episode][[start, start + self.stride]]
 
+    collate = staticmethod(torch.stack)
+
 
 def model_size(store: ClipStore, preset: Preset, cameras: Sequence[str]) -> tuple[int, int]:
     """Height and width in pixels: the preset's height, the width by the data's aspect ratio."""
@@ -150,25 +155,31 @@ class Run:
     folder: Path
     split: Split
 
+    stop: Stop
+
     def fit(
         self,
         objective: nn.Module,
-        dataset: Dataset[Any],
+        dataset: Items,
         config: LoopConfig,
         *,
         name: str,
-        collate: Callable[[list[Any]], Any] = collate_latents,
+        validate: Validate | None = None,
     ) -> None:
         """Train one stage in its own folder."""
-        folder, precision = self.folder / name, self.preset.precision
-        fit(objective, dataset, config, folder, collate=collate, name=name, precision=precision)
+        folder, computing = self.folder / name, self.preset.computing
+        fit(
+            objective, dataset, config, folder,
+            computing=computing, stop=self.stop, validate=validate,
+        )  # fmt: skip
 
 
 def train_tokenizer(run: Run, model: WorldModel) -> None:
     """Train the autoencoder on pairs of frames, then fit the whitening."""
     pairs = FramePairs(run.store, run.split.dynamics, model.config.cameras, run.preset.pair_stride)
-    objective = TokenizerObjective(model.tokenizer, model.config.image_size)
-    run.fit(objective, pairs, run.preset.tokenizer_loop, name="tokenizer", collate=torch.stack)
+    size, loss = model.config.image_size, run.preset.tokenizer_loss
+    objective = TokenizerObjective(model.tokenizer, size, loss)
+    run.fit(objective, pairs, run.preset.tokenizer_loop, name="tokenizer")
     every = max(1, len(pairs) // 2000)
     frames = (pairs[i][0] for i in range(0, len(pairs), every))
     model.tokenizer.fit_whitening(resize(to_model(f), model.config.image_size) for f in frames)
@@ -176,8 +187,10 @@ def train_tokenizer(run: Run, model: WorldModel) -> None:
 
 def latents_of(run: Run, model: WorldModel, names: Sequence[str]) -> list[LatentBatch]:
     """Latents of some of the run's episodes."""
-    with all_processes().main_process_first():
-        return encode_store(model, run.store, names)
+    if all_processes().is_main_process:
+        cache_latents(model, run.store, names, until=run.stop.asked)
+    run.stop.check("while episodes were encoded")
+    return encode_store(model, run.store, names)
 
 
 def fit_normalisers(model: WorldModel, episodes: Sequence[LatentBatch]) -> None:
@@ -257,33 +270,41 @@ def provenance(run: Run, preset_name: str) -> dict[str, Any]:
 
 
 def train(
-    store: ClipStore, preset_name: str, folder: Path, *, restart: str | None = None
+    store: ClipStore,
+    preset_name: str,
+    folder: Path,
+    *,
+    restart: str | None = None,
+    max_hours: float | None = None,
 ) -> WorldModel:
     """Run every stage that `folder` does not hold yet; the model ends up in `folder/model`.
 
-    `restart` names a stage to train anew, from the start, with all that follow it.
+    `restart` names a stage to train anew, from the start, with all that follow it. SIGTERM, or the
+    end of `max_hours`, stops the run after the step it is in; called again, it goes on from there.
 
     Raises:
+        TrainingStopped: the run was stopped early, with everything saved.
         ValueError: too few or too short episodes, an unknown preset or stage, or `folder` holds a
             run of another preset or of other data.
     """
     preset = get_preset(preset_name)
     if restart is not None and restart not in STAGES:
         raise ValueError(f"`restart` must be one of {list(STAGES)}, got {restart!r}.")
-    run = Run(store, preset, folder, split_episodes(store, preset.shares))
-    check_lengths(store, preset, run.split)
-    processes = all_processes()
-    if processes.is_main_process:
-        prepare(run, preset_name, restart)
-    processes.wait_for_everyone()
-    model = WorldModel.load(folder / "model")
-    done = model.config.provenance["stages"]
-    for name in [name for name in STAGES if name not in done]:
-        STAGES[name](run, model)
-        done.append(name)
+    with Stop(max_hours) as stop:
+        run = Run(store, preset, folder, split_episodes(store, preset.shares), stop)
+        check_lengths(store, preset, run.split)
+        processes = all_processes()
         if processes.is_main_process:
-            model.save(folder / "model")
+            prepare(run, preset_name, restart)
         processes.wait_for_everyone()
+        model = WorldModel.load(folder / "model")
+        done = model.config.provenance["stages"]
+        for name in [name for name in STAGES if name not in done]:
+            STAGES[name](run, model)
+            done.append(name)
+            if processes.is_main_process:
+                model.save(folder / "model")
+            processes.wait_for_everyone()
     return model.eval()
 
 

@@ -1,59 +1,56 @@
-"""One training loop for every stage: accelerated, checkpointed atomically, resumed after a stop.
+"""One training loop for every stage: on any number of processes, resumed after any stop.
 
-Everything random in step k comes from a generator seeded by (seed, k, process), except dropout: it
-draws from the global generators, whose state is in the checkpoint. So a resumed run draws what the
-uninterrupted one would have drawn.
+A step is a function of the weights, the data and (seed, step): what is random in it comes from
+generators seeded by these two, and the same on every process, so that neither a stop nor the
+number of processes changes a run by more than rounding.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
-from torch import Generator, Tensor, nn
-from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, Dataset, Sampler
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+
+from worldmodel.draws import step_draws, step_seed
+from worldmodel.loop_config import Computing, LoopConfig
+from worldmodel.optimizers import (
+    optimizers,
+    set_learning_rates,
+    start_average,
+    update_average,
+)
+from worldmodel.parallel import (
+    all_processes,
+    blocks,
+    clip_gradients,
+    share_out,
+    sum_over_processes,
+    whole,
+)
+from worldmodel.stopping import Stop, TrainingStopped
+from worldmodel.training_log import Speed, StageLog
+from worldmodel.training_state import TrainingState, resume, save_checkpoint
+
+Validate = Callable[[nn.Module, Any, int], None]
+"""Looks at an objective with averaged weights: writes to a TensorBoard writer, at a step."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """How one stage is trained."""
+@runtime_checkable
+class Items(Protocol):
+    """What batches are drawn from."""
 
-    steps: int
-    """Optimiser steps."""
-    batch_size: int
-    """Items per step, over all processes."""
-    learning_rate: float = 1e-3
-    """Peak learning rate of AdamW."""
-    muon_learning_rate: float | None = None
-    """Peak learning rate of Muon for hidden matrices; None trains everything with AdamW."""
-    warmup: int = 50
-    """Steps of linear warm-up; afterwards the rate falls as a cosine to a twentieth."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay."""
-    clip_norm: float = 1.0
-    """Largest gradient norm."""
-    average_decay: float = 0.999
-    """Decay of the exponential moving average of the weights."""
-    checkpoint_every: int = 100
-    """Steps between checkpoints."""
-    seed: int = 0
+    def __len__(self) -> int: ...
 
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            counts = f"{self.steps} and {self.batch_size}"
-            raise ValueError(f"`steps` and `batch_size` must be positive, got {counts}.")
+    def __getitem__(self, index: int) -> Any: ...
+
+    def collate(self, items: list[Any]) -> Any:
+        """A batch, which has a length, `.to(device)` and slices."""
 
 
 class NonFiniteLossError(ValueError):
@@ -80,207 +77,153 @@ class StepSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.start, self.config.steps):
-            generator = step_generator(self.config.seed, step)
+            generator = torch.Generator().manual_seed(step_seed(self.config.seed, step))
             batch = torch.randint(self.num_items, (self.config.batch_size,), generator=generator)
             yield batch[self.process :: self.processes].tolist()
 
 
-def step_generator(
-    seed: int, step: int, process: int = 0, device: torch.device | str = "cpu"
-) -> Generator:
-    """The generator of one step on one process."""
-    return Generator(device).manual_seed((seed * 1_000_003 + step) * 1009 + process)
-
-
-def average_decay(num_averaged: int, limit: float) -> float:
-    """Decay of the weight average after `num_averaged` updates: rising to `limit`."""
-    return min(limit, (1 + num_averaged) / (10 + num_averaged))
-
-
-def averaged(model: nn.Module, limit: float) -> AveragedModel:
-    """An exponential moving average of `model`'s weights and buffers."""
-
-    def blend(average: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
-        if not average.is_floating_point():
-            return current
-        return average.lerp(current.to(average), 1 - average_decay(int(num_averaged), limit))
-
-    return AveragedModel(model, avg_fn=blend, use_buffers=True)
-
-
-def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon (Jordan et al. 2024) for hidden matrices if it has a learning rate."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    hidden = [name for name, p in parameters.items() if is_hidden_matrix(name, p)]
-    rate, decay = config.muon_learning_rate, config.weight_decay
-    muon: list[torch.optim.Optimizer] = []
-    if rate is not None and hidden:
-        matrices = [parameters.pop(name) for name in hidden]
-        muon = [torch.optim.Muon(matrices, lr=rate, weight_decay=decay)]
-    adam = torch.optim.AdamW(
-        parameters.values(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=decay
-    )
-    return [*muon, adam]
-
-
-def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon may train it: a matrix of an attention or a perceptron."""
-    return parameter.ndim == 2 and (".attention." in name or ".mlp." in name)
-
-
-def learning_rate_factor(step: int, config: LoopConfig) -> float:
-    """Share of the peak rate at `step`."""
-    warm = min(1.0, (step + 1) / max(config.warmup, 1))
-    return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a stage."""
-    found = sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-    return found[-1] if found else None
-
-
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
-    """Write a checkpoint beside its final name, move it there, then drop older ones."""
-    partial, final = folder / "partial", folder / f"step-{step}"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        os.replace(partial, final)
-        for old in folder.glob("step-*"):
-            if old != final:
-                shutil.rmtree(old)
-
-
 def fit(
     objective: nn.Module,
-    dataset: Dataset[Any],
+    dataset: Items,
     config: LoopConfig,
     folder: Path,
     *,
-    collate: Callable[[list[Any]], Any],
-    name: str,
-    precision: str = "no",
+    computing: Computing | None = None,
+    stop: Stop | None = None,
+    validate: Validate | None = None,
 ) -> nn.Module:
     """Train `objective` on `dataset` and return it with its averaged weights, in evaluation mode.
 
     Args:
-        objective: Its `forward(batch, generator)` gives the loss to minimise and figures to log.
-        dataset: Items to draw batches from, with a length.
+        objective: Its `forward(batch, draws)` gives the loss to minimise and figures to log.
+        dataset: Items to draw batches from.
         config: Steps, batch size and rates.
-        folder: For checkpoints and TensorBoard events; one with a checkpoint is resumed.
-        collate: A list of items to one batch, which has `.to(device)`.
-        name: Of the stage, for people.
-        precision: "no" (float32) or "bf16".
+        folder: For checkpoints and TensorBoard events; one with a checkpoint is resumed. Its name
+            is that of the stage, for people.
+        computing: Precision and what to trade memory for; None: plain float32.
+        stop: When to stop early; None: never.
+        validate: Called now and then, on the main process, with averaged weights.
 
     Raises:
         NonFiniteLossError: loss or gradient became NaN or infinite; the last checkpoint is kept.
+        TrainingStopped: `stop` had a reason; a checkpoint of the last step was saved.
     """
-    set_seed(config.seed)
-    all_processes()
-    accelerator = Accelerator(mixed_precision=precision)
-    average = averaged(objective, config.average_decay).to(accelerator.device)
-    steppers = optimizers(objective, config)
-    schedulers = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda s: learning_rate_factor(s, config))
-        for o in steppers
-    ]
-    model, *steppers = accelerator.prepare(objective, *steppers)
-    accelerator.register_for_checkpointing(average, *schedulers)
-    start = resume(accelerator, folder)
-    batches = load_batches(accelerator, dataset, config, start=start, collate=collate)
-    model.train()
-    with event_writer(accelerator, folder, start) as writer:
-        progress = tqdm(
-            batches, name, initial=start, total=config.steps,
-            disable=not accelerator.is_main_process,
-        )  # fmt: skip
-        for step, batch in enumerate(progress, start):
-            process, device = accelerator.process_index, accelerator.device
-            generator = step_generator(config.seed, step, 1 + process, device)
-            with accelerator.autocast():
-                loss, figures = model(batch.to(device), generator)
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
-            check_finite({"loss": loss.detach(), "gradient norm": norm}, step, name)
-            for stepper, scheduler in zip(steppers, schedulers, strict=True):
-                stepper.step()
-                stepper.zero_grad()
-                scheduler.step()
-            average.update_parameters(accelerator.unwrap_model(model))
-            if writer is not None and step % 10 == 0:
-                figures = {"loss": loss.detach(), "gradient_norm": norm, **figures}
-                log(writer, progress, step, figures)
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-                save_checkpoint(accelerator, folder, step + 1)
-    objective.load_state_dict(average.module.state_dict())
-    return objective.eval()
+    computing, stop = computing or Computing(), stop or Stop()
+    # `objective` stays whole: a copy is trained, and it gets the averaged weights.
+    objective.to(all_processes().device).eval()
+    model, state = prepare(copy.deepcopy(objective).train(), config, computing)
+    start = resume(state, folder)
+    stop.check(place(start, config, folder))
+    speed = Speed(objective, batch_size=config.batch_size, computing=computing)
+    with StageLog(folder, start=start, steps=config.steps, speed=speed) as log:
+        for step, batch in load_batches(dataset, config, start=start):
+            figures = advance(model, batch, config, computing, step)
+            check_finite(figures, step, folder.name)
+            figures |= move_weights(state, config, step)
+            log.step(step, figures, batch)
+            done = step + 1
+            reason = stop.agreed()
+            if reason or done % config.checkpoint_every == 0 or done == config.steps:
+                save_checkpoint(state, folder, done)
+            if validate and (done % config.validate_every == 0 or done == config.steps):
+                look(objective, state, validate, log.writer, done)
+            log.speed.pause()
+            if reason:
+                raise TrainingStopped(reason, place(done, config, folder))
+    objective.load_state_dict(whole(state.average))
+    return objective
 
 
-def all_processes() -> PartialState:
-    """The processes of this run; the first call joins them, over gloo where there is no GPU."""
-    return PartialState(cpu=not torch.cuda.is_available())
+def prepare(
+    trained: nn.Module, config: LoopConfig, computing: Computing
+) -> tuple[nn.Module, TrainingState]:
+    """What takes a step, ready for all processes, and what a step changes."""
+    if computing.compile_blocks:
+        for block in blocks(trained):
+            block.compile()
+    model = share_out(trained, precision=computing.precision)
+    return model, TrainingState(trained, start_average(trained), optimizers(trained, config))
 
 
-def load_batches(
-    accelerator: Accelerator,
-    dataset: Dataset[Any],
-    config: LoopConfig,
-    *,
-    start: int,
-    collate: Callable[[list[Any]], Any],
-) -> DataLoader[Any]:
-    """This process's share of every batch from step `start` on."""
+def load_batches(dataset: Items, config: LoopConfig, *, start: int) -> Iterator[tuple[int, Any]]:
+    """Each step from `start` on, with this process's share of its batch."""
+    processes = all_processes()
     sampler = StepSampler(
-        len(dataset),  # type: ignore[arg-type]
+        len(dataset),
         config,
         start=start,
-        process=accelerator.process_index,
-        processes=accelerator.num_processes,
+        process=processes.process_index,
+        processes=processes.num_processes,
     )
-    # A generator of its own: without one, starting to load draws from the global generator, which
-    # would then differ between a resumed run and the uninterrupted one.
-    return DataLoader(
-        dataset, batch_sampler=sampler, collate_fn=collate, generator=Generator().manual_seed(0)
+    # A generator of its own: without one, starting to load draws from the global generator.
+    loader: DataLoader[Any] = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=sampler,
+        collate_fn=dataset.collate,
+        generator=torch.Generator().manual_seed(0),
     )
+    for step, batch in enumerate(loader, start):
+        num_frames = config.clip_frames(step)
+        whole_batch = batch.to(processes.device)
+        yield step, whole_batch if num_frames is None else whole_batch.cut(num_frames)
 
 
-def event_writer(
-    accelerator: Accelerator, folder: Path, start: int
-) -> AbstractContextManager[SummaryWriter | None]:
-    """TensorBoard events of the main process; those after step `start` of a killed run are void."""
-    if not accelerator.is_main_process:
-        return nullcontext()
-    return SummaryWriter(str(folder / "events"), purge_step=start)
+def advance(
+    model: nn.Module, batch: Any, config: LoopConfig, computing: Computing, step: int
+) -> dict[str, float]:
+    """Loss and gradients of one step; the figures are those of the whole batch."""
+    processes = all_processes()
+    rank, count, device = processes.process_index, processes.num_processes, processes.device
+    # Dropout draws from the global generators, which every step therefore sets.
+    torch.manual_seed(step_seed(config.seed, step) * 1009 + rank)
+    draws = step_draws(
+        config.seed, step, batch_size=config.batch_size, process=rank, processes=count,
+        device=device,
+    )  # fmt: skip
+    with torch.autocast(device.type, torch.bfloat16, enabled=computing.precision == "bf16"):
+        loss, figures = model(batch, draws)
+    share = len(batch) / config.batch_size
+    # Gradients are averaged over processes, whose shares of the batch may differ by one item.
+    (loss * share * count).backward()
+    norm = clip_gradients(model.parameters(), config.clip_norm)
+    named = {"loss": loss.detach(), "gradient_norm": norm, **figures}
+    values = torch.stack([value.float() for value in named.values()]) * share
+    return dict(zip(named, sum_over_processes(values), strict=True))
 
 
-def resume(accelerator: Accelerator, folder: Path) -> int:
-    """Load the newest checkpoint, if any, and return the step to go on from."""
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = latest_checkpoint(folder)
-    if checkpoint is None:
-        return 0
-    accelerator.load_state(str(checkpoint))
-    return int(checkpoint.name.removeprefix("step-"))
+def move_weights(state: TrainingState, config: LoopConfig, step: int) -> dict[str, float]:
+    """Take the step along the gradients; the learning rates it took, for the log."""
+    rates = set_learning_rates(state.steppers, config, step)
+    for stepper in state.steppers:
+        stepper.step()
+        stepper.zero_grad()
+    update_average(state.average, state.model, step, config.average_decay)
+    return {f"learning_rate/{name}": rate for name, rate in rates.items()}
 
 
-def check_finite(figures: dict[str, Tensor], step: int, name: str) -> None:
+def look(
+    objective: nn.Module, state: TrainingState, validate: Validate, writer: Any, step: int
+) -> None:
+    """Show `validate` the averaged weights on the main process, while the others wait."""
+    processes = all_processes()
+    weights = whole(state.average, keep=processes.is_main_process)
+    if processes.is_main_process:
+        objective.load_state_dict(weights)
+        validate(objective, writer, step)
+    processes.wait_for_everyone()
+
+
+def place(step: int, config: LoopConfig, folder: Path) -> str:
+    """How far a stage has got, in words."""
+    return f"after step {step} of {config.steps} of stage {folder.name!r}"
+
+
+def check_finite(figures: Mapping[str, float], step: int, name: str) -> None:
     """Stop before a step along numbers that are none."""
-    for what, value in figures.items():
-        if not torch.isfinite(value):
+    for what in ("loss", "gradient_norm"):
+        if not math.isfinite(figures[what]):
             raise NonFiniteLossError(
-                f"The {what} of stage {name!r} became {value.item()} at step {step}; the last "
-                "checkpoint is kept. Check the data with `worldmodel data validate`, or lower the "
-                "learning rate."
+                f"The {what.replace('_', ' ')} of stage {name!r} became {figures[what]} at step "
+                f"{step}; the last checkpoint is kept. Check the data with `worldmodel data "
+                "validate`, or lower the learning rate."
             )
-
-
-def log(writer: SummaryWriter, progress: tqdm[Any], step: int, figures: dict[str, Tensor]) -> None:
-    """Send a step's figures to TensorBoard and the progress bar."""
-    for name, value in figures.items():
-        writer.add_scalar(name, float(value), step)
-    shown = {name: f"{float(value):.4g}" for name, value in figures.items()}
-    progress.set_postfix({name: text for name, text in shown.items() if name != "gradient_norm"})

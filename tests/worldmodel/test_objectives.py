@@ -6,6 +6,7 @@ import torch
 from torch import Generator
 from torch.nn import functional as F
 
+from worldmodel.draws import Draws, step_draws
 from worldmodel.judge import ActionJudge, LatentJudge
 from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel
@@ -31,8 +32,8 @@ def draw_batch(*, height: int = 2, width: int = 4, frames: int = 7, batch: int =
     )
 
 
-def seeded(seed: int = 0) -> Generator:
-    return Generator().manual_seed(seed)
+def seeded(seed: int = 0) -> Draws:
+    return step_draws(seed)
 
 
 @torch.no_grad()
@@ -59,7 +60,7 @@ def test_own_context_starts_with_the_true_frame_and_goes_on_with_predictions(
     context = objective.own_predictions(batch, 2, seeded())
     assert torch.equal(context[:, 0], batch.latents[:, 0])
     assert not context.requires_grad
-    generator, level = seeded(), torch.ones(3, 7)
+    generator, level = seeded().generator, torch.ones(3, 7)
     expected = batch.latents
     with torch.no_grad():
         for _ in range(2):
@@ -87,7 +88,7 @@ def test_activity_weight_follows_what_changes() -> None:
     weight = activity_weight(latents)
     assert weight.shape == (1, 1, 1, 1, 2, 2)
     assert weight.flatten().tolist() == [4.0, 0.25, 0.25, 0.25]
-    generator = seeded()
+    generator = Generator().manual_seed(0)
     even = activity_weight(torch.randn((4, 20, 1, 8, 4, 4), generator=generator))
     assert even.mean().item() == pytest.approx(1.0, abs=0.02)
     assert activity_weight(torch.ones((1, 3, 1, 2, 2, 2))).isfinite().all()
@@ -99,12 +100,12 @@ def test_confidence_is_scored_on_errors_of_whole_rollouts(
     """Against rollouts made by `WorldModel.imagine` with the seeds that the objective draws."""
     model = make_model()
     batch = draw_batch(height=4, width=4)
-    draws = torch.randint(2**31, (4,), generator=seeded()).tolist()
-    start = 1 + draws[-1] % 3
+    drawn = seeded()
+    start, seeds = 1 + drawn.random.randrange(3), drawn.seeds(3)
     with torch.no_grad():
         loss, figures = ConfidenceObjective(model, longest_start=3)(batch, seeded())
     imagined = model.imagine(
-        batch.latents[:, :start], batch.actions[:, :-1], seeds=draws[:-1],
+        batch.latents[:, :start], batch.actions[:, :-1], seeds=seeds,
         epsilon=model.confidence.levels.tolist(),
     )  # fmt: skip
     error = (imagined.latents - batch.latents[:, start:]).abs()

@@ -241,10 +241,10 @@ def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(
     store, folder = whole_run
     fit = stages.fit
 
-    def stop_at_rollout(*arguments: Any, name: str, **options: Any) -> Any:
-        if name == "rollout":
+    def stop_at_rollout(*arguments: Any, **options: Any) -> Any:
+        if arguments[3].name == "rollout":
             raise KeyboardInterrupt
-        return fit(*arguments, name=name, **options)
+        return fit(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(stages, "fit", stop_at_rollout)
@@ -354,7 +354,7 @@ def test_two_processes_train_one_model(make_store: Store, tmp_path: Path) -> Non
     weights = [line for line in done.stdout.splitlines() if line.startswith("weights")]
     assert len(weights) == 2
     assert weights[0] == weights[1]
-    assert (tmp_path / "run" / "rollout" / "step-2" / "random_states_1.pkl").is_file()
+    assert (tmp_path / "run" / "rollout" / "step-2" / "state.pt").is_file()
 
 
 def test_data_without_success_labels_have_no_judge(

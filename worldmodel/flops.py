@@ -1,0 +1,56 @@
+"""Floating-point operations: how many a step of training asks for, how many a device can do."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from worldmodel.draws import step_draws
+
+PROBES = 3
+"""Steps counted: what an objective computes may depend on what it draws."""
+
+
+def flops_per_item(objective: nn.Module, item: Any, *, precision: str) -> float:
+    """Operations of a forward and a backward pass over a batch of one, averaged over draws.
+
+    Only matrix products, convolutions and attention count, and nothing that is computed again.
+    The objective's gradients are dropped; its buffers may have moved.
+    """
+    device = next(objective.parameters()).device
+    total = 0
+    for probe in range(PROBES):
+        with FlopCounterMode(display=False) as counter:
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                loss, _ = objective(item.to(device), step_draws(0, probe, device=device))
+            loss.backward()
+        total += counter.get_total_flops()
+    objective.zero_grad(set_to_none=True)
+    return total / PROBES
+
+
+@cache
+def peak_flops(device: torch.device, precision: str) -> float:
+    """Operations per second of a large matrix product on `device`: the best of three, measured."""
+    size = 8192 if device.type == "cuda" else 512
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a = torch.ones((size, size), device=device, dtype=dtype)
+    seconds = []
+    for _ in range(4):  # the first one warms up
+        wait_for(device)
+        start = time.perf_counter()
+        a @ a
+        wait_for(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds[1:])
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until `device` has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,116 @@
+"""What a stage of training shows: a progress bar, and TensorBoard events."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from worldmodel.flops import flops_per_item, peak_flops
+from worldmodel.loop_config import Computing
+from worldmodel.parallel import all_processes
+
+EVERY = 10
+"""Steps between figures."""
+
+
+def num_frames(batch: Any) -> int:
+    """Frames of every item of a batch, the views of one moment counting once."""
+    return int(getattr(batch, "latents", batch).shape[1])
+
+
+class Speed:
+    """Frames per second and model FLOPs utilisation over the steps since it was last read.
+
+    The utilisation is that of PaLM (Chowdhery et al. 2022, arXiv:2204.02311, Appendix B): the
+    operations that the model asks for, without those done twice to save memory, over what the
+    devices could have done in that time. Their peak is measured by a large matrix product.
+    """
+
+    def __init__(self, objective: nn.Module, *, batch_size: int, computing: Computing) -> None:
+        self.objective = objective
+        self.batch_size = batch_size
+        self.computing = computing
+        self.flops: dict[int, float] = {}
+        self.frames = self.seconds = self.operations = 0.0
+        self.since = time.perf_counter()
+
+    def pause(self) -> None:
+        """Do not count the time since the last step: it went to something else."""
+        self.since = time.perf_counter()
+
+    def count(self, batch: Any) -> None:
+        """Count a step, which has just ended."""
+        now = time.perf_counter()
+        self.seconds += now - self.since
+        self.frames += self.batch_size * num_frames(batch)
+        self.operations += self.batch_size * self.flops_of(batch)
+        self.pause()
+
+    def flops_of(self, batch: Any) -> float:
+        """Operations per item, counted once for every length of clips."""
+        length = num_frames(batch)
+        if length not in self.flops:
+            self.flops[length] = flops_per_item(
+                self.objective, batch[:1], precision=self.computing.precision
+            )
+        return self.flops[length]
+
+    def read(self) -> dict[str, float]:
+        """The figures, and a new start."""
+        processes = all_processes()
+        peak = peak_flops(processes.device, self.computing.precision) * processes.num_processes
+        figures = {
+            "frames_per_second": self.frames / self.seconds,
+            "mfu": self.operations / self.seconds / peak,
+        }
+        self.frames = self.seconds = self.operations = 0.0
+        self.pause()
+        return figures
+
+
+class StageLog:
+    """Progress bar and events of one stage; on all but the main process, nothing."""
+
+    def __init__(self, folder: Path, *, start: int, steps: int, speed: Speed) -> None:
+        is_main = all_processes().is_main_process
+        self.writer: SummaryWriter | None = None
+        if is_main:  # events after step `start` are those of a run that was killed
+            self.writer = SummaryWriter(str(folder / "events"), purge_step=start)
+        self.bar = tqdm(desc=folder.name, initial=start, total=steps, disable=not is_main)
+        self.speed = speed
+        self.start = start
+
+    def __enter__(self) -> StageLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+        if self.writer is not None:
+            self.writer.close()
+
+    def step(self, step: int, figures: dict[str, float], batch: Any) -> None:
+        """Show a step that has just ended."""
+        self.bar.update()
+        if self.writer is None:
+            return
+        if step > self.start:  # the first step of a run pays for setting up
+            self.speed.count(batch)
+        if step % EVERY == 0:
+            timed = self.speed.read() if self.speed.seconds else {}
+            for name, value in {**figures, **timed}.items():
+                self.writer.add_scalar(name, value, step)
+            shown = ("loss", "relative_error", "psnr_db", "frames_per_second")
+            named = {name: value for name, value in {**figures, **timed}.items() if name in shown}
+            self.bar.set_postfix({name: f"{value:.4g}" for name, value in named.items()})
+        self.speed.pause()
