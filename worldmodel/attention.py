@@ -154,15 +154,22 @@ class TemporalBlock(Block):
             table: Rotations of the frames' positions in time.
             mask: Which frame sees which, [time, time] or one for each position of the batch,
                 [batch * tokens, 1, time, time]; None: all that are given.
-            cache: Keys and values of the frames before these, to which it adds these.
+            cache: Keys and values of the frames before these, to which it adds these. A batch of
+                a multiple of its rows holds several candidates of one frame, group after group.
         """
         shift, scale, gate, *rest = modulation
         b = len(x)
         rows = rearrange(modulate(self.norm(x), shift, scale), "b t n d -> (b n) t d")
         q, k, v = self.attention.project(rows, table)
-        if cache is not None:
-            k, v = cache.write(k, v)
-        mixed = self.attention.attend(q, k, v, mask)
+        if cache is None:
+            mixed = self.attention.attend(q, k, v, mask)
+        elif (count := cache.candidates(len(k))) == 1:
+            mixed = self.attention.attend(q, *cache.write(k, v), mask)
+        else:  # one after the other, each into the same slot of the past they share
+            parts = zip(q.chunk(count), k.chunk(count), v.chunk(count), strict=True)
+            mixed = torch.cat(
+                [self.attention.attend(a, *cache.write(b, c), mask) for a, b, c in parts]
+            )
         x = torch.addcmul(x, gate, rearrange(mixed, "(b n) t d -> b t n d", b=b))
         return self.feed_forward(x, *rest)
 

@@ -22,6 +22,10 @@ class LayerCache:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
+    def candidates(self, num_rows: int) -> int:
+        """How many candidates of the next frame share each past, of `num_rows` rows in all."""
+        return 1 if self.keys is None else num_rows // len(self.keys)
+
     def write(
         self, k: Float[Tensor, "rows heads time head_dim"], v: Tensor
     ) -> tuple[Tensor, Tensor]:

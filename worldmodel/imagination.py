@@ -62,14 +62,31 @@ class DynamicsRollout:
         def at(noisy: Tensor, level: float) -> FrameInputs:
             return replace(frame, noisy=noisy, level=torch.full_like(frame.level, level))
 
+        def estimate(given: FrameInputs) -> Tensor:
+            return self.dynamics.step(given, self.cache, keep=False).clean
+
         def denoise(noisy: Tensor, level: float) -> Tensor:
-            return self.dynamics.step(at(noisy, level), self.cache, keep=False).clean
+            weight, given = self.sampling.guidance, at(noisy, level)
+            if weight == 1:
+                return estimate(given)
+            known, unknown = estimate(with_and_without_action(given)).chunk(2)
+            return unknown + weight * (known - unknown)
 
         latent = sample(denoise, frame.noisy, Flow(), self.sampling, self.draw)
         if frame.view_valid is not None:
             latent = only_valid(latent, frame.view_valid)
         features = self.dynamics.step(at(latent, 0.0), self.cache, keep=True).features
         return ImaginedFrame(latent=latent[:, 0], features=features[:, 0])
+
+
+def with_and_without_action(frame: FrameInputs) -> FrameInputs:
+    """The batch twice: as it is, then with every action unknown."""
+    twice = {
+        name: None if value is None else torch.cat((value, value))
+        for name, value in vars(frame).items()
+    }
+    unknown = torch.zeros_like(frame.action_valid)
+    return FrameInputs(**{**twice, "action_valid": torch.cat((frame.action_valid, unknown))})
 
 
 def context_frames(inputs: RolloutInputs) -> FrameInputs:

@@ -38,6 +38,10 @@ class ReferenceRollout:
     ) -> None:
         if sampling.method == "heun":
             raise ValueError('`method` must be "ddim" for a published network, got "heun".')
+        if sampling.guidance != 1:
+            raise ValueError(
+                f"`guidance` must be 1 for a published network, got {sampling.guidance}."
+            )
         self.relative = network.config.temporal_rotary == "standard"
         if sampling.window == "stale" and not self.relative:
             raise ValueError(

@@ -7,6 +7,7 @@ keep state between steps; tests hold these functions against them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -34,6 +35,10 @@ class Sampling:
     "heun" (second order, two evaluations per step but the last; flow only)."""
     eta: float = 0.0
     """Share of noise renewed at each step: 0 follows from the first noise alone, 1 is ancestral."""
+    guidance: float = 1.0
+    """Weight w of the action: z = unknown + w (known - unknown), from estimates with and without it
+    (Ho & Salimans 2022, arXiv:2207.12598). 1 is plain sampling; other weights take twice the work
+    and a network trained with action dropout."""
     window: str = "exact"
     """What happens to the cached context of a network whose window slides over it (an imported
     reference): "exact" computes it anew for every frame, "stale" keeps it as it was."""
@@ -47,6 +52,8 @@ class Sampling:
             raise ValueError(f"`eta` must be between 0 and 1, got {self.eta}.")
         if self.eta and self.method == "heun":
             raise ValueError("`eta` must be 0 with Heun's method, which follows an ODE.")
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"`guidance` must be a number of at least 0, got {self.guidance}.")
         if self.window not in ("exact", "stale"):
             raise ValueError(f'`window` must be "exact" or "stale", got {self.window!r}.')
 

@@ -304,6 +304,8 @@ class Dynamics(nn.Module):
         """The frames after those in `cache`; with `keep`, they enter it.
 
         Several frames at once may only start a cache; each sees those before it in the same call.
+        A batch of a multiple of the cache's holds candidates for the next frame, group after group,
+        none of which may enter it.
         """
         inputs = inputs.without_missing()
         num_frames = inputs.noisy.shape[1]

@@ -146,6 +146,8 @@ def test_levels_are_visited_once_each_from_noise_down() -> None:
         ({"method": "dpm"}, r"^`method` must be one of .*, got 'dpm'\.$"),
         ({"eta": 1.5}, r"^`eta` must be between 0 and 1, got 1\.5\.$"),
         ({"eta": 0.5, "method": "heun"}, r"^`eta` must be 0 with Heun's method"),
+        ({"guidance": -1.0}, r"^`guidance` must be a number of at least 0, got -1\.0\.$"),
+        ({"guidance": math.nan}, r"^`guidance` must be a number of at least 0, got nan\.$"),
         ({"window": "half"}, r"^`window` must be \"exact\" or \"stale\", got 'half'\.$"),
     ],
 )
