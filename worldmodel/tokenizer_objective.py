@@ -2,51 +2,108 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+
+import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
+from worldmodel.draws import Draws
 from worldmodel.model import resize
-from worldmodel.objectives import noise_like
+from worldmodel.tokenizer_losses import PerceptualDistance, structural_similarity
 from worldmodel.tokenizers import Tokenizer, to_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerLoss:
+    """Weights of what a reconstruction is compared by; 0 leaves a term out, and its cost."""
+
+    absolute: float = 1.0
+    """Mean absolute error of pixels in [-1, 1]."""
+    squared: float = 4.0
+    """Mean squared error of pixels in [-1, 1]."""
+    structure: float = 0.0
+    """1 - multi-scale SSIM."""
+    perceptual: float = 0.0
+    """Distance of random features, as in LPIPS."""
+    moving: float = 8.0
+    """Weight, above 1, of pixels that change within an episode, in both errors of pixels."""
+    latent_noise: float = 0.1
+    """Noise on the latent, in its standard deviations: the decoder must forgive small errors."""
+    scale: float = 1e-3
+    """Pull of the latents to unit scale: whitening fitted afterwards is a small correction then."""
+
+    def __post_init__(self) -> None:
+        wrong = {name: value for name, value in asdict(self).items() if not value >= 0}
+        if wrong:
+            raise ValueError(f"`TokenizerLoss` must hold no negative weight, got {wrong}.")
+        if not self.absolute + self.squared + self.structure + self.perceptual:
+            raise ValueError(
+                "`TokenizerLoss` must compare pictures by something: one of `absolute`, `squared`, "
+                "`structure` and `perceptual` must be above 0."
+            )
 
 
 class TokenizerObjective(nn.Module):
     """Reconstruct single frames; pixels that change within an episode count more.
 
     Batches are two frames of one episode. What moves (the arm, the object) covers few pixels, and a
-    plain loss spends the latent on the rest. Noise on the latent makes the decoder forgive small
-    errors of the dynamics.
+    plain loss spends the latent on the rest.
     """
 
-    moving_weight = 8.0
-    latent_noise = 0.1
-
-    def __init__(self, tokenizer: Tokenizer, image_size: tuple[int, int]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, image_size: tuple[int, int], loss: TokenizerLoss
+    ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.image_size = image_size
+        self.loss = loss
+        self.perceptual = PerceptualDistance()
 
     def forward(
-        self, batch: UInt8[Tensor, "batch 2 view height width 3"], generator: Generator
+        self, batch: UInt8[Tensor, "batch 2 view height width 3"], draws: Draws
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted mixture of absolute and squared error, and the PSNR in dB."""
+        """Weighted sum of all terms; each term that counts, and the PSNR in dB."""
         pixels = resize(to_model(batch), self.image_size)
         flat = rearrange(pixels, "b t v c h w -> (b t v) c h w")
         latents = self.tokenizer.encode(flat)
         spread = latents.detach().float().std((0, 2, 3), keepdim=True)
-        noisy = latents + self.latent_noise * spread * noise_like(latents, generator)
-        error = self.tokenizer.decode(noisy).float() - flat
-        terms = error.abs() + 4 * error.square()
-        weight = self.weight(pixels)
-        # Keep the latents near unit scale: whitening fitted afterwards is then a small correction.
-        mean = latents.float().mean((0, 2, 3), keepdim=True)
-        scale = (spread.log().square() + mean.square()).mean()
-        loss = (weight * terms).sum() / (3 * weight.sum()) + 1e-3 * scale
-        return loss, {"psnr_db": -10 * (error.detach().square().mean() / 4).log10()}
+        noise = draws.normal_like(latents, num_items=len(batch))
+        decoded = self.tokenizer.decode(latents + self.loss.latent_noise * spread * noise).float()
+        terms = self.terms(decoded, flat, self.weight(pixels))
+        terms["scale"] = distance_from_unit_scale(latents.float())
+        loss = torch.stack([getattr(self.loss, name) * term for name, term in terms.items()]).sum()
+        psnr = -10 * ((decoded.detach() - flat).square().mean() / 4).log10()
+        return loss, {"psnr_db": psnr} | {name: term.detach() for name, term in terms.items()}
+
+    def terms(
+        self,
+        decoded: Float[Tensor, "frames 3 h w"],
+        frames: Float[Tensor, "frames 3 h w"],
+        weight: Float[Tensor, "frames 1 h w"],
+    ) -> dict[str, Tensor]:
+        """What reconstructions are compared by, without the terms of weight 0."""
+        error, total = decoded - frames, 3 * weight.sum()
+        terms = {}
+        if self.loss.absolute:
+            terms["absolute"] = (weight * error.abs()).sum() / total
+        if self.loss.squared:
+            terms["squared"] = (weight * error.square()).sum() / total
+        if self.loss.structure:
+            terms["structure"] = 1 - structural_similarity(decoded, frames)
+        if self.loss.perceptual:
+            terms["perceptual"] = self.perceptual(decoded, frames)
+        return terms
 
     def weight(self, pixels: Float[Tensor, "batch 2 view 3 h w"]) -> Float[Tensor, "frames 1 h w"]:
         """Weight of each pixel of both frames: more where they differ."""
         moved = (pixels[:, :1] - pixels[:, 1:]).abs().amax(3, keepdim=True) > 0.15
-        weight = 1 + self.moving_weight * moved.float()
+        weight = 1 + self.loss.moving * moved.float()
         return rearrange(weight.expand(-1, 2, -1, -1, -1, -1), "b t v 1 h w -> (b t v) 1 h w")
+
+
+def distance_from_unit_scale(latents: Float[Tensor, "batch channel h w"]) -> Float[Tensor, ""]:
+    """How far the latents are from zero mean and unit standard deviation, over channels."""
+    spread, mean = latents.std((0, 2, 3)), latents.mean((0, 2, 3))
+    return (spread.log().square() + mean.square()).mean()
