@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from worldmodel.draws import Draws
 from worldmodel.loop_config import LoopConfig
 from worldmodel.optimizers import average_decay, optimizers
+from worldmodel.stopping import Stop, TrainingStopped
 from worldmodel.training import NonFiniteLossError, StepSampler, fit
 from worldmodel.training_state import latest_checkpoint
 
@@ -127,6 +128,32 @@ def test_a_run_after_kill_9_is_the_uninterrupted_run(uninterrupted: Toy, tmp_pat
     resumed = run(Toy(), tmp_path)
     assert resumed.losses == uninterrupted.losses[2:]
     assert_same_weights(resumed, uninterrupted)
+
+
+def terminate(loss: Tensor) -> Tensor:
+    signal.raise_signal(signal.SIGTERM)
+    return loss
+
+
+def test_sigterm_stops_after_the_step_with_a_checkpoint(uninterrupted: Toy, tmp_path: Path) -> None:
+    """Between checkpoints: the signal comes in the fourth step."""
+    message = (
+        rf"^Stopped at SIGTERM, after step 4 of 7 of stage '{tmp_path.name}'; the same command "
+        r"goes on from there\.$"
+    )
+    with Stop() as stop, pytest.raises(TrainingStopped, match=message):
+        fit(Toy(at=3, event=terminate), Rows(), CONFIG, tmp_path, stop=stop)
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-4"
+    resumed = run(Toy(), tmp_path)
+    assert resumed.losses == uninterrupted.losses[4:]
+    assert_same_weights(resumed, uninterrupted)
+
+
+def test_a_run_whose_time_is_up_takes_no_step(tmp_path: Path) -> None:
+    objective = Toy()
+    with pytest.raises(TrainingStopped, match=r"^Stopped after `--max-hours 0`, after step 0 of "):
+        fit(objective, Rows(), CONFIG, tmp_path, stop=Stop(max_hours=0.0))
+    assert objective.losses == []
 
 
 def test_a_finished_run_is_not_trained_again(uninterrupted: Toy, tmp_path: Path) -> None:

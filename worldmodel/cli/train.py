@@ -1,10 +1,16 @@
-"""Train tokenizer, dynamics, confidence head and judges on a clip store, resuming a stopped run."""
+"""Train tokenizer, dynamics, confidence head and judges on a clip store.
+
+The same command, given again, continues a run, wherever it was stopped. SIGTERM and --max-hours
+stop it after the step it is in, with a checkpoint and exit code 0. `accelerate launch -m worldmodel
+train ...` trains on several processes; TensorBoard events are in the stages' folders below --out.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from worldmodel.datasets.clip_store import ClipStore
 
@@ -21,22 +27,34 @@ class Command:
     """Folder of the run (default: runs/<name of the data>-<preset>); a run there is continued."""
     restart: str | None = None
     """Stage to train anew, with all after it: tokenizer, dynamics, confidence or judge."""
+    max_hours: float | None = None
+    """Stop after so many hours, to be continued by the same command; None: train to the end."""
     json: bool = False
     """Print the result as JSON."""
 
 
 def run(command: Command) -> int:
     """Train; the model ends up in `<out>/model`."""
+    from worldmodel.parallel import all_processes
     from worldmodel.stages import train
+    from worldmodel.stopping import TrainingStopped
 
     store = ClipStore.open(command.data)
     out = command.out or Path("runs") / f"{store.path.stem}-{command.preset}"
-    model = train(store, command.preset, out, restart=command.restart)
-    parameters = {
-        name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()
-    }
-    if command.json:
-        print(json.dumps({"model": str(out / "model"), "parameters": parameters}))
-        return 0
-    print(f"Model: {out / 'model'} ({sum(parameters.values()):,} parameters)")
+    result: dict[str, Any] = {"model": str(out / "model")}
+    try:
+        model = train(
+            store, command.preset, out, restart=command.restart, max_hours=command.max_hours
+        )
+    except TrainingStopped as stopped:
+        text = result["stopped"] = str(stopped)
+    else:
+        counts = {
+            name: sum(p.numel() for p in child.parameters())
+            for name, child in model.named_children()
+        }
+        result["parameters"] = counts
+        text = f"Model: {result['model']} ({sum(counts.values()):,} parameters)"
+    if all_processes().is_main_process:
+        print(json.dumps(result) if command.json else text)
     return 0
