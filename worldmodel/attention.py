@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,24 +20,25 @@ def rotary_angles(
     axes = positions.shape[1]
     pairs = head_dim // 2 // axes
     frequency = base ** (-torch.arange(pairs, device=positions.device) / max(pairs, 1))
-    angles = rearrange(positions[:, :, None] * frequency, "n a p -> n (a p)")
+    angles = (positions[:, :, None] * frequency).flatten(1)
     return F.pad(angles, (0, head_dim // 2 - angles.shape[1]))
 
 
 Rotary = tuple[Tensor, Tensor]
-"""Cosines and sines of rotation angles, each [positions, head_dim / 2], for every layer."""
+"""Cosines and signed sines of rotation angles, [positions, 1, 1, head_dim], for every layer."""
 
 
-def rotary_table(angles: Float[Tensor, "tokens half"]) -> Rotary:
-    """Cosines and sines of `angles`."""
-    return angles.cos(), angles.sin()
+def rotary_table(cos: Float[Tensor, "tokens half"], sin: Float[Tensor, "tokens half"]) -> Rotary:
+    """What `rotate` reads, from the cosine and the sine of every pair's angle."""
+    both = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    return both[0][:, None, None], both[1][:, None, None]
 
 
-def rotate(x: Float[Tensor, "*batch tokens dim"], table: Rotary) -> Tensor:
+def rotate(x: Float[Tensor, "rows tokens two heads dim"], table: Rotary) -> Tensor:
     """Rotate pair i of the last axis, entries i and i + dim / 2, by its angle in `table`."""
     cos, sin = (part.to(x.dtype) for part in table)
     a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    return torch.addcmul(x * cos, torch.cat((b, a), dim=-1), sin)
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -56,12 +56,53 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> T
 
 
 Modulation = tuple[Tensor, ...]
-"""Shift, scale, gate of attention, then of the perceptron, each [batch, time, 1, dim]."""
+"""Shift, gain (1 + scale) and gate of attention, then of the perceptron, [batch, time, 1, dim]."""
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulate(x: Tensor, shift: Tensor, gain: Tensor) -> Tensor:
     """Shift and scale of adaptive layer norm (Peebles & Xie 2023, arXiv:2212.09748)."""
-    return torch.addcmul(shift, x, 1 + scale)
+    return torch.addcmul(shift, x, gain)
+
+
+class Gelu(nn.Module):
+    """Gaussian error linear unit in tanh form (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x Φ(x), nearly; may overwrite `x` where no gradient is asked for."""
+        if x.device.type != "cpu" or torch.is_grad_enabled():
+            return F.gelu(x, approximate="tanh")
+        # PyTorch's CPU kernel takes twice as long as this identity: (1 + tanh u) / 2 = sigmoid(2u).
+        inner = torch.addcmul(x, x * x, x, value=0.044715)
+        return x.mul_(inner.mul_(2 * (2 / torch.pi) ** 0.5).sigmoid_())
+
+
+class Perceptron(nn.Sequential):
+    """Two linear maps with a `Gelu` between."""
+
+    rows = 128
+    """Tokens at a time on a CPU: what lies between the maps then stays in its cache."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__(nn.Linear(dim, hidden), Gelu(), nn.Linear(hidden, dim))
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Same shape as `x`."""
+        if x.device.type != "cpu" or torch.is_grad_enabled() or x[..., 0].numel() <= self.rows:
+            return super().forward(x)
+        parts = [
+            super(Perceptron, self).forward(part) for part in x.flatten(0, -2).split(self.rows)
+        ]
+        return torch.cat(parts).view_as(x)
+
+
+def lay_out_for_inference(network: nn.Module) -> None:
+    """Store the weights of linear maps as few tokens at a time are fastest multiplied on a CPU.
+
+    Shapes, names and values stay; only the order in memory changes.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear) and not module.weight.t().is_contiguous():
+            module.weight.data = module.weight.data.t().contiguous().t()
 
 
 class Attention(nn.Module):
@@ -77,13 +118,15 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "rows tokens dim"], table: Rotary
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries, rotated keys and values, each [rows, heads, tokens, head_dim]."""
-        q, k, v = rearrange(self.qkv(x), "r n (three h d) -> three r h n d", three=3, h=self.heads)
-        return rotate(q, table), rotate(k, table), v
+        # Views of one tensor, in torch's own words: einops would cost as much as the rotation.
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        q, k = rotate(qkv[:, :, :2], table).permute(2, 0, 3, 1, 4)
+        return q, k, qkv[:, :, 2].transpose(1, 2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attention output [rows, queries, dim]; `mask` is true where a query may look."""
         mixed = softmax_attention(q.to(v.dtype), k.to(v.dtype), v, mask)
-        return self.out(rearrange(mixed, "r h n d -> r n (h d)"))
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -95,10 +138,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.attention = Attention(dim, heads, bias=qkv_bias)
-        hidden = int(dim * mlp_ratio)
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim)
-        )
+        self.mlp = Perceptron(dim, int(dim * mlp_ratio))
         self.modulation = nn.Linear(condition_dim, 6 * dim)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -108,11 +148,12 @@ class Block(nn.Module):
 
     def modulations(self, condition: Float[Tensor, "batch time condition"]) -> Modulation:
         """What the block's six modulations are under `condition`."""
-        return tuple(rearrange(self.modulation(condition), "b t (six d) -> six b t 1 d", six=6))
+        parts = self.modulation(condition)[:, :, None].chunk(6, dim=-1)
+        return tuple(1 + part if index % 3 == 1 else part for index, part in enumerate(parts))
 
-    def feed_forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+    def feed_forward(self, x: Tensor, shift: Tensor, gain: Tensor, gate: Tensor) -> Tensor:
         """`x` plus the gated perceptron."""
-        return torch.addcmul(x, gate, self.mlp(modulate(self.norm(x), shift, scale)))
+        return torch.addcmul(x, gate, self.mlp(modulate(self.norm(x), shift, gain)))
 
 
 class SpatialBlock(Block):
@@ -126,11 +167,10 @@ class SpatialBlock(Block):
         mask: Bool[Tensor, "frames 1 1 tokens"] | None = None,
     ) -> Float[Tensor, "batch time tokens dim"]:
         """The block's output; `mask` is false at tokens that none may look at."""
-        shift, scale, gate, *rest = modulation
-        b = len(x)
-        rows = rearrange(modulate(self.norm(x), shift, scale), "b t n d -> (b t) n d")
+        shift, gain, gate, *rest = modulation
+        rows = modulate(self.norm(x), shift, gain).flatten(0, 1)
         mixed = self.attention.attend(*self.attention.project(rows, table), mask)
-        x = torch.addcmul(x, gate, rearrange(mixed, "(b t) n d -> b t n d", b=b))
+        x = torch.addcmul(x, gate, mixed.view_as(x))
         return self.feed_forward(x, *rest)
 
 
@@ -157,9 +197,9 @@ class TemporalBlock(Block):
             cache: Keys and values of the frames before these, to which it adds these. A batch of
                 a multiple of its rows holds several candidates of one frame, group after group.
         """
-        shift, scale, gate, *rest = modulation
+        shift, gain, gate, *rest = modulation
         b = len(x)
-        rows = rearrange(modulate(self.norm(x), shift, scale), "b t n d -> (b n) t d")
+        rows = modulate(self.norm(x), shift, gain).transpose(1, 2).flatten(0, 1)
         q, k, v = self.attention.project(rows, table)
         if cache is None:
             mixed = self.attention.attend(q, k, v, mask)
@@ -170,7 +210,7 @@ class TemporalBlock(Block):
             mixed = torch.cat(
                 [self.attention.attend(a, *cache.write(b, c), mask) for a, b, c in parts]
             )
-        x = torch.addcmul(x, gate, rearrange(mixed, "(b n) t d -> b t n d", b=b))
+        x = torch.addcmul(x, gate, mixed.unflatten(0, (b, -1)).transpose(1, 2))
         return self.feed_forward(x, *rest)
 
     def remember(
@@ -181,7 +221,7 @@ class TemporalBlock(Block):
         cache: LayerCache,
     ) -> None:
         """Write the frames into `cache`, and nothing else."""
-        shift, scale, *_ = modulation
-        rows = rearrange(modulate(self.norm(x), shift, scale), "b t n d -> (b n) t d")
+        shift, gain, *_ = modulation
+        rows = modulate(self.norm(x), shift, gain).transpose(1, 2).flatten(0, 1)
         _, k, v = self.attention.project(rows, table)
         cache.write(k, v)

@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from worldmodel.attention import lay_out_for_inference
 from worldmodel.confidence import ContinuousScale, Distribution
 from worldmodel.reference import Reference
 from worldmodel.reference_rollout import ReferenceRollout
@@ -81,12 +82,19 @@ class DynamicsRollout:
 
 def with_and_without_action(frame: FrameInputs) -> FrameInputs:
     """The batch twice: as it is, then with every action unknown."""
-    twice = {
-        name: None if value is None else torch.cat((value, value))
-        for name, value in vars(frame).items()
-    }
-    unknown = torch.zeros_like(frame.action_valid)
-    return FrameInputs(**{**twice, "action_valid": torch.cat((frame.action_valid, unknown))})
+
+    def twice(x: Tensor) -> Tensor:
+        return torch.cat((x, x))
+
+    there = frame.view_valid
+    return FrameInputs(
+        noisy=twice(frame.noisy),
+        previous=twice(frame.previous),
+        level=twice(frame.level),
+        actions=twice(frame.actions),
+        action_valid=torch.cat((frame.action_valid, torch.zeros_like(frame.action_valid))),
+        view_valid=None if there is None else twice(there),
+    )
 
 
 def context_frames(inputs: RolloutInputs) -> FrameInputs:
@@ -128,6 +136,8 @@ def frames(
     epsilon: Float[Tensor, " levels"] | None = None,
 ) -> Iterator[ImaginedFrame]:
     """Imagine one frame after the other; memory does not grow with their number."""
+    if inputs.context.device.type == "cpu" and not network.training:
+        lay_out_for_inference(network)
     start = inputs.context.shape[1]
     context = context_frames(inputs)
     previous = context.noisy[:, -1:]

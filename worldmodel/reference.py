@@ -115,14 +115,16 @@ def positions_table(kind: str, sides: tuple[int, ...], head_dim: int) -> Rotary:
         axes = [torch.arange(side, dtype=torch.float32) for side in sides]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(sides))
     if kind == "standard":
-        return rotary_table(rotary_angles(grid, head_dim, base=10_000.0))
+        angles = rotary_angles(grid, head_dim, base=10_000.0)
+        return rotary_table(angles.cos(), angles.sin())
     pairs = head_dim // len(sides) // 2
     if kind == "pixel":
         frequency = torch.linspace(1, 128, pairs) * math.pi
-        return rotary_table(rearrange(grid[..., None] * frequency, "n a p -> n (a p)"))
+        angles = (grid[..., None] * frequency).flatten(1)
+        return rotary_table(angles.cos(), angles.sin())
     angles = rearrange(rotary_angles(grid, head_dim, base=10_000.0), "n (a p) -> n a p", p=pairs)
     entries = torch.cat((angles.cos(), angles.sin()), dim=-1).flatten(1)
-    return entries[:, 0::2], entries[:, 1::2]
+    return rotary_table(entries[:, 0::2], entries[:, 1::2])
 
 
 class Stack(nn.Module):
@@ -143,10 +145,11 @@ class Stack(nn.Module):
         return zip(self.spatial, self.temporal, strict=True)  # type: ignore[arg-type]
 
     def modulations(self, condition: Float[Tensor, "batch time dim"]) -> list[Modulation]:
-        """Of every block in order, then shift and scale of the read-out."""
+        """Of every block in order, then shift and gain of the read-out."""
         active = F.silu(condition)
         blocks = [block.modulations(active) for pair in self.pairs() for block in pair]
-        return [*blocks, self.modulation(active)[:, :, None].chunk(2, dim=-1)]
+        shift, scale = self.modulation(active)[:, :, None].chunk(2, dim=-1)
+        return [*blocks, (shift, 1 + scale)]
 
     def forward(
         self,
@@ -241,7 +244,8 @@ class Reference(nn.Module):
         config, device = self.config, self.places_cos.device
         if config.temporal_rotary == "standard":  # relative: any position may follow any other
             positions = torch.arange(first, first + num_frames, dtype=torch.float32, device=device)
-            return rotary_table(rotary_angles(positions[:, None], config.head_dim, base=10_000.0))
+            angles = rotary_angles(positions[:, None], config.head_dim, base=10_000.0)
+            return rotary_table(angles.cos(), angles.sin())
         cos, sin = positions_table(config.temporal_rotary, (seen,), config.head_dim)
         window = slice(first, first + num_frames)
         return cos[window].to(device), sin[window].to(device)

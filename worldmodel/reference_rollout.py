@@ -9,6 +9,8 @@ step; "stale" keeps them as they were, an approximation of constant cost.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float
@@ -126,7 +128,7 @@ class Step:
         self.levels = SCHEDULE.levels(rollout.sampling.num_steps)[:-1]
         level = action.new_tensor(self.levels).expand(len(action), -1)
         self.condition = network.condition(level, action.expand(-1, len(self.levels), -1))
-        self.modulations = network.stack.modulations(self.condition)
+        self.modulations = per_level(network.stack.modulations(self.condition))
         past = rollout.cache.position
         self.times = network.times(past, 1, min(past + 1, network.config.window))
         self.hidden = action
@@ -134,9 +136,7 @@ class Step:
     def denoise(self, noisy: Tensor, level: float) -> Tensor:
         """The clean latent that the network's velocity implies: z = signal x - sigma v."""
         network, index = self.network, self.levels.index(level)
-        modulations: list[Modulation] = [
-            tuple(part[:, index : index + 1] for part in block) for block in self.modulations
-        ]
+        modulations = self.modulations[index]
         self.hidden = network.stack(
             network.tokens(noisy), modulations, network.places, self.times, cache=self.rollout.cache
         )
@@ -154,6 +154,17 @@ class Step:
         logits = network.confidence.read_out(x, modulations[-1])[:, 0]
         levels = len(rollout.epsilon)
         return rearrange(logits.float().sigmoid(), "(e b) v c h w -> b v c h w e", e=levels)
+
+
+def per_level(modulations: list[Modulation]) -> list[list[Modulation]]:
+    """From modulations along the time axis to one list for each entry of it."""
+    parts = torch.stack([part for block in modulations for part in block], dim=0)
+    sizes = [len(block) for block in modulations]
+    ends = list(itertools.accumulate(sizes))
+    return [
+        [views[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+        for views in (level.unbind(0) for level in parts.split(1, dim=2))
+    ]
 
 
 def known_actions(frame: FrameInputs) -> Tensor:

@@ -216,7 +216,8 @@ class Dynamics(nn.Module):
         nn.init.zeros_(self.final.weight)
         nn.init.zeros_(self.final.bias)
         self.register_buffer("change_std", torch.ones(config.channels))
-        cos, sin = rotary_table(self._spatial_angles())
+        angles = self._spatial_angles()
+        cos, sin = rotary_table(angles.cos(), angles.sin())
         self.register_buffer("spatial_cos", cos, persistent=False)
         self.register_buffer("spatial_sin", sin, persistent=False)
 
@@ -266,7 +267,7 @@ class Dynamics(nn.Module):
         condition = self.condition(inputs.level, inputs.actions, inputs.action_valid)
         x = self.tokens(inputs)
         angles = rotary_angles(positions[:, None].to(torch.float32), self.config.head_dim)
-        times, places = rotary_table(angles), (self.spatial_cos, self.spatial_sin)
+        times, places = rotary_table(angles.cos(), angles.sin()), (self.spatial_cos, self.spatial_sin)
         modulation = iter(self.modulations(condition))
         visible = None if inputs.view_valid is None else self.visible(inputs.view_valid)
         for layer, (spatial, temporal) in enumerate(self.pairs()):
@@ -279,7 +280,7 @@ class Dynamics(nn.Module):
         """From hidden states to the estimated latents."""
         config = self.config
         shift, scale = self.final_modulation(condition)[:, :, None].chunk(2, dim=-1)
-        out = self.final(modulate(self.norm(x), shift, scale)).to(inputs.noisy.dtype)
+        out = self.final(modulate(self.norm(x), shift, 1 + scale)).to(inputs.noisy.dtype)
         correction = rearrange(
             out, "b t (v h w) (c p q) -> b t v c (h p) (w q)",
             v=config.views, h=config.height // config.patch, p=config.patch, q=config.patch,

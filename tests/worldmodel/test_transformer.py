@@ -169,8 +169,9 @@ def test_rotary_products_depend_on_distance_alone() -> None:
 
     def product(at: float, to: float) -> float:
         angles = rotary_angles(torch.tensor([[at], [to]], dtype=torch.float64), 16)
-        at_q, at_k = rotary_table(angles[:1]), rotary_table(angles[1:])
-        return float((rotate(q, at_q) * rotate(k, at_k)).sum())
+        at_q, at_k = (rotary_table(part.cos(), part.sin()) for part in angles.split(1))
+        shaped = (part.reshape(1, 1, 1, 1, 16) for part in (q, k))
+        return float((rotate(next(shaped), at_q) * rotate(next(shaped), at_k)).sum())
 
     assert product(3, 1) == pytest.approx(product(503, 501))
     assert product(3, 1) != pytest.approx(product(3, 2), abs=1e-3)
