@@ -21,7 +21,7 @@ class Clip:
     """A window of one episode, or a batch of them along the first axis."""
 
     frames: UInt8[Tensor, "*batch time view height width 3"]
-    """RGB, one view per camera asked for."""
+    """RGB, one view per camera asked for; zeros where the episode lacks it."""
     actions: Float32[Tensor, "*batch time 7"]
     """Canonical; row t takes frame t to frame t + 1."""
     action_valid: Bool[Tensor, "*batch time"]
@@ -30,6 +30,8 @@ class Clip:
     """Position of the episode in the dataset."""
     start: Int64[Tensor, "*batch"]
     """Frame of the episode at which the window begins."""
+    view_valid: Bool[Tensor, "*batch view"]
+    """False where the episode lacks the camera."""
 
 
 class ClipDataset(torch.utils.data.Dataset[Clip]):
@@ -82,6 +84,7 @@ class ClipDataset(torch.utils.data.Dataset[Clip]):
             action_valid=torch.from_numpy(trajectory.action_valid[window]),
             episode=torch.tensor(episode),
             start=torch.tensor(start),
+            view_valid=torch.from_numpy(shown(trajectory, self.cameras)),
         )
 
     def _episode(self, index: int) -> Trajectory:
@@ -102,17 +105,36 @@ def window_count(length: int, num_frames: int, stride: int) -> int:
     return max(0, (length - num_frames) // stride + 1)
 
 
+def shown(trajectory: Trajectory, cameras: Sequence[str]) -> Bool[np.ndarray, " view"]:
+    """Which of the cameras an episode has.
+
+    Raises:
+        ValueError: if it has none of them.
+    """
+    there = np.array([camera in trajectory.frames for camera in cameras])
+    if not there.any():
+        raise ValueError(
+            f"Episode {trajectory.episode_id!r} shows none of the cameras {list(cameras)}; it has "
+            f"{[*trajectory.frames]}."
+        )
+    return there
+
+
 def stack_views(
     trajectory: Trajectory, cameras: Sequence[str], window: slice
 ) -> UInt8[np.ndarray, "time view height width 3"]:
-    """A window of several cameras side by side."""
-    sizes = {camera: trajectory.frames[camera].size for camera in cameras}
+    """A window of several cameras side by side; zeros for those the episode lacks."""
+    there = shown(trajectory, cameras)
+    found = [camera for camera, is_there in zip(cameras, there, strict=True) if is_there]
+    sizes = {camera: trajectory.frames[camera].size for camera in found}
     if len(set(sizes.values())) > 1:
         raise ValueError(
             f"`cameras` must have frames of one size, but episode {trajectory.episode_id!r} "
             f"has {sizes}; convert it with one `--height`."
         )
-    return np.stack([trajectory.frames[camera][window] for camera in cameras], axis=1)
+    views = {camera: trajectory.frames[camera][window] for camera in found}
+    black = np.zeros_like(views[found[0]])
+    return np.stack([views.get(camera, black) for camera in cameras], axis=1)
 
 
 def collate(clips: Sequence[Clip]) -> Clip:
@@ -123,4 +145,5 @@ def collate(clips: Sequence[Clip]) -> Clip:
         action_valid=torch.stack([clip.action_valid for clip in clips]),
         episode=torch.stack([clip.episode for clip in clips]),
         start=torch.stack([clip.start for clip in clips]),
+        view_valid=torch.stack([clip.view_valid for clip in clips]),
     )

@@ -82,7 +82,8 @@ class ClipStore:
 
         Args:
             path: A new or empty folder.
-            cameras: What every episode must show; its other cameras are left out.
+            cameras: What is kept of an episode, which may lack some of them but not all; its other
+                cameras are left out.
             action_spec: What the source's own actions meant.
             rate_hz: Frames and actions per second.
             encoding: "jpeg" (quality 95; the source's JPEG bytes pass through) or "raw".
@@ -104,7 +105,7 @@ class ClipStore:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Names of the views that every episode has."""
+        """Names of the views that episodes have, all or some of them."""
         return self.format.cameras
 
     @property

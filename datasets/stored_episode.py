@@ -117,26 +117,30 @@ def check_episode(trajectory: Trajectory, expected: EpisodeFormat) -> None:
         given, wanted = getattr(trajectory, field), getattr(expected, field)
         if given != wanted:
             raise ValueError(f"{name} has the `{field}` {given}, but the store has {wanted}.")
-    if missing := [name for name in expected.cameras if name not in trajectory.frames]:
-        raise ValueError(f"{name} lacks cameras {missing}; it has {[*trajectory.frames]}.")
+    if not set(expected.cameras) & set(trajectory.frames):
+        raise ValueError(
+            f"{name} shows none of the store's cameras {[*expected.cameras]}; it has "
+            f"{[*trajectory.frames]}."
+        )
 
 
 def write_episode(folder: Path, trajectory: Trajectory, expected: EpisodeFormat) -> None:
     """Write an episode to a new folder, which is removed if that fails."""
     check_episode(trajectory, expected)
+    cameras = [name for name in expected.cameras if name in trajectory.frames]
     attributes = {
         "episode_id": trajectory.episode_id,
         "task": trajectory.instruction,
         "success": trajectory.success,
         "source": trajectory.source,
         "num_frames": len(trajectory),
-        "frame_sizes": {name: list(trajectory.frames[name].size) for name in expected.cameras},
+        "frame_sizes": {name: list(trajectory.frames[name].size) for name in cameras},
         "has_state": trajectory.states is not None,
         "has_signals": len(trajectory.signals) > 0,
     }
     try:
         group = zarr.create_group(folder, attributes=attributes)
-        for camera in expected.cameras:
+        for camera in cameras:
             frames = trajectory.frames[camera]
             write_frames(group, IMAGES + camera, frames, expected.encoding)
         write_array(group, "action", trajectory.actions)

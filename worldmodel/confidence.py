@@ -5,7 +5,7 @@ standard deviations. Heads read detached features of the dynamics network: train
 the dynamics.
 
 Every head has `confidence` and `loss`, and takes features [batch, tokens, dim], the horizon in
-frames [batch] and errors [batch, tokens, channel].
+frames [batch] and errors [batch, tokens, channel]. The loss is a mean over the tokens `counted`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
 from worldmodel.scoring import brier, logarithmic, threshold_crps
@@ -124,19 +124,38 @@ class Distribution(nn.Module):
         return interpolate_cdf(self.cdf(features, horizon), self.levels, epsilon.to(self.levels))
 
     def loss(
-        self, features: Tensor, horizon: Tensor, error: Tensor, *, generator: Generator
+        self,
+        features: Tensor,
+        horizon: Tensor,
+        error: Tensor,
+        *,
+        generator: Generator,
+        counted: Bool[Tensor, "batch tokens"] | None = None,
     ) -> Tensor:
         """Threshold CRPS over log error, or another score of the interval the error fell in."""
         log_masses = self._log_masses(features, horizon)
         if self.rule == "crps":
             cdf = log_masses.exp().cumsum(-1)[..., :-1]
             even = torch.full_like(self.levels, 1 / len(self.levels))  # uniform weight in log error
-            return threshold_crps(cdf, self.levels, error, even).mean()
+            return mean_over(threshold_crps(cdf, self.levels, error, even), counted)
         interval = torch.bucketize(error, self.levels)
         if self.rule == "logarithmic":
-            return -log_masses.gather(-1, interval[..., None]).mean()
+            return mean_over(-log_masses.gather(-1, interval[..., None])[..., 0], counted)
         fell_in = nn.functional.one_hot(interval, log_masses.shape[-1])
-        return brier(log_masses.exp(), fell_in).sum(-1).mean()
+        return mean_over(brier(log_masses.exp(), fell_in).sum(-1), counted)
+
+
+def mean_over(
+    values: Float[Tensor, "batch tokens channel"], counted: Bool[Tensor, "batch tokens"] | None
+) -> Float[Tensor, ""]:
+    """Mean over the tokens that count, all for None; 0 if none does.
+
+    >>> mean_over(torch.tensor([[[1.0], [5.0]]]), torch.tensor([[True, False]]))
+    tensor(1.)
+    """
+    if counted is None:
+        return values.mean()
+    return values[counted].sum() / (counted.sum() * values.shape[-1]).clamp_min(1)
 
 
 def interpolate_cdf(
@@ -194,14 +213,20 @@ class ContinuousScale(nn.Module):
         return torch.stack(columns, dim=-1)
 
     def loss(
-        self, features: Tensor, horizon: Tensor, error: Tensor, *, generator: Generator
+        self,
+        features: Tensor,
+        horizon: Tensor,
+        error: Tensor,
+        *,
+        generator: Generator,
+        counted: Bool[Tensor, "batch tokens"] | None = None,
     ) -> Tensor:
         """The scoring rule at one ε per item, drawn log-uniformly."""
         low, high = self.range
         draw = torch.rand(len(features), generator=generator, device=generator.device).to(error)
         epsilon = low * (high / low) ** draw
         reached = (error <= epsilon[:, None, None]).to(error.dtype)
-        return self.rule(self._probability(features, horizon, epsilon), reached).mean()
+        return mean_over(self.rule(self._probability(features, horizon, epsilon), reached), counted)
 
 
 HEADS: dict[str, type[Distribution] | type[ContinuousScale]] = {

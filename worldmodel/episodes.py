@@ -15,7 +15,7 @@ from tqdm import tqdm
 from worldmodel.datasets.actions import CANONICAL, convert
 from worldmodel.datasets.dataset import Dataset
 from worldmodel.datasets.trajectory import Frames, Trajectory
-from worldmodel.latent_clips import labelled
+from worldmodel.latent_clips import labelled, views_of
 from worldmodel.model import WorldModel
 from worldmodel.trust import Episode, to_model_size
 
@@ -44,14 +44,24 @@ def select_episodes(
 
 
 def choose_cameras(model: WorldModel, dataset: Dataset) -> tuple[str, ...]:
-    """The model's own cameras; where the data set lacks them, as many of its first, with a warning.
+    """The model's own cameras if the data set has any of them, else as many of its first.
+
+    Warns if one is missing or stands in for another.
 
     Raises:
-        ValueError: if it has too few.
+        ValueError: if it has none of them, and too few others.
     """
     wanted, found = model.config.cameras, dataset.cameras
-    if set(wanted) <= set(found):
-        return wanted
+    if missing := [name for name in wanted if name not in found]:
+        if len(missing) == len(wanted):
+            return stand_ins(wanted, dataset)
+        LOG.warning("note: %s has no cameras named %s.", dataset.path, ", ".join(missing))
+    return wanted
+
+
+def stand_ins(wanted: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
+    """As many of a data set's first cameras as are wanted."""
+    found = dataset.cameras
     if len(found) < len(wanted):
         raise ValueError(
             f"The model needs {len(wanted)} cameras, {', '.join(wanted)}; "
@@ -83,10 +93,15 @@ def load_episode(model: WorldModel, trajectory: Trajectory, cameras: Sequence[st
     """
     spec = replace(CANONICAL, rate_hz=trajectory.rate_hz)
     actions = convert(trajectory.actions, spec, model.config.action_spec)
-    frames = torch.stack([shrunk(trajectory.frames[name], model) for name in cameras], dim=1)
-    latents = model.encode(frames)[None].half().cpu().clone()
-    batch = replace(labelled(latents, trajectory), actions=torch.from_numpy(actions)[None])
-    height, width = trajectory.frames[cameras[0]].size
+    there = views_of(trajectory, cameras)
+    views = {c: shrunk(trajectory.frames[c], model) for c in cameras if c in trajectory.frames}
+    first = next(iter(views))
+    black = torch.zeros_like(views[first])
+    frames = torch.stack([views.get(name, black) for name in cameras], dim=1)
+    latents = model.encode(frames, view_valid=there)[None].half().cpu().clone()
+    batch = labelled(latents, trajectory, cameras)
+    batch = replace(batch, actions=torch.from_numpy(actions)[None])
+    height, width = trajectory.frames[first].size
     model_height, model_width = model.config.image_size
     stretch = width * model_height / (height * model_width)
     return Episode(trajectory.episode_id, frames, batch, stretch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from worldmodel.datasets.clip_dataset import stack_views
+from worldmodel.datasets.clip_dataset import shown, stack_views
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.model import WorldModel
@@ -30,6 +30,8 @@ class LatentBatch:
     action_valid: Bool[Tensor, "batch time"]
     success: Float[Tensor, "batch time"]
     """1 where the frame shows the task done, 0 where not, NaN where the source does not say."""
+    view_valid: Bool[Tensor, "batch time view"] | None = None
+    """False where a frame lacks a camera: its latents are zeros; None: all are there."""
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -41,13 +43,18 @@ class LatentBatch:
         """The same windows on another device."""
         return self._each(lambda value: value.to(device))
 
-    def cut(self, num_frames: int) -> LatentBatch:
-        """The first `num_frames` frames of every window."""
-        return self._each(lambda value: value[:, :num_frames])
+    def cut(self, num_frames: int, *, start: int = 0) -> LatentBatch:
+        """`num_frames` frames of every window, from frame `start` on."""
+        return self._each(lambda value: value[:, start : start + num_frames])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> LatentBatch:
-        fields = (self.latents, self.actions, self.action_valid, self.success)
-        return LatentBatch(*(change(value) for value in fields))
+        return LatentBatch(
+            change(self.latents),
+            change(self.actions),
+            change(self.action_valid),
+            change(self.success),
+            None if self.view_valid is None else change(self.view_valid),
+        )
 
 
 def success_per_frame(trajectory: Trajectory) -> np.ndarray:
@@ -59,12 +66,21 @@ def success_per_frame(trajectory: Trajectory) -> np.ndarray:
 
 def collate_latents(items: list[LatentBatch]) -> LatentBatch:
     """One batch of windows of equal length."""
+    is_whole = all(item.view_valid is None for item in items)
     return LatentBatch(
         torch.cat([i.latents for i in items]),
         torch.cat([i.actions for i in items]),
         torch.cat([i.action_valid for i in items]),
         torch.cat([i.success for i in items]),
+        None if is_whole else torch.cat([views_there(i) for i in items]),
     )
+
+
+def views_there(batch: LatentBatch) -> Bool[Tensor, "batch time view"]:
+    """Which frames have which camera, spelled out."""
+    if batch.view_valid is not None:
+        return batch.view_valid
+    return torch.ones(batch.latents.shape[:3], dtype=torch.bool, device=batch.latents.device)
 
 
 class LatentClips(Dataset[LatentBatch]):
@@ -82,32 +98,40 @@ class LatentClips(Dataset[LatentBatch]):
     def __getitem__(self, index: int) -> LatentBatch:
         episode = int(np.searchsorted(self.ends, index, side="right"))
         start = index - (int(self.ends[episode - 1]) if episode else 0)
-        window = slice(start, start + self.num_frames)
-        e = self.episodes[episode]
-        return LatentBatch(
-            e.latents[:, window].float(),
-            e.actions[:, window],
-            e.action_valid[:, window],
-            e.success[:, window],
-        )
+        window = self.episodes[episode].cut(self.num_frames, start=start)
+        return replace(window, latents=window.latents.float())
 
     collate = staticmethod(collate_latents)
 
 
-def labelled(latents: Tensor, trajectory: Trajectory) -> LatentBatch:
+def views_of(trajectory: Trajectory, cameras: Sequence[str]) -> Bool[Tensor, "time view"] | None:
+    """Which of the cameras each frame of an episode has; None if all.
+
+    Raises:
+        ValueError: if it has none of them.
+    """
+    there = torch.from_numpy(shown(trajectory, cameras))
+    return None if there.all() else there.expand(len(trajectory), -1)
+
+
+def labelled(latents: Tensor, trajectory: Trajectory, cameras: Sequence[str]) -> LatentBatch:
     """Latents of a whole episode with its actions and labels, as a batch of one."""
+    there = views_of(trajectory, cameras)
     return LatentBatch(
         latents,
         torch.from_numpy(np.array(trajectory.actions))[None],
         torch.from_numpy(np.array(trajectory.action_valid))[None],
         torch.from_numpy(success_per_frame(trajectory))[None],
+        None if there is None else there[None],
     )
 
 
 def encode_episode(model: WorldModel, trajectory: Trajectory) -> LatentBatch:
     """A whole episode as a batch of one, latents in half precision."""
-    pixels = torch.from_numpy(stack_views(trajectory, model.config.cameras, slice(None)))
-    return labelled(model.encode(pixels)[None].half().cpu().clone(), trajectory)
+    cameras = model.config.cameras
+    pixels = torch.from_numpy(stack_views(trajectory, cameras, slice(None)))
+    latents = model.encode(pixels, view_valid=views_of(trajectory, cameras))
+    return labelled(latents[None].half().cpu().clone(), trajectory, cameras)
 
 
 def latents_name(model: WorldModel) -> str:
@@ -140,8 +164,10 @@ def cache_latents(
 def encode_store(model: WorldModel, store: ClipStore, names: Sequence[str]) -> list[LatentBatch]:
     """Episodes of a store as latents, each encoded at most once in the life of the store."""
     cache_latents(model, store, names)
-    key = latents_name(model)
+    key, cameras = latents_name(model), model.config.cameras
     return [
-        labelled(torch.from_numpy(store.read_latents(key, name))[None], store.episode(name))
+        labelled(
+            torch.from_numpy(store.read_latents(key, name))[None], store.episode(name), cameras
+        )
         for name in names
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int, UInt8
+from jaxtyping import Bool, Float, Float64, Int, UInt8
 from torch import Tensor
 
 from worldmodel.datasets.dataset import EpisodeSummary
@@ -26,8 +26,13 @@ RESAMPLES = 1000
 def steps(
     model: WorldModel, episode: Episode, rollouts: EpisodeRollouts
 ) -> Iterator[dict[str, Any]]:
-    """What a log keeps of every frame. Where nothing was imagined, `imagined` is the round trip."""
-    imagined = model.decode(rollouts.imagined).cpu()
+    """What a log keeps of every frame. Where nothing was imagined, `imagined` is the round trip.
+
+    Missing views are black, and `view_valid` says which they are.
+    """
+    imagined, there = model.decode(rollouts.imagined).cpu(), rollouts.view_valid
+    if there is not None:
+        imagined[~there] = 0
     for t, horizon in enumerate(rollouts.horizon):
         yield {
             "frame": episode.frames[t].numpy(),
@@ -36,6 +41,7 @@ def steps(
             "confidence": rollouts.confidence[t].numpy(),
             "error": rollouts.error[t].half().numpy(),
             "horizon": int(horizon),
+            **({} if there is None else {"view_valid": there[t].numpy()}),
         }
 
 
@@ -121,6 +127,12 @@ class LoggedRollout:
         """Frames since the last real one the rollout had seen; 0 where nothing was imagined."""
         return self.signals["horizon"]
 
+    @property
+    def view_valid(self) -> Bool[Tensor, "time view"] | None:
+        """False where the episode lacks a camera; None: it has all."""
+        there = self.signals.get("view_valid")
+        return None if there is None else torch.from_numpy(there)
+
 
 def read_rollouts(log: RolloutLog) -> list[LoggedRollout]:
     """All rollouts with at least one complete step, in the order they were begun."""
@@ -165,11 +177,10 @@ def psnr_table(
 
 def psnr_pair(rollout: LoggedRollout, horizon: int) -> tuple[float, float]:
     """Of the frames imagined so far ahead, and of the last real frame before each (dB)."""
-    rows = np.flatnonzero(rollout.horizon == horizon)
-    real, imagined, last = (
-        torch.from_numpy(frames).float()
-        for frames in (rollout.frames[rows], rollout.imagined[rows], rollout.frames[rows - horizon])
-    )
+    rows, there = np.flatnonzero(rollout.horizon == horizon), rollout.view_valid
+    seen = slice(None) if there is None else there[rows].numpy()
+    pictures = (rollout.frames[rows], rollout.imagined[rows], rollout.frames[rows - horizon])
+    real, imagined, last = (torch.from_numpy(p[seen]).float() for p in pictures)
     return psnr_db(imagined, real), psnr_db(last, real)
 
 

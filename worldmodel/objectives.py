@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from einops import repeat
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.confidence import mean_over
 from worldmodel.draws import Draws
 from worldmodel.imagination import frames, to_tokens
 from worldmodel.judge import ActionJudge, LatentJudge
@@ -16,7 +18,13 @@ from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel
 from worldmodel.rollout_io import RolloutInputs, leading_actions, previous_frames
 from worldmodel.schedule import add_noise, posterior_under_persistence, training_levels
-from worldmodel.transformer import Dynamics, Estimate, FrameInputs, two_stream_mask
+from worldmodel.transformer import (
+    Dynamics,
+    Estimate,
+    FrameInputs,
+    only_valid,
+    two_stream_mask,
+)
 
 
 class DynamicsObjective(nn.Module):
@@ -48,6 +56,7 @@ class DynamicsObjective(nn.Module):
             level=torch.cat((torch.zeros_like(level), level), 1),
             actions=actions.repeat(1, 2, 1),
             action_valid=valid.repeat(1, 2),
+            view_valid=None if batch.view_valid is None else batch.view_valid.repeat(1, 2, 1),
         )
         positions = torch.arange(num_frames, device=noisy.device)
         mask = two_stream_mask(positions, self.dynamics.config.context)
@@ -66,6 +75,8 @@ class DynamicsObjective(nn.Module):
         for _ in range(passes):
             predicted = self.estimate(batch, context, draws.normal_like(context), level).clean
             context = torch.cat((batch.latents[:, :1], predicted[:, 1:].to(context)), 1)
+            if batch.view_valid is not None:
+                context = only_valid(context, batch.view_valid)
         return context
 
     def forward(self, batch: LatentBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
@@ -91,8 +102,25 @@ class DynamicsObjective(nn.Module):
         weight = activity_weight(latents)
         error = weight * (estimate.correction.float() - target).square()[:, 1:]
         baseline = weight * target.square()[:, 1:]
-        loss = error.mean()
-        return loss, {"relative_error": loss.detach() / baseline.mean()}
+        there = None if batch.view_valid is None else batch.view_valid[:, 1:]
+        loss = mean_over_views(error, there)
+        return loss, {"relative_error": loss.detach() / mean_over_views(baseline, there)}
+
+
+def mean_over_views(
+    values: Float[Tensor, "batch time view channel h w"],
+    there: Bool[Tensor, "batch time view"] | None,
+) -> Float[Tensor, ""]:
+    """Mean over the views that are there, all for None.
+
+    >>> values = torch.tensor([1.0, 5.0]).reshape(1, 1, 2, 1, 1, 1)
+    >>> mean_over_views(values, torch.tensor([[[True, False]]]))
+    tensor(1.)
+    """
+    if there is None:
+        return values.mean()
+    per_view = only_valid(values, there).mean((3, 4, 5))
+    return per_view.sum() / there.sum().clamp_min(1)
 
 
 def activity_weight(latents: Float[Tensor, "batch time view channel h w"]) -> Tensor:
@@ -129,6 +157,7 @@ class ConfidenceObjective(nn.Module):
             actions=batch.actions[:, :-1],
             action_valid=batch.action_valid[:, :-1],
             seeds=draws.seeds(len(batch)),
+            view_valid=None if batch.view_valid is None else batch.view_valid[:, :start],
         )
         # The deployed event is a float32 rollout, whatever precision the rest of training runs in.
         with torch.autocast(batch.latents.device.type, enabled=False):
@@ -145,10 +174,23 @@ class ConfidenceObjective(nn.Module):
             features, latent = frame.features.clone(), frame.latent.clone()
             error = to_tokens((latent - batch.latents[:, start + index]).abs(), dynamics).float()
             horizon = torch.full((len(features),), index + 1.0, device=features.device)
-            losses.append(self.head.loss(features, horizon, error, generator=draws.generator))
-            errors.append(error.mean())
+            counted = counted_tokens(batch, inputs, start + index, tokens=error.shape[1])
+            losses.append(
+                self.head.loss(features, horizon, error, generator=draws.generator, counted=counted)
+            )
+            errors.append(mean_over(error, counted))
         figures = {"mean_error": torch.stack(errors).mean()}
         return mean_over_horizons(torch.stack(losses)), figures
+
+
+def counted_tokens(
+    batch: LatentBatch, inputs: RolloutInputs, frame: int, *, tokens: int
+) -> Bool[Tensor, "batch tokens"] | None:
+    """Tokens of views that were imagined and are there to compare with; None: all."""
+    if batch.view_valid is None or inputs.imagined_views is None:
+        return None
+    both = inputs.imagined_views[:, 0] & batch.view_valid[:, frame]
+    return repeat(both, "b v -> b (v n)", n=tokens // both.shape[1])
 
 
 def mean_over_horizons(losses: Float[Tensor, " horizon"]) -> Float[Tensor, ""]:
@@ -174,6 +216,8 @@ class JudgeObjective(nn.Module):
     def forward(self, batch: LatentBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of both judges' losses, and the accuracy of each."""
         noisy = batch.latents + self.latent_noise * draws.normal_like(batch.latents)
+        if batch.view_valid is not None:
+            noisy = only_valid(noisy, batch.view_valid)
         per_frame = self.judge(noisy).float()
         known = ~batch.success.isnan()
         frame_loss = F.binary_cross_entropy_with_logits(per_frame[known], batch.success[known])

@@ -8,12 +8,13 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldmodel.latent_clips import LatentBatch
+from worldmodel.latent_clips import LatentBatch, collate_latents
 from worldmodel.model import WorldModel
 from worldmodel.monitors.reliability import Reliability
+from worldmodel.sampler import Sampling
 
 EPSILONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Error levels, in latent standard deviations, that confidence is stated and checked for."""
@@ -36,12 +37,16 @@ class Forecasts(Protocol):
     @property
     def horizon(self) -> Int[np.ndarray, " time"]: ...
 
+    @property
+    def view_valid(self) -> Bool[Tensor, "time view"] | None: ...
+
 
 @dataclass(frozen=True)
 class EpisodeRollouts:
     """An episode imagined in stretches, each starting from real frames again.
 
-    Rows before the first stretch hold the real latents, full confidence and horizon 0.
+    Rows before the first stretch hold the real latents, full confidence and horizon 0; so do views
+    that are missing, but for the horizon.
     """
 
     truth: Float[Tensor, "time view channel h w"]
@@ -50,6 +55,8 @@ class EpisodeRollouts:
     """P(error <= ε) for each of `EPSILONS`."""
     horizon: Int[np.ndarray, " time"]
     """Frames since the last real one the rollout has seen; 0 where the frame was not imagined."""
+    view_valid: Bool[Tensor, "time view"] | None = None
+    """False where the episode lacks a camera; None: it has all."""
 
     @property
     def error(self) -> Float[Tensor, "time view channel h w"]:
@@ -85,6 +92,7 @@ def roll_out(
     start: int = START,
     horizon: int = 16,
     seed: int = 0,
+    sampling: Sampling | None = None,
     batch_size: int = 32,
 ) -> list[EpisodeRollouts]:
     """Imagine recorded episodes under their own actions.
@@ -95,6 +103,7 @@ def roll_out(
         start: real frames before the first imagined one; at least 1.
         horizon: frames imagined before the rollout starts from real frames again.
         seed: rollout i of the call uses seed + i.
+        sampling: how frames are drawn; None: as the checkpoint says.
         batch_size: rollouts at once.
     """
     results = [_not_imagined(episode) for episode in episodes]
@@ -110,14 +119,17 @@ def roll_out(
         same = [piece for piece in plan if piece.shape == shape]
         for first in range(0, len(same), batch_size):
             batch = same[first : first + batch_size]
-            _imagine_batch(model, episodes, batch, [seeds[piece] for piece in batch], results)
+            own = [seeds[piece] for piece in batch]
+            _imagine_batch(model, episodes, batch, own, results, sampling)
     return results
 
 
 def _not_imagined(episode: LatentBatch) -> EpisodeRollouts:
     truth = episode.latents[0].float()
     confidence = torch.ones((*truth.shape, len(EPSILONS)), dtype=torch.float16)
-    return EpisodeRollouts(truth, truth.clone(), confidence, np.zeros(len(truth), dtype=np.int64))
+    there = None if episode.view_valid is None else episode.view_valid[0]
+    horizon = np.zeros(len(truth), dtype=np.int64)
+    return EpisodeRollouts(truth, truth.clone(), confidence, horizon, there)
 
 
 def _imagine_batch(
@@ -126,27 +138,27 @@ def _imagine_batch(
     batch: Sequence[Stretch],
     seeds: Sequence[int],
     results: Sequence[EpisodeRollouts],
+    sampling: Sampling | None,
 ) -> None:
     """Imagine stretches of one shape and write them into `results`."""
-
-    def gather(values: str, begin: int, end: int) -> Tensor:
-        rows = [
-            getattr(episodes[s.episode], values)[0, s.start + begin : s.start + end] for s in batch
-        ]
-        return torch.stack(rows)
-
     context, horizon = batch[0].shape
+    windows = collate_latents(
+        [episodes[s.episode].cut(context + horizon, start=s.start - context) for s in batch]
+    )
+    there = windows.view_valid
     imagined = model.imagine(
-        gather("latents", -context, 0).float(),
-        gather("actions", -context, horizon - 1),
-        action_valid=gather("action_valid", -context, horizon - 1),
+        windows.latents[:, :context].float(),
+        windows.actions[:, :-1],
+        action_valid=windows.action_valid[:, :-1],
         seeds=seeds,
         epsilon=EPSILONS,
+        view_valid=None if there is None else there[:, :context],
+        sampling=sampling,
     )
     for row, piece in enumerate(batch):
         target, window = results[piece.episode], slice(piece.start, piece.stop)
         target.imagined[window] = imagined.latents[row].cpu()
-        target.confidence[window] = imagined.confidence[row].cpu().half()
+        target.confidence[window] = imagined.confidence[row].nan_to_num(1.0).cpu().half()
         target.horizon[window] = np.arange(1, horizon + 1)
 
 
@@ -162,8 +174,9 @@ def count_reliability(
     levels = np.array(EPSILONS)
     for name, rollout in zip(names, rollouts, strict=True):
         for t in np.flatnonzero(np.isin(rollout.horizon, horizons)):
-            confidence = rollout.confidence[t].float().numpy().reshape(-1, len(levels)).T
-            correct = rollout.error[t].numpy().reshape(1, -1) <= levels[:, None]
+            there = slice(None) if rollout.view_valid is None else rollout.view_valid[t]
+            confidence = rollout.confidence[t][there].float().numpy().reshape(-1, len(levels)).T
+            correct = rollout.error[t][there].numpy().reshape(1, -1) <= levels[:, None]
             horizon = int(rollout.horizon[t])
             reliability.update(confidence, correct, episode=name, horizon=horizon)
     return reliability

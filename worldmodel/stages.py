@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from worldmodel.datasets.actions import CANONICAL
@@ -86,7 +87,7 @@ def check_lengths(store: ClipStore, preset: Preset, split: Split) -> None:
 
 
 class FramePairs(Dataset[torch.Tensor]):
-    """Two frames of one episode a few steps apart, uint8 [2, view, height, width, 3].
+    """Two frames of one camera and episode a few steps apart, uint8 [2, 1, height, width, 3].
 
     All episodes are kept in memory at their own size.
     """
@@ -95,27 +96,33 @@ class FramePairs(Dataset[torch.Tensor]):
         self, store: ClipStore, episode_ids: Sequence[str], cameras: Sequence[str], stride: int
     ) -> None:
         self.stride = stride
+        episodes = [store.episode(name) for name in episode_ids]
         self.episodes = [
-            torch.from_numpy(stack_views(store.episode(name), cameras, slice(None)))
-            for name in episode_ids
+            torch.from_numpy(stack_views(e, [c for c in cameras if c in e.frames], slice(None)))
+            for e in episodes
         ]
         self.index = [
-            (e, t) for e, frames in enumerate(self.episodes) for t in range(len(frames) - stride)
+            (e, t, view)
+            for e, frames in enumerate(self.episodes)
+            for view in range(frames.shape[1])
+            for t in range(len(frames) - stride)
         ]
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, item: int) -> torch.Tensor:
-        episode, start = self.index[item]
-        return self.episodes[episode][[start, start + self.stride]]
+        episode, start, view = self.index[item]
+        return self.episodes[episode][[start, start + self.stride], view : view + 1]
 
     collate = staticmethod(torch.stack)
 
 
 def model_size(store: ClipStore, preset: Preset, cameras: Sequence[str]) -> tuple[int, int]:
     """Height and width in pixels: the preset's height, the width by the data's aspect ratio."""
-    height, width = store.episode(0).frames[cameras[0]].size
+    frames = store.episode(0).frames
+    first = next((name for name in cameras if name in frames), next(iter(frames)))
+    height, width = frames[first].size
     stride = preset.tokenizer.stride
     columns = max(1, round(width * preset.image_height / height / stride))
     return preset.image_height, columns * stride
@@ -199,8 +206,16 @@ def fit_normalisers(model: WorldModel, episodes: Sequence[LatentBatch]) -> None:
     condition = model.dynamics.condition
     condition.action_mean.copy_(actions.mean(0))
     condition.action_std.copy_(actions.std(0).clamp_min(1e-4))
-    changes = torch.cat([e.latents.float().diff(dim=1).flatten(0, 2) for e in episodes])
+    changes = torch.cat([changes_of(e) for e in episodes])
     model.dynamics.change_std.copy_(changes.std((0, 2, 3)).clamp_min(1e-3))
+
+
+def changes_of(episode: LatentBatch) -> Float[Tensor, "changes channel h w"]:
+    """Change from frame to frame of every view that both frames have."""
+    change, there = episode.latents.float().diff(dim=1), episode.view_valid
+    if there is None:
+        return change.flatten(0, 2)
+    return change[there[:, 1:] & there[:, :-1]]
 
 
 def train_dynamics(run: Run, model: WorldModel) -> None:

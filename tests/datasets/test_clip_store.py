@@ -187,7 +187,10 @@ def test_an_id_enters_once(tmp_path: Path, make_trajectory: Make) -> None:
     [
         ({"rate_hz": 15.0}, "Episode 'a' has the `rate_hz` 15.0, but the store has 5.0."),
         ({"action_spec": replace(CANONICAL, frame="end_effector")}, "has the `action_spec`"),
-        ({"frames": {}}, "Episode 'a' lacks cameras ['front', 'wrist']; it has []."),
+        (
+            {"frames": {}},
+            "Episode 'a' shows none of the store's cameras ['front', 'wrist']; it has [].",
+        ),
         (NOTHING, "Episode 'a' has no frames."),
     ],
 )

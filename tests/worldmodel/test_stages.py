@@ -161,7 +161,9 @@ def test_latents_are_encoded_once_and_then_read(
         again = encode_store(model, ClipStore.open(store.path), store.episode_ids)
         for one, other in zip(first, again, strict=True):
             assert all(
-                torch.equal(getattr(one, name), value) for name, value in vars(other).items()
+                torch.equal(getattr(one, name), value)
+                for name, value in vars(other).items()
+                if value is not None
             )
         model.tokenizer.mean += 1
         with pytest.raises(AssertionError, match="encoded again"):
