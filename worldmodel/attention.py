@@ -100,9 +100,10 @@ def lay_out_for_inference(network: nn.Module) -> None:
 
     Shapes, names and values stay; only the order in memory changes.
     """
-    for module in network.modules():
-        if isinstance(module, nn.Linear) and not module.weight.t().is_contiguous():
-            module.weight.data = module.weight.data.t().contiguous().t()
+    with torch.inference_mode(False):  # weights made in that mode could be trained no more
+        for module in network.modules():
+            if isinstance(module, nn.Linear) and not module.weight.t().is_contiguous():
+                module.weight.data = module.weight.data.t().contiguous().t()
 
 
 class Attention(nn.Module):

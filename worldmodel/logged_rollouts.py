@@ -32,7 +32,7 @@ def steps(
     """
     imagined, there = model.decode(rollouts.imagined).cpu(), rollouts.view_valid
     if there is not None:
-        imagined[~there] = 0
+        imagined = torch.where(there[..., None, None, None], imagined, torch.zeros_like(imagined))
     for t, horizon in enumerate(rollouts.horizon):
         yield {
             "frame": episode.frames[t].numpy(),
