@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from worldmodel.stopping import Stop
 from worldmodel.tokenizer_objective import TokenizerObjective
 from worldmodel.tokenizers import Tokenizer, to_model
 from worldmodel.training import Items, Validate, fit
+from worldmodel.validation import NUM_CLIPS, HeldOut, held_out, show_reliability, show_rollouts
 
 
 @dataclass(frozen=True)
@@ -224,12 +226,15 @@ def train_dynamics(run: Run, model: WorldModel) -> None:
     episodes = latents_of(run, model, run.split.dynamics)
     fit_normalisers(model, episodes)
     clips = LatentClips(episodes, preset.clip_frames)
-    forced = DynamicsObjective(model.dynamics, own_context=0.0, passes=1)
-    run.fit(forced, clips, preset.dynamics_loop, name="dynamics")
+    validate = looking_at(run, model, run.split.confidence, show_rollouts)
+    dropout = preset.action_dropout
+    forced = DynamicsObjective(model.dynamics, own_context=0.0, passes=1, action_dropout=dropout)
+    run.fit(forced, clips, preset.dynamics_loop, name="dynamics", validate=validate)
     own = DynamicsObjective(
-        model.dynamics, own_context=0.8, passes=preset.rollout_passes, pure_noise=0.8
-    )
-    run.fit(own, clips, preset.rollout_loop, name="rollout")
+        model.dynamics, own_context=0.8, passes=preset.rollout_passes, pure_noise=0.8,
+        action_dropout=dropout,
+    )  # fmt: skip
+    run.fit(own, clips, preset.rollout_loop, name="rollout", validate=validate)
 
 
 def train_confidence(run: Run, model: WorldModel) -> None:
@@ -238,7 +243,24 @@ def train_confidence(run: Run, model: WorldModel) -> None:
     episodes = latents_of(run, model, run.split.confidence)
     clips = LatentClips(episodes, preset.horizon + preset.longest_start)
     objective = ConfidenceObjective(model, longest_start=preset.longest_start)
-    run.fit(objective, clips, preset.confidence_loop, name="confidence")
+    validate = looking_at(run, model, run.split.untouched, show_reliability)
+    run.fit(objective, clips, preset.confidence_loop, name="confidence", validate=validate)
+
+
+def looking_at(
+    run: Run,
+    model: WorldModel,
+    names: Sequence[str],
+    show: Callable[[WorldModel, HeldOut, Any, int], None],
+) -> Validate | None:
+    """Show the model's rollouts over the first of some episodes; None where none is long enough."""
+    preset = run.preset
+    length = preset.horizon + preset.longest_start
+    long = [name for name in names if run.store.summary(name).num_frames >= length][:NUM_CLIPS]
+    seen = held_out(
+        latents_of(run, model, long), start=preset.longest_start, horizon=preset.horizon
+    )
+    return None if seen is None else partial(show, model, seen)
 
 
 def train_judge(run: Run, model: WorldModel) -> None:
@@ -312,7 +334,7 @@ def train(
         if processes.is_main_process:
             prepare(run, preset_name, restart)
         processes.wait_for_everyone()
-        model = WorldModel.load(folder / "model")
+        model = WorldModel.load(folder / "model").to(processes.device)
         done = model.config.provenance["stages"]
         for name in [name for name in STAGES if name not in done]:
             STAGES[name](run, model)

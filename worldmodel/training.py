@@ -37,8 +37,8 @@ from worldmodel.stopping import Stop, TrainingStopped
 from worldmodel.training_log import Speed, StageLog
 from worldmodel.training_state import TrainingState, resume, save_checkpoint
 
-Validate = Callable[[nn.Module, Any, int], None]
-"""Looks at an objective with averaged weights: writes to a TensorBoard writer, at a step."""
+Validate = Callable[[Any, int], None]
+"""Shows how good the objective's parts are: writes to a TensorBoard writer, at a step."""
 
 
 @runtime_checkable
@@ -102,7 +102,7 @@ def fit(
             is that of the stage, for people.
         computing: Precision and what to trade memory for; None: plain float32.
         stop: When to stop early; None: never.
-        validate: Called now and then, on the main process, with averaged weights.
+        validate: Called now and then on the main process, when `objective` has averaged weights.
 
     Raises:
         NonFiniteLossError: loss or gradient became NaN or infinite; the last checkpoint is kept.
@@ -138,6 +138,9 @@ def prepare(
     trained: nn.Module, config: LoopConfig, computing: Computing
 ) -> tuple[nn.Module, TrainingState]:
     """What takes a step, ready for all processes, and what a step changes."""
+    for parameter in trained.parameters():
+        # A rollout lays weights out otherwise, which changes how products are rounded.
+        parameter.data = parameter.data.contiguous()
     if computing.compile_blocks:
         for block in blocks(trained):
             block.compile()
@@ -204,12 +207,12 @@ def move_weights(state: TrainingState, config: LoopConfig, step: int) -> dict[st
 def look(
     objective: nn.Module, state: TrainingState, validate: Validate, writer: Any, step: int
 ) -> None:
-    """Show `validate` the averaged weights on the main process, while the others wait."""
+    """Let `validate` see averaged weights on the main process, while the others wait."""
     processes = all_processes()
     weights = whole(state.average, keep=processes.is_main_process)
     if processes.is_main_process:
         objective.load_state_dict(weights)
-        validate(objective, writer, step)
+        validate(writer, step)
     processes.wait_for_everyone()
 
 

@@ -313,3 +313,44 @@ def test_events_of_a_killed_run_do_not_appear_twice(tmp_path: Path) -> None:
 def test_impossible_loops_are_refused(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_events_tell_loss_norm_rates_and_speed(tmp_path: Path) -> None:
+    """Every tenth step; the first has no speed, since it pays for setting up."""
+    config = replace(CONFIG, steps=25, checkpoint_every=25)
+    losses = run(Toy(), tmp_path, config).losses
+    found = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert set(found.Tags()["scalars"]) == {
+        "loss", "gradient_norm", "half", "learning_rate/adamw", "learning_rate/muon",
+        "frames_per_second", "mfu",
+    }  # fmt: skip
+    values = {tag: found.Scalars(tag) for tag in found.Tags()["scalars"]}
+    assert [event.step for event in values["loss"]] == [0, 10, 20]
+    assert [event.step for event in values["mfu"]] == [10, 20]
+    for event, half in zip(values["loss"], values["half"], strict=True):
+        assert event.value == pytest.approx(losses[event.step], rel=1e-5)
+        assert half.value == pytest.approx(losses[event.step] / 2, rel=1e-5)
+    for event in values["learning_rate/muon"]:
+        assert event.value == pytest.approx(0.02 * config.learning_rate_factor(event.step))
+    assert all(0 < event.value < 1 for event in values["mfu"])
+    assert all(event.value > 0 for event in values["frames_per_second"])
+
+
+def test_looking_at_held_out_data_leaves_the_run_as_it_was(
+    uninterrupted: Toy, tmp_path: Path
+) -> None:
+    """Validation sees averaged weights in evaluation mode, twice, and draws random numbers."""
+    config = replace(CONFIG, validate_every=3)
+    toy, seen = Toy(), []
+
+    def look(writer: Any, step: int) -> None:
+        torch.randn(5)
+        assert not toy.training
+        seen.append((step, toy.final.weight.clone()))
+
+    fit(toy, Rows(), config, tmp_path, validate=look)
+    assert toy.losses == uninterrupted.losses
+    assert_same_weights(toy, uninterrupted)
+    assert [step for step, _ in seen] == [3, 6, 7]
+    assert torch.equal(seen[-1][1], uninterrupted.final.weight)
+    assert not torch.equal(seen[0][1], seen[1][1])
