@@ -23,8 +23,8 @@ class TokenizerLoss:
     """Mean absolute error of pixels in [-1, 1]."""
     squared: float = 4.0
     """Mean squared error of pixels in [-1, 1]."""
-    structure: float = 0.0
-    """1 - multi-scale SSIM."""
+    structure: float = 0.2
+    """1 - multi-scale SSIM; pictures must have at least 11 pixels a side."""
     perceptual: float = 0.0
     """Distance of random features, as in LPIPS."""
     moving: float = 8.0

@@ -115,6 +115,23 @@ def test_sizes_that_the_stride_does_not_divide_are_refused(shape: tuple[int, int
         tokenizer.fit_whitening([draw_frames(1, height, width)])
 
 
+@torch.no_grad()
+def test_the_examples_in_the_docs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "tokenizers.md"
+    examples = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(examples) == 2
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    exec(examples[0], names)  # what is run stands in our own docs
+    assert names["latents"].shape == (8, 4, 8, 12)
+    assert names["decoded"].shape == (8, 3, 64, 96)
+    exec(examples[1], names)
+    assert names["tokenizer"].mean.tolist() == [0, 0, 0, 0]
+    again = Tokenizer.from_pretrained("my-tokenizer")
+    assert torch.equal(again.encode(names["frames"]), names["latents"])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
