@@ -32,21 +32,43 @@ class DynamicsObjective(nn.Module):
 
     With probability `own_context` the context is replaced by the model's own one-step predictions,
     up to `passes` frames deep: what a rollout will feed it. The target stays the true frame.
+
+    With probability `action_dropout` a frame is denoised as if its own action were unknown, the
+    actions before it known: what guidance asks of the network for the frame it samples.
     """
 
     def __init__(
-        self, dynamics: Dynamics, *, own_context: float, passes: int, pure_noise: float = 0.5
+        self,
+        dynamics: Dynamics,
+        *,
+        own_context: float,
+        passes: int,
+        pure_noise: float = 0.5,
+        action_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= action_dropout < 1:
+            raise ValueError(
+                f"`action_dropout` must be at least 0 and below 1, got {action_dropout}."
+            )
+        self.action_dropout = action_dropout
         self.dynamics = dynamics
         self.own_context = own_context
         self.passes = passes
         self.pure_noise = pure_noise
 
     def estimate(
-        self, batch: LatentBatch, context: Tensor, noisy: Tensor, level: Float[Tensor, "batch time"]
+        self,
+        batch: LatentBatch,
+        context: Tensor,
+        noisy: Tensor,
+        level: Float[Tensor, "batch time"],
+        dropped: Bool[Tensor, "batch time"] | None = None,
     ) -> Estimate:
-        """Estimates of the noisy stream, given a clean stream of `context` frames."""
+        """Estimates of the noisy stream, given a clean stream of `context` frames.
+
+        Where `dropped` is true, the noisy frame's own action is unknown.
+        """
         num_frames = context.shape[1]
         actions, valid = leading_actions(batch.actions[:, :-1], batch.action_valid[:, :-1])
         previous = previous_frames(context)
@@ -55,7 +77,7 @@ class DynamicsObjective(nn.Module):
             previous=previous.repeat(1, 2, 1, 1, 1, 1),
             level=torch.cat((torch.zeros_like(level), level), 1),
             actions=actions.repeat(1, 2, 1),
-            action_valid=valid.repeat(1, 2),
+            action_valid=torch.cat((valid, valid if dropped is None else valid & ~dropped), 1),
             view_valid=None if batch.view_valid is None else batch.view_valid.repeat(1, 2, 1),
         )
         positions = torch.arange(num_frames, device=noisy.device)
@@ -79,6 +101,17 @@ class DynamicsObjective(nn.Module):
                 context = only_valid(context, batch.view_valid)
         return context
 
+    def dropped_actions(
+        self, num_items: int, num_frames: int, draws: Draws
+    ) -> Bool[Tensor, "batch time"]:
+        """Which frames are denoised without their own action."""
+        device = draws.generator.device
+        uniform = draws.per_item(
+            num_items,
+            lambda n: torch.rand((n, num_frames), generator=draws.generator, device=device),
+        )
+        return uniform < self.action_dropout
+
     def forward(self, batch: LatentBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the correction, positions that change in the clip weighted up."""
         latents = batch.latents
@@ -95,7 +128,8 @@ class DynamicsObjective(nn.Module):
             ),
         ).to(latents)
         noisy = add_noise(latents, draws.normal_like(latents), level)
-        estimate = self.estimate(batch, context, noisy, level)
+        dropped = self.dropped_actions(b, t, draws) if self.action_dropout else None
+        estimate = self.estimate(batch, context, noisy, level, dropped)
         scale = self.dynamics.change_std[:, None, None]
         mean, std = posterior_under_persistence(noisy, previous_frames(context), level, scale)
         target = (latents - mean) / std

@@ -41,6 +41,9 @@ class Preset:
     """Most real frames a rollout starts from when the confidence head is trained; at least 1."""
     pair_stride: int = 6
     """Frames between the two frames of an item of the tokenizer's training."""
+    action_dropout: float = 0.1
+    """Share of frames the dynamics learns to predict without knowing their action, which guidance
+    needs."""
     num_steps: int = 1
     """Sampler steps per frame."""
     computing: Computing = field(default_factory=Computing)
@@ -72,6 +75,7 @@ TABLETOP = Preset(
     judge_loop=LoopConfig(steps=400, batch_size=16),
     horizon=36,
     longest_start=4,
+    action_dropout=0.0,
     shares=(0.85, 0.15),
 )
 

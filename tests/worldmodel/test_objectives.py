@@ -82,6 +82,43 @@ def test_dynamics_objective_reaches_every_weight_and_follows_its_generator(
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in objective.parameters())
 
 
+def test_dropped_actions_are_unknown_to_their_own_frame_alone(make_dynamics: Build) -> None:
+    """The estimate of frame t without its action, against one step after all other actions."""
+    dynamics = make_dynamics(context=3)
+    objective = DynamicsObjective(dynamics, own_context=0.0, passes=1, action_dropout=0.5)
+    batch, level = draw_batch(), torch.full((3, 7), 0.7)
+    noisy = torch.randn(batch.latents.shape, generator=Generator().manual_seed(1))
+    dropped = torch.zeros(3, 7, dtype=torch.bool)
+    dropped[:, 4] = True
+    with torch.no_grad():
+        whole = objective.estimate(batch, batch.latents, noisy, level).clean
+        without = objective.estimate(batch, batch.latents, noisy, level, dropped).clean
+        other = replace(batch, action_valid=batch.action_valid.clone())
+        other.action_valid[:, 3] = False  # row 3 leads to frame 4
+        unknown = objective.estimate(other, batch.latents, noisy, level).clean
+    assert torch.equal(without[:, 4], unknown[:, 4])
+    rest = [0, 1, 2, 3, 5, 6]
+    assert torch.equal(without[:, rest], whole[:, rest])
+    assert (without[:, 4] - whole[:, 4]).abs().max() > 1e-3
+    assert (unknown[:, 5] - whole[:, 5]).abs().max() > 1e-4  # the clean stream kept its action
+
+
+def test_actions_are_dropped_at_their_rate_and_only_if_asked(make_dynamics: Build) -> None:
+    dynamics, batch = make_dynamics(), draw_batch()
+    objective = DynamicsObjective(dynamics, own_context=0.0, passes=1, action_dropout=0.3)
+    drawn = objective.dropped_actions(500, 20, step_draws(0))  # n = 10000: 3 standard errors
+    assert drawn.float().mean().item() == pytest.approx(0.3, abs=0.014)
+    assert torch.equal(drawn, objective.dropped_actions(500, 20, step_draws(0)))
+    plain = DynamicsObjective(dynamics, own_context=0.0, passes=1)
+    losses = [o(batch, step_draws(0))[0].item() for o in (plain, objective, objective)]
+    assert losses[1] == losses[2] != losses[0]
+    unknown = replace(batch, action_valid=torch.zeros_like(batch.action_valid))
+    # Nothing else is drawn differently: without any action to drop, both losses are one.
+    assert objective(unknown, step_draws(0))[0].item() == plain(unknown, step_draws(0))[0].item()
+    with pytest.raises(ValueError, match=r"^`action_dropout` must be at least 0 and below 1, got"):
+        DynamicsObjective(dynamics, own_context=0.0, passes=1, action_dropout=1.0)
+
+
 def test_activity_weight_follows_what_changes() -> None:
     latents = torch.zeros((1, 4, 1, 2, 2, 2))
     latents[0, :, 0, :, 0, 0] = torch.tensor([0.0, 1, 0, 1])[:, None]
