@@ -10,8 +10,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 worldmodel data collect runs/tabletop-train.zarr --episodes 1000 --seed 0 --renderer ray --workers 2
 worldmodel data collect runs/tabletop-calibration.zarr --episodes 150 --seed 1 --renderer ray --workers 2
 
-accelerate launch --cpu --num_processes "$PROCESSES" --num_machines 1 --mixed_precision no \
-    --dynamo_backend no --module worldmodel train \
+torchrun --nproc_per_node "$PROCESSES" -m worldmodel train \
     --data runs/tabletop-train.zarr --preset tabletop --out runs/tabletop
 
 shipped=worldmodel/checkpoints/tabletop
