@@ -29,15 +29,41 @@ class ActionSpec:
     """"open_is_one" (1 = open), "closed_is_one" (1 = closed) or "open_is_minus_one" (-1 = open,
     +1 = closed)."""
     dim: int
-    """Width of one action."""
+    """Width of one action, over all its rows."""
     scale: tuple[float, ...]
     """Multiply column i of a stored action by scale[i] to get metres, radians and gripper units."""
     rate_hz: float
     """Actions per second."""
+    rows: int = 1
+    """Commands side by side in one action, of equal meaning and in the order they were given."""
 
     def __post_init__(self) -> None:
         if len(self.scale) != self.dim:
             raise ValueError(f"`scale` needs {self.dim} entries, got {len(self.scale)}.")
+        if self.rows < 1 or self.dim % self.rows:
+            raise ValueError(f"`rows` must divide `dim` {self.dim}, got {self.rows}.")
+
+    def side_by_side(self, rows: int) -> ActionSpec:
+        """What `rows` successive actions mean as one action, at a rate so many times lower.
+
+        >>> spec = CANONICAL.side_by_side(3)
+        >>> spec.dim, spec.rows, spec.rate_hz
+        (21, 3, 1.66...)
+        """
+        return replace(
+            self,
+            dim=rows * self.dim,
+            rows=rows * self.rows,
+            scale=rows * self.scale,
+            rate_hz=self.rate_hz / rows,
+        )
+
+    @property
+    def one_row(self) -> ActionSpec:
+        """What each of the commands side by side means: the inverse of `side_by_side`."""
+        width = self.dim // self.rows
+        rate = self.rate_hz * self.rows
+        return replace(self, dim=width, rows=1, scale=self.scale[:width], rate_hz=rate)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
@@ -105,6 +131,7 @@ class DeltaPose:
     def __post_init__(self) -> None:
         spec = self.spec
         known = spec.rotation in ("rotation_vector", "euler_xyz") and spec.dim >= 7
+        known = known and spec.rows == 1
         if not (known and spec.space == "delta_pose" and spec.frame == "base"):
             raise ValueError(
                 f"`spec` must be a pose change in the base frame of 7 columns or more, got {spec}."
@@ -182,6 +209,22 @@ def convert(
     except ValueError as error:
         raise ValueError(f"No lossless conversion of actions from {source} to {target}.") from error
     return write.inverse(read(actions))
+
+
+def sum_actions(
+    actions: Float[np.ndarray, "chunk row 7"],
+) -> Float32[np.ndarray, "chunk 7"]:
+    """One canonical action that does what each chunk's rows do one after the other.
+
+    Translations add up in the base frame, rotations are composed, the last opening counts.
+    """
+    from worldmodel.datasets.rotations import compose_rotation_vectors
+
+    summed = np.empty((len(actions), 7), np.float32)
+    summed[:, :3] = actions[:, :, :3].sum(axis=1, dtype=np.float64)
+    summed[:, 3:6] = compose_rotation_vectors(actions[:, :, 3:6])
+    summed[:, 6] = actions[:, -1, 6]
+    return summed
 
 
 def commanded_actions(

@@ -22,8 +22,8 @@ class Clip:
 
     frames: UInt8[Tensor, "*batch time view height width 3"]
     """RGB, one view per camera asked for; zeros where the episode lacks it."""
-    actions: Float32[Tensor, "*batch time 7"]
-    """Canonical; row t takes frame t to frame t + 1."""
+    actions: Float32[Tensor, "*batch time action"]
+    """As in `Trajectory`; row t takes frame t to frame t + 1."""
     action_valid: Bool[Tensor, "*batch time"]
     """False where the source has no action."""
     episode: Int64[Tensor, "*batch"]

@@ -4,7 +4,7 @@
       episodes/000000/               attributes: episode_id, task, success, source, num_frames
         observation.images.<camera>  JPEG bytes end to end, or pixels
         observation.state            float32 [time, 10]
-        action, action_valid         float32 [time, 7], bool [time]
+        action, action_valid         float32 [time, 7 or as row_spec says], bool [time]
         signals                      the source's own signals, untouched, end to end
       latents/<name>/000000          latents of the episode of the same number; may be deleted
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 import zarr
 from jaxtyping import Float
 
-from worldmodel.datasets.actions import ActionSpec
+from worldmodel.datasets.actions import CANONICAL, ActionSpec
 from worldmodel.datasets.dataset import EpisodeSummary
 from worldmodel.datasets.stored_episode import EpisodeFormat, read_episode, write_episode
 from worldmodel.datasets.trajectory import Trajectory
@@ -77,6 +78,7 @@ class ClipStore:
         rate_hz: float,
         encoding: str = "jpeg",
         attributes: Mapping[str, Any] | None = None,
+        row_spec: ActionSpec | None = None,
     ) -> ClipStore:
         """Make an empty store.
 
@@ -88,10 +90,12 @@ class ClipStore:
             rate_hz: Frames and actions per second.
             encoding: "jpeg" (quality 95; the source's JPEG bytes pass through) or "raw".
             attributes: Provenance as JSON values, kept beside the store's own attributes.
+            row_spec: What the rows of `Trajectory.actions` mean; None: they are canonical.
         """
         shared = EpisodeFormat(
-            cameras=tuple(cameras), action_spec=action_spec, rate_hz=rate_hz, encoding=encoding
-        )
+            cameras=tuple(cameras), action_spec=action_spec, rate_hz=rate_hz, encoding=encoding,
+            row_spec=row_spec,
+        )  # fmt: skip
         own = {**shared.as_dict(), "conventions": CONVENTIONS}
         groups = ("episodes", "latents")
         create_root(Path(path), FORM, groups=groups, own=own, given=attributes or {})
@@ -112,6 +116,11 @@ class ClipStore:
     def action_spec(self) -> ActionSpec:
         """What the source's own actions meant; `Trajectory.actions` are canonical already."""
         return self.format.action_spec
+
+    @property
+    def spec(self) -> ActionSpec:
+        """What the rows of `Trajectory.actions` mean."""
+        return self.format.row_spec or replace(CANONICAL, rate_hz=self.rate_hz)
 
     @property
     def rate_hz(self) -> float:

@@ -62,6 +62,7 @@ def open_target(path: Path, source: Dataset, *, encoding: str, height: int | Non
             rate_hz=source.rate_hz,
             encoding=encoding,
             attributes={**settings, "height": height, "source_attributes": provenance(source)},
+            row_spec=source.format.row_spec if isinstance(source, ClipStore) else None,
         )
     store = ClipStore.open(path)
     wanted: dict[str, Any] = {**settings, "height": height, "encoding": encoding}

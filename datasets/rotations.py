@@ -39,6 +39,20 @@ def rotation_from_6d(columns: Float[np.ndarray, "time 6"]) -> Rotation:
     return Rotation.from_matrix(np.stack([first, second, np.cross(first, second)], axis=2))
 
 
+def compose_rotation_vectors(
+    vectors: Float[np.ndarray, "chunk row 3"],
+) -> Float[np.ndarray, "chunk 3"]:
+    """The turns of each chunk's rows one after the other, all about axes of the base frame (rad).
+
+    >>> compose_rotation_vectors(np.array([[[0.0, 0.0, 0.5], [0.0, 0.0, 0.25]]]))
+    array([[0.  , 0.  , 0.75]])
+    """
+    total = Rotation.identity(len(vectors))
+    for row in range(vectors.shape[1]):
+        total = Rotation.from_rotvec(vectors[:, row]) * total
+    return total.as_rotvec()
+
+
 def step_rotation_vectors(rotation: Rotation) -> Float[np.ndarray, "steps 3"]:
     """Turn from each pose to the next, base frame: rotation vector of R[t+1] R[t]^T (rad)."""
     return (rotation[1:] * rotation[:-1].inv()).as_rotvec()

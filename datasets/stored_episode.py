@@ -29,6 +29,8 @@ class EpisodeFormat:
     rate_hz: float
     encoding: str
     """"jpeg" or "raw"."""
+    row_spec: ActionSpec | None = None
+    """What the rows of `Trajectory.actions` mean; None: they are canonical."""
 
     def __post_init__(self) -> None:
         if self.encoding not in FRAME_CLASSES:
@@ -43,6 +45,7 @@ class EpisodeFormat:
             "action_spec": self.action_spec.as_dict(),
             "rate_hz": self.rate_hz,
             "encoding": self.encoding,
+            **({"row_spec": self.row_spec.as_dict()} if self.row_spec else {}),
         }
 
     @classmethod
@@ -53,6 +56,7 @@ class EpisodeFormat:
             action_spec=ActionSpec.from_dict(fields["action_spec"]),
             rate_hz=float(fields["rate_hz"]),
             encoding=fields["encoding"],
+            row_spec=ActionSpec.from_dict(fields["row_spec"]) if "row_spec" in fields else None,
         )
 
 
@@ -113,7 +117,7 @@ def check_episode(trajectory: Trajectory, expected: EpisodeFormat) -> None:
     name = f"Episode {trajectory.episode_id!r}"
     if len(trajectory) == 0:
         raise ValueError(f"{name} has no frames.")
-    for field in ("action_spec", "rate_hz"):
+    for field in ("action_spec", "rate_hz", "row_spec"):
         given, wanted = getattr(trajectory, field), getattr(expected, field)
         if given != wanted:
             raise ValueError(f"{name} has the `{field}` {given}, but the store has {wanted}.")
@@ -171,4 +175,5 @@ def read_episode(folder: Path, record: Mapping[str, Any], stored: EpisodeFormat)
         rate_hz=stored.rate_hz,
         success=record["success"],
         signals=open_signals(folder / "signals") if record["has_signals"] else {},
+        row_spec=stored.row_spec,
     )

@@ -1,0 +1,152 @@
+"""Episodes at a lower rate, their actions composed or laid side by side: what a model asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+
+from worldmodel.datasets.actions import CANONICAL, ActionSpec, DeltaPose, convert, sum_actions
+from worldmodel.datasets.dataset import Dataset, EpisodeSummary, FileDataset
+from worldmodel.datasets.trajectory import Frames, Trajectory
+
+TOLERANCE = 1e-6
+"""Relative difference between two rates that are one."""
+
+
+@dataclass(frozen=True)
+class EveryNthFrame:
+    """Frames 0, n, 2n, ... of a camera."""
+
+    frames: Frames
+    stride: int
+
+    def __len__(self) -> int:
+        return frames_left(len(self.frames), self.stride)
+
+    def __getitem__(self, window: slice) -> UInt8[np.ndarray, "time height width 3"]:
+        numbers = range(len(self))[window]
+        if not numbers:
+            return self.frames[0:0]
+        first, last = numbers[0] * self.stride, numbers[-1] * self.stride
+        return self.frames[first : last + 1][:: self.stride]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.frames.size
+
+
+def frames_left(num_frames: int, stride: int) -> int:
+    """How many frames are left of an episode if every `stride`-th is kept, the first among them.
+
+    >>> [frames_left(n, 3) for n in (1, 3, 4)]
+    [1, 1, 2]
+    """
+    return -(-num_frames // stride)
+
+
+def frame_stride(source: ActionSpec, target: ActionSpec) -> int:
+    """Every how many-th frame of a data set a model sees.
+
+    Raises:
+        ValueError: printing both specs, unless the data's rate is a whole multiple of the model's
+            and of that of each of its rows.
+    """
+    ratio = source.rate_hz / target.rate_hz
+    stride = round(ratio)
+    if stride < 1 or abs(ratio - stride) > TOLERANCE * ratio or stride % target.rows:
+        raise ValueError(
+            f"No lossless conversion of actions from {source} to {target}: a model needs data at "
+            f"its own rate or a whole multiple of it, and of {target.rows} rows per frame."
+        )
+    return stride
+
+
+def resample(trajectory: Trajectory, spec: ActionSpec) -> Trajectory:
+    """The episode at the rate of `spec`, with actions that mean what `spec` says.
+
+    Between two frames that are kept, actions are composed until there are `spec.rows` of them,
+    which lie side by side. An action is valid if all that it is made of are.
+
+    Raises:
+        ValueError: printing both specs, where there is no such conversion.
+    """
+    if trajectory.spec == spec:
+        return trajectory
+    stride = frame_stride(trajectory.spec, spec)
+    actions, valid = chunked_actions(trajectory, spec, stride)
+    length = len(trajectory)
+    return replace(
+        trajectory,
+        frames={name: EveryNthFrame(f, stride) for name, f in trajectory.frames.items()},
+        actions=actions,
+        action_valid=valid,
+        states=None if trajectory.states is None else trajectory.states[::stride],
+        signals={
+            name: values[::stride] if values.shape[:1] == (length,) else values
+            for name, values in trajectory.signals.items()
+        },
+        rate_hz=spec.rate_hz,
+        row_spec=spec,
+    )
+
+
+def chunked_actions(
+    trajectory: Trajectory, spec: ActionSpec, stride: int
+) -> tuple[Float32[np.ndarray, "time action"], Bool[np.ndarray, " time"]]:
+    """Actions between every `stride`-th frame, and which are valid; the others are zero."""
+    num_frames = frames_left(len(trajectory), stride)
+    missing = num_frames * stride - len(trajectory)
+    rows = np.pad(trajectory.actions, ((0, missing), (0, 0)))
+    known = np.pad(trajectory.action_valid, (0, missing)).reshape(num_frames, stride)
+    valid = np.logical_and.reduce(known, axis=1)
+    group = stride // spec.rows
+    source = trajectory.spec
+    if group > 1:
+        rows, source = composed(rows, source, group)
+    converted = convert(rows, source, replace(spec.one_row, rate_hz=source.rate_hz))
+    actions = converted.reshape(num_frames, spec.dim)
+    actions[~valid] = 0
+    return actions, valid
+
+
+def composed(
+    rows: Float32[np.ndarray, "time action"], source: ActionSpec, group: int
+) -> tuple[Float32[np.ndarray, "chunks 7"], ActionSpec]:
+    """Every `group` rows as one canonical action, and what that means."""
+    try:
+        canonical = DeltaPose(source)(rows)
+    except ValueError as error:
+        raise ValueError(
+            f"Only pose changes in the base frame can be composed over {group} rows, not actions "
+            f'of {source}; train with `action_chunk` "encode", or on data of a lower rate.'
+        ) from error
+    chunks = sum_actions(canonical.reshape(-1, group, 7))
+    return chunks, replace(CANONICAL, rate_hz=source.rate_hz / group)
+
+
+def resampled(dataset: Dataset, spec: ActionSpec) -> Dataset:
+    """A data set as `resample` makes its episodes; itself where its rate is that of `spec`.
+
+    Raises:
+        ValueError: printing both specs, where its rate does not fit.
+    """
+    stride = frame_stride(replace(CANONICAL, rate_hz=dataset.rate_hz), spec)
+    if stride == 1:
+        return dataset
+
+    def summarize(episode_id: str) -> EpisodeSummary:
+        summary = dataset.summary(episode_id)
+        return replace(summary, num_frames=frames_left(summary.num_frames, stride))
+
+    return FileDataset(
+        form=dataset.form,
+        path=dataset.path,
+        cameras=dataset.cameras,
+        action_spec=replace(dataset.action_spec, rate_hz=spec.rate_hz),
+        episode_ids=dataset.episode_ids,
+        load=lambda episode_id: resample(dataset.episode(episode_id), spec),
+        summarize=summarize,
+    )
