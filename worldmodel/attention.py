@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -36,7 +38,9 @@ def rotary_table(cos: Float[Tensor, "tokens half"], sin: Float[Tensor, "tokens h
 
 def rotate(x: Float[Tensor, "rows tokens two heads dim"], table: Rotary) -> Tensor:
     """Rotate pair i of the last axis, entries i and i + dim / 2, by its angle in `table`."""
-    cos, sin = (part.to(x.dtype) for part in table)
+    cos, sin = table
+    if x.dtype != cos.dtype:
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     a, b = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((b, a), dim=-1), sin)
 
@@ -46,7 +50,7 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> T
 
     `mask` is true where a query may look; it broadcasts against [rows, heads, queries, keys].
     """
-    if q.device.type != "cpu" or not q.requires_grad:
+    if not q.requires_grad or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     # On a CPU, PyTorch's fused backward pass is several times slower than plain products.
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
@@ -64,35 +68,18 @@ def modulate(x: Tensor, shift: Tensor, gain: Tensor) -> Tensor:
     return torch.addcmul(shift, x, gain)
 
 
-class Gelu(nn.Module):
-    """Gaussian error linear unit in tanh form (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x Φ(x), nearly; may overwrite `x` where no gradient is asked for."""
-        if x.device.type != "cpu" or torch.is_grad_enabled():
-            return F.gelu(x, approximate="tanh")
-        # PyTorch's CPU kernel takes twice as long as this identity: (1 + tanh u) / 2 = sigmoid(2u).
-        inner = torch.addcmul(x, x * x, x, value=0.044715)
-        return x.mul_(inner.mul_(2 * (2 / torch.pi) ** 0.5).sigmoid_())
+def normalize(x: Tensor) -> Tensor:
+    """Layer norm over the last axis, without weights."""
+    return torch.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
-class Perceptron(nn.Sequential):
-    """Two linear maps with a `Gelu` between."""
+def gelu_in_place(x: Tensor) -> Tensor:
+    """Gaussian error linear unit in tanh form (Hendrycks & Gimpel 2016, arXiv:1606.08415).
 
-    rows = 128
-    """Tokens at a time on a CPU: what lies between the maps then stays in its cache."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__(nn.Linear(dim, hidden), Gelu(), nn.Linear(hidden, dim))
-
-    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """Same shape as `x`."""
-        if x.device.type != "cpu" or torch.is_grad_enabled() or x[..., 0].numel() <= self.rows:
-            return super().forward(x)
-        parts = [
-            super(Perceptron, self).forward(part) for part in x.flatten(0, -2).split(self.rows)
-        ]
-        return torch.cat(parts).view_as(x)
+    PyTorch's CPU kernel takes twice as long as this identity: (1 + tanh u) / 2 = sigmoid(2u).
+    """
+    inner = torch.addcmul(x, x * x, x, value=0.044715)
+    return x.mul_(inner.mul_(2 * (2 / torch.pi) ** 0.5).sigmoid_())
 
 
 def lay_out_for_inference(network: nn.Module) -> None:
@@ -106,28 +93,108 @@ def lay_out_for_inference(network: nn.Module) -> None:
                 module.weight.data = module.weight.data.t().contiguous().t()
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over the second-last axis."""
+class Weights(NamedTuple):
+    """What a block computes with, apart from its modulation.
 
-    def __init__(self, dim: int, heads: int, *, bias: bool = True) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
-        self.out = nn.Linear(dim, dim)
+    The blocks are functions of it: a rollout reads it once from the modules, instead of at every
+    one of its many small passes.
+    """
 
-    def project(
-        self, x: Float[Tensor, "rows tokens dim"], table: Rotary
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries, rotated keys and values, each [rows, heads, tokens, head_dim]."""
-        # Views of one tensor, in torch's own words: einops would cost as much as the rotation.
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        q, k = rotate(qkv[:, :, :2], table).permute(2, 0, 3, 1, 4)
-        return q, k, qkv[:, :, 2].transpose(1, 2)
+    heads: int
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    out: Tensor
+    out_bias: Tensor
+    first: Tensor
+    first_bias: Tensor
+    second: Tensor
+    second_bias: Tensor
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention output [rows, queries, dim]; `mask` is true where a query may look."""
-        mixed = softmax_attention(q.to(v.dtype), k.to(v.dtype), v, mask)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+
+def project(
+    x: Float[Tensor, "rows tokens dim"], w: Weights, table: Rotary
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries, rotated keys and values, each [rows, heads, tokens, head_dim]."""
+    # Views of one tensor, in torch's own words: einops would cost as much as the rotation.
+    qkv = F.linear(x, w.qkv, w.qkv_bias).view(*x.shape[:2], 3, w.heads, -1)
+    q, k = rotate(qkv[:, :, :2], table).permute(2, 0, 3, 1, 4)
+    return q, k, qkv[:, :, 2].transpose(1, 2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, w: Weights, mask: Tensor | None) -> Tensor:
+    """Attention output [rows, queries, dim]; `mask` is true where a query may look."""
+    mixed = softmax_attention(q, k, v, mask)
+    return F.linear(mixed.transpose(1, 2).flatten(2), w.out, w.out_bias)
+
+
+ROWS = 128
+"""Tokens a perceptron takes at a time on a CPU: what lies between its maps stays in the cache."""
+
+
+def perceptron(x: Float[Tensor, "*batch dim"], w: Weights) -> Float[Tensor, "*batch dim"]:
+    """Two linear maps with a GELU between."""
+    if torch.is_grad_enabled() or x.device.type != "cpu":
+        hidden = F.gelu(F.linear(x, w.first, w.first_bias), approximate="tanh")
+        return F.linear(hidden, w.second, w.second_bias)
+    parts = (x,) if x.numel() <= ROWS * x.shape[-1] else x.flatten(0, -2).split(ROWS)
+    made = [
+        F.linear(gelu_in_place(F.linear(part, w.first, w.first_bias)), w.second, w.second_bias)
+        for part in parts
+    ]
+    return made[0] if len(made) == 1 else torch.cat(made).view_as(x)
+
+
+def mix_space(
+    x: Float[Tensor, "batch time tokens dim"],
+    w: Weights,
+    modulation: Modulation,
+    table: Rotary,
+    mask: Bool[Tensor, "frames 1 1 tokens"] | None = None,
+) -> Float[Tensor, "batch time tokens dim"]:
+    """What a spatial block computes; see `SpatialBlock`."""
+    shift, gain, gate, shift_2, gain_2, gate_2 = modulation
+    rows = modulate(normalize(x), shift, gain).flatten(0, 1)
+    mixed = attend(*project(rows, w, table), w, mask)
+    x = torch.addcmul(x, gate, mixed.view_as(x))
+    return torch.addcmul(x, gate_2, perceptron(modulate(normalize(x), shift_2, gain_2), w))
+
+
+def mix_time(
+    x: Float[Tensor, "batch time tokens dim"],
+    w: Weights,
+    modulation: Modulation,
+    table: Rotary,
+    mask: Tensor | None = None,
+    cache: LayerCache | None = None,
+) -> Float[Tensor, "batch time tokens dim"]:
+    """What a temporal block computes; see `TemporalBlock`."""
+    shift, gain, gate, shift_2, gain_2, gate_2 = modulation
+    b = len(x)
+    rows = modulate(normalize(x), shift, gain).transpose(1, 2).flatten(0, 1)
+    q, k, v = project(rows, w, table)
+    if cache is None:
+        mixed = attend(q, k, v, w, mask)
+    elif (count := cache.candidates(len(k))) == 1:
+        mixed = attend(q, *cache.write(k, v), w, mask)
+    else:  # one after the other, each into the same slot of the past they share
+        parts = zip(q.chunk(count), k.chunk(count), v.chunk(count), strict=True)
+        mixed = torch.cat([attend(a, *cache.write(b, c), w, mask) for a, b, c in parts])
+    x = torch.addcmul(x, gate, mixed.view(b, -1, *mixed.shape[1:]).transpose(1, 2))
+    return torch.addcmul(x, gate_2, perceptron(modulate(normalize(x), shift_2, gain_2), w))
+
+
+def write_time(
+    x: Float[Tensor, "batch time tokens dim"],
+    w: Weights,
+    modulation: Modulation,
+    table: Rotary,
+    cache: LayerCache,
+) -> None:
+    """Write frames into a temporal block's cache, and nothing else."""
+    shift, gain, *_ = modulation
+    rows = modulate(normalize(x), shift, gain).transpose(1, 2).flatten(0, 1)
+    _, k, v = project(rows, w, table)
+    cache.write(k, v)
 
 
 class Block(nn.Module):
@@ -137,9 +204,14 @@ class Block(nn.Module):
         self, dim: int, heads: int, condition_dim: int, mlp_ratio: float, *, qkv_bias: bool = True
     ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.attention = Attention(dim, heads, bias=qkv_bias)
-        self.mlp = Perceptron(dim, int(dim * mlp_ratio))
+        self.heads = heads
+        self.attention = nn.ModuleDict(
+            {"qkv": nn.Linear(dim, 3 * dim, bias=qkv_bias), "out": nn.Linear(dim, dim)}
+        )
+        hidden = int(dim * mlp_ratio)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim)
+        )
         self.modulation = nn.Linear(condition_dim, 6 * dim)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -147,14 +219,15 @@ class Block(nn.Module):
             gates = self.modulation.bias.view(6, dim)[2::3]
             gates.fill_(1.0)  # open: a plain pre-norm block at the start
 
+    def weights(self) -> Weights:
+        """What the block computes with, as it is now."""
+        maps = (self.attention["qkv"], self.attention["out"], self.mlp[0], self.mlp[2])
+        return Weights(self.heads, *(part for m in maps for part in (m.weight, m.bias)))
+
     def modulations(self, condition: Float[Tensor, "batch time condition"]) -> Modulation:
         """What the block's six modulations are under `condition`."""
         parts = self.modulation(condition)[:, :, None].chunk(6, dim=-1)
         return tuple(1 + part if index % 3 == 1 else part for index, part in enumerate(parts))
-
-    def feed_forward(self, x: Tensor, shift: Tensor, gain: Tensor, gate: Tensor) -> Tensor:
-        """`x` plus the gated perceptron."""
-        return torch.addcmul(x, gate, self.mlp(modulate(self.norm(x), shift, gain)))
 
 
 class SpatialBlock(Block):
@@ -168,11 +241,7 @@ class SpatialBlock(Block):
         mask: Bool[Tensor, "frames 1 1 tokens"] | None = None,
     ) -> Float[Tensor, "batch time tokens dim"]:
         """The block's output; `mask` is false at tokens that none may look at."""
-        shift, gain, gate, *rest = modulation
-        rows = modulate(self.norm(x), shift, gain).flatten(0, 1)
-        mixed = self.attention.attend(*self.attention.project(rows, table), mask)
-        x = torch.addcmul(x, gate, mixed.view_as(x))
-        return self.feed_forward(x, *rest)
+        return mix_space(x, self.weights(), modulation, table, mask)
 
 
 class TemporalBlock(Block):
@@ -198,31 +267,4 @@ class TemporalBlock(Block):
             cache: Keys and values of the frames before these, to which it adds these. A batch of
                 a multiple of its rows holds several candidates of one frame, group after group.
         """
-        shift, gain, gate, *rest = modulation
-        b = len(x)
-        rows = modulate(self.norm(x), shift, gain).transpose(1, 2).flatten(0, 1)
-        q, k, v = self.attention.project(rows, table)
-        if cache is None:
-            mixed = self.attention.attend(q, k, v, mask)
-        elif (count := cache.candidates(len(k))) == 1:
-            mixed = self.attention.attend(q, *cache.write(k, v), mask)
-        else:  # one after the other, each into the same slot of the past they share
-            parts = zip(q.chunk(count), k.chunk(count), v.chunk(count), strict=True)
-            mixed = torch.cat(
-                [self.attention.attend(a, *cache.write(b, c), mask) for a, b, c in parts]
-            )
-        x = torch.addcmul(x, gate, mixed.unflatten(0, (b, -1)).transpose(1, 2))
-        return self.feed_forward(x, *rest)
-
-    def remember(
-        self,
-        x: Float[Tensor, "batch time tokens dim"],
-        modulation: Modulation,
-        table: Rotary,
-        cache: LayerCache,
-    ) -> None:
-        """Write the frames into `cache`, and nothing else."""
-        shift, gain, *_ = modulation
-        rows = modulate(self.norm(x), shift, gain).transpose(1, 2).flatten(0, 1)
-        _, k, v = self.attention.project(rows, table)
-        cache.write(k, v)
+        return mix_time(x, self.weights(), modulation, table, mask, cache)

@@ -10,7 +10,6 @@ head: further blocks on detached features, conditioned on the error level ε.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +23,14 @@ from worldmodel.attention import (
     Rotary,
     SpatialBlock,
     TemporalBlock,
+    Weights,
+    mix_space,
+    mix_time,
     modulate,
+    normalize,
     rotary_angles,
     rotary_table,
+    write_time,
 )
 from worldmodel.cache import TemporalCache
 
@@ -130,63 +134,49 @@ def positions_table(kind: str, sides: tuple[int, ...], head_dim: int) -> Rotary:
 class Stack(nn.Module):
     """Pairs of a spatial and a temporal block, and a read-out to one value per subpatch."""
 
+    is_gain: Tensor
+    """1 where a part of the modulations is a gain: a scale to which 1 is added."""
+
     def __init__(self, config: ReferenceConfig, layers: int) -> None:
         super().__init__()
         self.config = config
         shape = (config.dim, config.heads, config.dim, 4.0)
         self.spatial = nn.ModuleList(SpatialBlock(*shape, qkv_bias=False) for _ in range(layers))
         self.temporal = nn.ModuleList(TemporalBlock(*shape, qkv_bias=False) for _ in range(layers))
-        self.norm = nn.LayerNorm(config.dim, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Linear(config.dim, 2 * config.dim)
         self.out = nn.Linear(config.dim, config.channels * config.patch**2)
+        is_gain = torch.arange(12 * layers + 2) % 6 % 3 == 1
+        self.register_buffer("is_gain", is_gain.float(), persistent=False)
 
-    def pairs(self) -> Iterator[tuple[SpatialBlock, TemporalBlock]]:
-        """The spatial and the temporal block of each layer."""
-        return zip(self.spatial, self.temporal, strict=True)  # type: ignore[arg-type]
+    def weights(self) -> list[tuple[Weights, Weights]]:
+        """Of the spatial and the temporal block of each layer."""
+        pairs = zip(self.spatial, self.temporal, strict=True)
+        return [(spatial.weights(), temporal.weights()) for spatial, temporal in pairs]  # type: ignore[operator]
 
     def modulations(self, condition: Float[Tensor, "batch time dim"]) -> list[Modulation]:
         """Of every block in order, then shift and gain of the read-out."""
-        active = F.silu(condition)
-        blocks = [block.modulations(active) for pair in self.pairs() for block in pair]
-        shift, scale = self.modulation(active)[:, :, None].chunk(2, dim=-1)
-        return [*blocks, (shift, 1 + scale)]
+        return self.split(self.raw_modulations(condition)[:, :, :, None].unbind(2))
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch time tokens dim"],
-        modulations: list[Modulation],
-        places: Rotary,
-        times: Rotary,
-        *,
-        mask: Tensor | None = None,
-        cache: TemporalCache | None = None,
-    ) -> Float[Tensor, "batch time tokens dim"]:
-        """Last hidden state; the frames are written into `cache`."""
-        for layer, (spatial, temporal) in enumerate(self.pairs()):
-            x = spatial(x, modulations[2 * layer], places)
-            past = None if cache is None else cache.layers[layer]
-            x = temporal(x, modulations[2 * layer + 1], times, mask=mask, cache=past)
-        return x
+    def modulations_at(
+        self, condition: Float[Tensor, "batch entries dim"]
+    ) -> list[list[Modulation]]:
+        """Modulations of one frame under each of several conditions, made at once."""
+        raw = self.raw_modulations(condition)[:, :, :, None]
+        return [self.split(entry.unbind(2)) for entry in raw.split(1, dim=1)]
 
-    def remember(
-        self,
-        x: Float[Tensor, "batch time tokens dim"],
-        modulations: list[Modulation],
-        places: Rotary,
-        times: Rotary,
-        *,
-        mask: Tensor | None,
-        cache: TemporalCache,
-    ) -> None:
-        """Write the frames into `cache` without the work that only a read-out needs."""
-        last = len(self.spatial) - 1
-        for layer, (spatial, temporal) in enumerate(self.pairs()):
-            x = spatial(x, modulations[2 * layer], places)
-            past, modulation = cache.layers[layer], modulations[2 * layer + 1]
-            if layer == last:
-                temporal.remember(x, modulation, times, past)
-            else:
-                x = temporal(x, modulation, times, mask=mask, cache=past)
+    def raw_modulations(
+        self, condition: Float[Tensor, "batch time dim"]
+    ) -> Float[Tensor, "batch time parts dim"]:
+        """Everything that `split` deals out."""
+        active, dim = F.silu(condition), self.config.dim
+        pairs = zip(self.spatial, self.temporal, strict=True)
+        maps = [*(block.modulation for pair in pairs for block in pair), self.modulation]
+        raw = [m(active).view(*active.shape[:2], -1, dim) for m in maps]  # type: ignore[operator]
+        return torch.cat(raw, dim=2) + self.is_gain[:, None]
+
+    def split(self, parts: tuple[Tensor, ...]) -> list[Modulation]:
+        """Six parts for every block and two for the read-out."""
+        return [parts[start : start + 6] for start in range(0, len(parts), 6)]
 
     def read_out(
         self, x: Float[Tensor, "batch time tokens dim"], modulation: Modulation
@@ -194,7 +184,7 @@ class Stack(nn.Module):
         """From hidden states to one value per subpatch."""
         p = self.config.patch
         return rearrange(
-            self.out(modulate(self.norm(x), *modulation)),
+            self.out(modulate(normalize(x), *modulation)),
             "b t (h w) (c p q) -> b t 1 c (h p) (w q)",
             h=self.config.height // p, p=p, q=p,
         )  # fmt: skip
@@ -292,14 +282,15 @@ class Reference(nn.Module):
         time = noisy.shape[1]
         condition = self.condition(level, actions)
         mask = causal_mask(time, noisy.device)
-        places, times = self.places, self.times(0, time, time)
+        tables = self.places, self.times(0, time, time)
         modulations = self.stack.modulations(condition)
-        hidden = self.stack(self.tokens(noisy), modulations, places, times, mask=mask)
+        x = self.tokens(noisy)
+        hidden = run_stack(x, self.stack.weights(), modulations, tables, mask=mask)
         velocity = self.stack.read_out(hidden, modulations[-1]).to(noisy.dtype)
         if epsilon is None or not self.has_confidence:
             return velocity, None
         stated = self.confidence.modulations(self.with_threshold(condition, epsilon))
-        x = self.confidence(hidden, stated, places, times, mask=mask)
+        x = run_stack(hidden, self.confidence.weights(), stated, tables, mask=mask)
         return velocity, self.confidence.read_out(x, stated[-1]).float().sigmoid()
 
     def with_threshold(
@@ -307,6 +298,38 @@ class Reference(nn.Module):
     ) -> Float[Tensor, "batch time dim"]:
         """The confidence head's condition."""
         return condition + self.threshold(sinusoids(epsilon).to(self.dtype))
+
+
+def run_stack(
+    x: Float[Tensor, "batch time tokens dim"],
+    weights: list[tuple[Weights, Weights]],
+    modulations: list[Modulation],
+    tables: tuple[Rotary, Rotary],
+    *,
+    mask: Tensor | None = None,
+    cache: TemporalCache | None = None,
+    only_write: bool = False,
+) -> Float[Tensor, "batch time tokens dim"]:
+    """Last hidden state of a stack of blocks; the frames are written into `cache`.
+
+    Args:
+        x: Tokens.
+        weights: Of each layer's blocks.
+        modulations: Of every block in order.
+        tables: Rotations of the places in a frame and of the frames' positions in time.
+        mask: Which frame sees which.
+        cache: Keys and values of earlier frames.
+        only_write: Leave out the last temporal block's work that the cache does not need.
+    """
+    places, times = tables
+    for layer, (spatial, temporal) in enumerate(weights):
+        x = mix_space(x, spatial, modulations[2 * layer], places)
+        past, modulation = cache and cache.layers[layer], modulations[2 * layer + 1]
+        if only_write and past is not None and layer == len(weights) - 1:
+            write_time(x, temporal, modulation, times, past)
+        else:
+            x = mix_time(x, temporal, modulation, times, mask, past)
+    return x
 
 
 def causal_mask(time: int, device: torch.device) -> Tensor:

@@ -9,16 +9,14 @@ step; "stale" keeps them as they were, an approximation of constant cost.
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from worldmodel.attention import Modulation
+from worldmodel.attention import Modulation, Rotary
 from worldmodel.cache import TemporalCache
-from worldmodel.reference import CONTEXT_LEVEL, Reference, causal_mask
+from worldmodel.reference import CONTEXT_LEVEL, Reference, causal_mask, run_stack
 from worldmodel.rollout_io import ImaginedFrame
 from worldmodel.sampler import Draw, Sampling, sample
 from worldmodel.schedule import SigmoidDiffusion
@@ -57,114 +55,121 @@ class ReferenceRollout:
         window = network.config.window
         self.cache = TemporalCache(network.config.layers, window)
         self.confidence_cache = TemporalCache(network.config.confidence_layers, window)
+        self.weights = network.stack.weights()
+        self.confidence_weights = network.confidence.weights() if network.has_confidence else []
         self.fresh = False
         """Whether the caches hold exactly the frames of `latents`."""
 
     def next_frame(self, frame: FrameInputs) -> ImaginedFrame:
         """Imagine one frame from the noise in `frame` and make it part of the past."""
         if not self.fresh:
-            self.cache.restart()
-            self.confidence_cache.restart()
-            self.remember(self.latents, self.actions)
-            self.fresh = True
+            self.restart()
         action = known_actions(frame)
         step = Step(self, action)
         latent = sample(step.denoise, frame.noisy, SCHEDULE, self.sampling, self.draw)
         stated = step.confidence() if len(self.epsilon) else None
-        self.append(latent, action)
-        return ImaginedFrame(latent[:, 0], step.hidden[:, 0].float(), stated)
-
-    def append(self, latent: Tensor, action: Tensor) -> None:
-        """Make a frame part of the past."""
         keep = self.network.config.window - 1
         slides = self.latents.shape[1] == keep
         self.latents = torch.cat((self.latents, latent), 1)[:, -keep:]
         self.actions = torch.cat((self.actions, action), 1)[:, -keep:]
         # "pixel" moves every position as the window grows, so nothing can be kept.
         grows = not slides and self.network.config.temporal_rotary != "pixel"
-        if grows or (self.sampling.window == "stale"):
-            self.remember(latent, action)
-        else:
-            self.fresh = False
+        self.fresh = grows or self.sampling.window == "stale"
+        if self.fresh:
+            step.remember(latent)
+        return ImaginedFrame(latent[:, 0], step.hidden[:, 0].float(), stated)
 
-    def remember(self, latents: Tensor, actions: Tensor) -> None:
-        """Write frames of the past into the caches."""
+    def restart(self) -> None:
+        """Compute the caches anew from the frames still in the window."""
+        network, time = self.network, self.latents.shape[1]
+        for cache in (self.cache, self.confidence_cache):
+            cache.restart()
+        level = self.latents.new_full(self.latents.shape[:2], CONTEXT_LEVEL)
+        condition = network.condition(level, self.actions)
+        times = network.times(0, time, min(time + 1, network.config.window))
+        confidence = self.for_each_level(condition) if len(self.epsilon) else None
+        self.write(
+            self.latents,
+            network.stack.modulations(condition),
+            None if confidence is None else network.confidence.modulations(confidence),
+            (network.places, times),
+        )
+        self.fresh = True
+
+    def write(
+        self,
+        latents: Float[Tensor, "batch time 1 channel height width"],
+        modulations: list[Modulation],
+        confidence_modulations: list[Modulation] | None,
+        tables: tuple[Rotary, Rotary],
+    ) -> None:
+        """Write frames of the past into the caches, as the network sees the past."""
         network, time = self.network, latents.shape[1]
-        level = latents.new_full(latents.shape[:2], CONTEXT_LEVEL)
-        condition = network.condition(level, actions)
-        x = network.tokens(latents * SCHEDULE.signal(CONTEXT_LEVEL))
         mask = causal_mask(time, latents.device) if time > 1 else None
-        seen = min(self.cache.position + time + 1, network.config.window)
-        places, times = network.places, network.times(self.cache.position, time, seen)
-        modulations = network.stack.modulations(condition)
-        arguments = {"mask": mask, "cache": self.cache}
-        if not len(self.epsilon):
-            network.stack.remember(x, modulations, places, times, **arguments)
-        else:
-            hidden = network.stack(x, modulations, places, times, **arguments)
-            hidden, condition = self.for_each_level(hidden, condition)
-            network.confidence.remember(
-                hidden, network.confidence.modulations(condition), places, times,
-                mask=mask, cache=self.confidence_cache,
-            )  # fmt: skip
+        hidden = run_stack(
+            network.tokens(latents * SCHEDULE.signal(CONTEXT_LEVEL)), self.weights, modulations,
+            tables, mask=mask, cache=self.cache, only_write=confidence_modulations is None,
+        )  # fmt: skip
         self.cache.advance(time)
-        self.confidence_cache.advance(time)
+        if confidence_modulations is not None:
+            run_stack(
+                hidden.repeat(len(self.epsilon), 1, 1, 1), self.confidence_weights,
+                confidence_modulations, tables,
+                mask=mask, cache=self.confidence_cache, only_write=True,
+            )  # fmt: skip
+            self.confidence_cache.advance(time)
 
-    def for_each_level(self, hidden: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs of the confidence head, every ε below the other: ε reaches its keys and values."""
-        levels = len(self.epsilon)
+    def for_each_level(self, condition: Float[Tensor, "batch time dim"]) -> Tensor:
+        """The confidence head's conditions, every ε below the other: ε reaches keys and values."""
         b, time = condition.shape[:2]
         epsilon = repeat(self.epsilon, "e -> (e b) t", b=b, t=time)
-        condition = self.network.with_threshold(condition.repeat(levels, 1, 1), epsilon)
-        return hidden.repeat(levels, 1, 1, 1), condition
+        return self.network.with_threshold(condition.repeat(len(self.epsilon), 1, 1), epsilon)
 
 
 class Step:
-    """One frame while it is sampled: every noise level's modulations are made at once."""
+    """One frame while it is sampled: its modulations at every noise level are made at once."""
 
     def __init__(self, rollout: ReferenceRollout, action: Float[Tensor, "batch 1 action"]) -> None:
         network = rollout.network
         self.rollout, self.network = rollout, network
-        self.levels = SCHEDULE.levels(rollout.sampling.num_steps)[:-1]
+        self.levels = [*SCHEDULE.levels(rollout.sampling.num_steps)[:-1], float(CONTEXT_LEVEL)]
         level = action.new_tensor(self.levels).expand(len(action), -1)
-        self.condition = network.condition(level, action.expand(-1, len(self.levels), -1))
-        self.modulations = per_level(network.stack.modulations(self.condition))
+        condition = network.condition(level, action.expand(-1, len(self.levels), -1))
+        self.modulations = network.stack.modulations_at(condition)
         past = rollout.cache.position
-        self.times = network.times(past, 1, min(past + 1, network.config.window))
+        times = network.times(past, 1, min(past + 1, network.config.window))
+        self.tables = network.places, times
         self.hidden = action
+        self.last: list[Modulation] | None = None
+        self.remembered: list[Modulation] | None = None
+        if len(rollout.epsilon):
+            stated = network.confidence.modulations_at(rollout.for_each_level(condition[:, -2:]))
+            self.last, self.remembered = stated
 
     def denoise(self, noisy: Tensor, level: float) -> Tensor:
         """The clean latent that the network's velocity implies: z = signal x - sigma v."""
-        network, index = self.network, self.levels.index(level)
-        modulations = self.modulations[index]
-        self.hidden = network.stack(
-            network.tokens(noisy), modulations, network.places, self.times, cache=self.rollout.cache
+        network, rollout = self.network, self.rollout
+        modulations = self.modulations[self.levels.index(level)]
+        self.hidden = run_stack(
+            network.tokens(noisy), rollout.weights, modulations, self.tables, cache=rollout.cache
         )
         velocity = network.stack.read_out(self.hidden, modulations[-1]).to(noisy.dtype)
         return SCHEDULE.signal(level) * noisy - SCHEDULE.sigma(level) * velocity
 
     def confidence(self) -> Float[Tensor, "batch view channel h w levels"]:
         """C3's confidence, read once, at the last noise level."""
-        network, rollout = self.network, self.rollout
-        hidden, condition = rollout.for_each_level(self.hidden, self.condition[:, -1:])
-        modulations = network.confidence.modulations(condition)
-        x = network.confidence(
-            hidden, modulations, network.places, self.times, cache=rollout.confidence_cache
-        )
-        logits = network.confidence.read_out(x, modulations[-1])[:, 0]
-        levels = len(rollout.epsilon)
+        rollout, levels = self.rollout, len(self.rollout.epsilon)
+        assert self.last is not None
+        x = run_stack(
+            self.hidden.repeat(levels, 1, 1, 1), rollout.confidence_weights, self.last,
+            self.tables, cache=rollout.confidence_cache,
+        )  # fmt: skip
+        logits = self.network.confidence.read_out(x, self.last[-1])[:, 0]
         return rearrange(logits.float().sigmoid(), "(e b) v c h w -> b v c h w e", e=levels)
 
-
-def per_level(modulations: list[Modulation]) -> list[list[Modulation]]:
-    """From modulations along the time axis to one list for each entry of it."""
-    parts = torch.stack([part for block in modulations for part in block], dim=0)
-    sizes = [len(block) for block in modulations]
-    ends = list(itertools.accumulate(sizes))
-    return [
-        [views[end - size : end] for size, end in zip(sizes, ends, strict=True)]
-        for views in (level.unbind(0) for level in parts.split(1, dim=2))
-    ]
+    def remember(self, latent: Float[Tensor, "batch 1 1 channel height width"]) -> None:
+        """Make the sampled frame part of the past."""
+        self.rollout.write(latent, self.modulations[-1], self.remembered, self.tables)
 
 
 def known_actions(frame: FrameInputs) -> Tensor:

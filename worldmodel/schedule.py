@@ -91,6 +91,8 @@ class SigmoidDiffusion:
         curve = torch.sigmoid(3 - 6 * t) - torch.sigmoid(torch.tensor(-3.0, dtype=torch.float64))
         beta = (1 - curve[1:] / curve[:-1]).clamp(0, 0.999).float()
         self.alphas_cumprod = (1 - beta).cumprod(0)
+        self._signal = [*self.alphas_cumprod.sqrt().tolist(), 1.0]  # the last entry is level -1
+        self._sigma = [*(1 - self.alphas_cumprod).sqrt().tolist(), 0.0]
 
     def levels(self, num_steps: int) -> list[float]:
         """Evenly spaced timesteps, truncated to whole ones, from the last one down to -1.
@@ -103,10 +105,10 @@ class SigmoidDiffusion:
         return spaced.flip(0).double().tolist()
 
     def signal(self, level: float) -> float:
-        return 1.0 if level < 0 else float(self.alphas_cumprod[int(level)].sqrt())
+        return self._signal[int(level)]
 
     def sigma(self, level: float) -> float:
-        return 0.0 if level < 0 else float((1 - self.alphas_cumprod[int(level)]).sqrt())
+        return self._sigma[int(level)]
 
 
 def check_num_steps(num_steps: int, at_most: int | None = None) -> None:
