@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from worldmodel.datasets.clip_dataset import shown, stack_views
 from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.datasets.resampling import resample
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.model import WorldModel
 
@@ -32,6 +34,8 @@ class LatentBatch:
     """1 where the frame shows the task done, 0 where not, NaN where the source does not say."""
     view_valid: Bool[Tensor, "batch time view"] | None = None
     """False where a frame lacks a camera: its latents are zeros; None: all are there."""
+    apart: Bool[Tensor, "batch time"] | None = None
+    """True where a frame does not follow the one before it; None: all do."""
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -47,14 +51,16 @@ class LatentBatch:
         """`num_frames` frames of every window, from frame `start` on."""
         return self._each(lambda value: value[:, start : start + num_frames])
 
+    def as_pictures(self, items: Bool[Tensor, " batch"]) -> LatentBatch:
+        """The same windows, where in those of `items` no frame follows another."""
+        apart = torch.zeros_like(self.action_valid) if self.apart is None else self.apart
+        return replace(self, apart=apart | items[:, None])
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> LatentBatch:
-        return LatentBatch(
-            change(self.latents),
-            change(self.actions),
-            change(self.action_valid),
-            change(self.success),
-            None if self.view_valid is None else change(self.view_valid),
-        )
+        changed: dict[str, Any] = {
+            name: None if value is None else change(value) for name, value in vars(self).items()
+        }
+        return LatentBatch(**changed)
 
 
 def success_per_frame(trajectory: Trajectory) -> np.ndarray:
@@ -66,14 +72,15 @@ def success_per_frame(trajectory: Trajectory) -> np.ndarray:
 
 def collate_latents(items: list[LatentBatch]) -> LatentBatch:
     """One batch of windows of equal length."""
-    is_whole = all(item.view_valid is None for item in items)
-    return LatentBatch(
-        torch.cat([i.latents for i in items]),
-        torch.cat([i.actions for i in items]),
-        torch.cat([i.action_valid for i in items]),
-        torch.cat([i.success for i in items]),
-        None if is_whole else torch.cat([views_there(i) for i in items]),
-    )
+    names = ["latents", "actions", "action_valid", "success"]
+    if any(item.view_valid is not None for item in items):
+        items = [replace(item, view_valid=views_there(item)) for item in items]
+        names.append("view_valid")
+    if any(item.apart is not None for item in items):
+        none = torch.zeros(1, dtype=torch.bool)
+        items = [item.as_pictures(none) for item in items]
+        names.append("apart")
+    return LatentBatch(**{name: torch.cat([vars(item)[name] for item in items]) for name in names})
 
 
 def views_there(batch: LatentBatch) -> Bool[Tensor, "batch time view"]:
@@ -84,24 +91,42 @@ def views_there(batch: LatentBatch) -> Bool[Tensor, "batch time view"]:
 
 
 class LatentClips(Dataset[LatentBatch]):
-    """Windows of `num_frames` frames of every episode, latents kept in memory in half precision."""
+    """Windows of `num_frames` frames of every episode, latents kept in memory in half precision.
 
-    def __init__(self, episodes: Sequence[LatentBatch], num_frames: int) -> None:
-        self.episodes = [e for e in episodes if e.latents.shape[1] >= num_frames]
+    With `short`, episodes of fewer frames are in too, single pictures among them: their windows run
+    on from the last frame to the first, which does not follow it.
+    """
+
+    def __init__(
+        self, episodes: Sequence[LatentBatch], num_frames: int, *, short: bool = False
+    ) -> None:
+        self.episodes = [e for e in episodes if short or e.latents.shape[1] >= num_frames]
         self.num_frames = num_frames
-        counts = [e.latents.shape[1] - num_frames + 1 for e in self.episodes]
+        lengths = [e.latents.shape[1] for e in self.episodes]
+        counts = [n - num_frames + 1 if n >= num_frames else n for n in lengths]
         self.ends = np.cumsum(counts)
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def __getitem__(self, index: int) -> LatentBatch:
-        episode = int(np.searchsorted(self.ends, index, side="right"))
-        start = index - (int(self.ends[episode - 1]) if episode else 0)
-        window = self.episodes[episode].cut(self.num_frames, start=start)
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        start = index - (int(self.ends[number - 1]) if number else 0)
+        episode = self.episodes[number]
+        if episode.latents.shape[1] < self.num_frames:
+            window = around(episode, start, self.num_frames)
+        else:
+            window = episode.cut(self.num_frames, start=start)
         return replace(window, latents=window.latents.float())
 
     collate = staticmethod(collate_latents)
+
+
+def around(episode: LatentBatch, start: int, num_frames: int) -> LatentBatch:
+    """Frames of a short episode from `start` on, from the first one again after the last."""
+    rows = torch.arange(start, start + num_frames) % episode.latents.shape[1]
+    window = episode._each(lambda value: value[:, rows])
+    return replace(window, apart=(rows == 0)[None])
 
 
 def views_of(trajectory: Trajectory, cameras: Sequence[str]) -> Bool[Tensor, "time view"] | None:
@@ -127,7 +152,8 @@ def labelled(latents: Tensor, trajectory: Trajectory, cameras: Sequence[str]) ->
 
 
 def encode_episode(model: WorldModel, trajectory: Trajectory) -> LatentBatch:
-    """A whole episode as a batch of one, latents in half precision."""
+    """A whole episode, as the model sees it, as a batch of one, latents in half precision."""
+    trajectory = resample(trajectory, model.config.action_spec)
     cameras = model.config.cameras
     pixels = torch.from_numpy(stack_views(trajectory, cameras, slice(None)))
     latents = model.encode(pixels, view_valid=views_of(trajectory, cameras))
@@ -135,9 +161,9 @@ def encode_episode(model: WorldModel, trajectory: Trajectory) -> LatentBatch:
 
 
 def latents_name(model: WorldModel) -> str:
-    """Name of a model's latents in a store: a hash of tokenizer, image size and cameras."""
+    """Name of a model's latents in a store: a hash of tokenizer, image size, cameras and rate."""
     config = model.config
-    made_by = [model.tokenizer.fingerprint(), config.image_size, config.cameras]
+    made_by = [model.tokenizer.fingerprint(), config.image_size, config.cameras, config.rate_hz]
     return hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
 
 
@@ -164,10 +190,10 @@ def cache_latents(
 def encode_store(model: WorldModel, store: ClipStore, names: Sequence[str]) -> list[LatentBatch]:
     """Episodes of a store as latents, each encoded at most once in the life of the store."""
     cache_latents(model, store, names)
-    key, cameras = latents_name(model), model.config.cameras
-    return [
-        labelled(
-            torch.from_numpy(store.read_latents(key, name))[None], store.episode(name), cameras
-        )
-        for name in names
-    ]
+    key, config = latents_name(model), model.config
+    episodes = []
+    for name in names:
+        latents = torch.from_numpy(store.read_latents(key, name))[None]
+        trajectory = resample(store.episode(name), config.action_spec)
+        episodes.append(labelled(latents, trajectory, config.cameras))
+    return episodes

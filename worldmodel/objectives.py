@@ -33,6 +33,10 @@ class DynamicsObjective(nn.Module):
     With probability `own_context` the context is replaced by the model's own one-step predictions,
     up to `passes` frames deep: what a rollout will feed it. The target stays the true frame.
 
+    With probability `image_share` a clip counts as so many pictures: no frame of it sees another,
+    and each is denoised as a first frame is. Pictures teach what a scene looks like, videos what
+    actions do to it.
+
     With probability `action_dropout` a frame is denoised as if its own action were unknown, the
     actions before it known: what guidance asks of the network for the frame it samples.
     """
@@ -45,13 +49,17 @@ class DynamicsObjective(nn.Module):
         passes: int,
         pure_noise: float = 0.5,
         action_dropout: float = 0.0,
+        image_share: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0 <= action_dropout < 1:
             raise ValueError(
                 f"`action_dropout` must be at least 0 and below 1, got {action_dropout}."
             )
+        if not 0 <= image_share < 1:
+            raise ValueError(f"`image_share` must be at least 0 and below 1, got {image_share}.")
         self.action_dropout = action_dropout
+        self.image_share = image_share
         self.dynamics = dynamics
         self.own_context = own_context
         self.passes = passes
@@ -71,7 +79,10 @@ class DynamicsObjective(nn.Module):
         """
         num_frames = context.shape[1]
         actions, valid = leading_actions(batch.actions[:, :-1], batch.action_valid[:, :-1])
-        previous = previous_frames(context)
+        previous, apart = previous_frames(context), batch.apart
+        if apart is not None:
+            previous = where_apart(apart, torch.zeros_like(previous), previous)
+            valid = valid & ~apart
         inputs = FrameInputs(
             noisy=torch.cat((context, noisy), 1),
             previous=previous.repeat(1, 2, 1, 1, 1, 1),
@@ -82,6 +93,9 @@ class DynamicsObjective(nn.Module):
         )
         positions = torch.arange(num_frames, device=noisy.device)
         mask = two_stream_mask(positions, self.dynamics.config.context)
+        if apart is not None:
+            each = mask & together(apart).repeat(1, 2, 2)
+            mask = repeat(each, "b q k -> (b n) 1 q k", n=self.dynamics.config.tokens)
         both = self.dynamics(inputs, mask=mask, positions=positions.repeat(2))
         return Estimate(
             both.correction[:, num_frames:],
@@ -97,6 +111,8 @@ class DynamicsObjective(nn.Module):
         for _ in range(passes):
             predicted = self.estimate(batch, context, draws.normal_like(context), level).clean
             context = torch.cat((batch.latents[:, :1], predicted[:, 1:].to(context)), 1)
+            if batch.apart is not None:
+                context = where_apart(batch.apart, batch.latents, context)
             if batch.view_valid is not None:
                 context = only_valid(context, batch.view_valid)
         return context
@@ -114,9 +130,10 @@ class DynamicsObjective(nn.Module):
 
     def forward(self, batch: LatentBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the correction, positions that change in the clip weighted up."""
-        latents = batch.latents
-        context = latents
+        context = latents = batch.latents
         b, t = latents.shape[:2]
+        if self.image_share:
+            batch = batch.as_pictures(draws.uniform(b).to(latents.device) < self.image_share)
         # Every process decides alike: a step takes as long as its slowest process.
         if draws.random.random() < self.own_context:
             passes = 1 + draws.random.randrange(min(self.passes, t - 1))
@@ -131,14 +148,35 @@ class DynamicsObjective(nn.Module):
         dropped = self.dropped_actions(b, t, draws) if self.action_dropout else None
         estimate = self.estimate(batch, context, noisy, level, dropped)
         scale = self.dynamics.change_std[:, None, None]
-        mean, std = posterior_under_persistence(noisy, previous_frames(context), level, scale)
+        previous, weight = previous_frames(context), activity_weight(latents)
+        if batch.apart is not None:
+            # Without a frame before it, a frame's error counts in units of latents, not of changes.
+            previous = where_apart(batch.apart, torch.zeros_like(previous), previous)
+            weight = where_apart(batch.apart, scale.square(), weight)[:, 1:]
+        mean, std = posterior_under_persistence(noisy, previous, level, scale)
         target = (latents - mean) / std
-        weight = activity_weight(latents)
         error = weight * (estimate.correction.float() - target).square()[:, 1:]
         baseline = weight * target.square()[:, 1:]
         there = None if batch.view_valid is None else batch.view_valid[:, 1:]
         loss = mean_over_views(error, there)
         return loss, {"relative_error": loss.detach() / mean_over_views(baseline, there)}
+
+
+def where_apart(apart: Bool[Tensor, "batch time"], yes: Tensor, no: Tensor) -> Tensor:
+    """`yes` at frames that follow none, `no` at the others."""
+    return torch.where(apart[:, :, None, None, None, None], yes, no)
+
+
+def together(apart: Bool[Tensor, "batch time"]) -> Bool[Tensor, "batch time time"]:
+    """Which frames belong to one stretch of frames that follow each other.
+
+    >>> together(torch.tensor([[False, False, True]])).int()
+    tensor([[[1, 1, 0],
+             [1, 1, 0],
+             [0, 0, 1]]], dtype=torch.int32)
+    """
+    stretch = apart.cumsum(1)
+    return stretch[:, :, None] == stretch[:, None, :]
 
 
 def mean_over_views(

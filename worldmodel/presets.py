@@ -20,6 +20,11 @@ class Preset:
     """Height in pixels that frames are resized to; the width follows the data's aspect ratio."""
     cameras: int = 1
     """Cameras used, the first ones of the data set."""
+    frame_stride: int = 1
+    """Every how many-th frame of the data the model sees; its rate is that much lower."""
+    action_chunk: str = "sum"
+    """What becomes of the actions between two frames: "sum" composes them into one (pose changes
+    only), "encode" gives the network all of them side by side."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenizer_loss: TokenizerLoss = field(default_factory=TokenizerLoss)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
@@ -31,6 +36,9 @@ class Preset:
     """Second part of the dynamics' training, on the model's own context."""
     confidence_loop: LoopConfig
     judge_loop: LoopConfig
+    image_share: float = 0.0
+    """Share of clips whose frames the dynamics sees as single pictures. Above 0, episodes shorter
+    than a clip are used too."""
     clip_frames: int = 12
     """Frames of a clip the dynamics is trained on."""
     rollout_passes: int = 4
@@ -58,6 +66,12 @@ class Preset:
             raise ValueError(
                 f"`image_height` must be a multiple of the tokenizer's stride {stride}, "
                 f"got {self.image_height}."
+            )
+        if self.frame_stride < 1:
+            raise ValueError(f"`frame_stride` must be at least 1, got {self.frame_stride}.")
+        if self.action_chunk not in ("sum", "encode"):
+            raise ValueError(
+                f'`action_chunk` must be "sum" or "encode", got {self.action_chunk!r}.'
             )
         if min(self.shares) <= 0 or sum(self.shares) > 1:
             raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,12 +17,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_dataset import stack_views
 from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.datasets.dataset import Dataset as Episodes
+from worldmodel.datasets.resampling import resampled
 from worldmodel.latent_clips import LatentBatch, LatentClips, cache_latents, encode_store
 from worldmodel.loop_config import LoopConfig
-from worldmodel.model import ModelConfig, WorldModel, resize
+from worldmodel.model import WorldModel, resize
 from worldmodel.objectives import (
     ConfidenceObjective,
     DynamicsObjective,
@@ -32,8 +33,9 @@ from worldmodel.parallel import all_processes
 from worldmodel.presets import Preset, get_preset
 from worldmodel.stopping import Stop
 from worldmodel.tokenizer_objective import TokenizerObjective
-from worldmodel.tokenizers import Tokenizer, to_model
+from worldmodel.tokenizers import to_model
 from worldmodel.training import Items, Validate, fit
+from worldmodel.untrained import model_actions, new_model
 from worldmodel.validation import NUM_CLIPS, HeldOut, held_out, show_reliability, show_rollouts
 
 
@@ -71,7 +73,7 @@ def split_episodes(store: ClipStore, shares: tuple[float, float]) -> Split:
     return Split(*(tuple(part) for part in dealt))
 
 
-def check_lengths(store: ClipStore, preset: Preset, split: Split) -> None:
+def check_lengths(data: Episodes, preset: Preset, split: Split) -> None:
     """Refuse, before anything is trained, data of which a stage could use no episode."""
     needed = {
         "tokenizer": (preset.pair_stride + 1, split.dynamics),
@@ -79,11 +81,11 @@ def check_lengths(store: ClipStore, preset: Preset, split: Split) -> None:
         "confidence": (preset.horizon + preset.longest_start, split.confidence),
     }
     for stage, (num_frames, names) in needed.items():
-        longest = max(store.summary(name).num_frames for name in names)
+        longest = max(data.summary(name).num_frames for name in names)
         if longest < num_frames:
             raise ValueError(
                 f"Stage {stage!r} needs episodes of at least {num_frames} frames, but all "
-                f"{len(names)} dealt to it from {store.path} are shorter (the longest has "
+                f"{len(names)} dealt to it from {data.path} are shorter (the longest has "
                 f"{longest}); add longer episodes or choose a preset of shorter clips."
             )
 
@@ -95,10 +97,10 @@ class FramePairs(Dataset[torch.Tensor]):
     """
 
     def __init__(
-        self, store: ClipStore, episode_ids: Sequence[str], cameras: Sequence[str], stride: int
+        self, data: Episodes, episode_ids: Sequence[str], cameras: Sequence[str], stride: int
     ) -> None:
         self.stride = stride
-        episodes = [store.episode(name) for name in episode_ids]
+        episodes = [data.episode(name) for name in episode_ids]
         self.episodes = [
             torch.from_numpy(stack_views(e, [c for c in cameras if c in e.frames], slice(None)))
             for e in episodes
@@ -120,41 +122,6 @@ class FramePairs(Dataset[torch.Tensor]):
     collate = staticmethod(torch.stack)
 
 
-def model_size(store: ClipStore, preset: Preset, cameras: Sequence[str]) -> tuple[int, int]:
-    """Height and width in pixels: the preset's height, the width by the data's aspect ratio."""
-    frames = store.episode(0).frames
-    first = next((name for name in cameras if name in frames), next(iter(frames)))
-    height, width = frames[first].size
-    stride = preset.tokenizer.stride
-    columns = max(1, round(width * preset.image_height / height / stride))
-    return preset.image_height, columns * stride
-
-
-def new_model(store: ClipStore, preset: Preset) -> WorldModel:
-    """An untrained model shaped for a store, the same one every time."""
-    cameras = store.cameras[: preset.cameras]
-    size = model_size(store, preset, cameras)
-    stride = preset.tokenizer.stride
-    config = ModelConfig(
-        dynamics=replace(
-            preset.dynamics,
-            channels=preset.tokenizer.channels,
-            height=size[0] // stride,
-            width=size[1] // stride,
-            views=len(cameras),
-        ),
-        confidence=preset.confidence,
-        image_size=size,
-        cameras=cameras,
-        action_spec=replace(CANONICAL, rate_hz=store.rate_hz),
-        num_steps=preset.num_steps,
-        trained_horizon=preset.horizon + preset.longest_start - 1,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(preset.dynamics_loop.seed)
-        return WorldModel(config, Tokenizer.from_config(preset.tokenizer))
-
-
 @dataclass(frozen=True)
 class Run:
     """One training run: data, recipe and the folder everything goes to."""
@@ -165,6 +132,11 @@ class Run:
     split: Split
 
     stop: Stop
+
+    @property
+    def data(self) -> Episodes:
+        """The episodes as the model sees them: at its rate, with its actions."""
+        return resampled(self.store, model_actions(self.store, self.preset))
 
     def fit(
         self,
@@ -185,7 +157,7 @@ class Run:
 
 def train_tokenizer(run: Run, model: WorldModel) -> None:
     """Train the autoencoder on pairs of frames, then fit the whitening."""
-    pairs = FramePairs(run.store, run.split.dynamics, model.config.cameras, run.preset.pair_stride)
+    pairs = FramePairs(run.data, run.split.dynamics, model.config.cameras, run.preset.pair_stride)
     size, loss = model.config.image_size, run.preset.tokenizer_loss
     objective = TokenizerObjective(model.tokenizer, size, loss)
     run.fit(objective, pairs, run.preset.tokenizer_loop, name="tokenizer")
@@ -225,15 +197,14 @@ def train_dynamics(run: Run, model: WorldModel) -> None:
     preset = run.preset
     episodes = latents_of(run, model, run.split.dynamics)
     fit_normalisers(model, episodes)
-    clips = LatentClips(episodes, preset.clip_frames)
+    clips = LatentClips(episodes, preset.clip_frames, short=preset.image_share > 0)
     validate = looking_at(run, model, run.split.confidence, show_rollouts)
-    dropout = preset.action_dropout
-    forced = DynamicsObjective(model.dynamics, own_context=0.0, passes=1, action_dropout=dropout)
+    shares = {"action_dropout": preset.action_dropout, "image_share": preset.image_share}
+    forced = DynamicsObjective(model.dynamics, own_context=0.0, passes=1, **shares)
     run.fit(forced, clips, preset.dynamics_loop, name="dynamics", validate=validate)
     own = DynamicsObjective(
-        model.dynamics, own_context=0.8, passes=preset.rollout_passes, pure_noise=0.8,
-        action_dropout=dropout,
-    )  # fmt: skip
+        model.dynamics, own_context=0.8, passes=preset.rollout_passes, pure_noise=0.8, **shares
+    )
     run.fit(own, clips, preset.rollout_loop, name="rollout", validate=validate)
 
 
@@ -256,7 +227,7 @@ def looking_at(
     """Show the model's rollouts over the first of some episodes; None where none is long enough."""
     preset = run.preset
     length = preset.horizon + preset.longest_start
-    long = [name for name in names if run.store.summary(name).num_frames >= length][:NUM_CLIPS]
+    long = [name for name in names if run.data.summary(name).num_frames >= length][:NUM_CLIPS]
     seen = held_out(
         latents_of(run, model, long), start=preset.longest_start, horizon=preset.horizon
     )
@@ -329,7 +300,7 @@ def train(
         raise ValueError(f"`restart` must be one of {list(STAGES)}, got {restart!r}.")
     with Stop(max_hours) as stop:
         run = Run(store, preset, folder, split_episodes(store, preset.shares), stop)
-        check_lengths(store, preset, run.split)
+        check_lengths(run.data, preset, run.split)
         processes = all_processes()
         if processes.is_main_process:
             prepare(run, preset_name, restart)
