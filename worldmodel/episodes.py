@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from worldmodel.datasets.actions import CANONICAL, convert
 from worldmodel.datasets.dataset import Dataset
+from worldmodel.datasets.open_dataset import open_dataset
+from worldmodel.datasets.resampling import resample, resampled
 from worldmodel.datasets.trajectory import Frames, Trajectory
 from worldmodel.latent_clips import labelled, views_of
 from worldmodel.model import WorldModel
@@ -22,6 +23,15 @@ from worldmodel.trust import Episode, to_model_size
 LOG = logging.getLogger(__name__)
 CHUNK = 64
 """Frames decoded and made small at once."""
+
+
+def open_for(model: WorldModel, path: Path) -> Dataset:
+    """A data set, of any form that can be read, at the model's rate.
+
+    Raises:
+        ValueError: printing both specs, if its rate is no whole multiple of the model's.
+    """
+    return resampled(open_dataset(path), model.config.action_spec)
 
 
 def select_episodes(
@@ -85,14 +95,13 @@ def shrunk(frames: Frames, model: WorldModel) -> UInt8[Tensor, "time height widt
 
 
 def load_episode(model: WorldModel, trajectory: Trajectory, cameras: Sequence[str]) -> Episode:
-    """A trajectory with its frames at the model's size, its latents, and the model's actions.
+    """A trajectory at the model's rate and size, with its latents and the model's actions.
 
     Raises:
         ValueError: printing both specs, if its actions or rate are not the model's and no lossless
             conversion exists.
     """
-    spec = replace(CANONICAL, rate_hz=trajectory.rate_hz)
-    actions = convert(trajectory.actions, spec, model.config.action_spec)
+    trajectory = resample(trajectory, model.config.action_spec)
     there = views_of(trajectory, cameras)
     views = {c: shrunk(trajectory.frames[c], model) for c in cameras if c in trajectory.frames}
     first = next(iter(views))
@@ -100,7 +109,6 @@ def load_episode(model: WorldModel, trajectory: Trajectory, cameras: Sequence[st
     frames = torch.stack([views.get(name, black) for name in cameras], dim=1)
     latents = model.encode(frames, view_valid=there)[None].half().cpu().clone()
     batch = labelled(latents, trajectory, cameras)
-    batch = replace(batch, actions=torch.from_numpy(actions)[None])
     height, width = trajectory.frames[first].size
     model_height, model_width = model.config.image_size
     stretch = width * model_height / (height * model_width)

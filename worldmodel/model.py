@@ -55,6 +55,13 @@ class ModelConfig:
     provenance: dict[str, Any] = field(default_factory=dict)
     """How it was trained: data, steps, seed, versions."""
 
+    def __post_init__(self) -> None:
+        if self.dynamics.action_dim != self.action_spec.dim:
+            raise ValueError(
+                f"`dynamics` takes actions of {self.dynamics.action_dim} numbers, `action_spec` "
+                f"has {self.action_spec.dim}."
+            )
+
     @property
     def rate_hz(self) -> float:
         return self.action_spec.rate_hz

@@ -29,7 +29,9 @@ def roll(model: WorldModel, **options: Any) -> Imagined:
 
 
 def assert_same(one: Imagined, other: Imagined) -> None:
-    assert all(torch.equal(value, getattr(other, name)) for name, value in vars(one).items())
+    given = {name: value for name, value in vars(one).items() if value is not None}
+    assert set(given) == {name for name, value in vars(other).items() if value is not None}
+    assert all(torch.equal(value, getattr(other, name)) for name, value in given.items())
 
 
 @pytest.fixture

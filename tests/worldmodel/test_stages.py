@@ -20,11 +20,10 @@ from worldmodel.stages import (
     FramePairs,
     check_lengths,
     fit_normalisers,
-    model_size,
-    new_model,
     split_episodes,
     train,
 )
+from worldmodel.untrained import model_size, new_model
 
 Store = Callable[..., ClipStore]
 

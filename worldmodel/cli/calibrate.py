@@ -46,7 +46,7 @@ def run(command: Command) -> int:
         plan_calibration,
         save_trust,
     )
-    from worldmodel.datasets.open_dataset import open_dataset
+    from worldmodel.episodes import open_for
     from worldmodel.model import WorldModel, checkpoint_folder
     from worldmodel.provenance import fingerprint
 
@@ -56,8 +56,8 @@ def run(command: Command) -> int:
     target = command.out or folder / "monitor"
     check_target(target)
     model = WorldModel.load(command.model)
-    reference = None if command.reference is None else open_dataset(command.reference)
-    plan = plan_calibration(model, open_dataset(command.data), reference)
+    reference = None if command.reference is None else open_for(model, command.reference)
+    plan = plan_calibration(model, open_for(model, command.data), reference)
     config = monitor_config(len(plan.calibration), command.alpha)
     note_limits(command, plan, config, trained_horizon=model.config.trained_horizon)
     fitted = calibrate(model, plan, config=config, horizon=command.horizon)

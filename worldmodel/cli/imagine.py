@@ -55,9 +55,8 @@ class Command:
 def run(command: Command) -> int:
     """Log what is missing, then print how good all logged rollouts are."""
     from worldmodel.calibration import load_trust, long_enough, note_seen
-    from worldmodel.datasets.open_dataset import open_dataset
     from worldmodel.datasets.rollout_log import RolloutLog
-    from worldmodel.episodes import select_episodes
+    from worldmodel.episodes import open_for, select_episodes
     from worldmodel.logged_rollouts import (
         log_attributes,
         open_log,
@@ -75,7 +74,7 @@ def run(command: Command) -> int:
     trust = None
     if command.monitor or monitor.exists():
         trust = load_trust(model, folder, monitor)
-    dataset = open_dataset(command.data)
+    dataset = open_for(model, command.data)
     names = select_episodes(dataset, only=command.only, limit=command.episodes)
     names = long_enough(dataset, names, start=command.start)
     attributes = {

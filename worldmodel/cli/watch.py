@@ -42,9 +42,8 @@ class Command:
 def run(command: Command) -> int:
     """Watch, and print one line per episode."""
     from worldmodel.calibration import load_trust, note_seen
-    from worldmodel.datasets.open_dataset import open_dataset
     from worldmodel.datasets.rollout_log import RolloutLog
-    from worldmodel.episodes import select_episodes
+    from worldmodel.episodes import open_for, select_episodes
     from worldmodel.logged_rollouts import log_attributes, write_rollout
     from worldmodel.model import WorldModel, checkpoint_folder
     from worldmodel.watching import VERDICT, summarize_watch
@@ -54,7 +53,7 @@ def run(command: Command) -> int:
     model = WorldModel.load(folder)
     monitor = command.monitor or folder / "monitor"
     trust = load_trust(model, folder, monitor)
-    dataset = open_dataset(command.data)
+    dataset = open_for(model, command.data)
     names = select_episodes(dataset, only=command.only)
     note_seen(model, dataset, names, monitor)
     note_long_episodes(trust, dataset, names)
