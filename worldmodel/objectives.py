@@ -223,7 +223,7 @@ class ConfidenceObjective(nn.Module):
 
     def forward(self, batch: LatentBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean proper score over rollouts, horizons and subpatches, and the mean error."""
-        start = 1 + draws.random.randrange(self.longest_start)
+        start = 1 + draws.random.randrange(min(self.longest_start, batch.latents.shape[1] - 1))
         inputs = RolloutInputs(
             context=batch.latents[:, :start],
             actions=batch.actions[:, :-1],

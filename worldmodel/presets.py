@@ -73,6 +73,18 @@ class Preset:
             raise ValueError(
                 f'`action_chunk` must be "sum" or "encode", got {self.action_chunk!r}.'
             )
+        longest = {
+            "tokenizer_loop": 0, "dynamics_loop": self.clip_frames,
+            "rollout_loop": self.clip_frames,
+            "confidence_loop": self.horizon + self.longest_start, "judge_loop": 0,
+        }  # fmt: skip
+        for name, limit in longest.items():
+            curriculum = getattr(self, name).curriculum
+            if any(num_frames > limit for _, num_frames in curriculum):
+                raise ValueError(
+                    f"`curriculum` of `{name}` may ask for clips of at most {limit} frames, "
+                    f"got {curriculum}."
+                )
         if min(self.shares) <= 0 or sum(self.shares) > 1:
             raise ValueError(
                 f"`shares` must be positive and add up to 1 at most, got {self.shares}."

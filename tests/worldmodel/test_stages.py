@@ -390,3 +390,11 @@ def test_presets_deal_out_no_more_than_there_is(micro: Preset) -> None:
     message = r"^`shares` must be positive and add up to 1 at most, got \(0\.9, 0\.2\)\.$"
     with pytest.raises(ValueError, match=message):
         replace(micro, shares=(0.9, 0.2))
+
+
+@pytest.mark.parametrize(("loop", "limit"), [("rollout_loop", 4), ("judge_loop", 0)])
+def test_presets_have_clips_for_their_curricula(micro: Preset, loop: str, limit: int) -> None:
+    grown = replace(getattr(micro, loop), curriculum=((0.0, 2), (0.5, 5)))
+    message = rf"^`curriculum` of `{loop}` may ask for clips of at most {limit} frames, got "
+    with pytest.raises(ValueError, match=message):
+        replace(micro, **{loop: grown})
