@@ -36,6 +36,7 @@ from worldmodel.parallel import (
 from worldmodel.stopping import Stop, TrainingStopped
 from worldmodel.training_log import Speed, StageLog
 from worldmodel.training_state import TrainingState, resume, save_checkpoint
+from worldmodel.transformer import Dynamics
 
 Validate = Callable[[Any, int], None]
 """Shows how good the objective's parts are: writes to a TensorBoard writer, at a step."""
@@ -141,6 +142,8 @@ def prepare(
     for parameter in trained.parameters():
         # A rollout lays weights out otherwise, which changes how products are rounded.
         parameter.data = parameter.data.contiguous()
+    for network in (m for m in trained.modules() if isinstance(m, Dynamics)):
+        network.checkpoint_blocks = computing.checkpoint_blocks
     if computing.compile_blocks:
         for block in blocks(trained):
             block.compile()

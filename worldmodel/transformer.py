@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from worldmodel.attention import (
     Modulation,
@@ -189,6 +191,16 @@ class Estimate:
     """Last hidden state; confidence heads read it, detached."""
 
 
+def apply(block: nn.Module, *values: Any, **options: Any) -> Tensor:
+    """The output of a block."""
+    return block(*values, **options)
+
+
+def checkpointed(block: nn.Module, *values: Any, **options: Any) -> Tensor:
+    """The same, computed again on the way back (Chen et al. 2016, arXiv:1604.06174)."""
+    return checkpoint(block, *values, use_reentrant=False, preserve_rng_state=False, **options)
+
+
 class Dynamics(nn.Module):
     """The network. See the module's docstring."""
 
@@ -196,6 +208,8 @@ class Dynamics(nn.Module):
     """Standard deviation of the change from frame to frame, per channel."""
     spatial_cos: Tensor
     spatial_sin: Tensor
+    checkpoint_blocks = False
+    """In training, compute blocks again on the way back instead of keeping what is in them."""
 
     def __init__(self, config: DynamicsConfig) -> None:
         super().__init__()
@@ -267,13 +281,17 @@ class Dynamics(nn.Module):
         condition = self.condition(inputs.level, inputs.actions, inputs.action_valid)
         x = self.tokens(inputs)
         angles = rotary_angles(positions[:, None].to(torch.float32), self.config.head_dim)
-        times, places = rotary_table(angles.cos(), angles.sin()), (self.spatial_cos, self.spatial_sin)
+        times, places = (
+            rotary_table(angles.cos(), angles.sin()),
+            (self.spatial_cos, self.spatial_sin),
+        )
         modulation = iter(self.modulations(condition))
         visible = None if inputs.view_valid is None else self.visible(inputs.view_valid)
+        run = checkpointed if self.checkpoint_blocks and torch.is_grad_enabled() else apply
         for layer, (spatial, temporal) in enumerate(self.pairs()):
-            x = spatial(x, next(modulation), places, visible)
+            x = run(spatial, x, next(modulation), places, visible)
             earlier = None if cache is None else cache.layers[layer]
-            x = temporal(x, next(modulation), times, mask=mask, cache=earlier)
+            x = run(temporal, x, next(modulation), times, mask=mask, cache=earlier)
         return x, condition
 
     def read_out(self, x: Tensor, condition: Tensor, inputs: FrameInputs) -> Estimate:
