@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from worldmodel.datasets.clip_dataset import stack_views
 from worldmodel.datasets.clip_store import ClipStore
@@ -23,13 +25,14 @@ from worldmodel.datasets.dataset import Dataset as Episodes
 from worldmodel.datasets.resampling import resampled
 from worldmodel.latent_clips import LatentBatch, LatentClips, cache_latents, encode_store
 from worldmodel.loop_config import LoopConfig
+from worldmodel.memory import plan
 from worldmodel.model import WorldModel, resize
 from worldmodel.objectives import (
     ConfidenceObjective,
     DynamicsObjective,
     JudgeObjective,
 )
-from worldmodel.parallel import all_processes
+from worldmodel.parallel import all_processes, is_sharded
 from worldmodel.presets import Preset, get_preset
 from worldmodel.stopping import Stop
 from worldmodel.tokenizer_objective import TokenizerObjective
@@ -130,8 +133,9 @@ class Run:
     preset: Preset
     folder: Path
     split: Split
-
     stop: Stop
+    tokenizer: str | None = None
+    """Folder or hub name of a trained autoencoder; None: train one."""
 
     @property
     def data(self) -> Episodes:
@@ -155,15 +159,17 @@ class Run:
         )  # fmt: skip
 
 
-def train_tokenizer(run: Run, model: WorldModel) -> None:
-    """Train the autoencoder on pairs of frames, then fit the whitening."""
+def train_tokenizer(run: Run, model: WorldModel) -> bool:
+    """Train the autoencoder on pairs of frames, unless it came trained; then fit the whitening."""
     pairs = FramePairs(run.data, run.split.dynamics, model.config.cameras, run.preset.pair_stride)
-    size, loss = model.config.image_size, run.preset.tokenizer_loss
-    objective = TokenizerObjective(model.tokenizer, size, loss)
-    run.fit(objective, pairs, run.preset.tokenizer_loop, name="tokenizer")
+    if run.tokenizer is None:
+        size, loss = model.config.image_size, run.preset.tokenizer_loss
+        objective = TokenizerObjective(model.tokenizer, size, loss)
+        run.fit(objective, pairs, run.preset.tokenizer_loop, name="tokenizer")
     every = max(1, len(pairs) // 2000)
     frames = (pairs[i][0] for i in range(0, len(pairs), every))
     model.tokenizer.fit_whitening(resize(to_model(f), model.config.image_size) for f in frames)
+    return True
 
 
 def latents_of(run: Run, model: WorldModel, names: Sequence[str]) -> list[LatentBatch]:
@@ -192,7 +198,7 @@ def changes_of(episode: LatentBatch) -> Float[Tensor, "changes channel h w"]:
     return change[there[:, 1:] & there[:, :-1]]
 
 
-def train_dynamics(run: Run, model: WorldModel) -> None:
+def train_dynamics(run: Run, model: WorldModel) -> bool:
     """Teacher forcing first, then the model's own context."""
     preset = run.preset
     episodes = latents_of(run, model, run.split.dynamics)
@@ -206,9 +212,10 @@ def train_dynamics(run: Run, model: WorldModel) -> None:
         model.dynamics, own_context=0.8, passes=preset.rollout_passes, pure_noise=0.8, **shares
     )
     run.fit(own, clips, preset.rollout_loop, name="rollout", validate=validate)
+    return True
 
 
-def train_confidence(run: Run, model: WorldModel) -> None:
+def train_confidence(run: Run, model: WorldModel) -> bool:
     """Train the head on rollouts over episodes the dynamics never saw."""
     preset = run.preset
     episodes = latents_of(run, model, run.split.confidence)
@@ -216,6 +223,7 @@ def train_confidence(run: Run, model: WorldModel) -> None:
     objective = ConfidenceObjective(model, longest_start=preset.longest_start)
     validate = looking_at(run, model, run.split.untouched, show_reliability)
     run.fit(objective, clips, preset.confidence_loop, name="confidence", validate=validate)
+    return True
 
 
 def looking_at(
@@ -234,25 +242,26 @@ def looking_at(
     return None if seen is None else partial(show, model, seen)
 
 
-def train_judge(run: Run, model: WorldModel) -> None:
+def train_judge(run: Run, model: WorldModel) -> bool:
     """Train the judges of success, if the data say what succeeded."""
     episodes = [
         e for e in latents_of(run, model, run.split.dynamics) if not e.success.isnan().any()
     ]
     if not episodes:
-        return
+        return False
     length = min(e.latents.shape[1] for e in episodes)
     objective = JudgeObjective(model.judge, model.action_judge)
     run.fit(objective, LatentClips(episodes, length), run.preset.judge_loop, name="judge")
+    return True
 
 
-STAGES: dict[str, Callable[[Run, WorldModel], None]] = {
+STAGES: dict[str, Callable[[Run, WorldModel], bool]] = {
     "tokenizer": train_tokenizer,
     "dynamics": train_dynamics,
     "confidence": train_confidence,
     "judge": train_judge,
 }
-"""Stages of a training run, in the order they need each other."""
+"""Stages of a training run, in the order they need each other; each says whether it trained."""
 PARTS = {
     "tokenizer": ("tokenizer",),
     "dynamics": ("dynamics",),
@@ -268,6 +277,7 @@ def provenance(run: Run, preset_name: str) -> dict[str, Any]:
         "data": run.store.path.name,
         "data_attributes": run.store.attributes,
         "preset": preset_name,
+        "tokenizer": run.tokenizer,
         "recipe": json.loads(json.dumps(asdict(run.preset))),
         "split": asdict(run.split),
         "versions": {
@@ -283,9 +293,13 @@ def train(
     folder: Path,
     *,
     restart: str | None = None,
+    tokenizer: str | None = None,
     max_hours: float | None = None,
 ) -> WorldModel:
     """Run every stage that `folder` does not hold yet; the model ends up in `folder/model`.
+
+    `tokenizer` is the folder or hub name of a trained autoencoder, of which only the whitening is
+    fitted then.
 
     `restart` names a stage to train anew, from the start, with all that follow it. SIGTERM, or the
     end of `max_hours`, stops the run after the step it is in; called again, it goes on from there.
@@ -293,13 +307,13 @@ def train(
     Raises:
         TrainingStopped: the run was stopped early, with everything saved.
         ValueError: too few or too short episodes, an unknown preset or stage, or `folder` holds a
-            run of another preset or of other data.
+            run of another preset or tokenizer or of other data.
     """
     preset = get_preset(preset_name)
     if restart is not None and restart not in STAGES:
         raise ValueError(f"`restart` must be one of {list(STAGES)}, got {restart!r}.")
     with Stop(max_hours) as stop:
-        run = Run(store, preset, folder, split_episodes(store, preset.shares), stop)
+        run = Run(store, preset, folder, split_episodes(store, preset.shares), stop, tokenizer)
         check_lengths(run.data, preset, run.split)
         processes = all_processes()
         if processes.is_main_process:
@@ -307,8 +321,14 @@ def train(
         processes.wait_for_everyone()
         model = WorldModel.load(folder / "model").to(processes.device)
         done = model.config.provenance["stages"]
-        for name in [name for name in STAGES if name not in done]:
-            STAGES[name](run, model)
+        left = [name for name in STAGES if name not in done]
+        if processes.is_main_process and "dynamics" in left:
+            number, sharded = processes.num_processes, is_sharded()
+            text = plan(model, preset, processes=number, is_sharded=sharded)
+            tqdm.write(text, file=sys.stderr)
+        for name in left:
+            if not STAGES[name](run, model):
+                continue
             done.append(name)
             if processes.is_main_process:
                 model.save(folder / "model")
@@ -320,7 +340,7 @@ def prepare(run: Run, preset_name: str, restart: str | None) -> None:
     """Put the model to go on with into `<run>/model`: a new one, or that of an earlier run."""
     folder = run.folder / "model"
     if not folder.is_dir():
-        model = new_model(run.store, run.preset)
+        model = new_model(run.store, run.preset, run.tokenizer)
         model.config.provenance.update(provenance(run, preset_name))
         model.save(folder)
         return
@@ -338,6 +358,11 @@ def check_same_run(stored: dict[str, Any], run: Run, preset_name: str) -> None:
             f"{str(run.folder)!r} holds a run of preset {stored.get('preset')!r}; continue it with "
             f"that preset, or give another `out` for {preset_name!r}."
         )
+    if stored.get("tokenizer") != run.tokenizer:
+        raise ValueError(
+            f"{str(run.folder)!r} holds a run with `tokenizer` {stored.get('tokenizer')!r}; "
+            f"continue it with that one, or give another `out` for {run.tokenizer!r}."
+        )
     if stored.get("split") != json.loads(json.dumps(asdict(run.split))):
         raise ValueError(
             f"{str(run.folder)!r} holds a run on other episodes than {run.store.path} holds now; "
@@ -347,7 +372,7 @@ def check_same_run(stored: dict[str, Any], run: Run, preset_name: str) -> None:
 
 def forget(run: Run, model: WorldModel, restart: str) -> None:
     """Undo stage `restart` and all after it: untrained parts, no checkpoints, no monitor."""
-    fresh = new_model(run.store, run.preset)
+    fresh = new_model(run.store, run.preset, run.tokenizer)
     names = list(STAGES)
     undone = names[names.index(restart) :]
     for part in (part for name in undone for part in PARTS[name]):

@@ -14,14 +14,24 @@ from worldmodel.presets import Preset
 from worldmodel.tokenizers import Tokenizer
 
 
-def model_size(store: ClipStore, preset: Preset, cameras: Sequence[str]) -> tuple[int, int]:
-    """Height and width in pixels: the preset's height, the width by the data's aspect ratio."""
+def model_size(
+    store: ClipStore, preset: Preset, cameras: Sequence[str], stride: int
+) -> tuple[int, int]:
+    """Height and width in pixels: the preset's height, the width by the data's aspect ratio.
+
+    Both are multiples of the tokenizer's `stride` times the dynamics' patch.
+    """
     frames = store.episode(0).frames
     first = next((name for name in cameras if name in frames), next(iter(frames)))
     height, width = frames[first].size
-    stride = preset.tokenizer.stride
-    columns = max(1, round(width * preset.image_height / height / stride))
-    return preset.image_height, columns * stride
+    unit = stride * preset.dynamics.patch
+    if preset.image_height % unit:
+        raise ValueError(
+            f"`image_height` must be a multiple of {unit}, the tokenizer's stride times the "
+            f"dynamics' patch, got {preset.image_height}."
+        )
+    columns = max(1, round(width * preset.image_height / height / unit))
+    return preset.image_height, columns * unit
 
 
 def model_actions(store: ClipStore, preset: Preset) -> ActionSpec:
@@ -31,16 +41,21 @@ def model_actions(store: ClipStore, preset: Preset) -> ActionSpec:
     return replace(store.spec, rate_hz=store.rate_hz / preset.frame_stride)
 
 
-def new_model(store: ClipStore, preset: Preset) -> WorldModel:
-    """An untrained model shaped for a store, the same one every time."""
+def new_model(store: ClipStore, preset: Preset, tokenizer: str | None = None) -> WorldModel:
+    """An untrained model shaped for a store, the same one every time.
+
+    `tokenizer` is the folder or hub name of a trained autoencoder; None: one of the preset's shape.
+    """
+    trained = None if tokenizer is None else Tokenizer.from_pretrained(tokenizer)
+    channels = preset.tokenizer.channels if trained is None else trained.channels
+    stride = preset.tokenizer.stride if trained is None else trained.stride
     spec = model_actions(store, preset)
     cameras = store.cameras[: preset.cameras]
-    size = model_size(store, preset, cameras)
-    stride = preset.tokenizer.stride
+    size = model_size(store, preset, cameras, stride)
     config = ModelConfig(
         dynamics=replace(
             preset.dynamics,
-            channels=preset.tokenizer.channels,
+            channels=channels,
             height=size[0] // stride,
             width=size[1] // stride,
             views=len(cameras),
@@ -55,4 +70,4 @@ def new_model(store: ClipStore, preset: Preset) -> WorldModel:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(preset.dynamics_loop.seed)
-        return WorldModel(config, Tokenizer.from_config(preset.tokenizer))
+        return WorldModel(config, trained or Tokenizer.from_config(preset.tokenizer))

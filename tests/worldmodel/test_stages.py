@@ -15,7 +15,7 @@ from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.latent_clips import LatentBatch, LatentClips, collate_latents, encode_store
 from worldmodel.model import WorldModel
-from worldmodel.presets import PRESETS, Preset, get_preset
+from worldmodel.presets import PRESETS, Preset
 from worldmodel.stages import (
     FramePairs,
     check_lengths,
@@ -23,6 +23,7 @@ from worldmodel.stages import (
     split_episodes,
     train,
 )
+from worldmodel.tokenizers import Tokenizer, TokenizerConfig
 from worldmodel.untrained import model_size, new_model
 
 Store = Callable[..., ClipStore]
@@ -195,7 +196,7 @@ def test_a_new_model_fits_its_store_and_is_the_same_every_time(
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items())
     assert one.config.image_size == (16, 16)
-    assert model_size(store, replace(preset, image_height=24), store.cameras) == (24, 24)
+    assert model_size(store, replace(preset, image_height=24), store.cameras, 4) == (24, 24)
     assert one.config.action_spec.rate_hz == store.rate_hz
 
 
@@ -365,36 +366,31 @@ def test_data_without_success_labels_have_no_judge(
     for index in range(3):
         episode = make_trajectory(f"episode-{index}", 6, index)
         store.add(replace(episode, success=None, signals={}))
-    train(store, "micro", tmp_path / "run")
+    model = train(store, "micro", tmp_path / "run")
     assert not (tmp_path / "run" / "judge").exists()
+    assert model.config.provenance["stages"] == ["tokenizer", "dynamics", "confidence"]
 
 
-def test_unknown_presets_are_refused_with_the_closest_name() -> None:
+def test_a_given_tokenizer_is_whitened_and_not_trained(
+    make_store: Store, preset: Preset, tmp_path: Path
+) -> None:
+    """An autoencoder of other channels and stride than the preset's own."""
+    store, folder = make_store([6, 7, 6, 7]), str(tmp_path / "autoencoder")
+    config = TokenizerConfig(channels=4, widths=(4, 8), layers=(1, 1))
+    given = Tokenizer.from_config(config)
+    given.autoencoder.save_pretrained(folder)
+    model = train(store, "micro", tmp_path / "run", tokenizer=folder)
+    assert not (tmp_path / "run" / "tokenizer").exists()
+    assert (model.config.dynamics.channels, model.config.dynamics.height) == (4, 8)
+    expected = given.autoencoder.state_dict()
+    for name, value in model.tokenizer.autoencoder.state_dict().items():
+        assert torch.equal(value, expected[name])
+    names = model.config.provenance["split"]["dynamics"]
+    latents = torch.cat([e.latents.float() for e in encode_store(model, store, names)], 1)
+    torch.testing.assert_close(latents.std((0, 1, 2, 4, 5)), torch.ones(4), atol=0.2, rtol=0)
     with pytest.raises(
         ValueError,
-        match=r"^Unknown preset 'tabeltop'; known: \[.*'smoke', 'tabletop'.*\]\. "
-        r"Did you mean 'tabletop'\?$",
+        match=r"holds a run with `tokenizer` '.*autoencoder'; continue it with that one, or give "
+        r"another `out` for None\.$",
     ):
-        get_preset("tabeltop")
-
-
-def test_presets_must_fit_their_tokenizer(micro: Preset) -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"^`image_height` must be a multiple of the tokenizer's stride 4, got 18\.$",
-    ):
-        replace(micro, image_height=18)
-
-
-def test_presets_deal_out_no_more_than_there_is(micro: Preset) -> None:
-    message = r"^`shares` must be positive and add up to 1 at most, got \(0\.9, 0\.2\)\.$"
-    with pytest.raises(ValueError, match=message):
-        replace(micro, shares=(0.9, 0.2))
-
-
-@pytest.mark.parametrize(("loop", "limit"), [("rollout_loop", 4), ("judge_loop", 0)])
-def test_presets_have_clips_for_their_curricula(micro: Preset, loop: str, limit: int) -> None:
-    grown = replace(getattr(micro, loop), curriculum=((0.0, 2), (0.5, 5)))
-    message = rf"^`curriculum` of `{loop}` may ask for clips of at most {limit} frames, got "
-    with pytest.raises(ValueError, match=message):
-        replace(micro, **{loop: grown})
+        train(store, "micro", tmp_path / "run")

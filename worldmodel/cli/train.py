@@ -22,9 +22,13 @@ class Command:
     data: Path
     """Clip store made by `worldmodel data convert` or `worldmodel data collect`."""
     preset: str = "smoke"
-    """Recipe: "smoke" (minutes on a laptop) or "tabletop" (the shipped checkpoint)."""
+    """Recipe: "smoke" (minutes on a laptop), "tabletop" (the shipped checkpoint), "bridge-256" or
+    "droid-3view" (600 million parameters, for GPUs)."""
     out: Path | None = None
     """Folder of the run (default: runs/<name of the data>-<preset>); a run there is continued."""
+    tokenizer: str | None = None
+    """Trained diffusers autoencoder, a folder or a hub name ("stabilityai/sd-vae-ft-mse"): only its
+    whitening is fitted; None: train the preset's."""
     restart: str | None = None
     """Stage to train anew, with all after it: tokenizer, dynamics, confidence or judge."""
     max_hours: float | None = None
@@ -44,7 +48,12 @@ def run(command: Command) -> int:
     result: dict[str, Any] = {"model": str(out / "model")}
     try:
         model = train(
-            store, command.preset, out, restart=command.restart, max_hours=command.max_hours
+            store,
+            command.preset,
+            out,
+            restart=command.restart,
+            tokenizer=command.tokenizer,
+            max_hours=command.max_hours,
         )
     except TrainingStopped as stopped:
         text = result["stopped"] = str(stopped)
