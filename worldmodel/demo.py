@@ -23,6 +23,7 @@ from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitors.detection import DetectionSummary, summarize_detection
 from worldmodel.monitors.monitor import WatchedEpisode
 from worldmodel.monitors.reliability import CalibrationSummary, Reliability, summarize
+from worldmodel.provenance import check_trained
 from worldmodel.quality import QualityRow, image_quality
 from worldmodel.rollouts import EpisodeRollouts, count_reliability, roll_out
 from worldmodel.trust import Episode, FrameFeatures, Trust, recalibrated, signals
@@ -85,6 +86,7 @@ class Loaded:
             ValueError: it cannot be read.
         """
         model = WorldModel.load(source)
+        check_trained(model.config.provenance, source, "confidence", "judge")
         monitor = checkpoint_folder(source) / "monitor"
         return cls(model, Trust.load(monitor, model), Gate.load(monitor / "gate"))
 

@@ -1,9 +1,11 @@
-"""Which files a result came from."""
+"""Which files a result came from, and whether their training was over."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 NOT_WEIGHTS = ("monitor", "README.md")
 """What may change in a checkpoint's folder without making it another model."""
@@ -18,3 +20,23 @@ def fingerprint(folder: Path) -> str:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{name.as_posix()} {content}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def check_trained(provenance: Mapping[str, Any], source: str | Path, *stages: str) -> None:
+    """Refuse a model whose training is not over; one that does not say is taken for whole.
+
+    Raises:
+        ValueError: one of `stages` is not among those that the model's provenance lists.
+    """
+    done = provenance.get("stages")
+    missing = [stage for stage in stages if done is not None and stage not in done]
+    if missing == ["judge"]:
+        raise ValueError(
+            f"The model in {str(source)!r} has no trained judge of success: its data label none, "
+            "or its `worldmodel train` is not over; train on episodes that say if they succeeded."
+        )
+    if missing:
+        raise ValueError(
+            f"The model in {str(source)!r} is half trained: stage {missing[0]!r} is missing; run "
+            "its `worldmodel train` to the end."
+        )

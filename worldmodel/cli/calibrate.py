@@ -48,7 +48,7 @@ def run(command: Command) -> int:
     )
     from worldmodel.episodes import open_for
     from worldmodel.model import WorldModel, checkpoint_folder
-    from worldmodel.provenance import fingerprint
+    from worldmodel.provenance import check_trained, fingerprint
 
     if command.horizon < 1:
         raise ValueError(f"`--horizon` must be at least 1 frame, got {command.horizon}.")
@@ -56,6 +56,7 @@ def run(command: Command) -> int:
     target = command.out or folder / "monitor"
     check_target(target)
     model = WorldModel.load(command.model)
+    check_trained(model.config.provenance, folder, "confidence")
     reference = None if command.reference is None else open_for(model, command.reference)
     plan = plan_calibration(model, open_for(model, command.data), reference)
     config = monitor_config(len(plan.calibration), command.alpha)

@@ -46,11 +46,13 @@ def run(command: Command) -> int:
     from worldmodel.episodes import open_for, select_episodes
     from worldmodel.logged_rollouts import log_attributes, write_rollout
     from worldmodel.model import WorldModel, checkpoint_folder
+    from worldmodel.provenance import check_trained
     from worldmodel.watching import VERDICT, summarize_watch
 
     check_new(command.out)
     folder = checkpoint_folder(command.model)
     model = WorldModel.load(folder)
+    check_trained(model.config.provenance, folder, "confidence")
     monitor = command.monitor or folder / "monitor"
     trust = load_trust(model, folder, monitor)
     dataset = open_for(model, command.data)
