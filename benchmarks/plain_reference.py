@@ -1,4 +1,4 @@
-"""The C3 and WorldGym network and its rollout, written plainly: no cache, nothing computed ahead.
+"""The C3 and WorldGym network and its rollout as published: no cache, nothing computed ahead.
 
 An independent statement of the public architecture (arXiv:2512.05927, arXiv:2506.00613), with its
 parameter names. Tests hold `worldmodel.reference` against it; benchmarks/imagination.py times it.
@@ -45,9 +45,9 @@ def rotary_factors(shape: tuple[int, ...], head_dim: int, kind: str) -> tuple[Te
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate entries 2i and 2i + 1 of the last axis."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    """Rotate entries 2i and 2i + 1 of the last axis, by the sum that the publications write."""
+    turned = torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
+    return x * cos.repeat_interleave(2, dim=-1) + turned * sin.repeat_interleave(2, dim=-1)
 
 
 class PlainAttention(nn.Module):

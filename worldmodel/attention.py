@@ -63,14 +63,13 @@ Modulation = tuple[Tensor, ...]
 """Shift, gain (1 + scale) and gate of attention, then of the perceptron, [batch, time, 1, dim]."""
 
 
-def modulate(x: Tensor, shift: Tensor, gain: Tensor) -> Tensor:
-    """Shift and scale of adaptive layer norm (Peebles & Xie 2023, arXiv:2212.09748)."""
-    return torch.addcmul(shift, x, gain)
-
-
-def normalize(x: Tensor) -> Tensor:
-    """Layer norm over the last axis, without weights."""
-    return torch.layer_norm(x, x.shape[-1:], eps=1e-6)
+def modulated_norm(
+    x: Float[Tensor, "batch time tokens dim"], shift: Tensor, gain: Tensor
+) -> Float[Tensor, "batch time tokens dim"]:
+    """Adaptive layer norm (Peebles & Xie 2023, arXiv:2212.09748)."""
+    if shift.numel() == shift.shape[-1]:  # one frame: shift and gain are the norm's own weights
+        return torch.layer_norm(x, x.shape[-1:], gain.flatten(), shift.flatten(), 1e-6)
+    return torch.addcmul(shift, torch.layer_norm(x, x.shape[-1:], eps=1e-6), gain)
 
 
 def gelu_in_place(x: Tensor) -> Tensor:
@@ -153,10 +152,10 @@ def mix_space(
 ) -> Float[Tensor, "batch time tokens dim"]:
     """What a spatial block computes; see `SpatialBlock`."""
     shift, gain, gate, shift_2, gain_2, gate_2 = modulation
-    rows = modulate(normalize(x), shift, gain).flatten(0, 1)
+    rows = modulated_norm(x, shift, gain).flatten(0, 1)
     mixed = attend(*project(rows, w, table), w, mask)
     x = torch.addcmul(x, gate, mixed.view_as(x))
-    return torch.addcmul(x, gate_2, perceptron(modulate(normalize(x), shift_2, gain_2), w))
+    return torch.addcmul(x, gate_2, perceptron(modulated_norm(x, shift_2, gain_2), w))
 
 
 def mix_time(
@@ -170,7 +169,7 @@ def mix_time(
     """What a temporal block computes; see `TemporalBlock`."""
     shift, gain, gate, shift_2, gain_2, gate_2 = modulation
     b = len(x)
-    rows = modulate(normalize(x), shift, gain).transpose(1, 2).flatten(0, 1)
+    rows = modulated_norm(x, shift, gain).transpose(1, 2).flatten(0, 1)
     q, k, v = project(rows, w, table)
     if cache is None:
         mixed = attend(q, k, v, w, mask)
@@ -180,7 +179,7 @@ def mix_time(
         parts = zip(q.chunk(count), k.chunk(count), v.chunk(count), strict=True)
         mixed = torch.cat([attend(a, *cache.write(b, c), w, mask) for a, b, c in parts])
     x = torch.addcmul(x, gate, mixed.view(b, -1, *mixed.shape[1:]).transpose(1, 2))
-    return torch.addcmul(x, gate_2, perceptron(modulate(normalize(x), shift_2, gain_2), w))
+    return torch.addcmul(x, gate_2, perceptron(modulated_norm(x, shift_2, gain_2), w))
 
 
 def write_time(
@@ -192,7 +191,7 @@ def write_time(
 ) -> None:
     """Write frames into a temporal block's cache, and nothing else."""
     shift, gain, *_ = modulation
-    rows = modulate(normalize(x), shift, gain).transpose(1, 2).flatten(0, 1)
+    rows = modulated_norm(x, shift, gain).transpose(1, 2).flatten(0, 1)
     _, k, v = project(rows, w, table)
     cache.write(k, v)
 

@@ -37,10 +37,15 @@ class LayerCache:
         num_frames = k.shape[2]
         if num_frames == 1:
             slot = position % capacity
-            self.keys[:, :, slot], self.values[:, :, slot] = k[:, :, 0], v[:, :, 0]
+            self.keys.select(2, slot).copy_(k.squeeze(2))
+            self.values.select(2, slot).copy_(v.squeeze(2))
             filled = min(position + 1, capacity)
             return self.keys[:, :, :filled], self.values[:, :, :filled]
-        assert position == 0, "several frames at once only start a cache"
+        filled = position + num_frames
+        if filled <= capacity:
+            self.keys[:, :, position:filled], self.values[:, :, position:filled] = k, v
+            return self.keys[:, :, :filled], self.values[:, :, :filled]
+        assert position == 0, "several frames at once do not turn the ring"
         kept = torch.arange(max(0, num_frames - capacity), num_frames, device=k.device)
         self.keys[:, :, kept % capacity] = k[:, :, kept]
         self.values[:, :, kept % capacity] = v[:, :, kept]

@@ -26,8 +26,7 @@ from worldmodel.attention import (
     Weights,
     mix_space,
     mix_time,
-    modulate,
-    normalize,
+    modulated_norm,
     rotary_angles,
     rotary_table,
     write_time,
@@ -153,30 +152,15 @@ class Stack(nn.Module):
         pairs = zip(self.spatial, self.temporal, strict=True)
         return [(spatial.weights(), temporal.weights()) for spatial, temporal in pairs]  # type: ignore[operator]
 
-    def modulations(self, condition: Float[Tensor, "batch time dim"]) -> list[Modulation]:
-        """Of every block in order, then shift and gain of the read-out."""
-        return self.split(self.raw_modulations(condition)[:, :, :, None].unbind(2))
-
-    def modulations_at(
-        self, condition: Float[Tensor, "batch entries dim"]
-    ) -> list[list[Modulation]]:
-        """Modulations of one frame under each of several conditions, made at once."""
-        raw = self.raw_modulations(condition)[:, :, :, None]
-        return [self.split(entry.unbind(2)) for entry in raw.split(1, dim=1)]
-
-    def raw_modulations(
+    def modulations(
         self, condition: Float[Tensor, "batch time dim"]
     ) -> Float[Tensor, "batch time parts dim"]:
-        """Everything that `split` deals out."""
+        """Of every block and the read-out, for `split` to deal out."""
         active, dim = F.silu(condition), self.config.dim
         pairs = zip(self.spatial, self.temporal, strict=True)
         maps = [*(block.modulation for pair in pairs for block in pair), self.modulation]
-        raw = [m(active).view(*active.shape[:2], -1, dim) for m in maps]  # type: ignore[operator]
-        return torch.cat(raw, dim=2) + self.is_gain[:, None]
-
-    def split(self, parts: tuple[Tensor, ...]) -> list[Modulation]:
-        """Six parts for every block and two for the read-out."""
-        return [parts[start : start + 6] for start in range(0, len(parts), 6)]
+        parts = [m(active).view(*active.shape[:2], -1, dim) for m in maps]  # type: ignore[operator]
+        return torch.cat(parts, dim=2) + self.is_gain[:, None]
 
     def read_out(
         self, x: Float[Tensor, "batch time tokens dim"], modulation: Modulation
@@ -184,7 +168,7 @@ class Stack(nn.Module):
         """From hidden states to one value per subpatch."""
         p = self.config.patch
         return rearrange(
-            self.out(modulate(normalize(x), *modulation)),
+            self.out(modulated_norm(x, *modulation)),
             "b t (h w) (c p q) -> b t 1 c (h p) (w q)",
             h=self.config.height // p, p=p, q=p,
         )  # fmt: skip
@@ -283,13 +267,13 @@ class Reference(nn.Module):
         condition = self.condition(level, actions)
         mask = causal_mask(time, noisy.device)
         tables = self.places, self.times(0, time, time)
-        modulations = self.stack.modulations(condition)
+        modulations = split(self.stack.modulations(condition))
         x = self.tokens(noisy)
         hidden = run_stack(x, self.stack.weights(), modulations, tables, mask=mask)
         velocity = self.stack.read_out(hidden, modulations[-1]).to(noisy.dtype)
         if epsilon is None or not self.has_confidence:
             return velocity, None
-        stated = self.confidence.modulations(self.with_threshold(condition, epsilon))
+        stated = split(self.confidence.modulations(self.with_threshold(condition, epsilon)))
         x = run_stack(hidden, self.confidence.weights(), stated, tables, mask=mask)
         return velocity, self.confidence.read_out(x, stated[-1]).float().sigmoid()
 
@@ -298,6 +282,12 @@ class Reference(nn.Module):
     ) -> Float[Tensor, "batch time dim"]:
         """The confidence head's condition."""
         return condition + self.threshold(sinusoids(epsilon).to(self.dtype))
+
+
+def split(modulations: Float[Tensor, "batch time parts dim"]) -> list[Modulation]:
+    """Six parts for every block in order, then shift and gain of the read-out."""
+    parts = modulations[:, :, :, None].unbind(2)
+    return [parts[start : start + 6] for start in range(0, len(parts), 6)]
 
 
 def run_stack(

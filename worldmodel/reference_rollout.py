@@ -14,9 +14,9 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from worldmodel.attention import Modulation, Rotary
+from worldmodel.attention import Rotary
 from worldmodel.cache import TemporalCache
-from worldmodel.reference import CONTEXT_LEVEL, Reference, causal_mask, run_stack
+from worldmodel.reference import CONTEXT_LEVEL, Reference, causal_mask, run_stack, split
 from worldmodel.rollout_io import ImaginedFrame
 from worldmodel.sampler import Draw, Sampling, sample
 from worldmodel.schedule import SigmoidDiffusion
@@ -58,7 +58,9 @@ class ReferenceRollout:
         self.weights = network.stack.weights()
         self.confidence_weights = network.confidence.weights() if network.has_confidence else []
         self.fresh = False
-        """Whether the caches hold exactly the frames of `latents`."""
+        """Whether the caches, with `waiting`, hold exactly the frames of `latents`."""
+        self.waiting: Step | None = None
+        """The last frame, while it is not written yet: it goes with the next one's first pass."""
 
     def next_frame(self, frame: FrameInputs) -> ImaginedFrame:
         """Imagine one frame from the noise in `frame` and make it part of the past."""
@@ -66,18 +68,20 @@ class ReferenceRollout:
             self.restart()
         action = known_actions(frame)
         step = Step(self, action)
-        latent = sample(step.denoise, frame.noisy, SCHEDULE, self.sampling, self.draw)
+        step.latent = sample(step.denoise, frame.noisy, SCHEDULE, self.sampling, self.draw)
         stated = step.confidence() if len(self.epsilon) else None
         keep = self.network.config.window - 1
         slides = self.latents.shape[1] == keep
-        self.latents = torch.cat((self.latents, latent), 1)[:, -keep:]
+        self.latents = torch.cat((self.latents, step.latent), 1)[:, -keep:]
         self.actions = torch.cat((self.actions, action), 1)[:, -keep:]
         # "pixel" moves every position as the window grows, so nothing can be kept.
         grows = not slides and self.network.config.temporal_rotary != "pixel"
         self.fresh = grows or self.sampling.window == "stale"
-        if self.fresh:
-            step.remember(latent)
-        return ImaginedFrame(latent[:, 0], step.hidden[:, 0].float(), stated)
+        if grows:
+            self.waiting = step
+        elif self.fresh:
+            step.write()
+        return ImaginedFrame(step.latent[:, 0], step.hidden[:, 0].float(), stated)
 
     def restart(self) -> None:
         """Compute the caches anew from the frames still in the window."""
@@ -86,38 +90,34 @@ class ReferenceRollout:
             cache.restart()
         level = self.latents.new_full(self.latents.shape[:2], CONTEXT_LEVEL)
         condition = network.condition(level, self.actions)
-        times = network.times(0, time, min(time + 1, network.config.window))
-        confidence = self.for_each_level(condition) if len(self.epsilon) else None
-        self.write(
-            self.latents,
-            network.stack.modulations(condition),
-            None if confidence is None else network.confidence.modulations(confidence),
-            (network.places, times),
-        )
-        self.fresh = True
-
-    def write(
-        self,
-        latents: Float[Tensor, "batch time 1 channel height width"],
-        modulations: list[Modulation],
-        confidence_modulations: list[Modulation] | None,
-        tables: tuple[Rotary, Rotary],
-    ) -> None:
-        """Write frames of the past into the caches, as the network sees the past."""
-        network, time = self.network, latents.shape[1]
-        mask = causal_mask(time, latents.device) if time > 1 else None
+        tables = network.places, network.times(0, time, min(time + 1, network.config.window))
         hidden = run_stack(
-            network.tokens(latents * SCHEDULE.signal(CONTEXT_LEVEL)), self.weights, modulations,
-            tables, mask=mask, cache=self.cache, only_write=confidence_modulations is None,
+            network.tokens(self.latents * SCHEDULE.signal(CONTEXT_LEVEL)), self.weights,
+            split(network.stack.modulations(condition)), tables,
+            mask=causal_mask(time, condition.device), cache=self.cache,
+            only_write=not len(self.epsilon),
         )  # fmt: skip
         self.cache.advance(time)
-        if confidence_modulations is not None:
-            run_stack(
-                hidden.repeat(len(self.epsilon), 1, 1, 1), self.confidence_weights,
-                confidence_modulations, tables,
-                mask=mask, cache=self.confidence_cache, only_write=True,
-            )  # fmt: skip
-            self.confidence_cache.advance(time)
+        if len(self.epsilon):
+            self.write_confidence(
+                hidden, network.confidence.modulations(self.for_each_level(condition)), tables
+            )
+        self.fresh = True
+
+    def write_confidence(
+        self,
+        hidden: Float[Tensor, "batch time tokens dim"],
+        modulations: Float[Tensor, "rows time parts dim"],
+        tables: tuple[Rotary, Rotary],
+    ) -> None:
+        """Write frames of the past into the confidence head's cache."""
+        time = hidden.shape[1]
+        run_stack(
+            hidden.repeat(len(self.epsilon), 1, 1, 1), self.confidence_weights, split(modulations),
+            tables, mask=causal_mask(time, hidden.device) if time > 1 else None,
+            cache=self.confidence_cache, only_write=True,
+        )  # fmt: skip
+        self.confidence_cache.advance(time)
 
     def for_each_level(self, condition: Float[Tensor, "batch time dim"]) -> Tensor:
         """The confidence head's conditions, every ε below the other: ε reaches keys and values."""
@@ -129,47 +129,87 @@ class ReferenceRollout:
 class Step:
     """One frame while it is sampled: its modulations at every noise level are made at once."""
 
+    latent: Float[Tensor, "batch 1 1 channel height width"]
+    """What was sampled."""
+
     def __init__(self, rollout: ReferenceRollout, action: Float[Tensor, "batch 1 action"]) -> None:
         network = rollout.network
         self.rollout, self.network = rollout, network
+        # The last entry is that of the frame once it is part of the past.
         self.levels = [*SCHEDULE.levels(rollout.sampling.num_steps)[:-1], float(CONTEXT_LEVEL)]
         level = action.new_tensor(self.levels).expand(len(action), -1)
         condition = network.condition(level, action.expand(-1, len(self.levels), -1))
-        self.modulations = network.stack.modulations_at(condition)
-        past = rollout.cache.position
-        times = network.times(past, 1, min(past + 1, network.config.window))
-        self.tables = network.places, times
-        self.hidden = action
-        self.last: list[Modulation] | None = None
-        self.remembered: list[Modulation] | None = None
+        self.modulations = network.stack.modulations(condition)
         if len(rollout.epsilon):
-            stated = network.confidence.modulations_at(rollout.for_each_level(condition[:, -2:]))
-            self.last, self.remembered = stated
+            stated = rollout.for_each_level(condition[:, -2:])
+            self.confidence_modulations = network.confidence.modulations(stated)
+        self.hidden = action
+        self.made: dict[tuple[int, int], tuple[Rotary, Rotary]] = {}
+
+    def tables(self, first: int, num_frames: int) -> tuple[Rotary, Rotary]:
+        """Rotations of frames from position `first` on, the last of them the one being sampled."""
+        key = (first, num_frames)
+        if key not in self.made:
+            seen = min(first + num_frames, self.network.config.window)
+            self.made[key] = self.network.places, self.network.times(first, num_frames, seen)
+        return self.made[key]
 
     def denoise(self, noisy: Tensor, level: float) -> Tensor:
         """The clean latent that the network's velocity implies: z = signal x - sigma v."""
         network, rollout = self.network, self.rollout
-        modulations = self.modulations[self.levels.index(level)]
-        self.hidden = run_stack(
-            network.tokens(noisy), rollout.weights, modulations, self.tables, cache=rollout.cache
-        )
-        velocity = network.stack.read_out(self.hidden, modulations[-1]).to(noisy.dtype)
-        return SCHEDULE.signal(level) * noisy - SCHEDULE.sigma(level) * velocity
+        index = self.levels.index(level)
+        modulations = self.modulations[:, index : index + 1]
+        parts = split(modulations)
+        if rollout.waiting is not None:
+            rollout.waiting, past = None, rollout.waiting
+            self.hidden = self.pass_with(past, noisy, modulations)
+        else:
+            self.hidden = run_stack(
+                network.tokens(noisy), rollout.weights, parts,
+                self.tables(rollout.cache.position, 1), cache=rollout.cache,
+            )  # fmt: skip
+        velocity = network.stack.read_out(self.hidden, parts[-1])
+        return SCHEDULE.signal(level) * noisy - SCHEDULE.sigma(level) * velocity.to(noisy.dtype)
+
+    def pass_with(self, past: Step, noisy: Tensor, modulations: Tensor) -> Tensor:
+        """Hidden state of this frame, from the pass that also writes the frame before it."""
+        rollout, first = self.rollout, self.rollout.cache.position
+        pair = torch.cat((past.latent * SCHEDULE.signal(CONTEXT_LEVEL), noisy), dim=1)
+        hidden = run_stack(
+            self.network.tokens(pair), rollout.weights,
+            split(torch.cat((past.modulations[:, -1:], modulations), dim=1)),
+            self.tables(first, 2), mask=causal_mask(first + 2, noisy.device)[-2:],
+            cache=rollout.cache,
+        )  # fmt: skip
+        rollout.cache.advance(1)
+        if len(rollout.epsilon):
+            rollout.write_confidence(
+                hidden[:, :1], past.confidence_modulations[:, -1:], self.tables(first, 1)
+            )
+        return hidden[:, 1:]
 
     def confidence(self) -> Float[Tensor, "batch view channel h w levels"]:
         """C3's confidence, read once, at the last noise level."""
         rollout, levels = self.rollout, len(self.rollout.epsilon)
-        assert self.last is not None
+        modulations = split(self.confidence_modulations[:, :1])
         x = run_stack(
-            self.hidden.repeat(levels, 1, 1, 1), rollout.confidence_weights, self.last,
-            self.tables, cache=rollout.confidence_cache,
+            self.hidden.repeat(levels, 1, 1, 1), rollout.confidence_weights, modulations,
+            self.tables(rollout.cache.position, 1), cache=rollout.confidence_cache,
         )  # fmt: skip
-        logits = self.network.confidence.read_out(x, self.last[-1])[:, 0]
+        logits = self.network.confidence.read_out(x, modulations[-1])[:, 0]
         return rearrange(logits.float().sigmoid(), "(e b) v c h w -> b v c h w e", e=levels)
 
-    def remember(self, latent: Float[Tensor, "batch 1 1 channel height width"]) -> None:
-        """Make the sampled frame part of the past."""
-        self.rollout.write(latent, self.modulations[-1], self.remembered, self.tables)
+    def write(self) -> None:
+        """Make the sampled frame part of the past, in a pass of its own."""
+        rollout, tables = self.rollout, self.tables(self.rollout.cache.position, 1)
+        hidden = run_stack(
+            self.network.tokens(self.latent * SCHEDULE.signal(CONTEXT_LEVEL)), rollout.weights,
+            split(self.modulations[:, -1:]), tables,
+            cache=rollout.cache, only_write=not len(rollout.epsilon),
+        )  # fmt: skip
+        rollout.cache.advance(1)
+        if len(rollout.epsilon):
+            rollout.write_confidence(hidden, self.confidence_modulations[:, -1:], tables)
 
 
 def known_actions(frame: FrameInputs) -> Tensor:

@@ -22,7 +22,7 @@ from worldmodel.attention import (
     Modulation,
     SpatialBlock,
     TemporalBlock,
-    modulate,
+    modulated_norm,
     rotary_angles,
     rotary_table,
 )
@@ -224,7 +224,6 @@ class Dynamics(nn.Module):
         shape = (config.dim, config.heads, config.condition_dim, config.mlp_ratio)
         self.spatial = nn.ModuleList(SpatialBlock(*shape) for _ in range(config.layers))
         self.temporal = nn.ModuleList(TemporalBlock(*shape) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.dim, elementwise_affine=False, eps=1e-6)
         self.final_modulation = nn.Linear(config.condition_dim, 2 * config.dim)
         self.final = nn.Linear(config.dim, width)
         nn.init.zeros_(self.final.weight)
@@ -298,7 +297,7 @@ class Dynamics(nn.Module):
         """From hidden states to the estimated latents."""
         config = self.config
         shift, scale = self.final_modulation(condition)[:, :, None].chunk(2, dim=-1)
-        out = self.final(modulate(self.norm(x), shift, 1 + scale)).to(inputs.noisy.dtype)
+        out = self.final(modulated_norm(x, shift, 1 + scale)).to(inputs.noisy.dtype)
         correction = rearrange(
             out, "b t (v h w) (c p q) -> b t v c (h p) (w q)",
             v=config.views, h=config.height // config.patch, p=config.patch, q=config.patch,
