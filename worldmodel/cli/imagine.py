@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worldmodel.datasets.dataset import Dataset
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from worldmodel.logged_rollouts import LoggedRollout
     from worldmodel.model import WorldModel
     from worldmodel.rollouts import EpisodeRollouts
+    from worldmodel.sampler import Sampling
     from worldmodel.trust import Episode, Trust
 
 HORIZONS = (1, 4, 5, 8, 10, 16)
@@ -46,6 +47,15 @@ class Command:
     """Frames imagined before the rollout starts from real frames again."""
     seed: int = 0
     """Seed; a rollout depends on it and its episode's place in the data, on no other episode."""
+    num_steps: int | None = None
+    """Sampler steps per frame; None: the checkpoint's own."""
+    method: str | None = None
+    """Sampler: "euler", "heun" (twice the work per step) or "ddim"; None: the checkpoint's own."""
+    eta: float | None = None
+    """Share of noise renewed at each sampler step, from 0 to 1; None: the checkpoint's own."""
+    guidance: float | None = None
+    """Weight of the actions: 1 is plain sampling, more follows them more closely at twice the work;
+    None: the checkpoint's own."""
     monitor: Path | None = None
     """Folder whose recalibration is used; None: `monitor` in the checkpoint, if it is there."""
     json: bool = False
@@ -65,11 +75,14 @@ def run(command: Command) -> int:
         write_rollout,
     )
     from worldmodel.model import WorldModel, checkpoint_folder
+    from worldmodel.provenance import check_trained
 
     if command.start < 1 or command.horizon < 1 or command.seed < 0:
         raise ValueError("`--start` and `--horizon` must be at least 1, `--seed` at least 0.")
     folder = checkpoint_folder(command.model)
     model = WorldModel.load(folder)
+    check_trained(model.config.provenance, folder, "confidence")
+    sampling = choose_sampling(command, model)
     monitor = command.monitor or folder / "monitor"
     trust = None
     if command.monitor or monitor.exists():
@@ -88,17 +101,45 @@ def run(command: Command) -> int:
         "start": command.start,
         "horizon": command.horizon,
         "seed": command.seed,
+        "sampling": asdict(sampling),
     }
     log = open_log(command.out, attributes)
     missing = names if log is None else missing_rollouts(log, names)
     note_seen(model, dataset, names, monitor)
-    for episode, rollouts in imagine_episodes(command, model, trust, dataset, missing):
+    for episode, rollouts in imagine_episodes(command, model, trust, dataset, missing, sampling):
         log = log or RolloutLog.create(command.out, attributes=attributes)
         rows = steps(model, episode, rollouts)
         write_rollout(log, episode.name, rows, dataset.summary(episode.name))
     assert log is not None
     print_result(command, read_rollouts(log), is_recalibrated=trust is not None)
     return 0
+
+
+def choose_sampling(command: Command, model: WorldModel) -> Sampling:
+    """The checkpoint's own sampler, changed as asked; says what that costs in trust."""
+    own = model.sampling
+    given: dict[str, Any] = {
+        "num_steps": command.num_steps,
+        "method": command.method,
+        "eta": command.eta,
+        "guidance": command.guidance,
+    }
+    sampling = replace(own, **{name: value for name, value in given.items() if value is not None})
+    if sampling != own:
+        print(
+            "note: confidence was trained, and its calibration made, for the checkpoint's own "
+            f"sampler ({own.num_steps} x {own.method}); of another it promises nothing.",
+            file=sys.stderr,
+        )
+    if sampling.guidance != 1 and not model.config.provenance.get("recipe", {}).get(
+        "action_dropout"
+    ):
+        print(
+            "note: the checkpoint was trained without action dropout, so it never learned to "
+            "predict without an action; guidance is then a guess.",
+            file=sys.stderr,
+        )
+    return sampling
 
 
 def missing_rollouts(log: RolloutLog, names: Sequence[str]) -> list[str]:
@@ -124,6 +165,7 @@ def imagine_episodes(
     trust: Trust | None,
     dataset: Dataset,
     names: Sequence[str],
+    sampling: Sampling,
 ) -> Iterator[tuple[Episode, EpisodeRollouts]]:
     """Load and imagine one episode after the other."""
     from tqdm import tqdm
@@ -138,8 +180,9 @@ def imagine_episodes(
             episode = load_episode(model, dataset.episode(name), cameras)
             seed = command.seed + SEED_STRIDE * dataset.episode_ids.index(name)
             (rollouts,) = roll_out(
-                model, [episode.batch], start=command.start, horizon=command.horizon, seed=seed
-            )
+                model, [episode.batch], start=command.start, horizon=command.horizon, seed=seed,
+                sampling=sampling,
+            )  # fmt: skip
             yield episode, recalibrated(rollouts, trust.recalibration) if trust else rollouts
 
 
