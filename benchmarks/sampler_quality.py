@@ -1,0 +1,224 @@
+"""Quality of imagined frames against sampler and number of steps, on a shipped checkpoint.
+
+    OMP_NUM_THREADS=1 python benchmarks/sampler_quality.py
+
+Held-out episodes of the tabletop are simulated, imagined once per sampler and seed, and compared
+with what the simulator showed. About twenty minutes of one CPU core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from checkpoint_quality import git_commit  # the script beside this one
+from tqdm import tqdm
+
+from worldmodel.calibration import calibration_table
+from worldmodel.demo import simulate
+from worldmodel.envs.collect import Collection
+from worldmodel.latent_clips import LatentBatch, collate_latents
+from worldmodel.model import WorldModel
+from worldmodel.quality import psnr_per_frame
+from worldmodel.rollouts import EPSILONS, EpisodeRollouts
+from worldmodel.sampler import Sampling
+from worldmodel.trust import Episode
+
+HORIZONS = (1, 5, 10, 16)
+START = 4
+"""Real frames before the first imagined one."""
+KINDS: dict[str, dict[str, Any]] = {
+    "euler": {},
+    "heun": {"method": "heun"},
+    "eta 0.5": {"eta": 0.5},
+    "eta 1": {"eta": 1.0},
+}
+STEPS = (1, 2, 4, 8, 16)
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One sampler; means over episodes and seeds, with 95% intervals over redrawn episodes."""
+
+    sampler: str
+    num_steps: int
+    psnr_db: dict[int, tuple[float, float, float]]
+    """Horizon -> mean and interval."""
+    gain_db: dict[int, tuple[float, float, float]]
+    """Horizon -> the same of the gain over copying the last real frame."""
+    spread: dict[int, float]
+    """Horizon -> root mean variance between seeds, in latent standard deviations."""
+    error: dict[int, float]
+    """Horizon -> root mean square error of the seeds' mean, in latent standard deviations."""
+    ece: dict[int, float]
+    """Horizon -> pooled calibration error of the confidence as stated, of the first seed."""
+    cpu_ms: float
+    """CPU time per frame and rollout, with confidence, without decoding."""
+
+
+def settings() -> list[tuple[str, Sampling]]:
+    """Every sampler once; with one step they are all the same."""
+    rows = [("any", Sampling())]
+    for name, options in KINDS.items():
+        rows += [(name, Sampling(num_steps=n, **options)) for n in STEPS[1:]]
+    return rows
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean over episodes and 95% bootstrap interval."""
+    draws = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
+    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+class Bench:
+    """The episodes, and what a frame copied from the last real one scores."""
+
+    def __init__(self, model: WorldModel, episodes: Sequence[Episode]) -> None:
+        self.model, self.episodes = model, episodes
+        longest = START + max(HORIZONS)
+        self.clips: LatentBatch = collate_latents([e.batch.cut(longest) for e in episodes])
+        self.real = {h: self.pictures(START - 1 + h) for h in (0, *HORIZONS)}
+        self.copied = {h: psnr_per_frame(self.real[0], self.real[h]) for h in HORIZONS}
+
+    def pictures(self, frame: int) -> torch.Tensor:
+        """The real frames so far into the episodes."""
+        return torch.stack([episode.frames[frame, 0] for episode in self.episodes])
+
+    def imagine(self, sampling: Sampling, seed: int) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """Latents, confidence and CPU seconds of one rollout per episode."""
+        clips, count = self.clips, len(self.episodes)
+        begun = time.process_time()
+        imagined = self.model.imagine(
+            clips.latents[:, :START].float(),
+            clips.actions[:, :-1],
+            action_valid=clips.action_valid[:, :-1],
+            seeds=range(seed * count, (seed + 1) * count),
+            epsilon=EPSILONS,
+            sampling=sampling,
+        )
+        return imagined.latents, imagined.confidence, time.process_time() - begun
+
+    def ece(self, latents: torch.Tensor, confidence: torch.Tensor) -> dict[int, float]:
+        """Pooled expected calibration error of the confidence as stated."""
+        truth = self.clips.latents[:, START:].float()
+        horizon = np.arange(1, truth.shape[1] + 1)
+        rollouts = [
+            EpisodeRollouts(*row, horizon) for row in zip(truth, latents, confidence, strict=True)
+        ]
+        table = calibration_table(rollouts, horizons=HORIZONS)
+        return {h: summary.ece for h, summary in table.items()}
+
+    def row(self, name: str, sampling: Sampling, seeds: int) -> Row:
+        """Everything about one sampler."""
+        runs = [self.imagine(sampling, seed) for seed in range(seeds)]
+        latents = torch.stack([run[0] for run in runs])
+        truth = self.clips.latents[:, START:].float()
+        psnr = {}
+        for h in HORIZONS:
+            decoded = self.model.decode(latents[:, :, h - 1, 0])
+            psnr[h] = np.mean([psnr_per_frame(d, self.real[h]) for d in decoded], axis=0)
+        wrong = (latents.mean(0) - truth).square()
+        return Row(
+            sampler=name,
+            num_steps=sampling.num_steps,
+            psnr_db={h: interval(psnr[h]) for h in HORIZONS},
+            gain_db={h: interval(psnr[h] - self.copied[h]) for h in HORIZONS},
+            spread={h: float(latents[:, :, h - 1].var(0).mean().sqrt()) for h in HORIZONS},
+            error={h: float(wrong[:, h - 1].mean().sqrt()) for h in HORIZONS},
+            ece=self.ece(runs[0][0], runs[0][1]),
+            cpu_ms=1000 * min(run[2] for run in runs) / latents[0, :, :, 0, 0, 0, 0].numel(),
+        )
+
+
+def hardware() -> str:
+    """The processor's name and the number of threads used."""
+    names = Path("/proc/cpuinfo")
+    lines = names.read_text().splitlines() if names.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = models[0] if models else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} thread(s), no GPU"
+
+
+def table(rows: Sequence[Row], facts: dict[str, Any]) -> str:
+    """The rows as Markdown."""
+    base = rows[0].cpu_ms
+    first = f"| sampler | steps | {' | '.join(f'PSNR at {h}' for h in HORIZONS)} | gain at 16 "
+    lines = [
+        first + "| spread at 16 | error at 16 | ECE at 16 | time |",
+        "|" + "---|" * (len(HORIZONS) + 7),
+    ]
+    for row in rows:
+        psnr = [f"{m:.2f} ({low:.2f} to {high:.2f})" for m, low, high in row.psnr_db.values()]
+        mean, low, high = row.gain_db[16]
+        cells = [row.sampler, row.num_steps, *psnr, f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"]
+        cells += [f"{row.spread[16]:.3f}", f"{row.error[16]:.3f}", f"{row.ece[16]:.3f}"]
+        lines.append("| " + " | ".join(map(str, [*cells, f"{row.cpu_ms / base:.2f}"])) + " |")
+    told = "; ".join(f"{name}: {value}" for name, value in facts.items())
+    return (
+        "# Quality against sampler steps\n\n"
+        f"{told}.\n\n"
+        "PSNR in dB of the first view, so many frames after the last real one: mean over episodes "
+        "and seeds, with a 95% interval over redrawn episodes. Gain: over copying the last real "
+        "frame. Spread: root mean variance between seeds; error: root mean square error of the "
+        "seeds' mean, both in latent standard deviations. ECE: pooled calibration error of the "
+        "confidence as stated. Time: CPU time per frame, with confidence, against one step "
+        f"({base:.2f} ms per frame and rollout, in a batch of {facts['episodes']}).\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+
+
+def main() -> None:
+    """Simulate, imagine, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="tabletop")
+    parser.add_argument("--episodes", type=int, default=32)
+    parser.add_argument("--seeds", type=int, default=4, help="rollouts per episode and sampler")
+    parser.add_argument("--seed", type=int, default=3_000_003, help="of the simulated episodes")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    arguments = parser.parse_args()
+    model = WorldModel.load(arguments.model)
+    scene = Collection(renderer="ray", seed=arguments.seed)
+    (episodes,) = simulate(model, [("held-out", scene, arguments.episodes)], workers=1).values()
+    bench = Bench(model, episodes)
+    bench.imagine(Sampling(), 0)  # warm up
+    rows = [
+        bench.row(name, sampling, arguments.seeds)
+        for name, sampling in tqdm(settings(), "samplers", file=sys.stderr)
+    ]
+    facts = {
+        "checkpoint": arguments.model,
+        "episodes": arguments.episodes,
+        "episode seed": arguments.seed,
+        "seeds per episode": arguments.seeds,
+        "renderer": scene.renderer,
+        "hardware": hardware(),
+        "versions": f"Python {platform.python_version()}, torch {version('torch')}",
+        "commit": git_commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    text = table(rows, facts)
+    print(text)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "sampler_quality.md").write_text(text)
+    stored = {**facts, "copied_db": {h: interval(v) for h, v in bench.copied.items()}}
+    (arguments.out / "sampler_quality.json").write_text(
+        json.dumps({**stored, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
