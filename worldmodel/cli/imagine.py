@@ -84,9 +84,8 @@ def run(command: Command) -> int:
     check_trained(model.config.provenance, folder, "confidence")
     sampling = choose_sampling(command, model)
     monitor = command.monitor or folder / "monitor"
-    trust = None
-    if command.monitor or monitor.exists():
-        trust = load_trust(model, folder, monitor)
+    has_trust = command.monitor is not None or monitor.exists()
+    trust = load_trust(model, folder, monitor) if has_trust else None
     dataset = open_for(model, command.data)
     names = select_episodes(dataset, only=command.only, limit=command.episodes)
     names = long_enough(dataset, names, start=command.start)
