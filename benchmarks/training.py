@@ -48,7 +48,10 @@ def hardware(device: torch.device) -> dict[str, str]:
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), cpu)
-    found = {"cpu": f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used"}
+    found = {
+        "cpu": f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used, "
+        f"load {os.getloadavg()[0]:.1f} before the start"
+    }
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory / GIB
         found["gpu"] = f"{torch.cuda.get_device_name(device)}, {memory:.0f} GiB"
@@ -116,7 +119,8 @@ def time_rollout(
     device = all_processes().device
     torch.manual_seed(0)
     torch._dynamo.reset()
-    dynamics = Dynamics(config).to(device).eval()
+    dtype = torch.bfloat16 if computing.precision == "bf16" else torch.float32
+    dynamics = Dynamics(config).to(device, dtype).eval()
     if computing.compile_blocks:
         for block in blocks(dynamics):
             block.compile()
@@ -125,13 +129,12 @@ def time_rollout(
     rows = start_frames + warm_up + num_frames - 1
     latent = (config.views, config.channels, config.height, config.width)
     inputs = RolloutInputs(
-        context=torch.randn(batch, start_frames, *latent, device=device),
-        actions=torch.randn(batch, rows, config.action_dim, device=device),
+        context=torch.randn(batch, start_frames, *latent, device=device, dtype=dtype),
+        actions=torch.randn(batch, rows, config.action_dim, device=device, dtype=dtype),
         action_valid=torch.ones(batch, rows, dtype=torch.bool, device=device),
         seeds=range(batch),
     )
-    half = computing.precision == "bf16"
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
+    with torch.inference_mode():
         rollout = frames(dynamics, inputs, sampling=Sampling(num_steps=preset.num_steps))
         for _ in range(warm_up):
             next(rollout)

@@ -159,6 +159,9 @@ class DynamicsObjective(nn.Module):
         baseline = weight * target.square()[:, 1:]
         there = None if batch.view_valid is None else batch.view_valid[:, 1:]
         loss = mean_over_views(error, there)
+        if self.dynamics.config.views > 1:
+            # Processes must agree on which weights have gradients, whichever cameras clips lack.
+            loss = loss + 0 * self.dynamics.missing.sum()
         return loss, {"relative_error": loss.detach() / mean_over_views(baseline, there)}
 
 

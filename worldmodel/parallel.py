@@ -47,10 +47,7 @@ def share_out(model: nn.Module, *, precision: str) -> nn.Module:
         return model
     device = processes.device
     devices = [device.index] if device.type == "cuda" else None
-    # A batch may leave a weight without work: that of missing cameras, where all are there.
-    return DistributedDataParallel(
-        model, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=True
-    )
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
 def shard(model: nn.Module, *, precision: str) -> nn.Module:

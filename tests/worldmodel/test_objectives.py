@@ -183,3 +183,14 @@ def test_both_judges_are_scored_against_their_own_labels() -> None:
     torch.testing.assert_close(loss, expected)
     right = ((logits > 0) == (success > 0.5))[known].float().mean()
     assert figures["frame_accuracy"].item() == pytest.approx(right.item())
+
+
+def test_every_weight_has_a_gradient_whether_or_not_cameras_are_missing(
+    make_dynamics: Build,
+) -> None:
+    """Or processes whose clips lack different cameras would wait for each other."""
+    dynamics, clips = make_dynamics(views=2), draw_batch()
+    both = replace(clips, latents=clips.latents.repeat(1, 1, 2, 1, 1, 1))
+    objective = DynamicsObjective(dynamics, own_context=0.0, passes=1)
+    objective(both, seeded())[0].backward()
+    assert all(p.grad is not None for p in objective.parameters())
