@@ -171,7 +171,7 @@ class WorldModel(nn.Module):
         view_valid: Bool[Tensor, "batch start view"] | None = None,
         sampling: Sampling | None = None,
     ) -> Imagined:
-        """Roll out from latents of real frames under canonical actions.
+        """Roll out from latents of real frames under actions as the model's spec has them.
 
         Args:
             context: Latents of the frames before the rollout (`encode` makes them).
@@ -205,14 +205,11 @@ class WorldModel(nn.Module):
             noise=noise,
             view_valid=view_valid,
         )
-        levels = torch.tensor(list(epsilon), device=context.device)
+        drawn, levels = sampling or self.sampling, torch.tensor(list(epsilon))
         return imagine(
-            self.dynamics,
-            self.confidence,
-            inputs,
-            sampling=sampling or self.sampling,
-            epsilon=levels,
-        )
+            self.dynamics, self.confidence, inputs,
+            sampling=drawn, epsilon=levels.to(context.device),
+        )  # fmt: skip
 
     def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write `config.json`, `weights.safetensors` and `tokenizer/` into `folder`.
