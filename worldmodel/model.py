@@ -188,8 +188,7 @@ class WorldModel(nn.Module):
             `rows - start + 1` imagined frames per rollout.
 
         Raises:
-            ValueError: too few action rows, rows of another width, NaN actions, seeds that do not
-                match the batch, or a frame without any camera.
+            ValueError: too few, too narrow or NaN actions, too few seeds, a frame with no camera.
         """
         width = self.config.dynamics.action_dim
         if actions.shape[-1] != width:
