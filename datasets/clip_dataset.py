@@ -105,27 +105,31 @@ def window_count(length: int, num_frames: int, stride: int) -> int:
     return max(0, (length - num_frames) // stride + 1)
 
 
-def shown(trajectory: Trajectory, cameras: Sequence[str]) -> Bool[np.ndarray, " view"]:
-    """Which of the cameras an episode has.
+def found_cameras(trajectory: Trajectory, cameras: Sequence[str]) -> list[str]:
+    """Those of the cameras that an episode has.
 
     Raises:
         ValueError: if it has none of them.
     """
-    there = np.array([camera in trajectory.frames for camera in cameras])
-    if not there.any():
+    found = [camera for camera in cameras if camera in trajectory.frames]
+    if not found:
         raise ValueError(
             f"Episode {trajectory.episode_id!r} shows none of the cameras {list(cameras)}; it has "
             f"{[*trajectory.frames]}."
         )
-    return there
+    return found
+
+
+def shown(trajectory: Trajectory, cameras: Sequence[str]) -> Bool[np.ndarray, " view"]:
+    """Whether an episode has each of the cameras; `ValueError` if it has none."""
+    return np.isin(cameras, found_cameras(trajectory, cameras))
 
 
 def stack_views(
     trajectory: Trajectory, cameras: Sequence[str], window: slice
 ) -> UInt8[np.ndarray, "time view height width 3"]:
     """A window of several cameras side by side; zeros for those the episode lacks."""
-    there = shown(trajectory, cameras)
-    found = [camera for camera, is_there in zip(cameras, there, strict=True) if is_there]
+    found = found_cameras(trajectory, cameras)
     sizes = {camera: trajectory.frames[camera].size for camera in found}
     if len(set(sizes.values())) > 1:
         raise ValueError(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from worldmodel.datasets.clip_dataset import stack_views
+from worldmodel.datasets.clip_dataset import found_cameras, stack_views
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.dataset import Dataset as Episodes
 from worldmodel.datasets.resampling import resampled
@@ -105,7 +105,7 @@ class FramePairs(Dataset[torch.Tensor]):
         self.stride = stride
         episodes = [data.episode(name) for name in episode_ids]
         self.episodes = [
-            torch.from_numpy(stack_views(e, [c for c in cameras if c in e.frames], slice(None)))
+            torch.from_numpy(stack_views(e, found_cameras(e, cameras), slice(None)))
             for e in episodes
         ]
         self.index = [

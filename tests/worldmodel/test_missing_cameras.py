@@ -64,6 +64,8 @@ def test_a_store_keeps_what_an_episode_shows(store: ClipStore, make_trajectory: 
 
 def test_the_tokenizer_learns_from_pictures_that_are_there(store: ClipStore) -> None:
     pairs = FramePairs(store, store.episode_ids, BOTH, 3)
+    with pytest.raises(ValueError, match=r"Episode 'c' shows none of the cameras \['front'\]"):
+        FramePairs(store, store.episode_ids, ("front",), 3)
     assert len(pairs) == 6 * 5  # six pairs of camera and episode, five windows each
     assert all(pair.shape == (2, 1, 16, 16, 3) and pair.float().std() > 1 for pair in pairs)
 
