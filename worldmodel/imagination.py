@@ -34,7 +34,8 @@ class Imagined:
     latents: Float[Tensor, "batch time view channel h w"]
     """Whitened latents."""
     confidence: Float[Tensor, "batch time view channel h w levels"]
-    """P(error <= ε) per subpatch, for every ε asked for; errors in latent standard deviations."""
+    """P(error <= ε) per subpatch, for every ε asked for; errors in latent standard deviations.
+    Its last axis is empty where no ε was asked for, or nobody could say."""
     features: Float[Tensor, "batch time tokens dim"]
     """What the confidence head read."""
     view_valid: Bool[Tensor, "batch time view"] | None = None
@@ -100,7 +101,7 @@ def with_and_without_action(frame: FrameInputs) -> FrameInputs:
 def context_frames(inputs: RolloutInputs) -> FrameInputs:
     """The real frames that rollouts start from, as the network reads them."""
     b, start = inputs.context.shape[:2]
-    actions, valid = leading_actions(inputs.actions, inputs.action_valid)
+    actions, valid = leading_actions(inputs.actions, inputs.action_valid, inputs.first_action)
     context, there = inputs.context, inputs.view_valid
     if there is not None:
         context = only_valid(context, there)
@@ -175,11 +176,10 @@ def imagine(
     for index, frame in enumerate(frames(network, inputs, sampling=sampling, epsilon=epsilon)):
         latents.append(frame.latent)
         stated = frame.confidence
-        if stated is None:
-            assert head is not None, "a network without a head of its own needs one"
+        if stated is None and head is not None:
             horizon = frame.features.new_full((len(frame.features),), index + 1)
             stated = to_subpatches(head.confidence(frame.features, horizon, epsilon), network)
-        confidence.append(stated)
+        confidence.append(frame.latent[..., None][..., :0] if stated is None else stated)
         features.append(frame.features)
     stated, there = torch.stack(confidence, 1), inputs.imagined_views
     if there is not None:

@@ -29,24 +29,27 @@ class RolloutInputs:
     view_valid: Bool[Tensor, "batch start view"] | None = None
     """False where a frame of the context lacks a view; None: all are there. The views of the last
     one are imagined."""
+    first_action: Float[Tensor, "batch action"] | None = None
+    """The action that led to the first frame; None: it is unknown."""
 
     def __post_init__(self) -> None:
         b, start = self.context.shape[:2]
         if start < 1:
             raise ValueError("`context` needs at least one frame, got none.")
-        rows = self.actions.shape[1]
-        if rows < start:
+        num_rows = self.actions.shape[1]
+        if num_rows < start:
             raise ValueError(
-                f"`actions` needs at least {start} rows for {start} context frames, got {rows}."
+                f"`actions` needs at least {start} rows for {start} context frames, got {num_rows}."
             )
         if len(self.seeds) != b:
             raise ValueError(
                 f"`seeds` needs one seed per rollout: {b} expected, got {len(self.seeds)}."
             )
-        if not torch.isfinite(self.actions).all():
-            raise ValueError(
-                "`actions` must be finite, got NaN or infinity; repair or drop that episode."
-            )
+        for rows in (self.actions, self.first_action):
+            if rows is not None and not torch.isfinite(rows).all():
+                raise ValueError(
+                    "`actions` must be finite, got NaN or infinity; repair or drop that episode."
+                )
         expected = (b, self.num_frames, *self.context.shape[2:])
         if self.noise is not None and self.noise.shape != expected:
             raise ValueError(f"`noise` must be of shape {expected}, got {tuple(self.noise.shape)}.")
@@ -108,10 +111,13 @@ class Rollout(Protocol):
         """Imagine one frame from the noise in `frame` and make it part of the past."""
 
 
-def leading_actions(actions: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """From "row t follows frame t" to "row t leads to frame t": one unknown row in front."""
-    unknown, invalid = torch.zeros_like(actions[:, :1]), torch.zeros_like(valid[:, :1])
-    return torch.cat((unknown, actions), dim=1), torch.cat((invalid, valid), dim=1)
+def leading_actions(
+    actions: Tensor, valid: Tensor, first: Float[Tensor, "batch action"] | None = None
+) -> tuple[Tensor, Tensor]:
+    """From "row t follows frame t" to "row t leads to frame t": one row in front, or unknown."""
+    front = torch.zeros_like(actions[:, :1]) if first is None else first[:, None]
+    known = torch.full_like(valid[:, :1], first is not None)
+    return torch.cat((front, actions), dim=1), torch.cat((known, valid), dim=1)
 
 
 def previous_frames(latents: Float[Tensor, "batch time view channel h w"]) -> Tensor:
