@@ -50,7 +50,7 @@ def hardware(device: torch.device) -> dict[str, str]:
         cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), cpu)
     found = {
         "cpu": f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used, "
-        f"load {os.getloadavg()[0]:.1f} before the start"
+        f"load {os.getloadavg()[0]:.1f} over the last minute"
     }
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory / GIB
