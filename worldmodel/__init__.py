@@ -2,5 +2,6 @@
 
 from worldmodel.imagination import Imagined
 from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.reference_import import load_reference
 
-__all__ = ["Imagined", "ModelConfig", "WorldModel"]
+__all__ = ["Imagined", "ModelConfig", "WorldModel", "load_reference"]

@@ -10,7 +10,9 @@ head: further blocks on detached features, conditioned on the error level ε.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -32,10 +34,17 @@ from worldmodel.attention import (
     write_time,
 )
 from worldmodel.cache import TemporalCache
+from worldmodel.rollout_io import RolloutInputs
+from worldmodel.sampler import Sampling
+
+if TYPE_CHECKING:
+    from worldmodel.imagination import Imagined
 
 ROTARY = ("standard", "pixel", "legacy")
 CONTEXT_LEVEL = 14
 """Timestep at which the network sees frames of the past."""
+PUBLISHED = Sampling(num_steps=10, method="ddim")
+"""How the publications draw frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +286,59 @@ class Reference(nn.Module):
         x = run_stack(hidden, self.confidence.weights(), stated, tables, mask=mask)
         return velocity, self.confidence.read_out(x, stated[-1]).float().sigmoid()
 
+    def imagine(
+        self,
+        context: Float[Tensor, "batch start 1 channel height width"],
+        actions: Float[Tensor, "batch rows action"],
+        *,
+        noise: Float[Tensor, "batch frames 1 channel height width"] | None = None,
+        seeds: Sequence[int] | None = None,
+        epsilon: Sequence[float] = (),
+        sampling: Sampling = PUBLISHED,
+    ) -> Imagined:
+        """Roll out as the publications do.
+
+        Latents have our axes; from and to the publications' [batch, time, height, width, channel]:
+
+            ours = theirs.permute(0, 1, 4, 2, 3)[:, :, None]
+            theirs = ours[:, :, 0].permute(0, 1, 3, 4, 2)
+
+        Args:
+            context: Latents of the frames before the rollout.
+            actions: Row t leads to frame t, as in the publications: row 0 belongs to the first
+                frame of the context and is seen too. (`WorldModel.imagine` counts differently.)
+            noise: First noise of each imagined frame; default: drawn from the seeds.
+            seeds: One per rollout; default: 0, 1, 2, ...
+            epsilon: Error levels to state the confidence for; none without a confidence head.
+            sampling: How frames are drawn.
+
+        Returns:
+            `rows - start` imagined frames per rollout. The last axis of the confidence is empty
+            without `epsilon`, or without a head.
+
+        Raises:
+            ValueError: no row for a frame to imagine, or inputs that do not fit each other.
+        """
+        from worldmodel.imagination import imagine  # it builds on this module
+
+        start, (b, rows, width) = context.shape[1], actions.shape
+        if rows <= start or width != self.config.action_dim:
+            raise ValueError(
+                f"`actions` must be more than {start} rows, those of the context and one per frame "
+                f"to imagine, of {self.config.action_dim} numbers, got {rows} rows of {width}."
+            )
+        known = torch.ones((b, rows - 1), dtype=torch.bool, device=actions.device)
+        inputs = RolloutInputs(
+            context=context,
+            actions=actions[:, 1:],
+            action_valid=known,
+            seeds=range(len(context)) if seeds is None else seeds,
+            noise=noise,
+            first_action=actions[:, 0],
+        )
+        levels = torch.tensor(list(epsilon), device=context.device)
+        return imagine(self, None, inputs, sampling=sampling, epsilon=levels)
+
     def with_threshold(
         self, condition: Float[Tensor, "batch time dim"], epsilon: Float[Tensor, "batch time"]
     ) -> Float[Tensor, "batch time dim"]:
@@ -314,7 +376,8 @@ def run_stack(
     places, times = tables
     for layer, (spatial, temporal) in enumerate(weights):
         x = mix_space(x, spatial, modulations[2 * layer], places)
-        past, modulation = cache and cache.layers[layer], modulations[2 * layer + 1]
+        past = None if cache is None else cache.layers[layer]
+        modulation = modulations[2 * layer + 1]
         if only_write and past is not None and layer == len(weights) - 1:
             write_time(x, temporal, modulation, times, past)
         else:

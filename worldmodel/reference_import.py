@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from einops import rearrange
@@ -31,6 +33,11 @@ FILE = re.compile(r"ckpt_\d+\.pt")
 """Checkpoints of a C3 run, in its folder."""
 STRIDE = 8
 """Pixels along a latent position's side, for every tokenizer these networks were trained on."""
+UNREADABLE = (
+    EOFError, LookupError, RuntimeError, SafetensorError, ValueError, pickle.UnpicklingError,
+    struct.error,
+)  # fmt: skip
+"""What damage, and a pickle that would run code, make `torch.load` and safetensors raise."""
 SETTINGS = {"heads": "heads", "window": "n_frames", "height": "input_h", "width": "input_w"}
 """What a state dict does not tell -> its name in the config.yaml beside a C3 checkpoint."""
 
@@ -68,13 +75,10 @@ def load_reference(
     told = read_settings(file.parent / "config.yaml")
     given = {"heads": heads, "window": window, "height": height, "width": width}
     told |= {name: value for name, value in given.items() if value is not None}
-    rotary = {"spatial_rotary": spatial_rotary, "temporal_rotary": temporal_rotary}
-    try:
-        config = ReferenceConfig(**shape_of(state), **(published(state) | told), **rotary)
-    except (KeyError, IndexError) as error:
-        raise ValueError(
-            f"{str(file)!r} holds no C3 or WorldGym network: {error} is missing or of another form."
-        ) from error
+    fields: dict[str, Any] = shape_of(state, file) | published(state) | told
+    config = ReferenceConfig(
+        **fields, spatial_rotary=spatial_rotary, temporal_rotary=temporal_rotary
+    )
     model = Reference(config)
     model.load_state_dict(converted(model, state, file))
     return model.eval()
@@ -84,13 +88,13 @@ def newest_checkpoint(path: Path) -> Path:
     """The file to read: `path`, or the last checkpoint in the folder `path`."""
     if path.is_file():
         return path
-    found = sorted(file for file in path.glob("ckpt_*.pt") if FILE.fullmatch(file.name))
+    found = [file for file in path.glob("ckpt_*.pt") if FILE.fullmatch(file.name)]
     if not found:
         raise ValueError(
             f"No checkpoint at {str(path)!r}: give a .pt or .safetensors file, or a folder with "
             "ckpt_*.pt files."
         )
-    return found[-1]
+    return max(found, key=lambda file: int(file.stem.removeprefix("ckpt_")))
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
@@ -99,12 +103,12 @@ def read_state(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             stored: Any = load_file(file)
         else:
-            stored = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0].removesuffix(".")
+            # Mapped, so that an optimiser's state beside the weights is never read.
+            stored = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+    except UNREADABLE as error:
         raise ValueError(
-            f"{str(file)!r} cannot be read as weights alone: {reason}. Save the network's "
-            "state_dict() with torch.save and give that file."
+            f"{str(file)!r} cannot be read as weights alone: it is damaged, or holds more than "
+            "tensors. Save the network's state_dict() with torch.save and give that file."
         ) from error
     for name in ("ema", "model"):
         if isinstance(stored, Mapping) and isinstance(stored.get(name), Mapping):
@@ -133,8 +137,14 @@ def read_settings(file: Path) -> dict[str, int]:
     return found | {name: found[name] // STRIDE for name in ("height", "width") if name in found}
 
 
-def shape_of(state: Mapping[str, Tensor]) -> dict[str, int]:
+def shape_of(state: Mapping[str, Tensor], file: Path) -> dict[str, int]:
     """What the weights tell of the network's shape."""
+    for name, axes in (("x_proj.weight", 4), ("action_embedder.weight", 2)):
+        if name not in state or state[name].ndim != axes:
+            raise ValueError(
+                f"{str(file)!r} holds no C3 or WorldGym network: {name} is missing or of another "
+                "form."
+            )
     dim, channels, patch, _ = state["x_proj.weight"].shape
     return {
         "channels": channels,
@@ -168,14 +178,17 @@ def converted(model: Reference, state: Mapping[str, Tensor], file: Path) -> dict
         theirs, change = source_of(name, model.config)
         if theirs not in state:
             raise ValueError(f"{str(file)!r} holds no C3 or WorldGym network: {theirs} is missing.")
-        value = change(state[theirs])
+        try:
+            value = change(state[theirs])
+        except (RuntimeError, ValueError):  # of a size that does not divide
+            value = state[theirs].new_empty(0)
         if value.shape != parameter.shape:
             raise ValueError(
                 f"{str(file)!r}: {theirs} has shape {tuple(state[theirs].shape)}, which does not "
-                f"fit the other weights."
+                "fit the other weights."
             )
-        unused.discard(theirs)
         ours[name] = value.float()
+        unused.discard(theirs)
     if unused:
         raise ValueError(f"{str(file)!r} holds weights of another network, such as {min(unused)}.")
     return ours
