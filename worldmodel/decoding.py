@@ -39,7 +39,7 @@ def _pixels(model: WorldModel, latent: Tensor, made: torch.cuda.Event | None) ->
     """Decode once the latent is made, without holding up what made it."""
     if made is None:
         return model.decode(latent)
-    stream = torch.cuda.Stream(latent.device)
+    stream = torch.cuda.Stream(latent.device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         stream.wait_event(made)
         pixels = model.decode(latent)
