@@ -152,6 +152,7 @@ def plan(model: WorldModel, preset: Preset, *, processes: int, is_sharded: bool)
     """What a run trains and how much memory its largest stage, the dynamics, takes: for people."""
     parts = {name: count(part) for name, part in model.named_children()}
     config, computing = preset.dynamics_loop, preset.computing
+    assert isinstance(model.config.dynamics, DynamicsConfig), "published networks are not trained"
     clips = -(-config.batch_size // processes)
     work = Workload(
         dynamics=model.config.dynamics,

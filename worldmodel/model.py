@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.confidence import ConfidenceConfig, build_head
+from worldmodel.confidence import ConfidenceConfig, ContinuousScale, Distribution, build_head
 from worldmodel.datasets.actions import ActionSpec
 from worldmodel.imagination import Imagined, imagine
 from worldmodel.judge import ActionJudge, LatentJudge
+from worldmodel.reference import Reference, ReferenceConfig
 from worldmodel.rollout_io import RolloutInputs
 from worldmodel.sampler import Sampling
 from worldmodel.tokenizers import Tokenizer, to_model, to_pixels
@@ -34,14 +35,21 @@ SHIPPED = Path(__file__).parent / "checkpoints"
 """Checkpoints inside the package, loaded by their folder's name."""
 FORMAT = 1
 """Version of the folder's layout."""
+NETWORKS: dict[str, type[DynamicsConfig] | type[ReferenceConfig]] = {
+    "own": DynamicsConfig,
+    "reference": ReferenceConfig,
+}
+"""`network` in a stored config -> the config it names; without it, it is our own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What a checkpoint was made for, stored beside its weights."""
 
-    dynamics: DynamicsConfig
+    dynamics: DynamicsConfig | ReferenceConfig
+    """Our own network, or a published one that was imported."""
     confidence: ConfidenceConfig
+    """Of our head; a network with a head of its own has none of ours."""
     image_size: tuple[int, int]
     """Height and width frames are resized to, in pixels."""
     cameras: tuple[str, ...]
@@ -50,6 +58,8 @@ class ModelConfig:
     """Meaning of the actions it was trained on."""
     num_steps: int = 1
     """Sampler steps per imagined frame."""
+    sampler: str = "euler"
+    """Sampler: "euler", "heun" or "ddim", see `Sampling`."""
     trained_horizon: int = 16
     """Longest horizon, in frames, whose errors the confidence head was trained on."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -61,6 +71,7 @@ class ModelConfig:
                 f"`dynamics` takes actions of {self.dynamics.action_dim} numbers, `action_spec` "
                 f"has {self.action_spec.dim}."
             )
+        Sampling(num_steps=self.num_steps, method=self.sampler)  # refuses what there is not
 
     @property
     def rate_hz(self) -> float:
@@ -68,7 +79,13 @@ class ModelConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "action_spec": self.action_spec.as_dict(), "format": FORMAT}
+        network = next(name for name, kind in NETWORKS.items() if isinstance(self.dynamics, kind))
+        return {
+            **asdict(self),
+            "dynamics": {"network": network, **asdict(self.dynamics)},
+            "action_spec": self.action_spec.as_dict(),
+            "format": FORMAT,
+        }
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> ModelConfig:
@@ -78,7 +95,10 @@ class ModelConfig:
                 f"`format` must be {FORMAT}, got {stored.get('format')!r}; made by another version."
             )
         fields = {name: value for name, value in stored.items() if name != "format"}
-        fields["dynamics"] = DynamicsConfig(**fields["dynamics"])
+        shape = {**fields["dynamics"]}
+        if (network := shape.pop("network", "own")) not in NETWORKS:
+            raise ValueError(f"`network` must be one of {', '.join(NETWORKS)}, got {network!r}.")
+        fields["dynamics"] = NETWORKS[network](**shape)
         fields["confidence"] = ConfidenceConfig(**fields["confidence"])
         fields["action_spec"] = ActionSpec.from_dict(fields["action_spec"])
         fields["image_size"] = tuple(fields["image_size"])
@@ -112,17 +132,28 @@ class WorldModel(nn.Module):
             )
         self.config = config
         self.tokenizer = tokenizer
-        self.dynamics = Dynamics(dynamics)
-        self.confidence = build_head(
-            dynamics.dim, dynamics.channels * dynamics.patch**2, config.confidence
-        )
+        self.dynamics: Dynamics | Reference
+        self.confidence: Distribution | ContinuousScale | None = None
+        if isinstance(dynamics, ReferenceConfig):
+            self.dynamics = Reference(dynamics)
+        else:
+            self.dynamics = Dynamics(dynamics)
+        if not self.states_confidence:
+            self.confidence = build_head(
+                dynamics.dim, dynamics.channels * dynamics.patch**2, config.confidence
+            )
         self.judge = LatentJudge(dynamics.channels, dynamics.views)
         self.action_judge = ActionJudge(dynamics.action_dim)
 
     @property
+    def states_confidence(self) -> bool:
+        """Whether the network has a confidence head of its own, as C3's has."""
+        return isinstance(self.dynamics, Reference) and self.dynamics.has_confidence
+
+    @property
     def sampling(self) -> Sampling:
         """How the checkpoint draws frames unless told otherwise."""
-        return Sampling(num_steps=self.config.num_steps)
+        return Sampling(num_steps=self.config.num_steps, method=self.config.sampler)
 
     @torch.inference_mode()
     def encode(
@@ -220,6 +251,20 @@ class WorldModel(nn.Module):
         partial, old = (folder.with_name(f"{folder.name}.{end}") for end in ("partial", "old"))
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            self._write(partial, dtype)
+            for extra in ("monitor", "README.md"):
+                _carry_over(folder / extra, partial / extra)
+        except BaseException:  # Ctrl-C too: nothing half-written is left
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _write(self, partial: Path, dtype: torch.dtype) -> None:
+        """Write every file of the checkpoint into a new folder."""
         partial.mkdir(parents=True)
         (partial / "config.json").write_text(json.dumps(self.config.as_dict(), indent=2) + "\n")
         stored = {
@@ -228,14 +273,8 @@ class WorldModel(nn.Module):
         }
         save_file(stored, partial / "weights.safetensors")
         self.tokenizer.save(partial / "tokenizer", dtype=dtype)
-        for extra in ("monitor", "README.md"):
-            _carry_over(folder / extra, partial / extra)
         for file in partial.rglob("*.safetensors"):  # the library lets only their owner read them
             shutil.copymode(partial / "config.json", file)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
-        shutil.rmtree(old, ignore_errors=True)
 
     def _own_state(self) -> dict[str, Tensor]:
         """Weights and buffers, the tokenizer's left out: they go to its own folder."""

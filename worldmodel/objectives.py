@@ -16,6 +16,7 @@ from worldmodel.imagination import frames, to_tokens
 from worldmodel.judge import ActionJudge, LatentJudge
 from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel
+from worldmodel.reference import Reference
 from worldmodel.rollout_io import RolloutInputs, leading_actions, previous_frames
 from worldmodel.schedule import add_noise, posterior_under_persistence, training_levels
 from worldmodel.transformer import (
@@ -216,13 +217,14 @@ class ConfidenceObjective(nn.Module):
 
     def __init__(self, model: WorldModel, *, longest_start: int) -> None:
         super().__init__()
+        assert model.confidence is not None, "nothing to train: the network has a head of its own"
         self.head = model.confidence
         self.longest_start = longest_start
         self.sampling = model.sampling
         # Behind a function, which keeps them out of the module tree and out of copies of it: they
         # are neither trained, nor averaged, nor checkpointed.
         frozen = model.dynamics.eval().requires_grad_(False)
-        self.dynamics: Callable[[], Dynamics] = lambda: frozen
+        self.dynamics: Callable[[], Dynamics | Reference] = lambda: frozen
 
     def forward(self, batch: LatentBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean proper score over rollouts, horizons and subpatches, and the mean error."""

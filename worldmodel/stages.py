@@ -38,6 +38,7 @@ from worldmodel.stopping import Stop
 from worldmodel.tokenizer_objective import TokenizerObjective
 from worldmodel.tokenizers import to_model
 from worldmodel.training import Items, Validate, fit
+from worldmodel.transformer import Dynamics
 from worldmodel.untrained import model_actions, new_model
 from worldmodel.validation import NUM_CLIPS, HeldOut, held_out, show_reliability, show_rollouts
 
@@ -183,11 +184,18 @@ def latents_of(run: Run, model: WorldModel, names: Sequence[str]) -> list[Latent
 def fit_normalisers(model: WorldModel, episodes: Sequence[LatentBatch]) -> None:
     """Set the scale of actions and of the change from frame to frame from the training episodes."""
     actions = torch.cat([e.actions[e.action_valid] for e in episodes])
-    condition = model.dynamics.condition
+    dynamics = own_dynamics(model)
+    condition = dynamics.condition
     condition.action_mean.copy_(actions.mean(0))
     condition.action_std.copy_(actions.std(0).clamp_min(1e-4))
     changes = torch.cat([changes_of(e) for e in episodes])
-    model.dynamics.change_std.copy_(changes.std((0, 2, 3)).clamp_min(1e-3))
+    dynamics.change_std.copy_(changes.std((0, 2, 3)).clamp_min(1e-3))
+
+
+def own_dynamics(model: WorldModel) -> Dynamics:
+    """The network of a model made by `new_model`."""
+    assert isinstance(model.dynamics, Dynamics), "published networks are not trained here"
+    return model.dynamics
 
 
 def changes_of(episode: LatentBatch) -> Float[Tensor, "changes channel h w"]:
@@ -206,10 +214,11 @@ def train_dynamics(run: Run, model: WorldModel) -> bool:
     clips = LatentClips(episodes, preset.clip_frames, short=preset.image_share > 0)
     validate = looking_at(run, model, run.split.confidence, show_rollouts)
     shares = {"action_dropout": preset.action_dropout, "image_share": preset.image_share}
-    forced = DynamicsObjective(model.dynamics, own_context=0.0, passes=1, **shares)
+    dynamics = own_dynamics(model)
+    forced = DynamicsObjective(dynamics, own_context=0.0, passes=1, **shares)
     run.fit(forced, clips, preset.dynamics_loop, name="dynamics", validate=validate)
     own = DynamicsObjective(
-        model.dynamics, own_context=0.8, passes=preset.rollout_passes, pure_noise=0.8, **shares
+        dynamics, own_context=0.8, passes=preset.rollout_passes, pure_noise=0.8, **shares
     )
     run.fit(own, clips, preset.rollout_loop, name="rollout", validate=validate)
     return True

@@ -100,7 +100,7 @@ def show_reliability(model: WorldModel, seen: HeldOut, writer: Any, step: int) -
 
 def roll_out(model: WorldModel, seen: HeldOut, *, epsilon: Sequence[float]) -> Any:
     """Imagine the held-out clips with the model's own sampler, always with the same seeds."""
-    device = model.dynamics.change_std.device
+    device = next(model.dynamics.parameters()).device
     clips = seen.clips.to(device)
     return model.imagine(
         clips.latents[:, : seen.start],
