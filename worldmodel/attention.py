@@ -67,7 +67,8 @@ def modulated_norm(
     x: Float[Tensor, "batch time tokens dim"], shift: Tensor, gain: Tensor
 ) -> Float[Tensor, "batch time tokens dim"]:
     """Adaptive layer norm (Peebles & Xie 2023, arXiv:2212.09748)."""
-    if shift.numel() == shift.shape[-1]:  # one frame: shift and gain are the norm's own weights
+    one_frame = shift.numel() == shift.shape[-1]
+    if one_frame and x.dtype == gain.dtype:  # then shift and gain are the norm's own weights
         return torch.layer_norm(x, x.shape[-1:], gain.flatten(), shift.flatten(), 1e-6)
     return torch.addcmul(shift, torch.layer_norm(x, x.shape[-1:], eps=1e-6), gain)
 

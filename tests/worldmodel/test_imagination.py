@@ -197,3 +197,14 @@ def test_rollouts_that_cannot_be_are_refused(make_dynamics: Build) -> None:
             match=r"^`actions` must be finite, got NaN or infinity; repair or drop that episode\.$",
         ):
             replace(inputs, actions=inputs.actions.index_fill(1, torch.tensor([4]), bad))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_rollout_in_half_precision_is_close(make_dynamics: Build, batch: int) -> None:
+    dynamics = make_dynamics()
+    inputs = draw_inputs(dynamics, start=2, rows=5, batch=batch)
+    exact = roll(dynamics, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = roll(dynamics, inputs)
+    difference = (rough.latents.float() - exact.latents).abs()
+    assert 1e-5 < difference.max() < 0.2 * exact.latents.abs().max()
