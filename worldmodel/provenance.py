@@ -35,6 +35,11 @@ def check_trained(provenance: Mapping[str, Any], source: str | Path, *stages: st
             f"The model in {str(source)!r} has no trained judge of success: its data label none, "
             "or its `worldmodel train` is not over; train on episodes that say if they succeeded."
         )
+    if missing and "imported" in provenance:
+        raise ValueError(
+            f"The model in {str(source)!r} is an imported checkpoint that states no confidence, "
+            "which this command needs; in Python, `WorldModel.imagine` goes without."
+        )
     if missing:
         raise ValueError(
             f"The model in {str(source)!r} is half trained: stage {missing[0]!r} is missing; run "

@@ -27,7 +27,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from worldmodel.reference import Reference, ReferenceConfig
+from worldmodel.confidence import ConfidenceConfig
+from worldmodel.datasets.actions import ActionSpec
+from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.reference import PUBLISHED, Reference, ReferenceConfig
+from worldmodel.tokenizers import Tokenizer
 
 FILE = re.compile(r"ckpt_\d+\.pt")
 """Checkpoints of a C3 run, in its folder."""
@@ -81,6 +85,54 @@ def load_reference(
     )
     model = Reference(config)
     model.load_state_dict(converted(model, state, file))
+    return model.eval()
+
+
+def as_world_model(
+    network: Reference,
+    tokenizer: Tokenizer,
+    *,
+    action_spec: ActionSpec,
+    camera: str = "image",
+    source: str = "",
+) -> WorldModel:
+    """A world model of a published network, to imagine with, calibrate and save.
+
+    Latents become those of the publications: `z * scaling_factor`, without the shift that newer
+    autoencoders have. A network without a confidence head gets one of ours, untrained; the judges
+    are untrained too.
+
+    Args:
+        network: As `load_reference` made it.
+        tokenizer: Its autoencoder; its whitening is set anew.
+        action_spec: What its actions mean.
+        camera: Name of the camera it was trained on.
+        source: Where both came from, for the record.
+
+    Raises:
+        ValueError: the tokenizer makes latents of other channels, or actions are of other width.
+    """
+    published = {**tokenizer.autoencoder.config, "shift_factor": None}
+    mean, std = tokenizer.kind.whitening(published)
+    tokenizer.mean.copy_(mean)
+    tokenizer.std.copy_(std)
+    shape, stride = network.config, tokenizer.stride
+    stages = ["tokenizer", "dynamics", *(["confidence"] if network.has_confidence else [])]
+    config = ModelConfig(
+        dynamics=shape,
+        confidence=ConfidenceConfig(),
+        image_size=(shape.height * stride, shape.width * stride),
+        cameras=(camera,),
+        action_spec=action_spec,
+        num_steps=PUBLISHED.num_steps,
+        sampler=PUBLISHED.method,
+        trained_horizon=shape.window - 1,
+        provenance={"imported": source, "stages": stages},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = WorldModel(config, tokenizer)
+    model.dynamics = network
     return model.eval()
 
 

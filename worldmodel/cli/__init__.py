@@ -16,6 +16,7 @@ COMMANDS = {
     "data validate": "check every episode of a dataset folder",
     "data convert": "convert a dataset folder to the project's clip store",
     "data collect": "record episodes of the embedded tabletop",
+    "import": "make a model folder of a published C3 or WorldGym checkpoint",
     "train": "train a tokenizer, a dynamics model and its confidence head",
     "calibrate": "calibrate confidence and monitor thresholds on held-out episodes",
     "imagine": "roll episodes out in the world model and log them",
