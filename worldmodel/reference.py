@@ -184,7 +184,13 @@ class Stack(nn.Module):
 
 
 class Reference(nn.Module):
-    """The network. See the module's docstring."""
+    """The network. See the module's docstring.
+
+    Latents have our axes; from and to the publications' [batch, time, height, width, channel]:
+
+        ours = theirs.permute(0, 1, 4, 2, 3)[:, :, None]
+        theirs = ours[:, :, 0].permute(0, 1, 3, 4, 2)
+    """
 
     places_cos: Tensor
     places_sin: Tensor
@@ -296,12 +302,7 @@ class Reference(nn.Module):
         epsilon: Sequence[float] = (),
         sampling: Sampling = PUBLISHED,
     ) -> Imagined:
-        """Roll out as the publications do.
-
-        Latents have our axes; from and to the publications' [batch, time, height, width, channel]:
-
-            ours = theirs.permute(0, 1, 4, 2, 3)[:, :, None]
-            theirs = ours[:, :, 0].permute(0, 1, 3, 4, 2)
+        """Roll out as the publications do, but with keys and values of the past kept.
 
         Args:
             context: Latents of the frames before the rollout.
@@ -327,11 +328,10 @@ class Reference(nn.Module):
                 f"`actions` must be more than {start} rows, those of the context and one per frame "
                 f"to imagine, of {self.config.action_dim} numbers, got {rows} rows of {width}."
             )
-        known = torch.ones((b, rows - 1), dtype=torch.bool, device=actions.device)
         inputs = RolloutInputs(
             context=context,
             actions=actions[:, 1:],
-            action_valid=known,
+            action_valid=torch.ones((b, rows - 1), dtype=torch.bool, device=actions.device),
             seeds=range(len(context)) if seeds is None else seeds,
             noise=noise,
             first_action=actions[:, 0],
