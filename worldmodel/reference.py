@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from worldmodel.imagination import Imagined
 
 ROTARY = ("standard", "pixel", "legacy")
-CONTEXT_LEVEL = 14
+CONTEXT_LEVEL = 14.0
 """Timestep at which the network sees frames of the past."""
 PUBLISHED = Sampling(num_steps=10, method="ddim")
 """How the publications draw frames."""
