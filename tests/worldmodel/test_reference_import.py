@@ -1,0 +1,211 @@
+"""Files of published checkpoints: every form that is read, and what is refused."""
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from plain_reference import PlainConfig, PlainDiT
+from safetensors.torch import save_file
+from torch import Tensor
+
+from worldmodel import load_reference
+from worldmodel.reference import ReferenceConfig
+
+SMALL = {"heads": 2, "window": 4, "height": 4, "width": 4}
+State = dict[str, Tensor]
+
+
+def weights(seed: int = 0, *, confidence_layers: int = 1, dim: int = 16) -> State:
+    config = PlainConfig(
+        channels=2, dim=dim, layers=1, heads=2, action_dim=3, confidence_layers=confidence_layers
+    )
+    return PlainDiT(config).randomize(seed).state_dict()
+
+
+def says(path: Path, **options: object) -> Tensor:
+    """The velocity that an imported network gives for a fixed input."""
+    network = load_reference(path, **(SMALL | options))  # type: ignore[arg-type]
+    x = torch.linspace(-1, 1, 64).reshape(1, 2, 1, 2, 4, 4)
+    with torch.no_grad():
+        return network(x, torch.full((1, 2), 500.0), torch.ones(1, 2, 3))[0]
+
+
+@pytest.fixture
+def state() -> State:
+    return weights()
+
+
+@pytest.fixture
+def expected(state: State, tmp_path: Path) -> Tensor:
+    torch.save(state, tmp_path / "expected.pt")
+    return says(tmp_path / "expected.pt")
+
+
+FORMS: dict[str, Callable[[State], object]] = {
+    "average beside weights": lambda s: {
+        "model": weights(9), "ema": s, "optimizer": {"state": {}, "lr": 1e-3}, "step": 7,
+    },
+    "weights without average": lambda s: {"model": s, "step": 7},
+    "from several GPUs": lambda s: {f"module.{name}": value for name, value in s.items()},
+    "both": lambda s: {"ema": {f"module.{name}": value for name, value in s.items()}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_checkpoint_is_read(
+    state: State, expected: Tensor, tmp_path: Path, form: str
+) -> None:
+    torch.save(FORMS[form](state), tmp_path / "form.pt")
+    assert torch.equal(says(tmp_path / "form.pt"), expected)
+
+
+def test_old_files_and_safetensors_are_read(state: State, expected: Tensor, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    save_file(state, tmp_path / "weights.safetensors")
+    assert torch.equal(says(tmp_path / "old.pt"), expected)
+    assert torch.equal(says(tmp_path / "weights.safetensors"), expected)
+
+
+def test_half_precision_becomes_single(state: State, expected: Tensor, tmp_path: Path) -> None:
+    torch.save({name: value.half() for name, value in state.items()}, tmp_path / "half.pt")
+    network = load_reference(tmp_path / "half.pt", **SMALL)
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert not network.training
+    torch.testing.assert_close(says(tmp_path / "half.pt"), expected, atol=0.02, rtol=0)
+
+
+def test_of_a_run_the_last_checkpoint_is_read_as_its_config_says(
+    state: State, expected: Tensor, tmp_path: Path
+) -> None:
+    for step, stored in ((999, weights(5)), (20000, state), (1000, weights(6))):
+        torch.save({"ema": stored}, tmp_path / f"ckpt_{step}.pt")
+    torch.save(weights(7), tmp_path / "ckpt_best.pt")
+    (tmp_path / "config.yaml").write_text(
+        "heads: 2\nn_frames: 4\ninput_h: 32\ninput_w: 32\nwindow_len: null\nlr: 8e-5\n"
+    )
+    network = load_reference(tmp_path)
+    assert network.config == ReferenceConfig(
+        channels=2, action_dim=3, patch=2, dim=16, layers=1, confidence_layers=1,
+        heads=2, window=4, height=4, width=4,
+    )  # fmt: skip
+    assert torch.equal(says(tmp_path), expected)
+    assert load_reference(tmp_path, window=7, heads=4).config.window == 7  # the caller knows best
+
+
+@pytest.mark.parametrize(("confidence_layers", "window"), [(0, 20), (2, 10)])
+def test_what_nothing_tells_is_as_published(
+    tmp_path: Path, confidence_layers: int, window: int
+) -> None:
+    torch.save(weights(confidence_layers=confidence_layers, dim=64), tmp_path / "alone.pt")
+    config = load_reference(tmp_path / "alone.pt").config
+    assert (config.heads, config.window, config.height, config.width) == (16, window, 32, 32)
+    assert config.confidence_layers == confidence_layers
+    assert (config.spatial_rotary, config.temporal_rotary) == ("standard", "standard")
+
+
+class Trap:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def trapped(path: Path) -> None:
+    torch.save({"model": weights(), "extra": Trap(path.parent / "sprung")}, path)
+
+
+def trapped_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Trap(path.parent / "sprung"), protocol=2))
+
+
+def truncated(path: Path) -> None:
+    torch.save(weights(), path)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "trap": trapped,
+    "trapped pickle": trapped_pickle,
+    "whole network": lambda path: torch.save(torch.nn.Linear(2, 2), path),
+    "truncated": truncated,
+    "text": lambda path: path.write_text("hello\n"),
+    "empty": lambda path: path.write_bytes(b""),
+    "noise": lambda path: path.write_bytes(bytes(range(60, 160))),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_file_of_more_or_less_than_weights_is_refused_and_runs_nothing(
+    tmp_path: Path, damage: str
+) -> None:
+    DAMAGE[damage](tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match=r"bad\.pt' cannot be read as weights alone: "):
+        load_reference(tmp_path / "bad.pt")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_the_trap_would_have_sprung(tmp_path: Path) -> None:
+    trapped(tmp_path / "bad.pt")
+    torch.load(tmp_path / "bad.pt", weights_only=False)
+    assert (tmp_path / "sprung").is_dir()
+
+
+def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0not json at all")
+    with pytest.raises(ValueError, match="cannot be read as weights alone"):
+        load_reference(tmp_path / "bad.safetensors")
+
+
+def without(name: str) -> Callable[[State], object]:
+    return lambda s: {key: value for key, value in s.items() if key != name}
+
+
+def with_shape(name: str, *shape: int) -> Callable[[State], object]:
+    return lambda s: s | {name: torch.zeros(shape)}
+
+
+QKV = "blocks.0.s_block.attn.qkv_proj.weight"
+WRONG: dict[str, tuple[Callable[[State], object], str]] = {
+    "another network": (lambda s: {"conv.weight": torch.zeros(2)}, "no C3 or WorldGym network"),
+    "a list": (lambda s: [1, 2], "holds no state dict, but a list"),
+    "numbers": (lambda s: {"step": 3}, "holds no state dict, but a dict"),
+    "a missing key": (without(QKV), f"{QKV} is missing"),
+    "a missing half": (without("final_layer_conf_head.linear.bias"), "conf_head.*is missing"),
+    "an unused key": (with_shape("pos_embed", 3), "weights of another network, such as pos_embed"),
+    "a linear x_proj": (with_shape("x_proj.weight", 16, 8), "x_proj.weight is missing or of anot"),
+    "a wide qkv": (with_shape(QKV, 48, 17), r"qkv_proj.weight has shape \(48, 17\), which does"),
+    "an odd qkv": (with_shape(QKV, 47, 16), r"qkv_proj.weight has shape \(47, 16\), which does"),
+    "an odd read-out": (with_shape("final_layer.linear.bias", 7), r"linear.bias has shape \(7,\)"),
+    "a transposed map": (
+        with_shape("blocks.0.t_block.ffwd.0.weight", 16, 64), r"ffwd.0.weight has shape \(16, 64\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_other_networks_are_refused(state: State, tmp_path: Path, wrong: str) -> None:
+    change, match = WRONG[wrong]
+    torch.save(change(state), tmp_path / "wrong.pt")
+    with pytest.raises(ValueError, match=rf"wrong\.pt'.*{match}") as error:
+        load_reference(tmp_path / "wrong.pt", **SMALL)
+    assert "\n" not in str(error.value)
+
+
+def test_no_file_is_no_checkpoint(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "nothing.pt"):
+        with pytest.raises(ValueError, match=f"No checkpoint at '{place}'"):
+            load_reference(place)
+
+
+@pytest.mark.parametrize("text", ["heads: [", "- a\n- b", "heads: many", "just words"])
+def test_a_damaged_config_is_refused(state: State, tmp_path: Path, text: str) -> None:
+    torch.save(state, tmp_path / "ckpt_1.pt")
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml' cannot be read as a config"):
+        load_reference(tmp_path)
