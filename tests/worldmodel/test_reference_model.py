@@ -1,6 +1,8 @@
 """A published network as a world model: its latents, its rollouts, and on disk."""
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -147,3 +149,15 @@ def test_a_tokenizer_of_other_channels_is_refused(network: Callable[[int], Refer
     tokenizer = Tokenizer(small_autoencoder(4), torch.zeros(4), torch.ones(4))
     with pytest.raises(ValueError, match=r"`tokenizer` makes latents of \(4, 4, 4\).*\(3, 4, 4\)"):
         as_world_model(network(0), tokenizer, action_spec=CANONICAL)
+
+
+def test_the_documented_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", sys.path[:])
+    torch.manual_seed(0)
+    said: list[Tensor] = []
+    exec("\n".join(blocks), names := {"print": said.append})
+    assert [float(difference) < 1e-4 for difference in said] == [True, True]
+    assert names["video"].shape == (1, 3, 1, 64, 64, 3)
