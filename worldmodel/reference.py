@@ -30,6 +30,7 @@ from worldmodel.attention import (
     mix_time,
     modulated_norm,
     rotary_angles,
+    rotary_table,
     write_time,
 )
 from worldmodel.cache import TemporalCache
@@ -114,8 +115,8 @@ def sinusoids(x: Tensor) -> Float[Tensor, "*shape 256"]:
     return torch.cat((phase.cos(), phase.sin()), dim=-1)
 
 
-def positions_table(kind: str, sides: tuple[int, ...], head_dim: int) -> Tensor:
-    """Rotations of every position of a grid, in row-major order, [positions, 1, 1, head_dim / 2].
+def positions_table(kind: str, sides: tuple[int, ...], head_dim: int) -> Rotary:
+    """Rotations of every position of a grid, in row-major order.
 
     "legacy" is no rotation: its "cosines" and "sines" are the even and the odd entries of each
     axis' cosines followed by its sines.
@@ -126,19 +127,16 @@ def positions_table(kind: str, sides: tuple[int, ...], head_dim: int) -> Tensor:
         axes = [torch.arange(side, dtype=torch.float32) for side in sides]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(sides))
     if kind == "standard":
-        return turns(rotary_angles(grid, head_dim, base=10_000.0))
+        angles = rotary_angles(grid, head_dim, base=10_000.0)
+        return rotary_table(angles.cos(), angles.sin())
     pairs = head_dim // len(sides) // 2
     if kind == "pixel":
         frequency = torch.linspace(1, 128, pairs) * math.pi
-        return turns((grid[..., None] * frequency).flatten(1))
+        angles = (grid[..., None] * frequency).flatten(1)
+        return rotary_table(angles.cos(), angles.sin())
     angles = rearrange(rotary_angles(grid, head_dim, base=10_000.0), "n (a p) -> n a p", p=pairs)
     entries = torch.cat((angles.cos(), angles.sin()), dim=-1).flatten(1)
-    return torch.complex(entries[:, 0::2], entries[:, 1::2])[:, None, None]
-
-
-def turns(angles: Float[Tensor, "positions pairs"]) -> Tensor:
-    """Unit complex numbers at the angles."""
-    return torch.polar(torch.ones_like(angles), angles)[:, None, None]
+    return rotary_table(entries[:, 0::2], entries[:, 1::2])
 
 
 class Stack(nn.Module):
@@ -194,138 +192,8 @@ class Reference(nn.Module):
         theirs = ours[:, :, 0].permute(0, 1, 3, 4, 2)
     """
 
-    def __init__(self, config: ReferenceConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embed = nn.Linear(config.channels * config.patch**2, config.dim)
-        self.level = self._number_embedding()
-        self.action = nn.Linear(config.action_dim, config.dim)
-        self.stack = Stack(config, config.layers)
-        self.has_confidence = config.confidence_layers > 0
-        if self.has_confidence:
-            self.threshold = self._number_embedding()
-            self.confidence = Stack(config, config.confidence_layers)
-
-    def _number_embedding(self) -> nn.Sequential:
-        dim = self.config.dim
-        return nn.Sequential(nn.Linear(256, dim), nn.SiLU(), nn.Linear(dim, dim))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
-        return self.embed.weight.dtype
-
-    @property
-    def places(self) -> Tensor:
-        """Rotations within a frame."""
-        config = self.config
-        sides = (config.height // config.patch, config.width // config.patch)
-        table = positions_table(config.spatial_rotary, sides, config.head_dim)
-        return table.to(self.embed.weight.device)
-
-    def times(self, first: int, num_frames: int, seen: int) -> Tensor:
-        """Rotations in time of `num_frames` frames from `first` on, in a window of `seen` frames.
-
-        Only "pixel" depends on how many frames the window holds.
-        """
-        config, device = self.config, self.embed.weight.device
-        if config.temporal_rotary == "standard":  # relative: any position may follow any other
-            positions = torch.arange(first, first + num_frames, dtype=torch.float32, device=device)
-            return turns(rotary_angles(positions[:, None], config.head_dim, base=10_000.0))
-        table = positions_table(config.temporal_rotary, (seen,), config.head_dim)
-        return table[first : first + num_frames].to(device)
-
-    def tokens(self) -> int:
-        """Tokens of one frame."""
-        return (self.height // self.patch) * (self.width // self.patch)
-
-
-def sinusoids(x: Tensor) -> Float[Tensor, "*shape 256"]:
-    """128 cosines and sines of a number, at frequencies from 1 down to about 1e-4."""
-    frequency = torch.exp(-math.log(10_000) * torch.arange(128, device=x.device) / 128)
-    phase = x.float()[..., None] * frequency
-    return torch.cat((phase.cos(), phase.sin()), dim=-1)
-
-
-def positions_table(kind: str, sides: tuple[int, ...], head_dim: int) -> Tensor:
-    """Rotations of every position of a grid, in row-major order, [positions, 1, 1, head_dim / 2].
-
-    "legacy" is no rotation: its "cosines" and "sines" are the even and the odd entries of each
-    axis' cosines followed by its sines.
-    """
-    if kind == "pixel":
-        axes = [torch.linspace(-1, 1, side) for side in sides]
-    else:
-        axes = [torch.arange(side, dtype=torch.float32) for side in sides]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(sides))
-    if kind == "standard":
-        return turns(rotary_angles(grid, head_dim, base=10_000.0))
-    pairs = head_dim // len(sides) // 2
-    if kind == "pixel":
-        frequency = torch.linspace(1, 128, pairs) * math.pi
-        return turns((grid[..., None] * frequency).flatten(1))
-    angles = rearrange(rotary_angles(grid, head_dim, base=10_000.0), "n (a p) -> n a p", p=pairs)
-    entries = torch.cat((angles.cos(), angles.sin()), dim=-1).flatten(1)
-    return torch.complex(entries[:, 0::2], entries[:, 1::2])[:, None, None]
-
-
-def turns(angles: Float[Tensor, "positions pairs"]) -> Tensor:
-    """Unit complex numbers at the angles."""
-    return torch.polar(torch.ones_like(angles), angles)[:, None, None]
-
-
-class Stack(nn.Module):
-    """Pairs of a spatial and a temporal block, and a read-out to one value per subpatch."""
-
-    is_gain: Tensor
-    """1 where a part of the modulations is a gain: a scale to which 1 is added."""
-
-    def __init__(self, config: ReferenceConfig, layers: int) -> None:
-        super().__init__()
-        self.config = config
-        shape = (config.dim, config.heads, config.dim, 4.0)
-        self.spatial = nn.ModuleList(SpatialBlock(*shape, qkv_bias=False) for _ in range(layers))
-        self.temporal = nn.ModuleList(TemporalBlock(*shape, qkv_bias=False) for _ in range(layers))
-        self.modulation = nn.Linear(config.dim, 2 * config.dim)
-        self.out = nn.Linear(config.dim, config.channels * config.patch**2)
-        is_gain = torch.arange(12 * layers + 2) % 6 % 3 == 1
-        self.register_buffer("is_gain", is_gain.float(), persistent=False)
-
-    def weights(self) -> list[tuple[Weights, Weights]]:
-        """Of the spatial and the temporal block of each layer."""
-        pairs = zip(self.spatial, self.temporal, strict=True)
-        return [(spatial.weights(), temporal.weights()) for spatial, temporal in pairs]  # type: ignore[operator]
-
-    def modulations(
-        self, condition: Float[Tensor, "batch time dim"]
-    ) -> Float[Tensor, "batch time parts dim"]:
-        """Of every block and the read-out, for `split` to deal out."""
-        active, dim = F.silu(condition), self.config.dim
-        pairs = zip(self.spatial, self.temporal, strict=True)
-        maps = [*(block.modulation for pair in pairs for block in pair), self.modulation]
-        parts = [m(active).view(*active.shape[:2], -1, dim) for m in maps]  # type: ignore[operator]
-        return torch.cat(parts, dim=2) + self.is_gain[:, None]
-
-    def read_out(
-        self, x: Float[Tensor, "batch time tokens dim"], modulation: Modulation
-    ) -> Float[Tensor, "batch time 1 channel height width"]:
-        """From hidden states to one value per subpatch."""
-        p = self.config.patch
-        return rearrange(
-            self.out(modulated_norm(x, *modulation)),
-            "b t (h w) (c p q) -> b t 1 c (h p) (w q)",
-            h=self.config.height // p, p=p, q=p,
-        )  # fmt: skip
-
-
-class Reference(nn.Module):
-    """The network. See the module's docstring.
-
-    Latents have our axes; from and to the publications' [batch, time, height, width, channel]::
-
-        ours = theirs.permute(0, 1, 4, 2, 3)[:, :, None]
-        theirs = ours[:, :, 0].permute(0, 1, 3, 4, 2)
-    """
+    places_cos: Tensor
+    places_sin: Tensor
 
     def __init__(self, config: ReferenceConfig) -> None:
         super().__init__()
@@ -338,6 +206,10 @@ class Reference(nn.Module):
         if self.has_confidence:
             self.threshold = self._number_embedding()
             self.confidence = Stack(config, config.confidence_layers)
+        sides = (config.height // config.patch, config.width // config.patch)
+        cos, sin = positions_table(config.spatial_rotary, sides, config.head_dim)
+        self.register_buffer("places_cos", cos, persistent=False)
+        self.register_buffer("places_sin", sin, persistent=False)
 
     def _number_embedding(self) -> nn.Sequential:
         dim = self.config.dim
@@ -349,14 +221,11 @@ class Reference(nn.Module):
         return self.embed.weight.dtype
 
     @property
-    def places(self) -> Tensor:
+    def places(self) -> Rotary:
         """Rotations within a frame."""
-        config = self.config
-        sides = (config.height // config.patch, config.width // config.patch)
-        table = positions_table(config.spatial_rotary, sides, config.head_dim)
-        return table.to(self.embed.weight.device)
+        return self.places_cos, self.places_sin
 
-    def times(self, first: int, num_frames: int, seen: int) -> Tensor:
+    def times(self, first: int, num_frames: int, seen: int) -> Rotary:
         """Rotations in time of `num_frames` frames from `first` on, in a window of `seen` frames.
 
         Only "pixel" depends on how many frames the window holds.
