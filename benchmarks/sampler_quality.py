@@ -190,6 +190,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=3_000_003, help="of the simulated episodes")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
+    commit = git_commit()  # before the run: the checkout may move on while it lasts
     model = WorldModel.load(arguments.model)
     scene = Collection(renderer="ray", seed=arguments.seed)
     (episodes,) = simulate(model, [("held-out", scene, arguments.episodes)], workers=1).values()
@@ -207,7 +208,7 @@ def main() -> None:
         "renderer": scene.renderer,
         "hardware": hardware(),
         "versions": f"Python {platform.python_version()}, torch {version('torch')}",
-        "commit": git_commit(),
+        "commit": commit,
         "date": datetime.now(UTC).date().isoformat(),
     }
     text = table(rows, facts)
