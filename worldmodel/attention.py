@@ -26,18 +26,22 @@ def rotary_angles(
     return F.pad(angles, (0, head_dim // 2 - angles.shape[1]))
 
 
-Rotary = tuple[Tensor, Tensor]
-"""Cosines and signed sines of rotation angles, [positions, 1, 1, head_dim], for every layer."""
+Rotary = Tensor | tuple[Tensor, Tensor]
+"""Rotations of positions, for every layer: a complex [positions, 1, 1, head_dim / 2] where a head's
+pairs are neighbours, cosines and signed sines [positions, 1, 1, head_dim] where they are halves."""
 
 
 def rotary_table(cos: Float[Tensor, "tokens half"], sin: Float[Tensor, "tokens half"]) -> Rotary:
-    """What `rotate` reads, from the cosine and the sine of every pair's angle."""
+    """What `rotate` reads for pairs in halves, from cosine and sine of every pair's angle."""
     both = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
     return both[0][:, None, None], both[1][:, None, None]
 
 
 def rotate(x: Float[Tensor, "rows tokens two heads dim"], table: Rotary) -> Tensor:
-    """Rotate pair i of the last axis, entries i and i + dim / 2, by its angle in `table`."""
+    """Rotate pair i of the last axis: entries 2i and 2i + 1, or i and i + dim / 2."""
+    if isinstance(table, Tensor):
+        pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
+        return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
     cos, sin = table
     if x.dtype != cos.dtype:
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)

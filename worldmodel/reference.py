@@ -30,7 +30,6 @@ from worldmodel.attention import (
     mix_time,
     modulated_norm,
     rotary_angles,
-    rotary_table,
     write_time,
 )
 from worldmodel.cache import TemporalCache
@@ -115,8 +114,8 @@ def sinusoids(x: Tensor) -> Float[Tensor, "*shape 256"]:
     return torch.cat((phase.cos(), phase.sin()), dim=-1)
 
 
-def positions_table(kind: str, sides: tuple[int, ...], head_dim: int) -> Rotary:
-    """Rotations of every position of a grid, in row-major order.
+def positions_table(kind: str, sides: tuple[int, ...], head_dim: int) -> Tensor:
+    """Rotations of every position of a grid, in row-major order, [positions, 1, 1, head_dim / 2].
 
     "legacy" is no rotation: its "cosines" and "sines" are the even and the odd entries of each
     axis' cosines followed by its sines.
@@ -127,16 +126,19 @@ def positions_table(kind: str, sides: tuple[int, ...], head_dim: int) -> Rotary:
         axes = [torch.arange(side, dtype=torch.float32) for side in sides]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(sides))
     if kind == "standard":
-        angles = rotary_angles(grid, head_dim, base=10_000.0)
-        return rotary_table(angles.cos(), angles.sin())
+        return turns(rotary_angles(grid, head_dim, base=10_000.0))
     pairs = head_dim // len(sides) // 2
     if kind == "pixel":
         frequency = torch.linspace(1, 128, pairs) * math.pi
-        angles = (grid[..., None] * frequency).flatten(1)
-        return rotary_table(angles.cos(), angles.sin())
+        return turns((grid[..., None] * frequency).flatten(1))
     angles = rearrange(rotary_angles(grid, head_dim, base=10_000.0), "n (a p) -> n a p", p=pairs)
     entries = torch.cat((angles.cos(), angles.sin()), dim=-1).flatten(1)
-    return rotary_table(entries[:, 0::2], entries[:, 1::2])
+    return torch.complex(entries[:, 0::2], entries[:, 1::2])[:, None, None]
+
+
+def turns(angles: Float[Tensor, "positions pairs"]) -> Tensor:
+    """Unit complex numbers at the angles."""
+    return torch.polar(torch.ones_like(angles), angles)[:, None, None]
 
 
 class Stack(nn.Module):
@@ -192,9 +194,6 @@ class Reference(nn.Module):
         theirs = ours[:, :, 0].permute(0, 1, 3, 4, 2)
     """
 
-    places_cos: Tensor
-    places_sin: Tensor
-
     def __init__(self, config: ReferenceConfig) -> None:
         super().__init__()
         self.config = config
@@ -206,10 +205,6 @@ class Reference(nn.Module):
         if self.has_confidence:
             self.threshold = self._number_embedding()
             self.confidence = Stack(config, config.confidence_layers)
-        sides = (config.height // config.patch, config.width // config.patch)
-        cos, sin = positions_table(config.spatial_rotary, sides, config.head_dim)
-        self.register_buffer("places_cos", cos, persistent=False)
-        self.register_buffer("places_sin", sin, persistent=False)
 
     def _number_embedding(self) -> nn.Sequential:
         dim = self.config.dim
@@ -221,23 +216,38 @@ class Reference(nn.Module):
         return self.embed.weight.dtype
 
     @property
-    def places(self) -> Rotary:
+    def places(self) -> Tensor:
         """Rotations within a frame."""
-        return self.places_cos, self.places_sin
+        config = self.config
 
-    def times(self, first: int, num_frames: int, seen: int) -> Rotary:
+    def _number_embedding(self) -> nn.Sequential:
+        dim = self.config.dim
+        return nn.Sequential(nn.Linear(256, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self.embed.weight.dtype
+
+    @property
+    def places(self) -> Tensor:
+        """Rotations within a frame."""
+        config = self.config
+        sides = (config.height // config.patch, config.width // config.patch)
+        table = positions_table(config.spatial_rotary, sides, config.head_dim)
+        return table.to(self.embed.weight.device)
+
+    def times(self, first: int, num_frames: int, seen: int) -> Tensor:
         """Rotations in time of `num_frames` frames from `first` on, in a window of `seen` frames.
 
         Only "pixel" depends on how many frames the window holds.
         """
-        config, device = self.config, self.places_cos.device
+        config, device = self.config, self.embed.weight.device
         if config.temporal_rotary == "standard":  # relative: any position may follow any other
             positions = torch.arange(first, first + num_frames, dtype=torch.float32, device=device)
-            angles = rotary_angles(positions[:, None], config.head_dim, base=10_000.0)
-            return rotary_table(angles.cos(), angles.sin())
-        cos, sin = positions_table(config.temporal_rotary, (seen,), config.head_dim)
-        window = slice(first, first + num_frames)
-        return cos[window].to(device), sin[window].to(device)
+            return turns(rotary_angles(positions[:, None], config.head_dim, base=10_000.0))
+        table = positions_table(config.temporal_rotary, (seen,), config.head_dim)
+        return table[first : first + num_frames].to(device)
 
     def tokens(
         self, latents: Float[Tensor, "batch time 1 channel height width"]

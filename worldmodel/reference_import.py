@@ -5,8 +5,8 @@ Theirs -> ours, and what changes on the way:
 - `x_proj` -> `embed`: a convolution whose stride is its kernel is a linear map of patches
 - `timestep_mlp`, `err_thresh_mlp`, `action_embedder` -> `level`, `threshold`, `action`
 - `blocks.N.{s,t}_block` -> `stack.{spatial,temporal}.N`; `conf_blocks.N...` -> `confidence...`
-- `attn.qkv_proj` -> `attention.qkv`: rotary pairs (2i, 2i + 1) of a head become (i, i + half)
-- `attn.out_proj`, `ffwd`, `adaLN_modulation.1` -> `attention.out`, `mlp`, `modulation`
+- `attn.qkv_proj`, `attn.out_proj` -> `attention.qkv`, `attention.out`
+- `ffwd`, `adaLN_modulation.1` -> `mlp`, `modulation`
 - `final_layer`, `final_layer_conf_head` -> `stack`, `confidence`, their `out` and `modulation`:
   patch order (row, column, channel) becomes (channel, row, column)
 """
@@ -269,13 +269,4 @@ def source_of(name: str, config: ReferenceConfig) -> tuple[str, Callable[[Tensor
     names |= {"mlp.0": "ffwd.0", "mlp.2": "ffwd.2", "modulation": "adaLN_modulation.1"}
     inner = names[part.rpartition(".")[0]]
     theirs = f"{blocks}.{index}.{'s' if kind == 'spatial' else 't'}_block.{inner}.{end}"
-    if part.startswith("attention.qkv"):
-        return theirs, lambda w: halves_of_pairs(w, config.heads)
     return theirs, torch.clone
-
-
-def halves_of_pairs(weight: Tensor, heads: int) -> Tensor:
-    """Rows of queries and keys from pairs (2i, 2i + 1) to (i, i + half), within each head."""
-    q, k, v = weight.chunk(3)
-    q, k = (rearrange(part, "(h d two) n -> (h two d) n", h=heads, two=2) for part in (q, k))
-    return torch.cat((q, k, v))

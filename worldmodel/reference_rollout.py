@@ -57,6 +57,7 @@ class ReferenceRollout:
         self.confidence_cache = TemporalCache(network.config.confidence_layers, window)
         self.weights = network.stack.weights()
         self.confidence_weights = network.confidence.weights() if network.has_confidence else []
+        self.places = network.places
         self.fresh = False
         """Whether the caches, with `waiting`, hold exactly the frames of `latents`."""
         self.waiting: Step | None = None
@@ -90,7 +91,7 @@ class ReferenceRollout:
             cache.restart()
         level = self.latents.new_full(self.latents.shape[:2], CONTEXT_LEVEL)
         condition = network.condition(level, self.actions)
-        tables = network.places, network.times(0, time, min(time + 1, network.config.window))
+        tables = self.places, network.times(0, time, min(time + 1, network.config.window))
         hidden = run_stack(
             network.tokens(self.latents * SCHEDULE.signal(CONTEXT_LEVEL)), self.weights,
             split(network.stack.modulations(condition)), tables,
@@ -151,7 +152,7 @@ class Step:
         key = (first, num_frames)
         if key not in self.made:
             seen = min(first + num_frames, self.network.config.window)
-            self.made[key] = self.network.places, self.network.times(first, num_frames, seen)
+            self.made[key] = self.rollout.places, self.network.times(first, num_frames, seen)
         return self.made[key]
 
     def denoise(self, noisy: Tensor, level: float) -> Tensor:
