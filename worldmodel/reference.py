@@ -219,20 +219,6 @@ class Reference(nn.Module):
     def places(self) -> Tensor:
         """Rotations within a frame."""
         config = self.config
-
-    def _number_embedding(self) -> nn.Sequential:
-        dim = self.config.dim
-        return nn.Sequential(nn.Linear(256, dim), nn.SiLU(), nn.Linear(dim, dim))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
-        return self.embed.weight.dtype
-
-    @property
-    def places(self) -> Tensor:
-        """Rotations within a frame."""
-        config = self.config
         sides = (config.height // config.patch, config.width // config.patch)
         table = positions_table(config.spatial_rotary, sides, config.head_dim)
         return table.to(self.embed.weight.device)
