@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -140,7 +140,8 @@ def perceptron(x: Float[Tensor, "*batch dim"], w: Weights) -> Float[Tensor, "*ba
     if torch.is_grad_enabled() or x.device.type != "cpu":
         hidden = F.gelu(F.linear(x, w.first, w.first_bias), approximate="tanh")
         return F.linear(hidden, w.second, w.second_bias)
-    parts = (x,) if x.numel() <= ROWS * x.shape[-1] else x.flatten(0, -2).split(ROWS)
+    few = x.numel() <= ROWS * x.shape[-1]
+    parts = (x,) if few else x.flatten(0, -2).split(ROWS)  # type: ignore[no-untyped-call]
     made = [
         F.linear(gelu_in_place(F.linear(part, w.first, w.first_bias)), w.second, w.second_bias)
         for part in parts
@@ -226,7 +227,8 @@ class Block(nn.Module):
     def weights(self) -> Weights:
         """What the block computes with, as it is now."""
         maps = (self.attention["qkv"], self.attention["out"], self.mlp[0], self.mlp[2])
-        return Weights(self.heads, *(part for m in maps for part in (m.weight, m.bias)))
+        parts: list[Any] = [part for m in maps for part in (m.weight, m.bias)]
+        return Weights(self.heads, *parts)
 
     def modulations(self, condition: Float[Tensor, "batch time condition"]) -> Modulation:
         """What the block's six modulations are under `condition`."""

@@ -161,8 +161,8 @@ class Step:
         index = self.levels.index(level)
         modulations = self.modulations[:, index : index + 1]
         parts = split(modulations)
-        if rollout.waiting is not None:
-            rollout.waiting, past = None, rollout.waiting
+        past, rollout.waiting = rollout.waiting, None
+        if past is not None:
             self.hidden = self.pass_with(past, noisy, modulations)
         else:
             self.hidden = run_stack(
