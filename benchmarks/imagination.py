@@ -15,12 +15,12 @@ import argparse
 import json
 import platform
 import resource
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -241,19 +241,29 @@ def measure(size: Size, batch: int, rounds: int) -> Row:
     return row
 
 
-def flatness(name: str, rollout: Iterator[Any], num_frames: int) -> dict[str, Any]:
-    """Seconds per frame around frame 20 and at the end, and memory at both."""
-    seconds, memory, start = [], [], time.process_time()
-    for _ in rollout:
-        now = time.process_time()
-        seconds.append(now - start)
-        memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        start = time.process_time()
-    early, late = statistics.median(seconds[10:50]), statistics.median(seconds[-40:])
+def flatness(name: str, begin: Callable[[], Iterator[Any]], num_frames: int) -> dict[str, Any]:
+    """Time per frame of a rollout near frame 20 and of one near its end, and what memory grew by.
+
+    The two take turns, frame by frame, so that a machine that is busier for a while slows both.
+    """
+    early, late = begin(), begin()
+    for _ in range(10):
+        next(early)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(num_frames - 30):
+        next(late)
+    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    seconds: dict[str, list[float]] = {"early": [], "late": []}
+    for _ in range(20):
+        for which, rollout in (("early", early), ("late", late)):
+            start = time.process_time()
+            next(rollout)
+            seconds[which].append(time.process_time() - start)
+    ms = {which: 1e3 * float(np.median(times)) for which, times in seconds.items()}
     return {
-        "rollout": name, "frames": num_frames, "ms_at_frame_20": 1e3 * early,
-        f"ms_at_frame_{num_frames - 20}": 1e3 * late, "ratio": late / early,
-        "peak_memory_growth_mb": memory[-1] - memory[20],
+        "rollout": name, "ms_at_frame_20": ms["early"],
+        f"ms_at_frame_{num_frames - 20}": ms["late"],
+        "ratio": ms["late"] / ms["early"], "peak_memory_growth_mb": growth,
     }  # fmt: skip
 
 
@@ -268,9 +278,8 @@ def long_rollouts(num_frames: int = 520) -> list[dict[str, Any]]:
         actions=0.01 * torch.randn(1, num_frames + 3, c.action_dim, generator=generator),
         action_valid=torch.ones(1, num_frames + 3, dtype=torch.bool), seeds=[0],
     )  # fmt: skip
-    made = [
-        flatness("tabletop", frames(model.dynamics, inputs, sampling=model.sampling), num_frames)
-    ]
+    ours = partial(frames, model.dynamics, inputs, sampling=model.sampling)
+    made = [flatness("tabletop", ours, num_frames)]
     network = build(SIZES[0])[1]
     context, actions, _ = random_inputs(SIZES[0], 1, num_frames + 1)
     inputs = RolloutInputs(
@@ -279,8 +288,8 @@ def long_rollouts(num_frames: int = 520) -> list[dict[str, Any]]:
     )  # fmt: skip
     for window in ("exact", "stale"):
         sampling = Sampling(num_steps=10, method="ddim", window=window)
-        rollout = frames(network, inputs, sampling=sampling, epsilon=EPSILON)
-        made.append(flatness(f"imported, {window}", rollout, num_frames))
+        theirs = partial(frames, network, inputs, sampling=sampling, epsilon=EPSILON)
+        made.append(flatness(f"imported, {window}", theirs, num_frames))
     return made
 
 
