@@ -42,8 +42,7 @@ class ReferenceRollout:
             raise ValueError(
                 f"`guidance` must be 1 for a published network, got {sampling.guidance}."
             )
-        self.relative = network.config.temporal_rotary == "standard"
-        if sampling.window == "stale" and not self.relative:
+        if sampling.window == "stale" and network.config.temporal_rotary != "standard":
             raise ValueError(
                 '`window` must be "exact" for a network whose positions in time are not relative '
                 f"({network.config.temporal_rotary!r})."
