@@ -20,7 +20,7 @@ from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.presets import Preset
 from worldmodel.tokenizers import Tokenizer, TokenizerConfig
 from worldmodel.training import LoopConfig
-from worldmodel.transformer import Dynamics, DynamicsConfig
+from worldmodel.transformer import Dynamics, DynamicsConfig, FrameInputs
 
 CAMERA = "front"
 
@@ -134,6 +134,25 @@ def make_dynamics(random_weights: Callable[..., None]) -> Callable[..., Dynamics
         return dynamics.eval()
 
     return make
+
+
+@pytest.fixture
+def draw_inputs() -> Callable[..., FrameInputs]:
+    """`draw_inputs(dynamics, num_frames, batch=2, seed=0)`: random frames, all actions known."""
+
+    def draw(dynamics: Dynamics, num_frames: int, *, batch: int = 2, seed: int = 0) -> FrameInputs:
+        c = dynamics.config
+        generator = torch.Generator().manual_seed(seed)
+        shape = (batch, num_frames, c.views, c.channels, c.height, c.width)
+        return FrameInputs(
+            noisy=torch.randn(shape, generator=generator),
+            previous=torch.randn(shape, generator=generator),
+            level=torch.rand(shape[:2], generator=generator),
+            actions=torch.randn((batch, num_frames, c.action_dim), generator=generator),
+            action_valid=torch.ones(shape[:2], dtype=torch.bool),
+        )
+
+    return draw
 
 
 @pytest.fixture

@@ -14,21 +14,7 @@ from worldmodel.transformer import (
 )
 
 Build = Callable[..., Dynamics]
-
-
-def draw_inputs(
-    dynamics: Dynamics, num_frames: int, *, batch: int = 2, seed: int = 0
-) -> FrameInputs:
-    c = dynamics.config
-    generator = torch.Generator().manual_seed(seed)
-    shape = (batch, num_frames, c.views, c.channels, c.height, c.width)
-    return FrameInputs(
-        noisy=torch.randn(shape, generator=generator),
-        previous=torch.randn(shape, generator=generator),
-        level=torch.rand(shape[:2], generator=generator),
-        actions=torch.randn((batch, num_frames, c.action_dim), generator=generator),
-        action_valid=torch.ones(shape[:2], dtype=torch.bool),
-    )
+DrawInputs = Callable[..., FrameInputs]
 
 
 def all_at_once(dynamics: Dynamics, inputs: FrameInputs) -> torch.Tensor:
@@ -48,7 +34,9 @@ def window(inputs: FrameInputs, begin: int, end: int) -> FrameInputs:
 
 @pytest.mark.parametrize("part", ["noisy", "previous", "level", "actions", "action_valid"])
 @torch.no_grad()
-def test_editing_a_frame_changes_nothing_before_it(make_dynamics: Build, part: str) -> None:
+def test_editing_a_frame_changes_nothing_before_it(
+    make_dynamics: Build, part: str, draw_inputs: DrawInputs
+) -> None:
     dynamics = make_dynamics(views=2)
     inputs = draw_inputs(dynamics, 8)
     edited = getattr(inputs, part).clone()
@@ -61,7 +49,9 @@ def test_editing_a_frame_changes_nothing_before_it(make_dynamics: Build, part: s
 
 
 @torch.no_grad()
-def test_one_layer_forgets_what_left_its_window(make_dynamics: Build) -> None:
+def test_one_layer_forgets_what_left_its_window(
+    make_dynamics: Build, draw_inputs: DrawInputs
+) -> None:
     dynamics = make_dynamics(layers=1, context=3)
     inputs = draw_inputs(dynamics, 8)
     edited = inputs.noisy.clone()
@@ -74,7 +64,9 @@ def test_one_layer_forgets_what_left_its_window(make_dynamics: Build) -> None:
 
 @pytest.mark.parametrize("views", [1, 2])
 @torch.no_grad()
-def test_frame_by_frame_with_a_cache_is_all_at_once(make_dynamics: Build, views: int) -> None:
+def test_frame_by_frame_with_a_cache_is_all_at_once(
+    make_dynamics: Build, views: int, draw_inputs: DrawInputs
+) -> None:
     dynamics = make_dynamics(views=views, context=3)
     inputs = draw_inputs(dynamics, 12)
     cache = dynamics.new_cache()
@@ -89,7 +81,9 @@ def test_frame_by_frame_with_a_cache_is_all_at_once(make_dynamics: Build, views:
 
 
 @torch.no_grad()
-def test_a_step_that_is_not_kept_leaves_the_cache_alone(make_dynamics: Build) -> None:
+def test_a_step_that_is_not_kept_leaves_the_cache_alone(
+    make_dynamics: Build, draw_inputs: DrawInputs
+) -> None:
     dynamics = make_dynamics()
     inputs = draw_inputs(dynamics, 3)
     cache = dynamics.new_cache()
@@ -102,7 +96,9 @@ def test_a_step_that_is_not_kept_leaves_the_cache_alone(make_dynamics: Build) ->
 
 
 @torch.no_grad()
-def test_the_noisy_stream_sees_what_a_sampler_sees(make_dynamics: Build) -> None:
+def test_the_noisy_stream_sees_what_a_sampler_sees(
+    make_dynamics: Build, draw_inputs: DrawInputs
+) -> None:
     """Frame t of the noisy stream against a step after a cache of the clean frames before t."""
     dynamics = make_dynamics(context=3)
     clean, noisy = draw_inputs(dynamics, 9), draw_inputs(dynamics, 9, seed=1)
@@ -123,7 +119,9 @@ def test_the_noisy_stream_sees_what_a_sampler_sees(make_dynamics: Build) -> None
 
 
 @torch.no_grad()
-def test_values_of_unknown_actions_do_not_matter(make_dynamics: Build) -> None:
+def test_values_of_unknown_actions_do_not_matter(
+    make_dynamics: Build, draw_inputs: DrawInputs
+) -> None:
     dynamics = make_dynamics()
     inputs = draw_inputs(dynamics, 4)
     valid = inputs.action_valid.clone()
@@ -136,7 +134,9 @@ def test_values_of_unknown_actions_do_not_matter(make_dynamics: Build) -> None:
 
 
 @torch.no_grad()
-def test_a_level_of_zero_returns_the_frame_itself(make_dynamics: Build) -> None:
+def test_a_level_of_zero_returns_the_frame_itself(
+    make_dynamics: Build, draw_inputs: DrawInputs
+) -> None:
     dynamics = make_dynamics()
     inputs = draw_inputs(dynamics, 4)
     estimate = all_at_once(dynamics, replace(inputs, level=torch.zeros_like(inputs.level)))
@@ -144,7 +144,7 @@ def test_a_level_of_zero_returns_the_frame_itself(make_dynamics: Build) -> None:
 
 
 @torch.no_grad()
-def test_a_fresh_network_predicts_the_persistence_posterior() -> None:
+def test_a_fresh_network_predicts_the_persistence_posterior(draw_inputs: DrawInputs) -> None:
     """Untrained, its correction is zero: from pure noise it repeats the previous frame."""
     dynamics = Dynamics(DynamicsConfig(channels=2, height=2, width=4, dim=16, heads=2, layers=1))
     inputs = draw_inputs(dynamics, 3)

@@ -13,20 +13,8 @@ from worldmodel.rollout_io import check_views
 from worldmodel.transformer import Dynamics, Estimate, FrameInputs, window_mask
 
 Build = Callable[..., Dynamics]
+DrawInputs = Callable[..., FrameInputs]
 Model = Callable[..., WorldModel]
-
-
-def draw_inputs(dynamics: Dynamics, num_frames: int, *, batch: int = 2) -> FrameInputs:
-    c = dynamics.config
-    generator = Generator().manual_seed(0)
-    shape = (batch, num_frames, c.views, c.channels, c.height, c.width)
-    return FrameInputs(
-        noisy=torch.randn(shape, generator=generator),
-        previous=torch.randn(shape, generator=generator),
-        level=torch.rand(shape[:2], generator=generator),
-        actions=torch.randn((batch, num_frames, c.action_dim), generator=generator),
-        action_valid=torch.ones(shape[:2], dtype=torch.bool),
-    )
 
 
 def all_at_once(dynamics: Dynamics, inputs: FrameInputs) -> Estimate:
@@ -50,7 +38,9 @@ def by_view(dynamics: Dynamics, features: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("junk", [0.0, 1e4, torch.nan, torch.inf])
 @torch.no_grad()
-def test_what_a_missing_view_holds_changes_no_other(make_dynamics: Build, junk: float) -> None:
+def test_what_a_missing_view_holds_changes_no_other(
+    make_dynamics: Build, junk: float, draw_inputs: DrawInputs
+) -> None:
     dynamics = make_dynamics(views=3)
     inputs = draw_inputs(dynamics, 5)
     there = some_missing(inputs)
@@ -64,7 +54,9 @@ def test_what_a_missing_view_holds_changes_no_other(make_dynamics: Build, junk: 
         assert getattr(after, name).isfinite().all()
 
 
-def test_nan_in_a_missing_view_reaches_no_gradient(make_dynamics: Build) -> None:
+def test_nan_in_a_missing_view_reaches_no_gradient(
+    make_dynamics: Build, draw_inputs: DrawInputs
+) -> None:
     dynamics = make_dynamics(views=2)
     inputs = draw_inputs(dynamics, 4)
     there = torch.ones(2, 4, 2, dtype=torch.bool)
@@ -80,7 +72,9 @@ def test_nan_in_a_missing_view_reaches_no_gradient(make_dynamics: Build) -> None
 
 
 @torch.no_grad()
-def test_a_view_that_is_never_there_is_as_good_as_none(make_dynamics: Build) -> None:
+def test_a_view_that_is_never_there_is_as_good_as_none(
+    make_dynamics: Build, draw_inputs: DrawInputs
+) -> None:
     """Two views of three against a network of two views with the same weights."""
     three, two = make_dynamics(views=3), make_dynamics(views=2)
     state = three.state_dict()
@@ -97,7 +91,9 @@ def test_a_view_that_is_never_there_is_as_good_as_none(make_dynamics: Build) -> 
 
 @pytest.mark.parametrize("masked", [False, True])
 @torch.no_grad()
-def test_the_order_of_views_does_not_matter(make_dynamics: Build, masked: bool) -> None:
+def test_the_order_of_views_does_not_matter(
+    make_dynamics: Build, masked: bool, draw_inputs: DrawInputs
+) -> None:
     dynamics, order = make_dynamics(views=3), [2, 0, 1]
     inputs = draw_inputs(dynamics, 5)
     there = some_missing(inputs) if masked else None
@@ -118,7 +114,9 @@ def test_the_order_of_views_does_not_matter(make_dynamics: Build, masked: bool) 
 
 
 @torch.no_grad()
-def test_views_that_come_and_go_do_not_disturb_the_cache(make_dynamics: Build) -> None:
+def test_views_that_come_and_go_do_not_disturb_the_cache(
+    make_dynamics: Build, draw_inputs: DrawInputs
+) -> None:
     dynamics = make_dynamics(views=3, context=3)
     inputs = draw_inputs(dynamics, 12)
     inputs = replace(inputs, view_valid=some_missing(inputs))
