@@ -62,15 +62,19 @@ def draw_distractors(
     distractors: list[Distractor] = []
     for index in order[:count]:
         color = rng.uniform(0, 1, 3) if novel else rng.choice(TRAIN_RGBS)
-        position = _free_position(layout, [d.position for d in distractors], rng)
+        position = free_position(layout, [d.position for d in distractors], rng)
         if position is not None:
             distractors.append(Distractor(int(index), position, as_rgb(color)))
     return distractors
 
 
-def _free_position(
+def free_position(
     layout: Layout, taken: list[Float[np.ndarray, " 2"]], rng: np.random.Generator
 ) -> Float[np.ndarray, " 2"] | None:
+    """A place on the table away from object, zone, the way between them and places taken.
+
+    None if chance found none.
+    """
     for _ in range(ATTEMPTS):
         position = rng.uniform(*DISTRACTOR_AREA)
         apart = all(np.linalg.norm(position - other) > 0.075 for other in taken)

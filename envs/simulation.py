@@ -125,11 +125,31 @@ class Simulation:
         for i in range(len(DISTRACTORS)):
             self.model.body(f"distractor{i}").pos = HIDDEN
             self._paint(f"distractor{i}", (0.0, 0.0, 0.0), visible=False)
+            self.model.geom(f"distractor{i}").contype = 1
+            self.model.geom(f"distractor{i}").conaffinity = 1
         for distractor in distractors:
-            name = f"distractor{distractor.index}"
-            height = self._half_height(self.model.geom(name).id)
-            self.model.body(name).pos = [*distractor.position, height]
-            self._paint(name, distractor.rgb)
+            self._place_distractor(distractor)
+
+    def show(self, distractor: Distractor) -> None:
+        """Add an object that is seen, until the next reset, and touches nothing."""
+        geom = self.model.geom(f"distractor{distractor.index}")
+        geom.contype = geom.conaffinity = 0
+        self._place_distractor(distractor)
+        # Not mj_kinematics: it would bring what moves forward by a step.
+        body = self.data.body(geom.bodyid[0])
+        for place in (body.xpos, body.xipos, self.data.geom(geom.id).xpos):
+            place[:] = self.model.body(body.id).pos
+
+    def distractor_positions(self) -> list[Float[np.ndarray, " 2"]]:
+        """Where distractors stand."""
+        bodies = (self.model.body(f"distractor{i}").pos for i in range(len(DISTRACTORS)))
+        return [pos[:2].copy() for pos in bodies if pos[2] > 0]
+
+    def _place_distractor(self, distractor: Distractor) -> None:
+        name = f"distractor{distractor.index}"
+        height = self._half_height(self.model.geom(name).id)
+        self.model.body(name).pos = [*distractor.position, height]
+        self._paint(name, distractor.rgb)
 
     def _half_height(self, geom: int) -> float:
         kind, size = self.model.geom_type[geom], self.model.geom_size[geom]
