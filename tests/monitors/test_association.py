@@ -62,7 +62,7 @@ def test_planted_outliers_turn_spearmans_rho_but_not_pi() -> None:
     assert np.flatnonzero(outlier).tolist() == [60, 61, 62, 63, 64, 65]
     assert spearmanr(score, error).statistic > 0
     assert pi == pytest.approx(spearmanr(score[:60], error[:60]).statistic)
-    assert pi < -0.2
+    assert pi < -0.15
 
 
 def test_pi_depends_on_the_units_of_neither_side() -> None:
@@ -135,7 +135,8 @@ def test_interval_of_tau_at_its_edges() -> None:
     assert (tau, high) == pytest.approx((1.0, 1.0))
     assert 0.7 < low < 0.95
     assert kendall_tau(rising[:4], -rising[:4]) == (-1.0, (-1.0, 1.0))
-    assert np.isnan(kendall_tau(rising, np.zeros(10))).any()
+    tau, interval = kendall_tau(rising, np.zeros(10))
+    assert np.isnan([tau, *interval]).all()
 
 
 def episodes(
@@ -167,17 +168,18 @@ def test_a_summary_of_a_sample_agrees_with_all_pairs() -> None:
 
 
 def test_intervals_have_the_width_that_episodes_dictate() -> None:
-    """30 episodes of 200 pairs: the interval against the spread over 60 fresh sets of episodes.
+    """30 episodes of 200 pairs: the interval against the spread over 40 fresh sets of episodes.
 
-    Pairs as unit would give half the width for pi. Width and spread are known to about 20% and
-    10%; 40% is twice that.
+    Pairs as unit would give half the width for pi. Width and spread are known to about 15% and
+    11%; 40% is twice that.
     """
     scores, errors = episodes(0, num_episodes=30, pairs=200)
     summary = summarize_association(scores, errors, rng=rng())
     fresh = []
-    for seed in range(1, 61):
+    for seed in range(1, 41):
         score, error = map(np.concatenate, episodes(seed, num_episodes=30, pairs=200))
-        fresh.append((shepherds_pi(score, error, rng=rng())[0], ause(score, error)))
+        pi, _ = shepherds_pi(score, error, rng=rng(), num_resamples=20)
+        fresh.append((pi, ause(score, error)))
     spread = np.std(fresh, axis=0)
     for value, (low, high), sd in zip(
         (summary.pi, summary.ause),
