@@ -1,6 +1,13 @@
 """The judge: how far to trust a video world model, step by step. Arrays in, verdicts out."""
 
 from worldmodel.monitors.appearance import AppearanceChannel
+from worldmodel.monitors.association import (
+    AssociationSummary,
+    ause,
+    kendall_tau,
+    shepherds_pi,
+    summarize_association,
+)
 from worldmodel.monitors.calibration import (
     ReliabilityBins,
     bin_forecasts,
@@ -19,6 +26,7 @@ from worldmodel.monitors.detection import (
     false_positive_rate,
     summarize_detection,
 )
+from worldmodel.monitors.drift import FleetDrift
 from worldmodel.monitors.errors import NotFittedError
 from worldmodel.monitors.heatmaps import heatmap, legend, overlay, with_legend
 from worldmodel.monitors.judge import MonitorConfig
@@ -35,6 +43,7 @@ from worldmodel.monitors.verdict import Evidence, Level, Verdict
 
 __all__ = [
     "AppearanceChannel",
+    "AssociationSummary",
     "CalibrationSummary",
     "ConfidenceChannel",
     "DetectionSummary",
@@ -42,6 +51,7 @@ __all__ = [
     "EpisodeThreshold",
     "EpsilonRecalibration",
     "Evidence",
+    "FleetDrift",
     "HorizonRecalibration",
     "ImaginedFrame",
     "IsotonicRecalibration",
@@ -56,6 +66,7 @@ __all__ = [
     "alarm_delay",
     "auroc",
     "auroc_interval",
+    "ause",
     "bin_forecasts",
     "brier_decomposition",
     "episode_bootstrap",
@@ -63,12 +74,15 @@ __all__ = [
     "expected_calibration_error",
     "false_positive_rate",
     "heatmap",
+    "kendall_tau",
     "legend",
     "max_calibration_error",
     "overlay",
     "per_video_calibration_error",
+    "shepherds_pi",
     "smallest_alpha",
     "summarize",
+    "summarize_association",
     "summarize_detection",
     "with_legend",
 ]
