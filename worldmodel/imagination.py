@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from worldmodel.attention import lay_out_for_inference
-from worldmodel.confidence import ContinuousScale, Distribution
+from worldmodel.confidence import Head
 from worldmodel.reference import Reference
 from worldmodel.reference_rollout import ReferenceRollout
 from worldmodel.rollout_io import (
@@ -165,7 +165,7 @@ def frames(
 @torch.inference_mode()
 def imagine(
     network: Dynamics | Reference,
-    head: Distribution | ContinuousScale | None,
+    head: Head | None,
     inputs: RolloutInputs,
     *,
     sampling: Sampling,

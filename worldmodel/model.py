@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.confidence import ConfidenceConfig, ContinuousScale, Distribution, build_head
+from worldmodel.confidence import ConfidenceConfig, Head, build_head
 from worldmodel.datasets.actions import ActionSpec
 from worldmodel.imagination import Imagined, imagine
 from worldmodel.judge import ActionJudge, LatentJudge
@@ -99,7 +99,8 @@ class ModelConfig:
         if (network := shape.pop("network", "own")) not in NETWORKS:
             raise ValueError(f"`network` must be one of {', '.join(NETWORKS)}, got {network!r}.")
         fields["dynamics"] = NETWORKS[network](**shape)
-        fields["confidence"] = ConfidenceConfig(**fields["confidence"])
+        lists = {k: tuple(v) for k, v in fields["confidence"].items() if isinstance(v, list)}
+        fields["confidence"] = ConfidenceConfig(**{**fields["confidence"], **lists})
         fields["action_spec"] = ActionSpec.from_dict(fields["action_spec"])
         fields["image_size"] = tuple(fields["image_size"])
         fields["cameras"] = tuple(fields["cameras"])
@@ -133,7 +134,7 @@ class WorldModel(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.dynamics: Dynamics | Reference
-        self.confidence: Distribution | ContinuousScale | None = None
+        self.confidence: Head | None = None
         if isinstance(dynamics, ReferenceConfig):
             self.dynamics = Reference(dynamics)
         else:

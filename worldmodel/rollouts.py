@@ -11,13 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from worldmodel.confidence import EPSILONS as EPSILONS  # part of this module, too
 from worldmodel.latent_clips import LatentBatch, collate_latents
 from worldmodel.model import WorldModel
 from worldmodel.monitors.reliability import Reliability
 from worldmodel.sampler import Sampling
 
-EPSILONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Error levels, in latent standard deviations, that confidence is stated and checked for."""
 START = 4
 """Real frames before the first imagined one, where nothing else is said."""
 CONTEXT = 6

@@ -1,13 +1,14 @@
 """Strictly proper scoring rules: smallest in expectation at the true probability, and only there.
 
 Gneiting & Raftery 2007, "Strictly proper scoring rules, prediction, and estimation". All are losses
-(lower is better), elementwise, without reduction.
+(lower is better), elementwise, without reduction. The rules of categories take a distribution along
+the last axis and the index of the category that came true.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 PROBABILITY_FLOOR = 1e-6
@@ -15,7 +16,7 @@ PROBABILITY_FLOOR = 1e-6
 
 
 def brier(probability: Tensor, outcome: Tensor) -> Tensor:
-    """(p - y)², with y in {0, 1}.
+    """(p - y)², with y in {0, 1} (Brier 1950).
 
     >>> brier(torch.tensor([0.75]), torch.tensor([1.0]))
     tensor([0.0625])
@@ -24,13 +25,80 @@ def brier(probability: Tensor, outcome: Tensor) -> Tensor:
 
 
 def logarithmic(probability: Tensor, outcome: Tensor) -> Tensor:
-    """-y log p - (1 - y) log(1 - p), in nats.
+    """-y log p - (1 - y) log(1 - p), in nats (Good 1952).
 
     >>> logarithmic(torch.tensor([0.5]), torch.tensor([1.0]))
     tensor([0.6931])
     """
     p = probability.clamp(PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
     return -(outcome * p.log() + (1 - outcome) * (1 - p).log())
+
+
+def spherical(probability: Tensor, outcome: Tensor) -> Tensor:
+    """1 - q / √(p² + (1 - p)²), q the probability of what came true; in [0, 1].
+
+    Gneiting & Raftery 2007, Example 3 (Good 1971), as a loss.
+
+    >>> spherical(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([1.0, 1.0, 1.0]))
+    tensor([1.0000, 0.2929, 0.0000])
+    """
+    other = 1 - probability
+    came_true = outcome * probability + (1 - outcome) * other
+    return 1 - came_true / (probability.square() + other.square()).sqrt()
+
+
+def categorical_brier(
+    masses: Float[Tensor, "*batch categories"], category: Int[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """Σ (p_k - 1{k = category})², in [0, 2]; of two categories twice the binary score.
+
+    >>> categorical_brier(torch.tensor([0.5, 0.25, 0.25]), torch.tensor(0))
+    tensor(0.3750)
+    """
+    return masses.square().sum(-1) - 2 * _at(masses, category) + 1
+
+
+def categorical_logarithmic(
+    log_masses: Float[Tensor, "*batch categories"], category: Int[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """-log p_category, in nats, of the logarithms a softmax gives without rounding to 0 or 1.
+
+    >>> categorical_logarithmic(torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor(0))
+    tensor(0.6931)
+    """
+    return -_at(log_masses, category)
+
+
+def categorical_spherical(
+    masses: Float[Tensor, "*batch categories"], category: Int[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """1 - p_category / ‖p‖, in [0, 1] (Gneiting & Raftery 2007, Example 3, as a loss).
+
+    >>> categorical_spherical(torch.tensor([0.6, 0.0, 0.8, 0.0]) / 1.4, torch.tensor(2))
+    tensor(0.2000)
+    """
+    return 1 - _at(masses, category) / masses.square().sum(-1).sqrt()
+
+
+def ranked_probability(
+    masses: Float[Tensor, "*batch categories"], category: Int[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """Σ (F_k - 1{category <= k})² over ordered categories, F the cumulated masses (Epstein 1969).
+
+    A near miss costs less than a far one. Divided by the number of bounds between categories it is
+    `threshold_crps` with even weights.
+
+    >>> ranked_probability(torch.tensor([[0.5, 0.25, 0.25]] * 2), torch.tensor([0, 2]))
+    tensor([0.3125, 0.8125])
+    """
+    bounds = torch.arange(masses.shape[-1] - 1, device=masses.device)
+    reached = (category[..., None] <= bounds).to(masses.dtype)
+    return brier(masses.cumsum(-1)[..., :-1], reached).sum(-1)
+
+
+def _at(values: Float[Tensor, "*batch categories"], category: Int[Tensor, "*batch"]) -> Tensor:
+    """The value of one category of each distribution."""
+    return values.gather(-1, category[..., None])[..., 0]
 
 
 def threshold_crps(

@@ -1,0 +1,107 @@
+"""Heads that state a probability for one ε at a time, after C3 (arXiv:2512.05927, Section 4)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Generator, Tensor
+
+from worldmodel.confidence_trunk import ConfidenceConfig, TrunkAndOutput, mean_over
+from worldmodel.scoring import brier, logarithmic, spherical
+
+BINARY = {"brier": brier, "logarithmic": logarithmic, "spherical": spherical}
+"""Scoring rules of a probability at one ε."""
+
+
+class FixedScale(TrunkAndOutput):
+    """C3's fixed-scale head: is the error at most a scale that training fixed?
+
+    C3 fixes one; this holds `scales`, one logit each. It answers for them alone, and nothing makes
+    the answers monotone in ε.
+    """
+
+    def __init__(self, dim: int, channels: int, config: ConfidenceConfig) -> None:
+        super().__init__(dim, channels, config, numbers=len(config.scales))
+        self.rule = BINARY[config.rule]
+        self.scales = config.scales
+
+    def confidence(
+        self, features: Tensor, horizon: Tensor, epsilon: Float[Tensor, " levels"]
+    ) -> Float[Tensor, "batch tokens channel levels"]:
+        """P(error <= ε).
+
+        Raises:
+            ValueError: An ε is none of the scales.
+        """
+        columns = [self._column(level) for level in epsilon.tolist()]
+        return self.numbers(features, horizon)[..., columns].sigmoid()
+
+    def _column(self, epsilon: float) -> int:
+        """Which scale an ε is, but for rounding to single precision."""
+        for index, scale in enumerate(self.scales):
+            if abs(epsilon - scale) <= 1e-5 * scale:
+                return index
+        raise ValueError(
+            f"`epsilon` must be one of the scales that the fixed_scale head was trained for, "
+            f"{list(self.scales)}, got {epsilon:g}; use one of them or another head."
+        )
+
+    def loss(
+        self,
+        features: Tensor,
+        horizon: Tensor,
+        error: Tensor,
+        *,
+        generator: Generator,
+        counted: Bool[Tensor, "batch tokens"] | None = None,
+    ) -> Tensor:
+        """The scoring rule, averaged over the scales; nothing is drawn."""
+        reached = (error[..., None] <= error.new_tensor(self.scales)).to(error.dtype)
+        score = self.rule(self.numbers(features, horizon).sigmoid(), reached)
+        return mean_over(score.mean(-1), counted)
+
+
+class ContinuousScale(TrunkAndOutput):
+    """C3's continuous-scale head: ε in, a probability out.
+
+    One pass per ε, and nothing makes the answers monotone in ε. Outside the range it was trained
+    on, ε counts as the nearest end.
+    """
+
+    def __init__(self, dim: int, channels: int, config: ConfidenceConfig) -> None:
+        super().__init__(dim, channels, config, numbers=1, extra=8)
+        self.rule = BINARY[config.rule]
+        self.range = (config.smallest_error, config.largest_error)
+
+    def _probability(
+        self, features: Tensor, horizon: Tensor, epsilon: Float[Tensor, " batch"]
+    ) -> Float[Tensor, "batch tokens channel"]:
+        waves = epsilon.log()[:, None] * torch.arange(1, 5, device=epsilon.device) / 2
+        extra = torch.cat((waves.sin(), waves.cos()), dim=-1)
+        return self.numbers(features, horizon, extra)[..., 0].sigmoid()
+
+    def confidence(
+        self, features: Tensor, horizon: Tensor, epsilon: Float[Tensor, " levels"]
+    ) -> Float[Tensor, "batch tokens channel levels"]:
+        """P(error <= ε)."""
+        columns = [
+            self._probability(features, horizon, level.expand(len(features)))
+            for level in epsilon.to(horizon).clamp(*self.range)
+        ]
+        return torch.stack(columns, dim=-1)
+
+    def loss(
+        self,
+        features: Tensor,
+        horizon: Tensor,
+        error: Tensor,
+        *,
+        generator: Generator,
+        counted: Bool[Tensor, "batch tokens"] | None = None,
+    ) -> Tensor:
+        """The scoring rule at one ε per item, drawn log-uniformly."""
+        low, high = self.range
+        draw = torch.rand(len(features), generator=generator, device=generator.device).to(error)
+        epsilon = low * (high / low) ** draw
+        reached = (error <= epsilon[:, None, None]).to(error.dtype)
+        return mean_over(self.rule(self._probability(features, horizon, epsilon), reached), counted)
