@@ -1,4 +1,4 @@
-"""Isotonic recalibration against scikit-learn, and what it must bring."""
+"""Isotonic curves against scikit-learn, and curves per tolerance, horizon and camera."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,13 @@ from sklearn.isotonic import IsotonicRegression
 from worldmodel.monitors.calibration import bin_forecasts, expected_calibration_error
 from worldmodel.monitors.errors import NotFittedError
 from worldmodel.monitors.recalibration import (
+    METHODS,
+    CameraRecalibration,
     EpsilonRecalibration,
     HorizonRecalibration,
     IsotonicRecalibration,
 )
+from worldmodel.monitors.reliability import Reliability
 
 
 def overconfident(seed: int, n: int = 4000) -> tuple[np.ndarray, np.ndarray]:
@@ -113,6 +116,74 @@ def test_arrays_restore_the_curves_of_every_horizon() -> None:
         HorizonRecalibration.from_arrays({})
 
 
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_is_chosen_and_restored_by_name(method: str) -> None:
+    bins = {1: [bin_forecasts(*overconfident(seed), num_bins=30) for seed in (7, 8)]}
+    fitted = HorizonRecalibration((0.1, 0.2), method=method).fit(bins)
+    restored = HorizonRecalibration.from_arrays(fitted.arrays())
+    assert restored.method == method
+    grid = np.random.default_rng(9).random((2, 40))
+    expected = np.stack(
+        [METHODS[method]().fit_bins(b).predict(g) for b, g in zip(bins[1], grid, strict=True)]
+    )
+    np.testing.assert_allclose(
+        fitted.predict(grid, horizon=1), np.maximum.accumulate(expected, axis=0)
+    )
+    np.testing.assert_array_equal(
+        restored.predict(grid, horizon=1), fitted.predict(grid, horizon=1)
+    )
+
+
+def counted(episodes: dict[str, int], *, horizons: tuple[int, ...] = (1,)) -> Reliability:
+    """Camera -> so many episodes; "front" states too much, "wrist" too little."""
+    rng = np.random.default_rng(10)
+    reliability = Reliability(
+        epsilons=(0.5,), horizons=horizons, cameras=("front", "wrist"), num_bins=100
+    )
+    for camera, count in episodes.items():
+        for number in range(count):
+            for horizon in horizons:
+                if horizon == 1 or number < 3:  # few episodes are long
+                    p = rng.random((1, 200))
+                    y = rng.random((1, 200)) < (0.6 * p if camera == "front" else 0.4 + 0.6 * p)
+                    reliability.update(p, y, episode=f"e{number}", horizon=horizon, camera=camera)
+    return reliability
+
+
+def test_a_camera_with_enough_episodes_has_its_own_curves_and_another_shares_them() -> None:
+    grid = np.array([[0.3, 0.6, 0.9]])
+    fitted = CameraRecalibration((0.5,), min_episodes=20)
+    fitted.fit(counted({"front": 30, "wrist": 19}))
+    own = fitted.predict(grid, horizon=1, camera="front")
+    np.testing.assert_allclose(own, 0.6 * grid, atol=0.08)  # 6000 forecasts
+    shared = fitted.predict(grid, horizon=1, camera="wrist")
+    assert (shared > own + 0.1).all()  # of both cameras together
+    np.testing.assert_array_equal(shared, fitted.predict(grid, horizon=1, camera="another"))
+    np.testing.assert_array_equal(
+        shared,
+        CameraRecalibration.from_arrays(fitted.arrays()).predict(grid, horizon=1, camera="wrist"),
+    )
+    enough = CameraRecalibration((0.5,), min_episodes=19)
+    enough.fit(counted({"front": 30, "wrist": 19}))
+    apart = enough.predict(grid, horizon=1, camera="wrist")
+    np.testing.assert_allclose(apart, 0.4 + 0.6 * grid, atol=0.08)  # 3800 forecasts
+    again = CameraRecalibration.from_arrays(enough.arrays())
+    np.testing.assert_array_equal(again.predict(grid, horizon=1, camera="wrist"), apart)
+
+
+def test_a_band_that_few_episodes_reached_shares_its_neighbours_curves() -> None:
+    fitted = CameraRecalibration((0.5,), method="platt", min_episodes=5)
+    fitted.fit(counted({"front": 10}, horizons=(1, 8)))  # 3 of 10 reach horizon 8
+    grid = np.array([[0.3, 0.6, 0.9]])
+    near, far = (fitted.predict(grid, horizon=h, camera="front") for h in (1, 8))
+    np.testing.assert_array_equal(near, far)
+    assert fitted.pooled_.bands_ == (1, 8)
+    with pytest.raises(ValueError, match="`bins` must keep episodes"):
+        HorizonRecalibration((0.5,), min_episodes=2).fit(
+            {1: [bin_forecasts(*overconfident(1), num_bins=30)]}
+        )
+
+
 def test_a_second_fit_forgets_the_first() -> None:
     curve = IsotonicRecalibration().fit(np.array([0.1, 0.9]), np.array([True, False]))
     curve.fit(np.array([0.2, 0.8]), np.array([False, True]))
@@ -133,3 +204,5 @@ def test_wrong_input_is_refused() -> None:
         IsotonicRecalibration().fit_bins(bin_forecasts(np.zeros(0), np.zeros(0, bool)))
     with pytest.raises(ValueError, match="`epsilons` must be given in rising order"):
         EpsilonRecalibration((0.2, 0.1))
+    with pytest.raises(ValueError, match=r"got 'plat'\. Did you mean 'platt'"):
+        EpsilonRecalibration((0.1,), method="plat")
