@@ -41,15 +41,18 @@ RECORD = "calibration.json"
 def trained_on(model: WorldModel, dataset: Dataset) -> frozenset[str]:
     """Ids of the episodes of a data set that some part of the model was trained on.
 
-    The training store is known by its name, and what it was converted from by its path.
+    The training store is known by its name, and what it was converted from by its path. A head may
+    have learned from other episodes than the model it was put on.
     """
+    seen: set[str] = set()
     provenance = model.config.provenance
-    source = provenance.get("data_attributes", {}).get("source", {})
-    names = {provenance.get("data"), source.get("path")}
-    if dataset.path.resolve().name not in names and str(dataset.path.resolve()) not in names:
-        return frozenset()
-    split = provenance["split"]
-    return frozenset({*split["dynamics"], *split["confidence"]})
+    while provenance:
+        source = provenance.get("data_attributes", {}).get("source", {})
+        names = {provenance.get("data"), source.get("path")}
+        if dataset.path.resolve().name in names or str(dataset.path.resolve()) in names:
+            seen |= {*provenance["split"]["dynamics"], *provenance["split"]["confidence"]}
+        provenance = provenance.get("starts_from", {})
+    return frozenset(seen)
 
 
 def long_enough(dataset: Dataset, names: Sequence[str], *, start: int = START) -> list[str]:

@@ -212,7 +212,8 @@ class ConfidenceObjective(nn.Module):
     """Score the head's statements about the model's own rollouts; the dynamics stay frozen.
 
     The trained event is the deployed one: the error of final latents from the model's own sampler,
-    at every horizon of its own rollouts, with the length of the context drawn at random.
+    at every horizon of its own rollouts. Where in its clip a rollout begins, and from how many real
+    frames, is drawn at random; it ends with the clip.
     """
 
     def __init__(self, model: WorldModel, *, longest_start: int) -> None:
@@ -228,7 +229,10 @@ class ConfidenceObjective(nn.Module):
 
     def forward(self, batch: LatentBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean proper score over rollouts, horizons and subpatches, and the mean error."""
-        start = 1 + draws.random.randrange(min(self.longest_start, batch.latents.shape[1] - 1))
+        num_frames = batch.latents.shape[1]
+        begin = draws.random.randrange(num_frames - 1)
+        start = 1 + draws.random.randrange(min(self.longest_start, num_frames - 1 - begin))
+        batch = batch.cut(num_frames - begin, start=begin)
         inputs = RolloutInputs(
             context=batch.latents[:, :start],
             actions=batch.actions[:, :-1],
@@ -257,7 +261,7 @@ class ConfidenceObjective(nn.Module):
             )
             errors.append(mean_over(error, counted))
         figures = {"mean_error": torch.stack(errors).mean()}
-        return mean_over_horizons(torch.stack(losses)), figures
+        return torch.stack(losses).mean(), figures
 
 
 def counted_tokens(
@@ -268,16 +272,6 @@ def counted_tokens(
         return None
     both = inputs.imagined_views[:, 0] & batch.view_valid[:, frame]
     return repeat(both, "b v -> b (v n)", n=tokens // both.shape[1])
-
-
-def mean_over_horizons(losses: Float[Tensor, " horizon"]) -> Float[Tensor, ""]:
-    """Average with weight 1 / h of horizon h: near frames, few of a rollout, count as much as far.
-
-    >>> mean_over_horizons(torch.tensor([3.0, 0.0]))
-    tensor(2.)
-    """
-    weights = 1 / torch.arange(1, len(losses) + 1, device=losses.device)
-    return (weights * losses).sum() / weights.sum()
 
 
 class JudgeObjective(nn.Module):

@@ -47,6 +47,8 @@ class Preset:
     """Longest horizon, in frames, the confidence head is trained on."""
     longest_start: int = 6
     """Most real frames a rollout starts from when the confidence head is trained; at least 1."""
+    corrupted_copies: int = 1
+    """Copies of every episode, with corrupted frames, that the confidence head learns from too."""
     pair_stride: int = 6
     """Frames between the two frames of an item of the tokenizer's training."""
     action_dropout: float = 0.1
@@ -79,6 +81,10 @@ class Preset:
                     f"`curriculum` of `{name}` may ask for clips of at most {limit} frames, "
                     f"got {curriculum}."
                 )
+        if self.corrupted_copies < 0:
+            raise ValueError(
+                f"`corrupted_copies` must not be negative, got {self.corrupted_copies}."
+            )
         if min(self.shares) <= 0 or sum(self.shares) > 1:
             raise ValueError(
                 f"`shares` must be positive and add up to 1 at most, got {self.shares}."

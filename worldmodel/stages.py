@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from worldmodel.corruptions import corrupted_episode
 from worldmodel.datasets.clip_dataset import found_cameras, stack_views
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.dataset import Dataset as Episodes
-from worldmodel.datasets.resampling import resampled
 from worldmodel.latent_clips import LatentBatch, LatentClips, cache_latents, encode_store
-from worldmodel.loop_config import LoopConfig
 from worldmodel.memory import plan
 from worldmodel.model import WorldModel, resize
 from worldmodel.objectives import (
@@ -33,65 +29,15 @@ from worldmodel.objectives import (
     JudgeObjective,
 )
 from worldmodel.parallel import all_processes, is_sharded
-from worldmodel.presets import Preset, get_preset
+from worldmodel.presets import get_preset
+from worldmodel.splits import check_lengths, split_episodes
 from worldmodel.stopping import Stop
 from worldmodel.tokenizer_objective import TokenizerObjective
 from worldmodel.tokenizers import to_model
-from worldmodel.training import Items, Validate, fit
+from worldmodel.training import Validate
+from worldmodel.training_run import Run, prepare
 from worldmodel.transformer import Dynamics
-from worldmodel.untrained import model_actions, new_model
 from worldmodel.validation import NUM_CLIPS, HeldOut, held_out, show_reliability, show_rollouts
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which episodes teach what, by name; no episode, and no copy of one, is in two lists."""
-
-    dynamics: tuple[str, ...]
-    confidence: tuple[str, ...]
-    untouched: tuple[str, ...]
-
-
-def split_episodes(store: ClipStore, shares: tuple[float, float]) -> Split:
-    """Deal the episodes of a store into a split, the same way every time.
-
-    Episodes with the same actions are copies (some data sets ship their training split again as
-    validation) and stay together. At least one episode goes to each of the first two parts.
-    """
-    copies: dict[bytes, list[str]] = {}
-    for episode_id in store.episode_ids:
-        copies.setdefault(store.episode(episode_id).actions.tobytes(), []).append(episode_id)
-    groups = list(copies.values())
-    if len(groups) < 2:
-        raise ValueError(
-            f"`data` needs at least 2 different episodes to train on, got {len(groups)} in "
-            f"{store.path}."
-        )
-    order = np.random.default_rng(0).permutation(len(groups))
-    confidence = min(max(1, round(shares[1] * len(groups))), len(groups) - 1)
-    dynamics = min(max(1, round(shares[0] * len(groups))), len(groups) - confidence)
-    dealt = [
-        [name for i in part for name in groups[i]]
-        for part in np.split(order, [dynamics, dynamics + confidence])
-    ]
-    return Split(*(tuple(part) for part in dealt))
-
-
-def check_lengths(data: Episodes, preset: Preset, split: Split) -> None:
-    """Refuse, before anything is trained, data of which a stage could use no episode."""
-    needed = {
-        "tokenizer": (preset.pair_stride + 1, split.dynamics),
-        "dynamics": (preset.clip_frames, split.dynamics),
-        "confidence": (preset.horizon + preset.longest_start, split.confidence),
-    }
-    for stage, (num_frames, names) in needed.items():
-        longest = max(data.summary(name).num_frames for name in names)
-        if longest < num_frames:
-            raise ValueError(
-                f"Stage {stage!r} needs episodes of at least {num_frames} frames, but all "
-                f"{len(names)} dealt to it from {data.path} are shorter (the longest has "
-                f"{longest}); add longer episodes or choose a preset of shorter clips."
-            )
 
 
 class FramePairs(Dataset[torch.Tensor]):
@@ -124,40 +70,6 @@ class FramePairs(Dataset[torch.Tensor]):
         return self.episodes[episode][[start, start + self.stride], view : view + 1]
 
     collate = staticmethod(torch.stack)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run: data, recipe and the folder everything goes to."""
-
-    store: ClipStore
-    preset: Preset
-    folder: Path
-    split: Split
-    stop: Stop
-    tokenizer: str | None = None
-    """Folder or hub name of a trained autoencoder; None: train one."""
-
-    @property
-    def data(self) -> Episodes:
-        """The episodes as the model sees them: at its rate, with its actions."""
-        return resampled(self.store, model_actions(self.store, self.preset))
-
-    def fit(
-        self,
-        objective: nn.Module,
-        dataset: Items,
-        config: LoopConfig,
-        *,
-        name: str,
-        validate: Validate | None = None,
-    ) -> None:
-        """Train one stage in its own folder."""
-        folder, computing = self.folder / name, self.preset.computing
-        fit(
-            objective, dataset, config, folder,
-            computing=computing, stop=self.stop, validate=validate,
-        )  # fmt: skip
 
 
 def train_tokenizer(run: Run, model: WorldModel) -> bool:
@@ -226,13 +138,23 @@ def train_dynamics(run: Run, model: WorldModel) -> bool:
 
 def train_confidence(run: Run, model: WorldModel) -> bool:
     """Train the head on rollouts over episodes the dynamics never saw."""
-    preset = run.preset
-    episodes = latents_of(run, model, run.split.confidence)
+    preset, names = run.preset, run.split.confidence
+    episodes = latents_of(run, model, names) + corrupted_copies(run, model, names)
     clips = LatentClips(episodes, preset.horizon + preset.longest_start)
     objective = ConfidenceObjective(model, longest_start=preset.longest_start)
     validate = looking_at(run, model, run.split.untouched, show_reliability)
     run.fit(objective, clips, preset.confidence_loop, name="confidence", validate=validate)
     return True
+
+
+def corrupted_copies(run: Run, model: WorldModel, names: Sequence[str]) -> list[LatentBatch]:
+    """As many copies of some of the run's episodes as the preset asks for, each corrupted anew."""
+    copies: list[LatentBatch] = []
+    for _, name in product(range(run.preset.corrupted_copies), names):
+        run.stop.check("while corrupted episodes were encoded")
+        rng = np.random.default_rng([run.preset.confidence_loop.seed, len(copies)])
+        copies.append(corrupted_episode(model, run.store.episode(name), rng))
+    return copies
 
 
 def looking_at(
@@ -271,122 +193,79 @@ STAGES: dict[str, Callable[[Run, WorldModel], bool]] = {
     "judge": train_judge,
 }
 """Stages of a training run, in the order they need each other; each says whether it trained."""
-PARTS = {
-    "tokenizer": ("tokenizer",),
-    "dynamics": ("dynamics",),
-    "confidence": ("confidence",),
-    "judge": ("judge", "action_judge"),
-}
-"""Stage -> the parts of the model that it trains."""
 
 
-def provenance(run: Run, preset_name: str) -> dict[str, Any]:
-    """What a checkpoint says of its own making."""
-    return {
-        "data": run.store.path.name,
-        "data_attributes": run.store.attributes,
-        "preset": preset_name,
-        "tokenizer": run.tokenizer,
-        "recipe": json.loads(json.dumps(asdict(run.preset))),
-        "split": asdict(run.split),
-        "versions": {
-            name: version(name) for name in ("worldmodel", "torch", "diffusers", "accelerate")
-        },
-        "stages": [],
-    }
-
-
-def train(
+def train(  # noqa: PLR0913 - everything a run can be given, by name
     store: ClipStore,
     preset_name: str,
     folder: Path,
     *,
     restart: str | None = None,
+    stage: str | None = None,
+    model: str | None = None,
     tokenizer: str | None = None,
     max_hours: float | None = None,
 ) -> WorldModel:
     """Run every stage that `folder` does not hold yet; the model ends up in `folder/model`.
 
-    `tokenizer` is the folder or hub name of a trained autoencoder, of which only the whitening is
-    fitted then.
+    SIGTERM, or the end of `max_hours`, stops the run after the step it is in; called again, it goes
+    on from there.
 
-    `restart` names a stage to train anew, from the start, with all that follow it. SIGTERM, or the
-    end of `max_hours`, stops the run after the step it is in; called again, it goes on from there.
+    Args:
+        store: Episodes to train on.
+        preset_name: Recipe.
+        folder: Of the run; one that is there is continued.
+        restart: Stage to train anew, from the start, with all that follow it.
+        stage: The only stage to train; those before it must be trained.
+        model: Trained model, a folder or a name, of which `stage` alone is trained anew: its other
+            parts are kept.
+        tokenizer: Folder or hub name of a trained autoencoder, of which only the whitening is
+            fitted.
+        max_hours: When to stop; None: at the end.
 
     Raises:
         TrainingStopped: the run was stopped early, with everything saved.
-        ValueError: too few or too short episodes, an unknown preset or stage, or `folder` holds a
-            run of another preset or tokenizer or of other data.
+        ValueError: too few or too short episodes, an unknown preset or stage, a stage before
+            `stage` is missing, or `folder` holds another run.
     """
     preset = get_preset(preset_name)
-    if restart is not None and restart not in STAGES:
-        raise ValueError(f"`restart` must be one of {list(STAGES)}, got {restart!r}.")
+    check_stages(restart=restart, stage=stage, model=model)
     with Stop(max_hours) as stop:
-        run = Run(store, preset, folder, split_episodes(store, preset.shares), stop, tokenizer)
+        split = split_episodes(store, preset.shares)
+        run = Run(store, preset, folder, split, stop, tokenizer, model)
         check_lengths(run.data, preset, run.split)
         processes = all_processes()
         if processes.is_main_process:
-            prepare(run, preset_name, restart)
+            prepare(run, preset_name, stage=stage, restart=restart)
         processes.wait_for_everyone()
-        model = WorldModel.load(folder / "model").to(processes.device)
-        done = model.config.provenance["stages"]
-        left = [name for name in STAGES if name not in done]
+        trained = WorldModel.load(folder / "model").to(processes.device)
+        done = trained.config.provenance["stages"]
+        left = [name for name in ([stage] if stage else STAGES) if name not in done]
         if processes.is_main_process and "dynamics" in left:
             number, sharded = processes.num_processes, is_sharded()
-            text = plan(model, preset, processes=number, is_sharded=sharded)
+            text = plan(trained, preset, processes=number, is_sharded=sharded)
             tqdm.write(text, file=sys.stderr)
         for name in left:
-            if not STAGES[name](run, model):
+            if not STAGES[name](run, trained):
                 continue
             done.append(name)
             if processes.is_main_process:
-                model.save(folder / "model")
+                trained.save(folder / "model")
             processes.wait_for_everyone()
-    return model.eval()
+    return trained.eval()
 
 
-def prepare(run: Run, preset_name: str, restart: str | None) -> None:
-    """Put the model to go on with into `<run>/model`: a new one, or that of an earlier run."""
-    folder = run.folder / "model"
-    if not folder.is_dir():
-        model = new_model(run.store, run.preset, run.tokenizer)
-        model.config.provenance.update(provenance(run, preset_name))
-        model.save(folder)
-        return
-    model = WorldModel.load(folder)
-    check_same_run(model.config.provenance, run, preset_name)
-    if restart is not None:
-        forget(run, model, restart)
-        model.save(folder)
-
-
-def check_same_run(stored: dict[str, Any], run: Run, preset_name: str) -> None:
-    """Refuse to go on with a run of another preset or of other episodes."""
-    if stored.get("preset") != preset_name:
+def check_stages(*, restart: str | None, stage: str | None, model: str | None) -> None:
+    """Refuse stages there are none of, and a trained model without the one stage to train."""
+    for name, value in (("restart", restart), ("stage", stage)):
+        if value is not None and value not in STAGES:
+            raise ValueError(f"`{name}` must be one of {list(STAGES)}, got {value!r}.")
+    if stage and restart and stage != restart:
         raise ValueError(
-            f"{str(run.folder)!r} holds a run of preset {stored.get('preset')!r}; continue it with "
-            f"that preset, or give another `out` for {preset_name!r}."
+            f"`restart` must be the one stage that is trained, {stage!r}, got {restart!r}."
         )
-    if stored.get("tokenizer") != run.tokenizer:
+    if model is not None and stage not in ("confidence", "judge"):
         raise ValueError(
-            f"{str(run.folder)!r} holds a run with `tokenizer` {stored.get('tokenizer')!r}; "
-            f"continue it with that one, or give another `out` for {run.tokenizer!r}."
+            '`model` needs `stage` "confidence" or "judge": the part of it to train anew, got '
+            f"{stage!r}."
         )
-    if stored.get("split") != json.loads(json.dumps(asdict(run.split))):
-        raise ValueError(
-            f"{str(run.folder)!r} holds a run on other episodes than {run.store.path} holds now; "
-            "continue it with the same data, or give another `out`."
-        )
-
-
-def forget(run: Run, model: WorldModel, restart: str) -> None:
-    """Undo stage `restart` and all after it: untrained parts, no checkpoints, no monitor."""
-    fresh = new_model(run.store, run.preset, run.tokenizer)
-    names = list(STAGES)
-    undone = names[names.index(restart) :]
-    for part in (part for name in undone for part in PARTS[name]):
-        setattr(model, part, getattr(fresh, part))
-    model.config.provenance["stages"] = names[: names.index(restart)]
-    folders = [*undone, "rollout"] if "dynamics" in undone else undone
-    for folder in (*folders, "model/monitor"):
-        shutil.rmtree(run.folder / folder, ignore_errors=True)

@@ -2,7 +2,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel import stages
+from worldmodel import training_run
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.latent_clips import LatentBatch, LatentClips, collate_latents, encode_store
@@ -18,9 +18,7 @@ from worldmodel.model import WorldModel
 from worldmodel.presets import PRESETS, Preset
 from worldmodel.stages import (
     FramePairs,
-    check_lengths,
     fit_normalisers,
-    split_episodes,
     train,
 )
 from worldmodel.tokenizers import Tokenizer, TokenizerConfig
@@ -35,50 +33,6 @@ def preset(micro: Preset, monkeypatch: pytest.MonkeyPatch) -> Preset:
     monkeypatch.setitem(PRESETS, "micro", micro)
     monkeypatch.setitem(PRESETS, "micro-2", replace(micro, clip_frames=3))
     return micro
-
-
-def test_split_keeps_copies_together_and_lists_disjoint(
-    make_store: Store, make_trajectory: Callable[..., Trajectory]
-) -> None:
-    """Sixteen episodes, the first four twice: 65% and 15% of sixteen are 10 and 2."""
-    store = make_store([5] * 16)
-    for index in range(4):
-        store.add(make_trajectory(f"copy-{index}", 5, index))
-    split = split_episodes(store, (0.65, 0.15))
-    dealt = [name for part in astuple(split) for name in part]
-    assert sorted(dealt) == sorted(store.episode_ids)
-    home = {name: part for part, names in enumerate(astuple(split)) for name in names}
-    assert all(home[f"copy-{i}"] == home[f"episode-{i}"] for i in range(4))
-    different = [{n.replace("copy", "episode") for n in names} for names in astuple(split)]
-    assert [len(names) for names in different] == [10, 2, 4]
-
-
-def test_split_is_the_same_every_time(make_store: Store) -> None:
-    store = make_store([4] * 9)
-    assert split_episodes(store, (0.5, 0.2)) == split_episodes(
-        ClipStore.open(store.path), (0.5, 0.2)
-    )
-    everything = split_episodes(store, (0.85, 0.15))
-    assert (len(everything.dynamics), len(everything.confidence)) == (8, 1)
-    assert everything.untouched == ()
-
-
-@pytest.mark.parametrize("shares", [(0.65, 0.15), (0.1, 0.9), (0.01, 0.01)])
-def test_the_smallest_split_feeds_both_parts(
-    make_store: Store, shares: tuple[float, float]
-) -> None:
-    split = split_episodes(make_store([4, 4]), shares)
-    assert len(split.dynamics) == len(split.confidence) == 1
-
-
-def test_one_episode_is_too_few(
-    make_store: Store, make_trajectory: Callable[..., Trajectory]
-) -> None:
-    store = make_store([6])
-    store.add(make_trajectory("copy", 6, 0))
-    message = r"^`data` needs at least 2 different episodes to train on, got 1 in .*data\.zarr\.$"
-    with pytest.raises(ValueError, match=message):
-        split_episodes(store, (0.65, 0.15))
 
 
 @pytest.mark.parametrize(
@@ -103,11 +57,6 @@ def test_short_episodes_are_refused_before_anything_is_trained(
     with pytest.raises(ValueError, match=message):
         train(store, "micro", tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_one_long_episode_per_stage_is_enough(make_store: Store, preset: Preset) -> None:
-    split = stages.Split(("episode-0", "episode-1"), ("episode-2",), ())
-    check_lengths(make_store([2, 4, 5]), preset, split)
 
 
 def test_frame_pairs_are_a_stride_apart_and_of_one_episode(make_store: Store) -> None:
@@ -241,7 +190,7 @@ def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(
 ) -> None:
     """Stopped between the two parts of the dynamics' training, then continued."""
     store, folder = whole_run
-    fit = stages.fit
+    fit = training_run.fit
 
     def stop_at_rollout(*arguments: Any, **options: Any) -> Any:
         if arguments[3].name == "rollout":
@@ -249,7 +198,7 @@ def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(
         return fit(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "fit", stop_at_rollout)
+        patch.setattr(training_run, "fit", stop_at_rollout)
         with pytest.raises(KeyboardInterrupt):
             train(store, "micro", tmp_path / "stopped")
     model = train(store, "micro", tmp_path / "stopped")
@@ -279,7 +228,7 @@ def test_a_killed_restart_goes_on_with_the_restarted_stage(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "fit", stop)
+        patch.setattr(training_run, "fit", stop)
         with pytest.raises(KeyboardInterrupt):
             train(store, "micro", folder, restart="dynamics")
     left = WorldModel.load(folder / "model")
@@ -324,7 +273,7 @@ def test_another_preset_is_refused_before_the_first_stage_has_ended(
 
     store = make_store([6, 7, 6, 7])
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "fit", stop)
+        patch.setattr(training_run, "fit", stop)
         with pytest.raises(KeyboardInterrupt):
             train(store, "micro", tmp_path / "run")
     with pytest.raises(ValueError, match=r"holds a run of preset 'micro'; "):

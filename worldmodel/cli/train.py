@@ -29,6 +29,11 @@ class Command:
     tokenizer: str | None = None
     """Trained diffusers autoencoder, a folder or a hub name ("stabilityai/sd-vae-ft-mse"): only its
     whitening is fitted; None: train the preset's."""
+    stage: str | None = None
+    """The only stage to train: tokenizer, dynamics, confidence or judge; None: all."""
+    model: str | None = None
+    """Trained model, a folder or a shipped name ("tabletop"), whose --stage "confidence" or "judge"
+    is trained anew on --data; its other parts are kept."""
     restart: str | None = None
     """Stage to train anew, with all after it: tokenizer, dynamics, confidence or judge."""
     max_hours: float | None = None
@@ -52,6 +57,8 @@ def run(command: Command) -> int:
             command.preset,
             out,
             restart=command.restart,
+            stage=command.stage,
+            model=command.model,
             tokenizer=command.tokenizer,
             max_hours=command.max_hours,
         )

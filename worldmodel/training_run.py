@@ -1,0 +1,185 @@
+"""A training run: its folder, what its model says of its making, and where it starts or goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.datasets.dataset import Dataset as Episodes
+from worldmodel.datasets.resampling import resampled
+from worldmodel.loop_config import LoopConfig
+from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.presets import Preset
+from worldmodel.provenance import check_trained
+from worldmodel.splits import Split
+from worldmodel.stopping import Stop
+from worldmodel.tokenizers import Tokenizer
+from worldmodel.training import Items, Validate, fit
+from worldmodel.untrained import model_actions, new_model
+
+PARTS = {
+    "tokenizer": ("tokenizer",),
+    "dynamics": ("dynamics",),
+    "confidence": ("confidence",),
+    "judge": ("judge", "action_judge"),
+}
+"""Stage -> the parts of the model that it trains, in the order they need each other."""
+ORDER = tuple(PARTS)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: data, recipe and the folder everything goes to."""
+
+    store: ClipStore
+    preset: Preset
+    folder: Path
+    split: Split
+    stop: Stop
+    tokenizer: str | None = None
+    """Folder or hub name of a trained autoencoder; None: train one."""
+    source: str | None = None
+    """Trained model to start from: its folder or name; None: an untrained one."""
+
+    @property
+    def data(self) -> Episodes:
+        """The episodes as the model sees them: at its rate, with its actions."""
+        return resampled(self.store, model_actions(self.store, self.preset))
+
+    def fit(
+        self,
+        objective: nn.Module,
+        dataset: Items,
+        config: LoopConfig,
+        *,
+        name: str,
+        validate: Validate | None = None,
+    ) -> None:
+        """Train one stage in its own folder."""
+        folder, computing = self.folder / name, self.preset.computing
+        fit(
+            objective, dataset, config, folder,
+            computing=computing, stop=self.stop, validate=validate,
+        )  # fmt: skip
+
+
+def provenance(run: Run, preset_name: str) -> dict[str, Any]:
+    """What a checkpoint says of its own making."""
+    return {
+        "data": run.store.path.name,
+        "data_attributes": run.store.attributes,
+        "preset": preset_name,
+        "tokenizer": run.tokenizer,
+        "model": run.source,
+        "recipe": json.loads(json.dumps(asdict(run.preset))),
+        "split": asdict(run.split),
+        "versions": {
+            name: version(name) for name in ("worldmodel", "torch", "diffusers", "accelerate")
+        },
+        "stages": [],
+    }
+
+
+def prepare(run: Run, preset_name: str, *, stage: str | None, restart: str | None) -> None:
+    """Put the model to go on with into `<run>/model`: a new one, or that of an earlier run.
+
+    Raises:
+        ValueError: it is of another run, or a stage before `stage` is missing.
+    """
+    folder = run.folder / "model"
+    if folder.is_dir():
+        model = WorldModel.load(folder)
+        check_same_run(model.config.provenance, run, preset_name)
+        if restart is not None:
+            forget(run, model, [restart] if stage else ORDER[ORDER.index(restart) :])
+            model.save(folder)
+    elif run.source is None:
+        model = new_model(run.store, run.preset, run.tokenizer)
+        model.config.provenance.update(provenance(run, preset_name))
+    else:
+        assert stage is not None, "only one stage is trained of a model that is trained"
+        model = start_from(run, preset_name, stage)
+    if stage is not None:
+        check_trained(model.config.provenance, folder, *ORDER[: ORDER.index(stage)])
+    if not folder.is_dir():
+        model.save(folder)
+
+
+def start_from(run: Run, preset_name: str, stage: str) -> WorldModel:
+    """The trained model `run.source`, with the part that `stage` trains as the preset has it."""
+    assert run.source is not None, "there is a model to start from"
+    trained = WorldModel.load(run.source)
+    if trained.states_confidence and stage == "confidence":
+        raise ValueError(
+            f"`model` {run.source!r} has a confidence head inside its network; start from one "
+            "without."
+        )
+    stored, own = trained.config.provenance, provenance(run, preset_name)
+    own["stages"] = [name for name in stored.get("stages", ORDER[:2]) if name != stage]
+    if stored.get("split") != json.loads(json.dumps(own["split"])):
+        own["starts_from"] = stored
+    reach = run.preset.horizon + run.preset.longest_start - 1
+    config = replace(trained.config, provenance=own)
+    if stage == "confidence":
+        config = replace(config, confidence=run.preset.confidence, trained_horizon=reach)
+    model = untrained_like(config, trained.tokenizer, seed=run.preset.confidence_loop.seed)
+    for part in (name for name in PARTS if name != stage):
+        for child in PARTS[part]:
+            setattr(model, child, getattr(trained, child))
+    return model
+
+
+def untrained_like(config: ModelConfig, tokenizer: Tokenizer, *, seed: int) -> WorldModel:
+    """A model of this shape around a trained tokenizer, the same one for every seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return WorldModel(config, tokenizer)
+
+
+def check_same_run(stored: dict[str, Any], run: Run, preset_name: str) -> None:
+    """Refuse to go on with a run of another preset or of other episodes."""
+    if stored.get("preset") != preset_name:
+        raise ValueError(
+            f"{str(run.folder)!r} holds a run of preset {stored.get('preset')!r}; continue it with "
+            f"that preset, or give another `out` for {preset_name!r}."
+        )
+    if stored.get("tokenizer") != run.tokenizer:
+        raise ValueError(
+            f"{str(run.folder)!r} holds a run with `tokenizer` {stored.get('tokenizer')!r}; "
+            f"continue it with that one, or give another `out` for {run.tokenizer!r}."
+        )
+    if stored.get("model") != run.source:
+        raise ValueError(
+            f"{str(run.folder)!r} holds a run that started from `model` {stored.get('model')!r}; "
+            f"continue it with that one, or give another `out` for {run.source!r}."
+        )
+    if stored.get("split") != json.loads(json.dumps(asdict(run.split))):
+        raise ValueError(
+            f"{str(run.folder)!r} holds a run on other episodes than {run.store.path} holds now; "
+            "continue it with the same data, or give another `out`."
+        )
+
+
+def forget(run: Run, model: WorldModel, stages: Sequence[str]) -> None:
+    """Undo some stages: untrained parts, no checkpoints, no monitor."""
+    if run.source is None:
+        fresh = new_model(run.store, run.preset, run.tokenizer)
+    else:
+        seed = run.preset.confidence_loop.seed
+        fresh = untrained_like(model.config, model.tokenizer, seed=seed)
+    for part in (part for name in stages for part in PARTS[name]):
+        setattr(model, part, getattr(fresh, part))
+    done = model.config.provenance["stages"]
+    model.config.provenance["stages"] = [name for name in done if name not in stages]
+    folders = [*stages, "rollout"] if "dynamics" in stages else stages
+    for folder in (*folders, "model/monitor"):
+        shutil.rmtree(run.folder / folder, ignore_errors=True)
