@@ -1,0 +1,94 @@
+"""Train the other members of a deep ensemble around a checkpoint: same data, other seeds.
+
+    OMP_NUM_THREADS=1 python benchmarks/train_ensemble.py runs/tabletop-train.zarr runs/ensemble
+
+Every member gets the checkpoint's own tokenizer, episodes, network shape and losses, and random
+weights and batches of its own. `<out>/member<i>` is then a model folder whose dynamics are trained
+and whose confidence head is not. Called again, the script goes on where it stopped.
+
+Fewer and smaller steps than the checkpoint had make members that are cheaper and weaker than it;
+`benchmarks/baselines.py` says by how much.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.loop_config import Computing, LoopConfig
+from worldmodel.model import WorldModel, checkpoint_folder
+from worldmodel.presets import Preset, get_preset
+from worldmodel.splits import Split
+from worldmodel.stages import train_dynamics
+from worldmodel.stopping import Stop
+from worldmodel.training_run import Run
+from worldmodel.untrained import new_model
+
+
+def member_preset(preset: Preset, seed: int, size: argparse.Namespace) -> Preset:
+    """The checkpoint's recipe with another seed, shortened to a size asked for.
+
+    Rates fall over the new length, after the same share of warm-up. Arithmetic in float32, which
+    is the fast one on CPUs without bfloat16 units.
+    """
+
+    def shortened(loop: LoopConfig, num_steps: int) -> LoopConfig:
+        warmup = max(1, round(loop.warmup * num_steps / loop.steps))
+        return replace(
+            loop, steps=num_steps, batch_size=size.batch_size, warmup=warmup, seed=seed,
+            checkpoint_every=25, validate_every=num_steps,
+        )  # fmt: skip
+
+    return replace(
+        preset,
+        clip_frames=size.clip_frames,
+        computing=Computing(),
+        dynamics_loop=shortened(preset.dynamics_loop, size.steps),
+        rollout_loop=shortened(preset.rollout_loop, size.rollout_steps),
+    )
+
+
+def train_member(
+    model: WorldModel, source: Path, store: ClipStore, preset: Preset, folder: Path
+) -> None:
+    """Train one member of the ensemble around `model` and save it as `folder`."""
+    tokenizer = str(source / "tokenizer")
+    split = {name: tuple(ids) for name, ids in model.config.provenance["split"].items()}
+    member = new_model(store, preset, tokenizer)
+    with Stop() as stop:
+        training = folder.parent / "training" / folder.name
+        run = Run(store, preset, training, Split(**split), stop, tokenizer)
+        train_dynamics(run, member)
+    member.config.provenance.update(
+        data=store.path.name, recipe=asdict(preset), split=split, stages=["dynamics"]
+    )
+    member.save(folder)
+
+
+def main() -> None:
+    """Train the members that `out` does not hold yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, help="clip store that the checkpoint was trained on")
+    parser.add_argument("out", type=Path, help="folder of the members")
+    parser.add_argument("--model", default="tabletop", help="checkpoint that is the first member")
+    parser.add_argument("--members", type=int, default=2, help="members to train")
+    parser.add_argument("--steps", type=int, default=220, help="on real context")
+    parser.add_argument("--rollout-steps", type=int, default=16, help="on the model's own context")
+    parser.add_argument("--batch-size", type=int, default=4, help="clips per step")
+    parser.add_argument("--clip-frames", type=int, default=8, help="frames of a clip")
+    arguments = parser.parse_args()
+    store, source = ClipStore.open(arguments.data), checkpoint_folder(arguments.model)
+    model = WorldModel.load(source)
+    recipe = get_preset(model.config.provenance["preset"])
+    for seed in range(1, arguments.members + 1):
+        folder = arguments.out / f"member{seed}"
+        if not folder.is_dir():
+            preset = member_preset(recipe, seed, arguments)
+            train_member(model, source, store, preset, folder)
+        print(folder, flush=True)
+
+
+if __name__ == "__main__":
+    main()
