@@ -1,9 +1,14 @@
 """The streaming accumulator equals binning everything at once."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
+import torch
+from netcal.metrics import ECE, MCE
+from sklearn.metrics import brier_score_loss
+from torchmetrics.classification import BinaryCalibrationError
 
 from worldmodel.monitors.calibration import bin_forecasts, expected_calibration_error
 from worldmodel.monitors.reliability import Reliability, summarize
@@ -98,3 +103,53 @@ def test_wrong_number_of_tolerances_is_refused() -> None:
         Reliability(epsilons=(0.1, 0.2)).update(
             np.zeros((1, 4)), np.zeros((1, 4), bool), episode="a"
         )
+
+
+def test_memory_does_not_grow_with_the_forecasts() -> None:
+    """Blocks alive after 5 and after 45 updates of 80 kB each, without and with episodes."""
+    rng = np.random.default_rng(0)
+    confidence, correct = rng.random((2, 5000)), rng.random((2, 5000)) < 0.5
+    for options, names in (({"keep_episodes": False}, range(45)), ({}, [0] * 45)):
+        reliability = Reliability(epsilons=(0.1, 0.3), **options)
+        tracemalloc.start()
+        for i, name in enumerate(names):
+            reliability.update(confidence, correct, episode=str(name))
+            if i == 4:
+                early, _ = tracemalloc.get_traced_memory()
+        late, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert late - early < 20_000  # a quarter of what one update brings
+        assert reliability.bins().count.sum() == 45 * 10_000
+
+
+def test_measures_of_a_stream_agree_with_netcal_torchmetrics_and_scikit_learn() -> None:
+    """Many updates in single precision, to 1e-6."""
+    rng = np.random.default_rng(4)
+    reliability = Reliability(epsilons=(0.1,), num_bins=15)
+    stated, outcomes = [], []
+    for i in range(30):
+        p = rng.beta(2.0, 1.0, (1, 200)).astype(np.float32)
+        y = rng.random(p.shape) < 0.1 + 0.7 * p
+        reliability.update(p, y, episode=str(i % 6))
+        stated.append(p[0])
+        outcomes.append(y[0])
+    p, y = np.concatenate(stated), np.concatenate(outcomes)
+    summary = summarize(reliability.episode_bins(), rng=rng, num_resamples=10)
+
+    assert summary.ece == pytest.approx(ECE(15).measure(p, y), abs=1e-6)
+    heavy = [i for i in range(15) if np.mean((p >= i / 15) & (p < (i + 1) / 15)) >= 1e-3]
+    assert len(heavy) == 15  # so that MCE of heavy bins is that of all
+    assert summary.mce == pytest.approx(MCE(15).measure(p, y), abs=1e-6)
+    for norm, ours in (("l1", summary.ece), ("max", summary.mce)):
+        theirs = BinaryCalibrationError(n_bins=15, norm=norm)
+        for part, outcome in zip(stated, outcomes, strict=True):
+            theirs.update(torch.from_numpy(part), torch.from_numpy(outcome))
+        assert ours == pytest.approx(theirs.compute().item(), abs=1e-6)
+    assert summary.brier == pytest.approx(brier_score_loss(y, p), abs=1e-6)
+    skill = 1 - brier_score_loss(y, p) / brier_score_loss(y, np.full(len(y), y.mean()))
+    assert summary.brier_skill == pytest.approx(skill, abs=1e-6)
+    episodes = [
+        ECE(15).measure(np.concatenate(stated[i::6]), np.concatenate(outcomes[i::6]))
+        for i in range(6)
+    ]
+    assert summary.per_video_ece == pytest.approx(np.mean(episodes), abs=1e-6)

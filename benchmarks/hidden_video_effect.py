@@ -1,0 +1,130 @@
+"""What a perfectly calibrated forecaster scores when videos differ in a way nobody could see.
+
+    python benchmarks/hidden_video_effect.py
+
+Draws docs/figures/hidden_video_effect.svg and prints the errors it shows. Seconds of one CPU core.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Bool, Float64
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.special import ndtr
+
+from worldmodel.monitors.calibration import (
+    ReliabilityBins,
+    bin_rows,
+    expected_calibration_error,
+    per_video_calibration_error,
+)
+from worldmodel.report_figures import COLORS, finish
+
+FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "hidden_video_effect.svg"
+NUM_VIDEOS = 110
+"""As many as behind the figures published with C3."""
+NUM_FORECASTS = 2000
+"""Subpatches judged in a video."""
+EFFECT_SD = 0.3
+"""Spread of the hidden effect, beside a spread of 1 of what the forecaster sees."""
+NUM_BINS = 15
+SEEDS = range(20)
+DRAWN_SEED = 7
+"""Its errors are near the medians over seeds."""
+
+
+def simulate(
+    rng: np.random.Generator,
+    *,
+    num_videos: int = NUM_VIDEOS,
+    num_forecasts: int = NUM_FORECASTS,
+    effect_sd: float = EFFECT_SD,
+) -> tuple[Float64[np.ndarray, "video forecast"], Bool[np.ndarray, "video forecast"]]:
+    """Stated probabilities and outcomes of a forecaster who knows all but the video's own effect.
+
+    An outcome is true with probability Φ(x + effect): the forecaster sees x, which is standard
+    normal for every subpatch, and not the effect, normal with `effect_sd` and the same for a whole
+    video. It states Φ(x / √(1 + effect_sd²)), the probability given all it sees: over all videos
+    that could be, exactly the stated share of its forecasts comes true.
+    """
+    x = rng.normal(size=(num_videos, num_forecasts))
+    effect = rng.normal(0.0, effect_sd, (num_videos, 1))
+    return ndtr(x / np.sqrt(1 + effect_sd**2)), rng.random(x.shape) < ndtr(x + effect)
+
+
+def errors(bins: ReliabilityBins) -> tuple[float, float]:
+    """C3-style and pooled expected calibration error."""
+    return per_video_calibration_error(bins), float(expected_calibration_error(bins.pooled()))
+
+
+def draw_curves(axes: Axes, bins: ReliabilityBins) -> None:
+    """Reliability of single videos, and of all of them together."""
+    axes.plot([0, 1], [0, 1], color="#767676", linewidth=1, linestyle="--")
+    for video in range(30):
+        full = bins.count[video] >= 30
+        stated, observed = (
+            total[video][full] / bins.count[video][full]
+            for total in (bins.confidence, bins.correct)
+        )
+        label = "one video (30 of 110)" if video == 0 else None
+        axes.plot(stated, observed, color=COLORS[1], linewidth=0.8, alpha=0.45, label=label)
+    pooled = bins.pooled()
+    axes.plot(
+        pooled.confidence / pooled.count,
+        pooled.correct / pooled.count,
+        color=COLORS[0],
+        linewidth=2.5,
+        marker="o",
+        markersize=4,
+        label="all 110 videos pooled",
+    )
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set(xlabel="stated confidence", ylabel="observed frequency")
+    axes.legend(frameon=False, loc="upper left")
+
+
+def draw_growth(axes: Axes, counts: list[int], table: Float64[np.ndarray, "count seed 2"]) -> None:
+    """Both errors against the number of videos: medians, and nine in ten seeds as a band."""
+    for column, name, color, marker in (
+        (0, "C3-style", COLORS[1], "s"),
+        (1, "pooled", COLORS[0], "o"),
+    ):
+        low, middle, high = np.quantile(table[:, :, column], [0.05, 0.5, 0.95], axis=1)
+        axes.fill_between(counts, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.plot(counts, middle, color=color, marker=marker, markersize=5, label=f"{name} ECE")
+    axes.set(xscale="log", ylim=(0, 0.1), xlabel="videos", ylabel="calibration error")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
+    axes.legend(frameon=False, loc="center right")
+
+
+def main() -> None:
+    """Measure, print and draw."""
+    counts = [14, 28, 55, 110, 220, 440, 880]
+    table = np.empty((len(counts), len(SEEDS), 2))
+    for seed in SEEDS:
+        rng = np.random.default_rng(seed)
+        bins = bin_rows(*simulate(rng, num_videos=counts[-1]), num_bins=NUM_BINS)
+        for row, count in enumerate(counts):
+            table[row, seed] = errors(ReliabilityBins(bins.sums[:count]))
+    for count, row in zip(counts, table, strict=True):
+        print(count, "videos: C3-style, pooled", *np.median(row, axis=0).round(4))
+    shown = bin_rows(*simulate(np.random.default_rng(DRAWN_SEED)), num_bins=NUM_BINS)
+    print(f"drawn, seed {DRAWN_SEED}:", *np.round(errors(shown), 4))
+
+    mpl.rcParams["svg.hashsalt"] = "hidden video effect"  # the same file at every run
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    draw_curves(left, shown)
+    draw_growth(right, counts, table)
+    finish(left, right)
+    FIGURE.parent.mkdir(exist_ok=True)
+    figure.savefig(FIGURE, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
