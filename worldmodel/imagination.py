@@ -26,6 +26,10 @@ from worldmodel.sampler import Draw, Sampling, sample
 from worldmodel.schedule import Flow
 from worldmodel.transformer import Dynamics, FrameInputs, only_valid
 
+TOKENS_AT_ONCE = 512
+"""Tokens that confidence is stated for in one call: what lies between its maps stays in a CPU's
+cache. A frame of the whole batch is not cut."""
+
 
 @dataclass(frozen=True)
 class Imagined:
@@ -172,20 +176,40 @@ def imagine(
     epsilon: Float[Tensor, " levels"],
 ) -> Imagined:
     """Imagine a whole batch of rollouts and read the confidence of every frame."""
-    latents, confidence, features = [], [], []
-    for index, frame in enumerate(frames(network, inputs, sampling=sampling, epsilon=epsilon)):
-        latents.append(frame.latent)
-        stated = frame.confidence
-        if stated is None and head is not None:
-            horizon = frame.features.new_full((len(frame.features),), index + 1)
-            stated = to_subpatches(head.confidence(frame.features, horizon, epsilon), network)
-        confidence.append(frame.latent[..., None][..., :0] if stated is None else stated)
-        features.append(frame.features)
-    stated, there = torch.stack(confidence, 1), inputs.imagined_views
+    made = list(frames(network, inputs, sampling=sampling, epsilon=epsilon))
+    latents = torch.stack([frame.latent for frame in made], 1)
+    features = torch.stack([frame.features for frame in made], 1)
+    own = [frame.confidence for frame in made if frame.confidence is not None]
+    if own:
+        stated = torch.stack(own, 1)
+    elif head is None or not len(epsilon):
+        stated = latents[..., None][..., :0]
+    else:
+        stated = state_confidence(network, head, features, epsilon)
+    there = inputs.imagined_views
     if there is not None:
-        there = there.expand(-1, len(latents), -1)
+        there = there.expand(-1, len(made), -1)
         stated = stated.masked_fill(~there[..., None, None, None, None], torch.nan)
-    return Imagined(torch.stack(latents, 1), stated, torch.stack(features, 1), there)
+    return Imagined(latents, stated, features, there)
+
+
+def state_confidence(
+    network: Dynamics | Reference,
+    head: Head,
+    features: Float[Tensor, "batch time tokens dim"],
+    epsilon: Float[Tensor, " levels"],
+) -> Float[Tensor, "batch time view channel h w levels"]:
+    """P(error <= ε) of rollouts from their first imagined frame on, a few frames at a time."""
+    batch, time, tokens, _ = features.shape
+    at_once = max(1, TOKENS_AT_ONCE // (batch * tokens))
+    parts = []
+    for first in range(0, time, at_once):
+        part = features[:, first : first + at_once]
+        ahead = torch.arange(first, first + part.shape[1], device=part.device).to(part) + 1
+        per_token = head.confidence(part.flatten(0, 1), ahead.repeat(batch), epsilon)
+        stated = to_subpatches(per_token, network)
+        parts.append(rearrange(stated, "(b t) ... -> b t ...", b=batch))
+    return torch.cat(parts, 1)
 
 
 def to_subpatches(
