@@ -126,7 +126,8 @@ def summarize_association(
     """π and AUSE of all pairs, one array per episode, with intervals over redrawn episodes.
 
     A higher score means more trust: give confidence, or minus a variance. Every resample of
-    episodes has its own outliers, by their plain distance. Intervals of one episode are NaN.
+    episodes has its own outliers, by their plain distance. Intervals are the resamples' middle 95%:
+    somewhat narrow for few episodes (by 5 to 20% for 30), NaN for one.
     """
     if len(scores) != len(errors) or not len(errors):
         raise ValueError(
