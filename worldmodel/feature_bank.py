@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 
 from worldmodel.draws import step_draws
 from worldmodel.imagination import to_tokens
@@ -145,25 +145,3 @@ def velocity_bank(
             errors.append(rearrange(tokens[:, 1:], "b t n c -> (b t) n c"))
     error = torch.cat(errors)
     return FeatureBank(torch.cat(features), torch.ones(len(error)), error)
-
-
-def train_head(
-    head: torch.nn.Module, bank: FeatureBank, *, steps: int, seed: int, batch_size: int = 96
-) -> None:
-    """Train a head on a bank: AdamW, the learning rate falling to zero along a cosine."""
-    optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 2e-3, total_steps=steps, pct_start=0.05
-    )
-    generator = Generator().manual_seed(seed)
-    head.train()
-    for _ in range(steps):
-        rows = torch.randint(len(bank), (batch_size,), generator=generator)
-        loss = head.loss(
-            bank.features[rows].float(), bank.horizon[rows], bank.error[rows], generator=generator
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    head.eval()

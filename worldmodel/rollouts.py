@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -21,6 +21,8 @@ START = 4
 """Real frames before the first imagined one, where nothing else is said."""
 CONTEXT = 6
 """Most real frames a rollout starts from."""
+BATCH = 32
+"""Rollouts at once."""
 
 
 @runtime_checkable
@@ -56,6 +58,9 @@ class EpisodeRollouts:
     """Frames since the last real one the rollout has seen; 0 where the frame was not imagined."""
     view_valid: Bool[Tensor, "time view"] | None = None
     """False where the episode lacks a camera; None: it has all."""
+    features: Float[Tensor, "time tokens dim"] | None = None
+    """What a confidence head reads, in half precision, zeros where nothing was imagined; None: not
+    kept."""
 
     @property
     def error(self) -> Float[Tensor, "time view channel h w"]:
@@ -92,7 +97,7 @@ def roll_out(
     horizon: int = 16,
     seed: int = 0,
     sampling: Sampling | None = None,
-    batch_size: int = 32,
+    keep_features: bool = False,
 ) -> list[EpisodeRollouts]:
     """Imagine recorded episodes under their own actions.
 
@@ -103,9 +108,13 @@ def roll_out(
         horizon: frames imagined before the rollout starts from real frames again.
         seed: rollout i of the call uses seed + i.
         sampling: how frames are drawn; None: as the checkpoint says.
-        batch_size: rollouts at once.
+        keep_features: whether to keep what a confidence head reads.
     """
     results = [_not_imagined(episode) for episode in episodes]
+    if keep_features:
+        config = model.dynamics.config
+        empty = torch.zeros((config.tokens, config.dim), dtype=torch.float16)
+        results = [replace(r, features=empty.repeat(len(r.truth), 1, 1)) for r in results]
     plan = [
         piece
         for index, episode in enumerate(episodes)
@@ -116,8 +125,8 @@ def roll_out(
     seeds = {piece: seed + number for number, piece in enumerate(plan)}
     for shape in sorted({piece.shape for piece in plan}):
         same = [piece for piece in plan if piece.shape == shape]
-        for first in range(0, len(same), batch_size):
-            batch = same[first : first + batch_size]
+        for first in range(0, len(same), BATCH):
+            batch = same[first : first + BATCH]
             own = [seeds[piece] for piece in batch]
             _imagine_batch(model, episodes, batch, own, results, sampling)
     return results
@@ -159,6 +168,8 @@ def _imagine_batch(
         target.imagined[window] = imagined.latents[row].cpu()
         target.confidence[window] = imagined.confidence[row].nan_to_num(1.0).cpu().half()
         target.horizon[window] = np.arange(1, horizon + 1)
+        if target.features is not None:
+            target.features[window] = imagined.features[row].cpu().half()
 
 
 def count_reliability(

@@ -157,8 +157,10 @@ def recalibrated(rollouts: EpisodeRollouts, curves: HorizonRecalibration) -> Epi
     return replace(rollouts, confidence=confidence)
 
 
-def fit_recalibration(rollouts: Sequence[EpisodeRollouts]) -> HorizonRecalibration:
-    """Isotonic curves of nominal rollouts."""
+def fit_recalibration(
+    rollouts: Sequence[EpisodeRollouts], *, method: str = "isotonic"
+) -> HorizonRecalibration:
+    """Curves of nominal rollouts, of the kind that `method` names."""
     horizons = np.unique(np.concatenate([r.horizon[r.horizon > 0] for r in rollouts])).tolist()
     names = [str(number) for number in range(len(rollouts))]
     reliability = count_reliability(rollouts, names=names, horizons=horizons, num_bins=200)
@@ -166,7 +168,7 @@ def fit_recalibration(rollouts: Sequence[EpisodeRollouts]) -> HorizonRecalibrati
         horizon: [reliability.bins(epsilon=epsilon, horizon=horizon) for epsilon in EPSILONS]
         for horizon in horizons
     }
-    return HorizonRecalibration(EPSILONS).fit(bins)
+    return HorizonRecalibration(EPSILONS, method=method).fit(bins)
 
 
 Rolled = tuple[Episode, EpisodeRollouts]

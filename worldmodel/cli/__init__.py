@@ -22,6 +22,7 @@ COMMANDS = {
     "imagine": "roll episodes out in the world model and log them",
     "watch": "run the monitor over recorded episodes",
     "evaluate": "evaluate policies in imagination",
+    "benchmark calibration": "compare ways to state confidence on nominal and shifted episodes",
     "report": "write the HTML report of a rollout log",
 }
 """Subcommand -> one line of help; its words joined by _ name a module with `Command` and `run`."""

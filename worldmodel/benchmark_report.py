@@ -1,0 +1,103 @@
+"""A benchmark of confidence as a table and as pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from worldmodel.calibration_benchmark import MethodResult
+from worldmodel.calibration_measures import HORIZONS, CalibrationRow, Figure
+from worldmodel.report import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = ("#0072b2", "#d55e00")
+"""Of Okabe and Ito, told apart by colour-blind people."""
+
+
+def table(results: Sequence[MethodResult]) -> Table:
+    """Every method on every group."""
+    rows = [
+        [
+            row.method,
+            row.group,
+            row.num_episodes,
+            *(cell(f) for f in (row.ece, row.per_video_ece, row.mce, row.brier, row.brier_skill)),
+            *(cell(f) for f in (row.pi, row.ause)),
+            f"{result.cost:.2f}",
+        ]
+        for result in results
+        for row in result.rows
+    ]
+    caption = (
+        f"Confidence at horizons {', '.join(map(str, HORIZONS))} that were reached, with 95% "
+        "intervals over redrawn episodes. ECE: pooled expected calibration error. C3-style: mean "
+        "of each episode's own. MCE: largest gap of a bin with 0.1% of the forecasts. Skill: "
+        "against the base rate. Pi: Shepherd's correlation of confidence and error. AUSE: area "
+        "under the sparsification error curve. Cost: CPU time in rollouts, that one included."
+    )
+    columns = ["method", "episodes", "n", "ECE", "C3-style ECE", "MCE", "Brier", "skill", "pi"]
+    return Table(caption=caption, columns=[*columns, "AUSE", "cost"], rows=rows)
+
+
+def cell(figure: Figure) -> str | None:
+    """A figure and its interval; None where it is undefined."""
+    return None if math.isnan(figure.value) else str(figure)
+
+
+def draw(results: Sequence[MethodResult], groups: Sequence[str], folder: Path) -> list[Path]:
+    """Write `errors.png` (every method) and `reliability.png` (the first one) for some groups."""
+    from matplotlib.figure import Figure as Canvas
+
+    files = [folder / "errors.png", folder / "reliability.png"]
+    canvas = Canvas(figsize=(9, 1 + 0.26 * len(results)), layout="constrained")
+    _errors(canvas.subplots(), results, groups)
+    canvas.savefig(files[0], dpi=130)
+    canvas = Canvas(figsize=(4.5, 4.5), layout="constrained")
+    _reliability(canvas.subplots(), results[0], groups)
+    canvas.savefig(files[1], dpi=130)
+    return files
+
+
+def _of_group(result: MethodResult, group: str) -> CalibrationRow:
+    return next(row for row in result.rows if row.group == group)
+
+
+def _errors(axes: Axes, results: Sequence[MethodResult], groups: Sequence[str]) -> None:
+    """Pooled calibration error of every method, with its interval."""
+    for number, (group, colour) in enumerate(zip(groups, COLOURS, strict=False)):
+        figures = [_of_group(result, group).ece for result in results]
+        places = [place + 0.3 * (number - 0.5) for place in range(len(results))]
+        axes.hlines(places, [f.low for f in figures], [f.high for f in figures], color=colour)
+        axes.plot([f.value for f in figures], places, "o", color=colour, label=group, markersize=4)
+    axes.set_yticks(range(len(results)), [result.method for result in results], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("pooled expected calibration error, 95% interval over episodes")
+    axes.legend(frameon=False)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _reliability(axes: Axes, result: MethodResult, groups: Sequence[str]) -> None:
+    """Stated confidence against what came true."""
+    axes.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
+    for group, colour in zip(groups, COLOURS, strict=False):
+        row = _of_group(result, group)
+        points = [
+            (stated, observed)
+            for stated, observed in zip(row.stated, row.observed, strict=True)
+            if stated is not None and observed is not None
+        ]
+        axes.plot(*zip(*points, strict=True), "o-", color=colour, label=group, markersize=4)
+    axes.set_aspect("equal")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("stated confidence")
+    axes.set_ylabel("share that came true")
+    axes.set_title(result.method, fontsize=9)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,125 @@
+"""Compare ways to state confidence: heads, losses, events, remedies for shift, and baselines.
+
+On the embedded tabletop everything is simulated: nominal episodes that heads learn from, others
+that recalibrate, and nominal and shifted ones that all are judged on. With --data, recorded
+episodes are judged instead, each by a model trained without it. Started again, the command goes on
+where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from worldmodel.calibration_benchmark import Bench
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What is compared, on what, and where results go."""
+
+    out: Path = Path("runs/benchmark-calibration")
+    """Folder of the results: results.json, errors.png, reliability.png."""
+    model: str = "tabletop"
+    """Calibrated checkpoint of the tabletop: its folder or a shipped name."""
+    learn: int = 100
+    """Simulated nominal episodes that heads learn from, and as many that recalibrate."""
+    nominal: int = 40
+    """Simulated nominal episodes that are judged."""
+    shifted: int = 5
+    """Simulated episodes that are judged, per factor and severity."""
+    members: tuple[Path, ...] = ()
+    """Folders of two or more further models, which make the ensemble among the baselines."""
+    data: Path | None = None
+    """Recorded episodes to judge instead, in any form that `worldmodel data info` reads."""
+    folds: int = 4
+    """Parts that --data is cut into; each is judged by a model trained on the others."""
+    preset: str = "smoke"
+    """Recipe of the models trained on --data."""
+    only: tuple[str, ...] = ()
+    """Compare only methods whose name contains one of these words; none: all."""
+    steps: int = 600
+    """Training steps of every compared head."""
+    seed: int = 3_000_003
+    """Seed of episodes, rollouts and trainings."""
+    workers: int = 2
+    """Processes that simulate."""
+    json: bool = False
+    """Print the results as JSON."""
+
+
+def run(command: Command) -> int:
+    """Compare, print one table, and write it with pictures."""
+    from worldmodel.benchmark_data import NOMINAL, POOLED, POOLED_VISUAL, VISUAL
+    from worldmodel.benchmark_report import draw, table
+    from worldmodel.calibration_benchmark import run as compare
+    from worldmodel.demo import SHIFTS
+    from worldmodel.left_out_episodes import LEFT_OUT, left_out_benches
+
+    if min(command.learn, command.nominal, command.shifted, command.steps) < 2:
+        raise ValueError("`--learn`, `--nominal`, `--shifted` and `--steps` must be at least 2.")
+    check_settings(command)
+    merged: dict[str, tuple[str, ...]] = {}
+    shown: tuple[str, ...]
+    if command.data is None:
+        benches, shown = [tabletop(command)], (NOMINAL, POOLED_VISUAL)
+        merged = {POOLED: SHIFTS, POOLED_VISUAL: VISUAL}
+    else:
+        shown = (LEFT_OUT,)
+        benches = left_out_benches(
+            command.data, folds=command.folds, preset=command.preset, steps=command.steps,
+            seed=command.seed, folder=command.out / "folds",
+        )  # fmt: skip
+    results = compare(benches, merged, command.out / "methods", only=command.only)
+    if not results:
+        raise ValueError(f"`--only` {command.only} matches no method.")
+    written = json.dumps([result.as_dict() for result in results], indent=1)
+    (command.out / "results.json").write_text(written + "\n")
+    files = draw(results, shown, command.out)
+    if command.json:
+        print(written)
+        return 0
+    print(table(results).to_text())
+    print("\nWritten:", ", ".join(str(file) for file in (command.out / "results.json", *files)))
+    return 0
+
+
+def check_settings(command: Command) -> None:
+    """Refuse to mix results of other settings in one folder.
+
+    Raises:
+        ValueError: `out` holds results of other settings.
+    """
+    free = ("out", "only", "json", "workers")
+    settings = {k: v for k, v in asdict(command).items() if k not in free}
+    text = json.dumps(settings, indent=1, default=str) + "\n"
+    file = command.out / "settings.json"
+    if file.is_file() and file.read_text() != text:
+        raise ValueError(
+            f"{command.out} holds results of other settings ({file}); repeat them or give another "
+            "`--out`."
+        )
+    command.out.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def tabletop(command: Command) -> Bench:
+    """Simulate, imagine and gather what is compared on the tabletop."""
+    from worldmodel.benchmark_data import tabletop_materials
+    from worldmodel.calibration_benchmark import Bench
+    from worldmodel.demo import Loaded
+    from worldmodel.model import WorldModel
+
+    loaded = Loaded.from_checkpoint(command.model)
+    materials = tabletop_materials(
+        loaded.model, learn=command.learn, nominal=command.nominal, shifted=command.shifted,
+        seed=command.seed, workers=command.workers,
+    )  # fmt: skip
+    members = [WorldModel.load(folder) for folder in command.members]
+    return Bench(
+        loaded.model, materials, command.steps,
+        judge=loaded.trust.monitor.judge_, members=members, seed=command.seed,
+    )  # fmt: skip

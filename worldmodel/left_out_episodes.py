@@ -1,0 +1,99 @@
+"""Judging confidence on recorded episodes, few as they are: each is left out of training once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from worldmodel.benchmark_data import PARTS, Materials, imagined, make_banks, seconds_per_frame
+from worldmodel.calibration_benchmark import Bench
+from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.datasets.convert import open_target
+from worldmodel.datasets.dataset import Dataset
+from worldmodel.datasets.open_dataset import open_dataset
+from worldmodel.episodes import load_named
+from worldmodel.head_recipes import HeadRecipe
+from worldmodel.model import WorldModel
+from worldmodel.presets import get_preset
+from worldmodel.rollouts import START
+from worldmodel.stages import train
+
+LEFT_OUT = "left out"
+"""The group of episodes everything is judged on."""
+COMPARED = (
+    HeadRecipe(head="continuous_scale", rule="logarithmic", event="velocity"),
+    HeadRecipe(head="continuous_scale", rule="logarithmic"),
+    HeadRecipe(head="fixed_scale", rule="logarithmic"),
+    HeadRecipe(head="multi_class", rule="logarithmic"),
+    HeadRecipe(),
+    HeadRecipe(corrupted=True, familiarity=True),
+)
+"""Heads that are trained anew on each part."""
+
+
+def deal(dataset: Dataset, folds: int) -> list[list[str]]:
+    """Split episodes into folds; copies (equal actions) count once.
+
+    Raises:
+        ValueError: fewer different episodes than 3 per two folds.
+    """
+    different: dict[bytes, str] = {}
+    for name in dataset.episode_ids:
+        if dataset.summary(name).num_frames > START:
+            different.setdefault(dataset.episode(name).actions.tobytes(), name)
+    names = list(different.values())
+    if not 2 <= folds <= len(names) // 2:
+        raise ValueError(
+            f"`folds` must be from 2 to {len(names) // 2}, half the number of different episodes "
+            f"of {dataset.path} with more than {START} frames; got {folds}."
+        )
+    return [names[number::folds] for number in range(folds)]
+
+
+def left_out_benches(
+    path: Path, *, folds: int, preset: str, steps: int, seed: int, folder: Path
+) -> list[Bench]:
+    """One model per fold, trained without its episodes, ready to be judged on them.
+
+    Trainings are kept in `folder` and continued there.
+    """
+    dataset = open_dataset(path)
+    dealt = deal(dataset, folds)
+    benches = []
+    for number, names in enumerate(dealt):
+        others = [name for fold in dealt if fold is not names for name in fold]
+        own = folder / f"fold-{number}"
+        own.mkdir(parents=True, exist_ok=True)
+        store = copied(dataset, others, own / "train.zarr")
+        model = train(store, preset, own / "run")
+        materials = prepared(model, dataset, names, preset=preset, seed=seed)
+        benches.append(Bench(model, materials, steps, recipes=COMPARED, seed=seed))
+    return benches
+
+
+def copied(dataset: Dataset, names: Sequence[str], path: Path) -> ClipStore:
+    """A clip store of some episodes; one that was begun is gone on with."""
+    store = open_target(path, dataset, encoding="jpeg", height=None)
+    for name in names:
+        if name not in store:
+            store.add(dataset.episode(name))
+    return store
+
+
+def prepared(
+    model: WorldModel, dataset: Dataset, names: Sequence[str], *, preset: str, seed: int
+) -> Materials:
+    """What a fold's heads learn from, and what they are judged on."""
+    split = model.config.provenance["split"]
+    learn = load_named(model, dataset, split["confidence"])
+    untouched = split["untouched"] or split["confidence"]
+    calibrate = imagined(model, load_named(model, dataset, untouched), seed=seed)
+    held = load_named(model, dataset, names)
+    horizon = get_preset(preset).horizon
+    return Materials(
+        banks=make_banks(model, learn, passes=8, horizon=horizon, seed=seed),
+        calibrate=calibrate,
+        corrupted=calibrate,
+        groups={LEFT_OUT: imagined(model, held, seed=seed + len(PARTS))},
+        seconds_per_frame=seconds_per_frame(model, held),
+    )
