@@ -191,6 +191,14 @@ def test_intervals_have_the_width_that_episodes_dictate() -> None:
         assert high - low == pytest.approx(2 * 1.96 * sd, rel=0.4)
 
 
+def test_copies_of_one_episode_leave_nothing_to_redraw() -> None:
+    """Every resample is the same data: what differs is grouping (AUSE) and plain distance (π)."""
+    scores, errors = episodes(0, num_episodes=1, pairs=5000)
+    summary = summarize_association(scores * 4, errors * 4, rng=rng(), num_resamples=5)
+    assert summary.ause_interval == pytest.approx((summary.ause, summary.ause), abs=1e-3)
+    assert summary.pi_interval == pytest.approx((summary.pi, summary.pi), abs=2e-3)
+
+
 def test_summary_repeats_with_the_same_seed_and_is_json() -> None:
     scores, errors = episodes(0, num_episodes=3, pairs=50)
     first, second = (
