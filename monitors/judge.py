@@ -32,6 +32,9 @@ class MonitorConfig:
     """Chance that it ever reaches DEGRADE or more."""
     alpha_stop: float = 0.01
     """Chance that it ever reaches STOP; 0.01 needs 99 calibration episodes."""
+    delta: float | None = None
+    """Share of calibration sets that may give a level a higher chance than its alpha; None: the
+    chance is kept on average over calibration sets. 0.05 and an alpha of 0.01 need 299 episodes."""
     calm_steps: int = 5
     """Steps without an alarm after which the level falls again."""
     low_confidence: float = 0.5
@@ -45,6 +48,8 @@ class MonitorConfig:
                 "`alpha_notice`, `alpha_degrade`, `alpha_stop` must lie in (0, 1) and not rise, "
                 f"got {self.alpha_notice}, {self.alpha_degrade} and {self.alpha_stop}."
             )
+        if self.delta is not None and not 0 < self.delta < 1:
+            raise ValueError(f"`delta` must lie in (0, 1) or be None, got {self.delta}.")
         if self.calm_steps < 1:
             raise ValueError(f"`calm_steps` must be at least 1, got {self.calm_steps}.")
 
@@ -58,10 +63,11 @@ class MonitorConfig:
         }
 
     @classmethod
-    def for_episodes(cls, num_calibration: int) -> MonitorConfig:
+    def for_episodes(cls, num_calibration: int, *, delta: float | None = None) -> MonitorConfig:
         """The default, with every alpha raised to what so few calibration episodes support."""
-        least = smallest_alpha(num_calibration)
+        least = smallest_alpha(num_calibration, delta)
         return cls(
+            delta=delta,
             alpha_notice=max(cls.alpha_notice, least),
             alpha_degrade=max(cls.alpha_degrade, least),
             alpha_stop=max(cls.alpha_stop, least),
@@ -106,7 +112,7 @@ class EpisodeJudge:
             [self.surprise(self.scores(e)).max() for e in calibration], dtype=np.float64
         )
         self.thresholds_ = {
-            level: EpisodeThreshold(alpha).fit(maxima).value_
+            level: EpisodeThreshold(alpha, delta=self.config.delta).fit(maxima).value_
             for level, alpha in self.config.alphas.items()
         }
         self.num_reference_, self.num_calibration_ = len(reference), len(calibration)
@@ -115,12 +121,14 @@ class EpisodeJudge:
 
     def _check_count(self, num_calibration: int) -> None:
         """Refuse before the work begins, naming the strictest level."""
-        needed = episodes_needed(self.config.alpha_stop)
+        alpha, delta = self.config.alpha_stop, self.config.delta
+        needed = episodes_needed(alpha, delta)
         if num_calibration < needed:
+            promise = f"`alpha_stop`={alpha:g}" + (f" with `delta`={delta:g}" if delta else "")
+            least = smallest_alpha(num_calibration, delta)
             raise ValueError(
-                f"`alpha_stop`={self.config.alpha_stop:g} needs at least {needed} calibration "
-                f"episodes, got {num_calibration}, which support "
-                f"{smallest_alpha(num_calibration):.3g} at best (see `MonitorConfig.for_episodes`)."
+                f"{promise} needs at least {needed} calibration episodes, got {num_calibration}, "
+                f"which support {least:.3g} at best (see `MonitorConfig.for_episodes`)."
             )
 
     def _fit_channels(self, reference: Sequence[EpisodeSignals]) -> Channels:

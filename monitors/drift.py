@@ -1,0 +1,164 @@
+"""Drift of a fleet: a test across episodes that may be looked at after every one of them."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float, Float64, Int
+
+from worldmodel.monitors.errors import require_fitted
+from worldmodel.monitors.threshold import episodes_needed, smallest_alpha
+
+SHIFTS = np.array([0.0, 0.5, 1.0])
+"""Shifts that are bet on, in standard deviations of a nominal episode's score; 0 keeps its
+stake."""
+PATIENCE = 50
+"""Episodes after which the stakes have been spread out anew about once; later ever more rarely."""
+
+
+def payoffs(rank: Int[np.ndarray, "*any"], size: int) -> Float64[np.ndarray, "*any bet"]:
+    """What each bet pays per unit staked, if a score ranks `rank`-th highest (from 1) of `size`.
+
+    Cut N(0, 1) into `size` slices of equal mass: the bet on a shift pays `size` times the mass of
+    N(shift, 1) in the slice. The mean over all ranks is 1: a fair game when all are equally likely.
+
+    >>> payoffs(np.array([1, 2]), 2).round(2).tolist()
+    [[1.0, 1.38, 1.68], [1.0, 0.62, 0.32]]
+    """
+    from scipy.special import ndtr, ndtri
+
+    rank = rank[..., None]
+    return size * (ndtr(ndtri(rank / size) + SHIFTS) - ndtr(ndtri((rank - 1) / size) + SHIFTS))
+
+
+def settled(
+    stakes: Float64[np.ndarray, "*any bet"],
+    payoff: Float64[np.ndarray, "*any bet"],
+    num_before: int,
+) -> Float64[np.ndarray, "*any bet"]:
+    """The stakes after one more episode: a share is spread evenly over all bets, then all pay out.
+
+    The share is that of the Simple Jumper (Vovk et al. 2021, arXiv:2102.10439), but falls as
+    1 / (episodes + `PATIENCE`), so that a long calm costs little.
+    """
+    share = 1 / (num_before + PATIENCE)
+    even = share / len(SHIFTS) * stakes.sum(axis=-1, keepdims=True)
+    return ((1 - share) * stakes + even) * payoff
+
+
+class FleetDrift:
+    """Finds that episodes of a fleet have come to score higher than the calibration episodes.
+
+    A conformal test martingale (Vovk et al. 2003; Volkhonskiy et al. 2017, arXiv:1706.03415) over
+    whole episodes: each is ranked among the calibration episodes *and* all earlier ones, a capital
+    of 1 is bet on high ranks, and 1 / `alpha` is the alarm. While all episodes are exchangeable the
+    ranks are independent and uniform, the game is fair, and the chance that the capital *ever*
+    reaches 1 / `alpha` is at most `alpha` (Ville 1939). Ranked among the calibration episodes alone
+    they would all share that set's luck, and the promise would break.
+
+    What changes slowly becomes part of the history it is compared with, and may go unseen.
+    """
+
+    def __init__(self, alpha: float = 0.05, *, seed: int = 0) -> None:
+        """Store `alpha`, and the `seed` of the draw that orders equal scores."""
+        self.num_needed = episodes_needed(alpha)
+        if seed < 0:
+            raise ValueError(f"`seed` must be 0 or more, got {seed}.")
+        self.alpha, self.seed = alpha, seed
+
+    def fit(self, scores: Float[np.ndarray, " episode"]) -> FleetDrift:
+        """Start with a capital of 1 and the largest score of each calibration episode.
+
+        The promise holds for any number of them; with too few an alarm comes too late to be of use.
+        """
+        n = len(scores)
+        if n < self.num_needed:
+            raise ValueError(
+                f"`alpha`={self.alpha:g} needs at least {self.num_needed} calibration episodes, "
+                f"got {n}, which support {smallest_alpha(n):.3g} at best."
+            )
+        if not np.isfinite(scores).all():
+            raise ValueError(
+                "`scores` must be finite; a calibration episode has no score or a broken one."
+            )
+        self._begin(scores, n, np.full(len(SHIFTS), 1 / len(SHIFTS)))
+        return self
+
+    def _begin(
+        self, history: Float[np.ndarray, " episode"], num_calibration: int, stakes: np.ndarray
+    ) -> None:
+        self._history: list[float] = np.sort(history).tolist()
+        self.num_calibration_ = num_calibration
+        self.stakes_ = stakes
+
+    @property
+    def num_episodes_(self) -> int:
+        """Fleet episodes seen so far."""
+        return len(self._history) - self.num_calibration_
+
+    @property
+    def capital_(self) -> float:
+        """Evidence of drift: what a capital of 1 has become."""
+        require_fitted(self, "stakes_")
+        return float(self.stakes_.sum())
+
+    @property
+    def found_(self) -> bool:
+        """Whether the capital has reached 1 / `alpha`."""
+        return self.capital_ >= 1 / self.alpha
+
+    def update(self, score: float) -> bool:
+        """Take in a finished episode's largest score; return whether drift has been found.
+
+        Once found it stays found, and later episodes are not looked at, until the next `fit`.
+        """
+        if self.found_:
+            return True
+        if not math.isfinite(score):
+            raise ValueError(
+                f"`score` must be finite, got {score}; leave out an episode without a score."
+            )
+        payoff = payoffs(np.array(self._rank(score)), len(self._history) + 1)
+        self.stakes_ = settled(self.stakes_, payoff, self.num_episodes_)
+        insort(self._history, float(score))
+        return self.found_
+
+    def _rank(self, score: float) -> int:
+        """Rank of `score` from the top, from 1; a seeded draw among equal scores."""
+        history = self._history
+        high = bisect_right(history, score)
+        equal = high - bisect_left(history, score)
+        rank = len(history) - high + 1
+        if equal:
+            rank += int(np.random.default_rng((self.seed, len(history))).integers(equal + 1))
+        return rank
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The whole state, as plain arrays; it grows by 8 bytes an episode."""
+        require_fitted(self, "stakes_")
+        return {
+            "alpha": np.array(self.alpha),
+            "seed": np.array(self.seed),
+            "num_calibration": np.array(self.num_calibration_),
+            "history": np.array(self._history),
+            "stakes": self.stakes_.copy(),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> FleetDrift:
+        """The inverse of `arrays`: it goes on as if it had never stopped."""
+        drift = cls(float(arrays["alpha"]), seed=int(arrays["seed"]))
+        history, stakes = np.asarray(arrays["history"]), np.asarray(arrays["stakes"])
+        n = int(arrays["num_calibration"])
+        if stakes.shape != (len(SHIFTS),) or not (np.isfinite(stakes) & (stakes >= 0)).all():
+            raise ValueError(f"`stakes` must be {len(SHIFTS)} amounts of money, got {stakes}.")
+        if history.ndim != 1 or not np.isfinite(history).all() or not 0 < n <= len(history):
+            raise ValueError(
+                "`history` must hold finite scores, those of calibration among them, got "
+                f"shape {history.shape} and {n} calibration episodes."
+            )
+        drift._begin(history, n, stakes.copy())
+        return drift
