@@ -66,7 +66,7 @@ def show_rollouts(model: WorldModel, seen: HeldOut, writer: Any, step: int) -> N
     The error is a peak signal-to-noise ratio in dB whose peak is one latent standard deviation:
     10 lg(1 / mean squared error). Beside it stands that of copying the last real frame.
     """
-    imagined = roll_out(model, seen, epsilon=(0.5,)).latents
+    imagined = roll_out(model, seen, epsilon=()).latents
     last = seen.clips.latents[:, seen.start - 1]
     for horizon in seen.horizons:
         truth, there = seen.at(horizon)
@@ -80,9 +80,11 @@ def show_rollouts(model: WorldModel, seen: HeldOut, writer: Any, step: int) -> N
 @torch.inference_mode()
 def show_reliability(model: WorldModel, seen: HeldOut, writer: Any, step: int) -> None:
     """Write the pooled calibration error by horizon, and a reliability diagram."""
-    rolled = roll_out(model, seen, epsilon=EPSILONS)
-    counts = Reliability(epsilons=EPSILONS, horizons=seen.horizons, keep_episodes=False)
-    levels = torch.tensor(EPSILONS)
+    head = model.config.confidence
+    epsilons = head.scales if head.head == "fixed_scale" else EPSILONS  # it answers no others
+    rolled = roll_out(model, seen, epsilon=epsilons)
+    counts = Reliability(epsilons=epsilons, horizons=seen.horizons, keep_episodes=False)
+    levels = torch.tensor(epsilons)
     for horizon in seen.horizons:
         truth, there = seen.at(horizon)
         stated = rolled.confidence[:, horizon - 1].cpu()[there]

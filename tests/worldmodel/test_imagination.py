@@ -155,16 +155,31 @@ def test_an_action_too_far_ahead_changes_nothing_so_far(make_dynamics: Build) ->
     assert torch.equal(roll(dynamics, inputs).latents[:, :4], roll(dynamics, short).latents)
 
 
+@pytest.mark.parametrize("tokens_at_once", [1, 50, 10_000])
 @torch.no_grad()
-def test_confidence_is_that_of_the_head_at_each_horizon(make_dynamics: Build) -> None:
+def test_confidence_is_that_of_the_head_at_each_horizon(
+    make_dynamics: Build, monkeypatch: pytest.MonkeyPatch, tokens_at_once: int
+) -> None:
+    """16 tokens in a frame of both: one frame in a call, three, and all seven."""
+    monkeypatch.setattr("worldmodel.imagination.TOKENS_AT_ONCE", tokens_at_once)
     dynamics = make_dynamics()
-    imagined = roll(dynamics, draw_inputs(dynamics, start=1, rows=4))
+    imagined = roll(dynamics, draw_inputs(dynamics, start=1, rows=7))
+    assert imagined.features.shape[:3] == (2, 7, 8)
     head = make_head(dynamics)
-    for index in range(4):
+    for index in range(7):
         horizon = torch.full((2,), index + 1.0)
         per_token = head.confidence(imagined.features[:, index], horizon, EPSILON)
         stated = to_subpatches(per_token, dynamics)
         torch.testing.assert_close(imagined.confidence[:, index], stated)
+
+
+def test_no_level_no_confidence(make_dynamics: Build) -> None:
+    dynamics = make_dynamics()
+    inputs, head = draw_inputs(dynamics, start=1, rows=4), make_head(dynamics)
+    asked = imagine(dynamics, head, inputs, sampling=Sampling(num_steps=1), epsilon=EPSILON)
+    silent = imagine(dynamics, head, inputs, sampling=Sampling(num_steps=1), epsilon=EPSILON[:0])
+    assert silent.confidence.shape == (*asked.latents.shape, 0)
+    assert torch.equal(silent.latents, asked.latents)
 
 
 def test_subpatches_and_tokens_name_the_same_latents(make_dynamics: Build) -> None:

@@ -1,17 +1,28 @@
+import re
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import scoringrules
 import torch
+from scipy.spatial.distance import cosine
 from scipy.stats import norm
 from sklearn.metrics import brier_score_loss, log_loss
 from torch import Tensor
 
-from worldmodel.scoring import PROBABILITY_FLOOR, brier, logarithmic, threshold_crps
+from worldmodel.scoring import (
+    PROBABILITY_FLOOR,
+    brier,
+    categorical_brier,
+    categorical_logarithmic,
+    categorical_spherical,
+    logarithmic,
+    ranked_probability,
+    spherical,
+    threshold_crps,
+)
 
 Rule = Callable[[Tensor, Tensor], Tensor]
-GRID = torch.linspace(0, 1, 201, dtype=torch.float64)
 
 
 def outcomes(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -20,17 +31,126 @@ def outcomes(seed: int = 0) -> tuple[Tensor, Tensor]:
     return p, (torch.rand(500, generator=generator, dtype=torch.float64) < p).double()
 
 
-@pytest.mark.parametrize("rule", [brier, logarithmic])
-@pytest.mark.parametrize("truth", [0.0, 0.005, 0.3, 0.5, 0.85, 1.0])
-def test_expected_score_is_least_at_the_true_probability_and_only_there(
-    rule: Rule, truth: float
+def categories(seed: int = 0, *, count: int = 5) -> tuple[Tensor, Tensor]:
+    """200 distributions over `count` categories, and what came true of each."""
+    generator = torch.Generator().manual_seed(seed)
+    masses = torch.rand((200, count), generator=generator, dtype=torch.float64) + 0.01
+    return masses / masses.sum(-1, keepdim=True), torch.randint(count, (200,), generator=generator)
+
+
+def simplex(count: int, steps: int) -> Tensor:
+    """Every distribution over `count` categories whose masses are multiples of 1 / `steps`."""
+    parts = torch.cartesian_prod(*[torch.arange(steps + 1)] * count)
+    return parts[parts.sum(-1) == steps].double() / steps
+
+
+def check_strictly_proper(rule: Rule, truth: Tensor, stated: Tensor, margin: float) -> None:
+    """Fail unless the expected score is least at `truth` and at no other of the `stated`.
+
+    Every other statement must lose at least `margin` times its squared distance from the truth.
+    """
+    scores = torch.stack(
+        [rule(stated, torch.full(stated.shape[:-1], k)) for k in range(len(truth))], dim=-1
+    )
+    expected = (torch.where(truth > 0, scores, 0) * truth).sum(-1)
+    distance = (stated - truth).square().sum(-1)
+    best = int(distance.argmin())
+    assert distance[best] < 1e-12, "the truth is not on the grid"
+    assert int(expected.argmin()) == best, "another statement scores best"
+    lost = expected - expected[best]
+    assert (lost >= margin * distance - 1e-9).all(), "another statement scores as well"
+
+
+def of_two(rule: Rule) -> Rule:
+    """A binary rule as one of two categories, of which the second is the event."""
+    return lambda masses, category: rule(masses[..., 1], category.double())
+
+
+def crps(masses: Tensor, category: Tensor) -> Tensor:
+    """Threshold CRPS with uneven weights; category k ends at level k, the last has no end."""
+    levels = torch.arange(masses.shape[-1] - 1.0, dtype=torch.float64)
+    weights = torch.linspace(0.5, 1.5, len(levels), dtype=torch.float64)
+    return threshold_crps(masses.cumsum(-1)[..., :-1], levels, category.double(), weights)
+
+
+def logarithmic_of_masses(masses: Tensor, category: Tensor) -> Tensor:
+    return categorical_logarithmic(masses.clamp_min(1e-300).log(), category)
+
+
+BINARY = {"brier": (brier, 0.5), "logarithmic": (logarithmic, 1.0), "spherical": (spherical, 0.14)}
+"""Rule -> margin. In p alone they are 1, 2 and 0.28, as distances count both categories: the Brier
+score loses (p - t)², the logarithmic at least 2 (p - t)² (Pinsker), the spherical at least
+1 - cos |p - t| of length 0.7, for the angle of (p, 1 - p) turns by at least |p - t|."""
+CATEGORICAL = {
+    "brier": (categorical_brier, 1.0),  # the distance itself
+    "logarithmic": (logarithmic_of_masses, 0.5),  # Pinsker; a squared 1-norm is no less
+    "spherical": (categorical_spherical, 0.1),
+    "rps": (ranked_probability, 0.25),  # a mass differs by at most two cumulated ones
+    "crps": (crps, 0.125),  # no weight is below a half
+}
+
+
+@pytest.mark.parametrize("name", BINARY)
+@pytest.mark.parametrize("truth", [0.0, 0.01, 0.3, 0.5, 0.85, 1.0])
+def test_binary_rules_are_strictly_proper(name: str, truth: float) -> None:
+    rule, margin = BINARY[name]
+    if name == "logarithmic" and truth in (0, 1):
+        margin -= 1e-2  # probabilities stop at the floor
+    p = torch.linspace(0, 1, 201, dtype=torch.float64)
+    stated = torch.stack((1 - p, p), dim=-1)
+    there = torch.tensor([1 - truth, truth], dtype=torch.float64)
+    check_strictly_proper(of_two(rule), there, stated, margin)
+
+
+TRUTHS = {
+    3: [(1, 0, 0), (0, 1, 0), (0.5, 0, 0.5), (0.2, 0.3, 0.5), (0.05, 0.9, 0.05), (0.4, 0.3, 0.3)],
+    4: [(0, 0, 0, 1), (0.25, 0.25, 0.25, 0.25), (0.5, 0.25, 0.25, 0), (0.125, 0.5, 0.125, 0.25)],
+}
+
+
+@pytest.mark.parametrize("name", CATEGORICAL)
+@pytest.mark.parametrize("count", TRUTHS)
+def test_categorical_rules_are_strictly_proper(name: str, count: int) -> None:
+    """231 distributions over three categories, 969 over four; every truth is one of them."""
+    rule, margin = CATEGORICAL[name]
+    stated = simplex(count, {3: 20, 4: 16}[count])
+    for truth in TRUTHS[count]:
+        check_strictly_proper(rule, torch.tensor(truth, dtype=torch.float64), stated, margin)
+
+
+def linear(masses: Tensor, category: Tensor) -> Tensor:
+    """1 - p_category, improper: best is all on the likeliest category."""
+    return 1 - masses.gather(-1, category[..., None])[..., 0]
+
+
+def absolute(probability: Tensor, outcome: Tensor) -> Tensor:
+    """|p - y|, improper for the same reason."""
+    return (probability - outcome).abs()
+
+
+def blind(masses: Tensor, category: Tensor) -> Tensor:
+    """Proper, but not strictly: what lies between the first two categories counts for nothing."""
+    cdf, levels = masses.cumsum(-1)[..., :-1], torch.arange(2, dtype=torch.float64)
+    weights = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    return threshold_crps(cdf, levels, category.double(), weights)
+
+
+@pytest.mark.parametrize(
+    ("rule", "truth", "message"),
+    [
+        (of_two(absolute), (0.7, 0.3), "another statement scores best"),
+        (of_two(absolute), (0.5, 0.5), "another statement scores"),
+        (linear, (0.2, 0.3, 0.5), "another statement scores best"),
+        (blind, (0.2, 0.3, 0.5), "another statement scores"),
+    ],
+)
+def test_the_check_of_propriety_catches_rules_that_are_not(
+    rule: Rule, truth: tuple[float, ...], message: str
 ) -> None:
-    yes, no = torch.ones_like(GRID), torch.zeros_like(GRID)
-    expected = truth * rule(GRID, yes) + (1 - truth) * rule(GRID, no)
-    assert GRID[expected.argmin()].item() == pytest.approx(truth)
-    # Both rules lose at least (p - truth)², the Brier score's own margin.
-    margin = expected - expected.min()
-    assert (margin >= 0.99 * (GRID - truth).square() - 1e-5).all()
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        check_strictly_proper(
+            rule, torch.tensor(truth, dtype=torch.float64), simplex(len(truth), 20), 1e-3
+        )
 
 
 def test_brier_and_logarithmic_score_agree_with_scikit_learn() -> None:
@@ -43,6 +163,46 @@ def test_brier_and_logarithmic_score_agree_with_scoringrules() -> None:
     p, y = outcomes(1)
     np.testing.assert_allclose(brier(p, y), scoringrules.brier_score(y.numpy(), p.numpy()))
     np.testing.assert_allclose(logarithmic(p, y), scoringrules.log_score(y.numpy(), p.numpy()))
+
+
+def test_spherical_scores_are_cosine_distances_from_what_came_true() -> None:
+    p, y = outcomes(2)
+    both, came_true = torch.stack((1 - p, p), -1), torch.stack((1 - y, y), -1)
+    expected = [cosine(a, b) for a, b in zip(both, came_true, strict=True)]
+    np.testing.assert_allclose(spherical(p, y), expected, atol=1e-12)
+    masses, category = categories()
+    expected = [cosine(m, np.eye(5)[k]) for m, k in zip(masses, category, strict=True)]
+    np.testing.assert_allclose(categorical_spherical(masses, category), expected, atol=1e-12)
+
+
+def test_categorical_scores_agree_with_scoringrules_and_scikit_learn() -> None:
+    masses, category = categories()
+    ranked = scoringrules.rps_score(category.numpy() + 1, masses.numpy())
+    np.testing.assert_allclose(ranked_probability(masses, category), ranked)
+    came_true = np.eye(5)[category.numpy()]
+    each = scoringrules.brier_score(came_true, masses.numpy()).sum(-1)
+    np.testing.assert_allclose(categorical_brier(masses, category), each, atol=1e-12)
+    total = categorical_logarithmic(masses.log(), category).mean().item()
+    assert total == pytest.approx(log_loss(category, masses, labels=range(5)))
+
+
+def test_two_categories_are_an_event_and_its_opposite() -> None:
+    p, y = outcomes(3)
+    masses, category = torch.stack((1 - p, p), -1), y.long()
+    torch.testing.assert_close(categorical_brier(masses, category), 2 * brier(p, y))
+    torch.testing.assert_close(categorical_spherical(masses, category), spherical(p, y))
+    torch.testing.assert_close(ranked_probability(masses, category), brier(p, y))
+    torch.testing.assert_close(logarithmic_of_masses(masses, category), logarithmic(p, y))
+
+
+def test_only_ranked_probability_knows_near_from_far() -> None:
+    masses = torch.tensor([[0.1, 0.8, 0.1, 0.0], [0.1, 0.0, 0.1, 0.8]])
+    first = torch.zeros(2, dtype=torch.long)
+    near, far = ranked_probability(masses, first)
+    assert far > near + 1
+    for rule in (categorical_brier, categorical_spherical):
+        near, far = rule(masses, first)
+        assert near == pytest.approx(far)
 
 
 def test_logarithmic_score_of_a_wrong_certainty_is_large_but_finite() -> None:

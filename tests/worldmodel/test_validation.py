@@ -8,6 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from worldmodel.confidence import ConfidenceConfig
 from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel
 from worldmodel.validation import (
@@ -93,6 +94,19 @@ def test_views_that_are_missing_do_not_count(
         tags = [tag for tag in found.Tags()["scalars"] if "psnr_db" in tag]
         values.append([found.Scalars(tag)[0].value for tag in tags])
     assert values[0] == values[1]
+
+
+def test_a_head_of_fixed_scales_is_asked_for_those(
+    make_model: Callable[..., WorldModel], seen: HeldOut, tmp_path: Path
+) -> None:
+    model = make_model()
+    fixed = ConfidenceConfig(head="fixed_scale", rule="brier", hidden=8, scales=(0.3, 0.7))
+    model = WorldModel(replace(model.config, confidence=fixed), model.tokenizer).eval()
+    with SummaryWriter(str(tmp_path)) as writer:
+        show_reliability(model, seen, writer, 1)
+        show_rollouts(model, seen, writer, 1)
+    (event,) = events(tmp_path).Scalars("reliability/pooled_ece/horizon_04")
+    assert 0 < event.value < 1
 
 
 def test_reliability_is_that_of_the_heads_statements(
