@@ -76,9 +76,7 @@ class Bench:
             methods[f"{OWN.name} + discount"] = self.discounted
         baselines: dict[str, Baseline] = dict(BASELINES)
         if self.members:
-            baselines[f"ensemble of {1 + len(self.members)}"] = ensemble(
-                [self.model, *self.members]
-            )
+            baselines[f"ensemble of {1 + len(self.members)}"] = ensemble(self.members)
         for name, baseline in baselines.items():
             methods[name] = partial(self.baseline, baseline)
         return methods

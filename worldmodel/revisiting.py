@@ -22,8 +22,8 @@ from worldmodel.transformer import Dynamics, FrameInputs
 BATCH = 32
 """Rollouts at once, as `roll_out` has them."""
 
-Scores = list[Float[Tensor, "time view channel h w"]]
-"""One per rollout; zeros where nothing was imagined and in views that are missing."""
+Scores = list[Float[Tensor, "_ view channel h w"]]
+"""One per rollout, along its time; zeros where nothing was imagined or a view is missing."""
 
 
 @dataclass(frozen=True)
