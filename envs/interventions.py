@@ -14,14 +14,19 @@ from functools import partial
 import numpy as np
 from einops import rearrange
 from jaxtyping import Bool, Float64, UInt8
+from tqdm import tqdm
 
 from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.envs.collect import Collection
 from worldmodel.envs.episode import CAMERA, ArrayFrames, collect_episode
 from worldmodel.envs.factors import as_rgb
 from worldmodel.envs.layout import TRAIN_POOL, Distractor, Layout, free_position
 from worldmodel.envs.policies import MIXED
 from worldmodel.envs.scene import DISTRACTORS
 from worldmodel.envs.tabletop import TabletopEnv
+from worldmodel.episodes import load_episode
+from worldmodel.localise import MarkedEpisode
+from worldmodel.model import WorldModel
 
 Film = UInt8[np.ndarray, "time height width 3"]
 Masks = Bool[np.ndarray, "time height width"]
@@ -92,6 +97,24 @@ def interventions(
         )
         result[kind] = Intervention(trajectory, mask[:, None])
     return result
+
+
+def marked_episodes(
+    model: WorldModel, collection: Collection, *, number: int, num_steps: int
+) -> list[MarkedEpisode]:
+    """Every kind of intervention in the first `number` episodes of a collection, for a model."""
+    env = TabletopEnv(collection.task, collection.size, collection.renderer)
+    marked = []
+    for index in tqdm(range(number), "interventions", unit="episode"):
+        seed = collection.episode_seed(index)
+        changed = interventions(env, seed=seed, policy=collection.policy, num_steps=num_steps)
+        for kind, intervention in changed.items():
+            episode = load_episode(model, intervention.trajectory, model.config.cameras)
+            marked.append(
+                MarkedEpisode(kind, collection.episode_id(index), episode, intervention.mask)
+            )
+    env.close()
+    return marked
 
 
 def insert_object(
