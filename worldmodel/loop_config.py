@@ -29,7 +29,7 @@ class LoopConfig:
     """Decay of the exponential moving average of the weights."""
     curriculum: tuple[tuple[float, int], ...] = ()
     """(share of the steps, frames): from that share of the steps on, clips are cut to so many
-    frames; empty: clips stay whole."""
+    frames, somewhere in them; empty: clips stay whole."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
     validate_every: int = 200

@@ -35,6 +35,7 @@ class Preset:
     rollout_loop: LoopConfig
     """Second part of the dynamics' training, on the model's own context."""
     confidence_loop: LoopConfig
+    """Its curriculum may begin with clips of 2 frames, whose errors are those of one step."""
     judge_loop: LoopConfig
     image_share: float = 0.0
     """Share of clips whose frames the dynamics sees as single pictures. Above 0, episodes shorter
@@ -97,10 +98,9 @@ TABLETOP = Preset(
     tokenizer_loop=LoopConfig(steps=1800, batch_size=16, learning_rate=1.5e-3, clip_norm=5.0),
     dynamics_loop=LoopConfig(steps=800, batch_size=12, muon_learning_rate=0.02),
     rollout_loop=LoopConfig(steps=120, batch_size=12, learning_rate=3e-4, muon_learning_rate=0.005),
-    confidence_loop=LoopConfig(steps=160, batch_size=12),
+    confidence_loop=LoopConfig(steps=400, batch_size=12, curriculum=((0.0, 2), (0.15, 40))),
     judge_loop=LoopConfig(steps=400, batch_size=16),
-    horizon=36,
-    longest_start=4,
+    horizon=34,
     action_dropout=0.0,
     shares=(0.85, 0.15),
 )
@@ -147,7 +147,7 @@ BRIDGE_256 = Preset(
     ),
     confidence_loop=LoopConfig(
         steps=5000, batch_size=32, learning_rate=3e-4, warmup=200, checkpoint_every=250,
-        validate_every=1000,
+        validate_every=1000, curriculum=((0.0, 2), (0.15, 20)),
     ),
     judge_loop=LoopConfig(steps=4000, batch_size=16, checkpoint_every=500),
     image_share=0.1,
@@ -170,7 +170,9 @@ DROID_3VIEW = replace(
         BRIDGE_256.dynamics_loop, batch_size=32, curriculum=((0.0, 6), (0.5, 12))
     ),
     rollout_loop=replace(BRIDGE_256.rollout_loop, batch_size=32),
-    confidence_loop=replace(BRIDGE_256.confidence_loop, batch_size=16),
+    confidence_loop=replace(
+        BRIDGE_256.confidence_loop, batch_size=16, curriculum=((0.0, 2), (0.15, 28))
+    ),
     clip_frames=12,
     horizon=24,
     pair_stride=4,

@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from random import Random
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -171,7 +172,12 @@ def load_batches(dataset: Items, config: LoopConfig, *, start: int) -> Iterator[
     for step, batch in enumerate(loader, start):
         num_frames = config.clip_frames(step)
         whole_batch = batch.to(processes.device)
-        yield step, whole_batch if num_frames is None else whole_batch.cut(num_frames)
+        if num_frames is None:
+            yield step, whole_batch
+            continue
+        room = whole_batch.latents.shape[1] - num_frames
+        start = Random(step_seed(config.seed, step)).randrange(room + 1)
+        yield step, whole_batch.cut(num_frames, start=start)
 
 
 def advance(
