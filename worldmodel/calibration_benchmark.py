@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from worldmodel.appearance_discount import AppearanceDiscount
-from worldmodel.baselines import BASELINES, Baseline, ensemble
+from worldmodel.baselines import BASELINES, Baseline, divided_by_motion, ensemble
 from worldmodel.benchmark_data import Materials, RolledEpisodes
 from worldmodel.calibration_measures import CalibrationRow, Figure, measure
 from worldmodel.head_recipes import ABLATION, HeadRecipe, restated, train_head
@@ -33,6 +33,8 @@ from worldmodel.trust import FrameFeatures, fit_recalibration, recalibrated
 SHIPPED = "the model's own head"
 OWN = HeadRecipe()
 """What the discount is tried on."""
+OVER_MOTION = " / motion"
+"""How the names of signals end that are divided by motion."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Bench:
     members: Sequence[WorldModel] = ()
     """Further members of a deep ensemble; none: that is left out."""
     seed: int = 0
+    kept: dict[tuple[str, int], tuple[Scores, float]] = field(default_factory=dict, repr=False)
+    """Scores of signals that two methods share."""
 
     def methods(self) -> dict[str, Method]:
         """Name -> what states confidence that way."""
@@ -78,7 +82,7 @@ class Bench:
         if self.members:
             baselines[f"ensemble of {1 + len(self.members)}"] = ensemble(self.members)
         for name, baseline in baselines.items():
-            methods[name] = partial(self.baseline, baseline)
+            methods[name] = partial(self.baseline, name, baseline)
         return methods
 
     def shipped(self) -> Stated:
@@ -128,21 +132,33 @@ class Bench:
             frames += sum(int((rollout.horizon > 0).sum()) for rollout in group.rollouts)
         return Stated(forecasts, self.cost(time.process_time() - began, frames))
 
-    def baseline(self, baseline: Baseline) -> Stated:
+    def baseline(self, name: str, baseline: Baseline) -> Stated:
         """A surprise score, through curves fitted on the nominal calibration episodes."""
         calibrate = self.materials.calibrate
-        fitted = fit_scores(calibrate.rollouts, self.scored(baseline, calibrate))
-        began, frames, forecasts, scores = time.process_time(), 0, {}, {}
-        for name, group in self.materials.groups.items():
-            scores[name] = self.scored(baseline, group)
-            forecasts[name] = with_confidence(group.rollouts, scores[name], fitted)
+        fitted = fit_scores(calibrate.rollouts, self.scored(name, baseline, calibrate)[0])
+        seconds, frames, forecasts, scores = 0.0, 0, {}, {}
+        for kind, group in self.materials.groups.items():
+            scores[kind], taken = self.scored(name, baseline, group)
+            forecasts[kind] = with_confidence(group.rollouts, scores[kind], fitted)
+            seconds += taken
             frames += sum(int((rollout.horizon > 0).sum()) for rollout in group.rollouts)
-        return Stated(forecasts, self.cost(time.process_time() - began, frames), scores)
+        return Stated(forecasts, self.cost(seconds, frames), scores)
 
-    def scored(self, baseline: Baseline, group: RolledEpisodes) -> Scores:
-        """A baseline's score of every imagined subpatch."""
-        batches = [episode.batch for episode in group.episodes]
-        return baseline.score(self.model, batches, group.rollouts, seed=self.seed)
+    def scored(self, name: str, baseline: Baseline, group: RolledEpisodes) -> tuple[Scores, float]:
+        """A baseline's score of every imagined subpatch, and the CPU seconds it took.
+
+        A signal over motion shares the scores of the plain signal.
+        """
+        plain = name.removesuffix(OVER_MOTION)
+        key = (plain, id(group))
+        if key not in self.kept:
+            batches = [episode.batch for episode in group.episodes]
+            began = time.process_time()
+            score = BASELINES.get(plain, baseline).score
+            scores = score(self.model, batches, group.rollouts, seed=self.seed)
+            self.kept[key] = scores, time.process_time() - began
+        scores, taken = self.kept[key]
+        return (scores if plain == name else divided_by_motion(scores, group.rollouts)), taken
 
     def cost(self, seconds: float, num_frames: int) -> float:
         """CPU seconds of rollout and statement, per CPU second of the rollout alone."""

@@ -93,7 +93,7 @@ def check_settings(command: Command) -> None:
     Raises:
         ValueError: `out` holds results of other settings.
     """
-    free = ("out", "only", "json", "workers")
+    free = ("out", "only", "members", "json", "workers")
     settings = {k: v for k, v in asdict(command).items() if k not in free}
     text = json.dumps(settings, indent=1, default=str) + "\n"
     file = command.out / "settings.json"
