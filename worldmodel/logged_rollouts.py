@@ -80,10 +80,17 @@ def open_log(path: Path, attributes: Mapping[str, Any]) -> RolloutLog | None:
 
 
 def write_rollout(
-    log: RolloutLog, name: str, rows: Iterable[Mapping[str, Any]], summary: EpisodeSummary
+    log: RolloutLog,
+    name: str,
+    rows: Iterable[Mapping[str, Any]],
+    summary: EpisodeSummary,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the rollout of an episode, or what is missing of one whose writer was killed."""
-    facts = {"instruction": summary.instruction, "num_frames": summary.num_frames}
+    """Write the rollout of an episode, or what is missing of one whose writer was killed.
+
+    `more` (JSON values) is kept beside what the log says of every rollout.
+    """
+    facts = {"instruction": summary.instruction, "num_frames": summary.num_frames, **(more or {})}
     with log.resume(name) if name in log.rollouts() else log.begin(name, facts) as rollout:
         for row in islice(rows, rollout.num_steps, None):
             rollout.append(row)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 HORIZONS = (1, 4, 5, 8, 10, 16)
 """Frames ahead that are printed."""
 SEED_STRIDE = 10_000
-"""Seeds set aside for each episode; each stretch of it takes one."""
+"""Seeds set aside for each episode: each stretch of it takes one of the first half, splitting its
+uncertainty those of the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,12 @@ class Command:
     None: the checkpoint's own."""
     monitor: Path | None = None
     """Folder whose recalibration is used; None: `monitor` in the checkpoint, if it is there."""
+    decompose: bool = False
+    """Also split the uncertainty of the first rollout of every episode into what its intent leaves
+    open (aleatoric) and what the model does not know (epistemic), at about 24 times the work."""
+    width: float = 0.2
+    """With `decompose`: how far actions of the intent stray from the recorded ones, in standard
+    deviations of the training actions."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -67,13 +74,7 @@ def run(command: Command) -> int:
     from worldmodel.calibration import load_trust, long_enough, note_seen
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes import open_for, select_episodes
-    from worldmodel.logged_rollouts import (
-        log_attributes,
-        open_log,
-        read_rollouts,
-        steps,
-        write_rollout,
-    )
+    from worldmodel.logged_rollouts import open_log, read_rollouts, steps, write_rollout
     from worldmodel.model import WorldModel, checkpoint_folder
     from worldmodel.provenance import check_trained
 
@@ -89,29 +90,39 @@ def run(command: Command) -> int:
     dataset = open_for(model, command.data)
     names = select_episodes(dataset, only=command.only, limit=command.episodes)
     names = long_enough(dataset, names, start=command.start)
-    attributes = {
-        **log_attributes(
-            model,
-            command="imagine",
-            checkpoint=folder,
-            monitor=monitor if trust else None,
-            data=command.data,
-        ),
+    own_monitor = monitor if trust else None
+    attributes = attributes_of(command, model, folder, own_monitor, sampling)
+    log = open_log(command.out, attributes)
+    missing = names if log is None else missing_rollouts(log, names)
+    note_seen(model, dataset, names, monitor)
+    made = imagine_episodes(command, model, trust, dataset, missing, sampling)
+    for episode, rollouts, more in made:
+        log = log or RolloutLog.create(command.out, attributes=attributes)
+        rows = steps(model, episode, rollouts)
+        write_rollout(log, episode.name, rows, dataset.summary(episode.name), more)
+    assert log is not None
+    print_result(command, read_rollouts(log), is_recalibrated=trust is not None)
+    return 0
+
+
+def attributes_of(
+    command: Command, model: WorldModel, folder: Path, monitor: Path | None, sampling: Sampling
+) -> dict[str, Any]:
+    """What the log says of this run; a run that goes on with it must say the same."""
+    from worldmodel.decompose import Intent
+    from worldmodel.logged_rollouts import log_attributes
+
+    common = log_attributes(
+        model, command="imagine", checkpoint=folder, monitor=monitor, data=command.data
+    )
+    return {
+        **common,
         "start": command.start,
         "horizon": command.horizon,
         "seed": command.seed,
         "sampling": asdict(sampling),
+        "intent": asdict(Intent(width=command.width)) if command.decompose else None,
     }
-    log = open_log(command.out, attributes)
-    missing = names if log is None else missing_rollouts(log, names)
-    note_seen(model, dataset, names, monitor)
-    for episode, rollouts in imagine_episodes(command, model, trust, dataset, missing, sampling):
-        log = log or RolloutLog.create(command.out, attributes=attributes)
-        rows = steps(model, episode, rollouts)
-        write_rollout(log, episode.name, rows, dataset.summary(episode.name))
-    assert log is not None
-    print_result(command, read_rollouts(log), is_recalibrated=trust is not None)
-    return 0
 
 
 def choose_sampling(command: Command, model: WorldModel) -> Sampling:
@@ -165,10 +176,11 @@ def imagine_episodes(
     dataset: Dataset,
     names: Sequence[str],
     sampling: Sampling,
-) -> Iterator[tuple[Episode, EpisodeRollouts]]:
-    """Load and imagine one episode after the other."""
+) -> Iterator[tuple[Episode, EpisodeRollouts, dict[str, Any]]]:
+    """Load and imagine one episode after the other, with what is asked about its uncertainty."""
     from tqdm import tqdm
 
+    from worldmodel.decompose import Intent, decompose_rollout
     from worldmodel.episodes import choose_cameras, load_episode
     from worldmodel.rollouts import roll_out
     from worldmodel.trust import recalibrated
@@ -182,7 +194,16 @@ def imagine_episodes(
                 model, [episode.batch], start=command.start, horizon=command.horizon, seed=seed,
                 sampling=sampling,
             )  # fmt: skip
-            yield episode, recalibrated(rollouts, trust.recalibration) if trust else rollouts
+            more = {}
+            if command.decompose:
+                parts = decompose_rollout(
+                    model, episode.batch, Intent(width=command.width),
+                    start=command.start, horizon=command.horizon, seed=seed + SEED_STRIDE // 2,
+                    sampling=sampling,
+                )  # fmt: skip
+                more["decomposition"] = asdict(parts)
+            curves = trust.recalibration if trust else None
+            yield episode, recalibrated(rollouts, curves) if curves else rollouts, more
 
 
 def print_result(
@@ -198,7 +219,8 @@ def print_result(
     if command.json:
         table = [{"horizon": h, **asdict(psnr[h]), **calibration[h].as_dict()} for h in psnr]
         facts = {"log": str(command.out), "rollouts": len(rollouts)}
-        print(json.dumps({**facts, "recalibrated": is_recalibrated, "table": table}))
+        facts |= {"recalibrated": is_recalibrated, "table": table}
+        print(json.dumps(facts | (split_facts(rollouts) if command.decompose else {})))
         return
     rows = [
         (
@@ -220,6 +242,54 @@ def print_result(
     )
     columns = ["horizon", "episodes", "imagined", "last frame", "gain", "interval"]
     print(Table(caption=caption, columns=[*columns, "pooled ECE", "interval"], rows=rows).to_text())
+    if command.decompose:
+        print_split(split_facts(rollouts))
+
+
+def split_facts(rollouts: Sequence[LoggedRollout]) -> dict[str, Any]:
+    """Every rollout's uncertainty in parts, and how each part goes with the rollouts' errors."""
+    from worldmodel.decompose import agreement, first_error
+
+    rows = [
+        {"episode": r.name, "error": first_error(r), **r.attributes["decomposition"]}
+        for r in rollouts
+        if r.is_closed
+    ]
+    return {"decomposition": rows, "kendall_tau": agreement(rows)}
+
+
+def print_split(facts: dict[str, Any]) -> None:
+    """The same as a table."""
+    from worldmodel.report import Table
+
+    taus, rows = facts["kendall_tau"], facts["decomposition"]
+    cells: list[tuple[str | float | None, ...]] = [
+        (
+            row["episode"],
+            row["error"],
+            *(with_interval(row[part], row[f"{part}_interval"], ".1f") for part in taus),
+        )
+        for row in rows
+    ]
+    ends = (tau and with_interval(tau[0], tau[1], "+.2f") for tau in taus.values())
+    cells.append(("Kendall's tau with the error", "", *ends))
+    caption = (
+        f"Uncertainty of the first rollout of {len(rows)} episodes, in nats, from "
+        f"{rows[0]['num_sequences']} action sequences of {rows[0]['num_seeds']} seeds each, with "
+        "95% intervals over redrawn sequences (tau: over episodes). Error: mean absolute one, in "
+        "latent standard deviations."
+    )
+    print(Table(caption=caption, columns=["episode", "error", *taus], rows=cells).to_text())
+
+
+def with_interval(value: float, interval: Sequence[float], form: str) -> str:
+    """A figure and its interval.
+
+    >>> with_interval(-1.0, (-2.0, 0.5), "+.1f")
+    '-1.0 [-2.0, +0.5]'
+    """
+    low, high = (format(end, form) for end in interval)
+    return f"{value:{form}} [{low}, {high}]"
 
 
 def span(interval: tuple[float, float] | None, form: str) -> str:

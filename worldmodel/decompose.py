@@ -1,0 +1,176 @@
+"""How much of a rollout its intent leaves open, and how much the model does not know.
+
+The intent is a recorded action sequence give or take some noise. Sequences drawn from it and
+rollouts under each become directions, which `worldmodel.monitors.decomposition` measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from worldmodel.latent_clips import LatentBatch
+from worldmodel.logged_rollouts import LoggedRollout
+from worldmodel.model import WorldModel
+from worldmodel.monitors.association import kendall_tau
+from worldmodel.monitors.decomposition import Decomposition, decompose
+from worldmodel.rollouts import CONTEXT
+from worldmodel.sampler import Sampling
+from worldmodel.transformer import Dynamics
+
+MAX_DIM = 512
+"""Longer embeddings are projected to so many dimensions."""
+STILL = 2e-4
+"""Axes whose training actions spread less (metres, radians) never moved: 1e-4 is put for zero."""
+GRIPPER = slice(6, None, 7)
+"""Columns that open the gripper, in [0, 1], of one or several canonical actions side by side."""
+Agreement = tuple[float, tuple[float, float]]
+PARTS = ("aleatoric", "epistemic", "total")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intent:
+    """What is meant by "these actions", and how finely it is looked at."""
+
+    width: float = 0.2
+    """Standard deviation of what is added to every action, in standard deviations of the training
+    actions, axis by axis; axes that never moved in training stay as they are."""
+    num_sequences: int = 6
+    """Action sequences drawn from the intent."""
+    num_seeds: int = 4
+    """Rollouts under each of them."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.width < np.inf:
+            raise ValueError(f"`width` must be a number above 0, got {self.width}.")
+        if self.num_sequences < 2 or self.num_seeds < 2:
+            raise ValueError(
+                "`num_sequences` and `num_seeds` must be at least 2 to have a spread, got "
+                f"{self.num_sequences} and {self.num_seeds}."
+            )
+
+
+@dataclass(frozen=True)
+class ActionScale:
+    """Mean and spread of the actions a model was trained on."""
+
+    mean: Float[Tensor, " action"]
+    std: Float[Tensor, " action"]
+
+    @classmethod
+    def of(cls, model: WorldModel) -> ActionScale:
+        """As the model's own network keeps it.
+
+        Raises:
+            ValueError: an imported network, which does not say.
+        """
+        if not isinstance(model.dynamics, Dynamics):
+            raise ValueError(
+                "The intent's noise is scaled by the actions a network was trained on, which an "
+                "imported one does not keep; use a model trained by `worldmodel train`."
+            )
+        condition = model.dynamics.condition
+        return cls(condition.action_mean.cpu(), condition.action_std.cpu())
+
+    def draw(
+        self, actions: Float[Tensor, "rows action"], first: int, intent: Intent, seed: int
+    ) -> Float[Tensor, "sequence rows action"]:
+        """Action sequences of an intent, whose rows before `first` are past and stay the same."""
+        generator = Generator().manual_seed(seed)
+        shape = (intent.num_sequences, len(actions) - first, actions.shape[1])
+        spread = self.std.where(self.std > STILL, 0) * intent.width
+        drawn = actions.repeat(intent.num_sequences, 1, 1)
+        drawn[:, first:] += spread * torch.randn(shape, generator=generator)
+        drawn[:, first:, GRIPPER] = drawn[:, first:, GRIPPER].clamp(0, 1)
+        return drawn
+
+    def embed(
+        self, actions: Float[Tensor, "*batch rows action"]
+    ) -> Float[np.ndarray, "*batch dim"]:
+        """Actions in standard deviations of the training actions, side by side."""
+        return projected(((actions - self.mean) / self.std).flatten(-2))
+
+
+def embed_rollouts(
+    latents: Float[Tensor, "*batch time view channel h w"],
+) -> Float[np.ndarray, "*batch dim"]:
+    """Whitened latents of rollouts, averaged over their frames."""
+    return projected(latents.float().mean(-5).flatten(-4))
+
+
+def projected(vectors: Float[Tensor, "*batch dim"]) -> Float[np.ndarray, "*batch small"]:
+    """Vectors of at most `MAX_DIM` numbers: longer ones by a fixed random projection.
+
+    Normal random directions keep angles on average (Johnson and Lindenstrauss 1984).
+    """
+    dim = vectors.shape[-1]
+    if dim > MAX_DIM:
+        generator = Generator().manual_seed(0)
+        vectors = vectors @ torch.randn((dim, MAX_DIM), generator=generator)
+    return vectors.double().numpy()
+
+
+def decompose_rollout(
+    model: WorldModel,
+    episode: LatentBatch,
+    intent: Intent,
+    *,
+    start: int,
+    horizon: int,
+    seed: int,
+    sampling: Sampling | None = None,
+) -> Decomposition:
+    """Split the uncertainty of one rollout through a recorded episode.
+
+    Args:
+        model: The world model.
+        episode: A batch of one, longer than `start` frames.
+        intent: What is left open about the recorded actions.
+        start: Frame the rollout starts at, from at most `CONTEXT` real frames before it.
+        horizon: Frames imagined, fewer where the episode ends.
+        seed: Draws the sequences; rollout i uses seed + i.
+        sampling: How frames are drawn; None: as the checkpoint says.
+    """
+    begin, scale = max(0, start - CONTEXT), ActionScale.of(model)
+    window = episode.cut(start + horizon - begin, start=begin)
+    num_context, num_rows = start - begin, window.actions.shape[1] - 1
+    drawn = scale.draw(window.actions[0, :num_rows], num_context - 1, intent, seed)
+    there, count = window.view_valid, intent.num_sequences * intent.num_seeds
+    imagined = model.imagine(
+        window.latents[:, :num_context].float().expand(count, *[-1] * 5),
+        drawn.repeat_interleave(intent.num_seeds, 0),
+        action_valid=window.action_valid[:, :num_rows].expand(count, -1),
+        seeds=range(seed, seed + count),
+        epsilon=(),
+        view_valid=None if there is None else there[:, :num_context].expand(count, -1, -1),
+        sampling=sampling,
+    ).latents.cpu()
+    rollouts = embed_rollouts(imagined).reshape(intent.num_sequences, intent.num_seeds, -1)
+    return decompose(
+        scale.embed(drawn[:, num_context - 1 :]),
+        rollouts,
+        rng=np.random.default_rng(seed),
+    )
+
+
+def first_error(rollout: LoggedRollout) -> float:
+    """Mean absolute error of the first stretch, the one that is decomposed."""
+    first = int(np.argmax(rollout.horizon == 1))
+    length = int(rollout.horizon[first:].max())
+    return float(rollout.error[first : first + length].mean())
+
+
+def agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, Agreement | None]:
+    """Part -> Kendall's tau with "error" over the rows, one per episode, and its 95% interval.
+
+    None where the part or the error is the same for all of them.
+    """
+    error = np.array([row["error"] for row in rows], dtype=np.float64)
+    taus = {part: kendall_tau(np.array([row[part] for row in rows]), error) for part in PARTS}
+    return {part: None if np.isnan(tau[0]) else tau for part, tau in taus.items()}
