@@ -131,7 +131,8 @@ class Familiarity(nn.Module):
         inside = x @ self.directions.float()
         whitened = (inside / self.deviation.float()).square().mean(-1)
         outside = (x.square().sum(-1) - inside.square().sum(-1)).clamp_min(0) / x.shape[-1]
-        return torch.stack((whitened, outside), -1).add(1e-6).log() / 2
+        # The second is a small difference of two sums: what is added hides the rounding in it.
+        return torch.stack((whitened, outside), -1).add(1e-4).log() / 2
 
     def forward(self, features: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch 2"]:
         if not self.fitted:
