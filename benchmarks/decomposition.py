@@ -1,0 +1,235 @@
+"""Does the split of uncertainty move as its names promise? Two interventions on the tabletop.
+
+    OMP_NUM_THREADS=1 python benchmarks/decomposition.py
+
+Needs the data of recipes/tabletop.sh in runs/. (1) Widen the intent, with the model as it is: the
+aleatoric part should rise and the epistemic part stay. (2) Take away training data, with the intent
+as it is: the epistemic part should rise; the aleatoric part does not look at the model, so it
+cannot move. Also: how each part ranks the errors of rollouts. About ten minutes of one CPU core;
+trained models are kept in --out and not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from checkpoint_quality import git_commit  # the scripts beside this one
+from sampler_quality import hardware
+from tqdm import tqdm
+
+from worldmodel.confidence import ConfidenceConfig, build_head
+from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.decompose import Intent, agreement, decompose_rollout
+from worldmodel.latent_clips import LatentBatch, LatentClips, encode_episode, encode_store
+from worldmodel.loop_config import LoopConfig
+from worldmodel.model import WorldModel
+from worldmodel.objectives import DynamicsObjective
+from worldmodel.rollouts import START, roll_out
+from worldmodel.sampler import Sampling
+from worldmodel.stages import fit_normalisers
+from worldmodel.training import fit
+from worldmodel.transformer import Dynamics, DynamicsConfig
+
+WIDTHS = (0.1, 0.2, 0.4)
+HORIZON = 8
+SHIPPED = Intent(num_sequences=4, num_seeds=3)
+"""Fewer draws than `worldmodel imagine` takes, for time."""
+SMALL = DynamicsConfig(patch=2, dim=64, condition_dim=48, layers=2, heads=2, context=3)
+TRAINING_EPISODES = 380
+REMOVED: dict[str, Callable[[LatentBatch, int], bool]] = {
+    "all": lambda episode, index: False,
+    "5% left": lambda episode, index: index >= 0.05 * TRAINING_EPISODES,
+    "no success left": lambda episode, index: bool(episode.success[0, -1] == 1),
+}
+"""What is taken away -> whether a training episode goes; "all": nothing does."""
+SEEDS = (0, 1)
+"""Of the small models' weights and batches."""
+RESULTS = Path(__file__).parent / "results"
+PARTS = ("aleatoric", "epistemic")
+
+Parts = dict[str, np.ndarray]
+"""Part of the uncertainty, or "error" -> one value per episode."""
+
+
+def mean_and_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean over episodes and 95% bootstrap interval."""
+    draws = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
+    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Episodes that no model has seen, and how they are decomposed."""
+
+    episodes: Sequence[LatentBatch]
+
+    def measure(self, model: WorldModel, intent: Intent, sampling: Sampling | None = None) -> Parts:
+        """The parts of every episode, and the error of a rollout under its own actions."""
+        rows = [
+            decompose_rollout(
+                model, episode, intent,
+                start=START, horizon=HORIZON, seed=1000 * index, sampling=sampling,
+            )
+            for index, episode in enumerate(tqdm(self.episodes, "episodes"))
+        ]  # fmt: skip
+        short = [episode.cut(START + HORIZON) for episode in self.episodes]
+        rollouts = roll_out(model, short, start=START, horizon=HORIZON, sampling=sampling)
+        parts = {name: np.array([getattr(row, name) for row in rows]) for name in PARTS}
+        parts["total"] = parts["aleatoric"] + parts["epistemic"]
+        parts["error"] = np.array([float(r.error[START:].mean()) for r in rollouts])
+        return parts
+
+
+def train_small(
+    shipped: str, episodes: Sequence[LatentBatch], kept: Sequence[LatentBatch], seed: int, out: Path
+) -> WorldModel:
+    """A small network trained on what is kept; scales of actions and changes from all episodes."""
+    torch.manual_seed(seed)
+    model, dynamics = WorldModel.load(shipped), Dynamics(SMALL)
+    model.dynamics = dynamics
+    # Rollouts state a confidence, which is not looked at: the head stays untrained.
+    model.confidence = build_head(SMALL.dim, SMALL.channels * SMALL.patch**2, ConfidenceConfig())
+    fit_normalisers(model, episodes)
+    loop = LoopConfig(
+        steps=300, batch_size=8, muon_learning_rate=0.02, average_decay=0.98, seed=seed
+    )
+    objective = DynamicsObjective(dynamics, own_context=0.0, passes=1)
+    fit(objective, LatentClips(kept, 6), loop, out)
+    return model.eval()
+
+
+def compared(base: Parts, other: Parts) -> dict[str, tuple[float, float, float]]:
+    """How far each figure moved, paired by episode."""
+    return {name: mean_and_interval(other[name] - base[name]) for name in base}
+
+
+def described(parts: Parts) -> dict[str, Any]:
+    """Means with intervals, and each part's Kendall tau with the error."""
+    rows = [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
+    means = {name: mean_and_interval(values) for name, values in parts.items()}
+    return {"mean": means, "kendall_tau": agreement(rows)}
+
+
+def widened(bench: Bench, model: WorldModel) -> dict[str, Any]:
+    """The first intervention, and the same model with four sampler steps at the middle width."""
+    found = {w: bench.measure(model, replace(SHIPPED, width=w)) for w in WIDTHS}
+    steps = bench.measure(model, replace(SHIPPED, width=WIDTHS[1]), Sampling(num_steps=4))
+    return {
+        "rows": {f"width {w:g}": described(parts) for w, parts in found.items()}
+        | {f"width {WIDTHS[1]:g}, 4 sampler steps": described(steps)},
+        "moved": {
+            f"width {WIDTHS[0]:g} to {w:g}": compared(found[WIDTHS[0]], found[w])
+            for w in WIDTHS[1:]
+        },
+    }
+
+
+def starved(
+    bench: Bench, shipped: str, episodes: Sequence[LatentBatch], out: Path
+) -> dict[str, Any]:
+    """The second intervention, once per training seed and over their mean."""
+    found: dict[tuple[str, int], Parts] = {}
+    counts = {}
+    for removed, goes in REMOVED.items():
+        kept = [e for index, e in enumerate(episodes) if not goes(e, index)]
+        counts[removed] = len(kept)
+        for seed in SEEDS:
+            folder = out / f"{removed.replace(' ', '-').replace('%', '')}-{seed}"
+            model = train_small(shipped, episodes, kept, seed, folder)
+            found[removed, seed] = bench.measure(model, Intent())
+    for removed in REMOVED:
+        runs = [found[removed, seed] for seed in SEEDS]
+        found[removed, -1] = {name: np.mean([r[name] for r in runs], axis=0) for name in runs[0]}
+    names = {
+        key: f"{key[0]}, {'mean of seeds' if key[1] < 0 else f'seed {key[1]}'}" for key in found
+    }
+    return {
+        "training_episodes": counts,
+        "rows": {names[key]: described(parts) for key, parts in found.items()},
+        "moved": {
+            f"all to {names[key]}": compared(found["all", key[1]], parts)
+            for key, parts in found.items()
+            if key[0] != "all"
+        },
+    }
+
+
+def rows_table(rows: dict[str, Any]) -> str:
+    """Means and Kendall's taus as Markdown."""
+    lines = ["| | aleatoric | epistemic | error | tau aleatoric | tau epistemic |"]
+    lines.append("|---" * 6 + "|")
+    for name, row in rows.items():
+        taus = (row["kendall_tau"][part] for part in PARTS)
+        ends = ["n/a" if tau is None else in_words((tau[0], *tau[1]), "+.2f") for tau in taus]
+        lines.append("| " + " | ".join([name, *figures(row["mean"], ""), *ends]) + " |")
+    return "\n".join(lines)
+
+
+def moved_table(rows: dict[str, Any]) -> str:
+    """Movements as Markdown."""
+    lines = ["| | aleatoric | epistemic | error |", "|---" * 4 + "|"]
+    lines += ["| " + " | ".join([name, *figures(row, "+")]) + " |" for name, row in rows.items()]
+    return "\n".join(lines)
+
+
+def figures(row: dict[str, Any], sign: str) -> list[str]:
+    """Both parts and the error, with their intervals."""
+    forms = {**dict.fromkeys(PARTS, f"{sign}.1f"), "error": f"{sign}.3f"}
+    return [in_words(row[name], form) for name, form in forms.items()]
+
+
+def in_words(figure: Sequence[float], form: str) -> str:
+    """A figure with its interval."""
+    value, low, high = (format(number, form) for number in figure)
+    return f"{value} ({low} to {high})"
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="tabletop")
+    parser.add_argument("--train", type=Path, default=Path("runs/tabletop-train.zarr"))
+    parser.add_argument("--data", type=Path, default=Path("runs/tabletop-calibration.zarr"))
+    parser.add_argument("--episodes", type=int, default=40)
+    parser.add_argument("--out", type=Path, default=Path("runs/decomposition"))
+    arguments = parser.parse_args()
+    commit = git_commit()
+    model, store = WorldModel.load(arguments.model), ClipStore.open(arguments.data)
+    names = store.episode_ids[: arguments.episodes]
+    bench = Bench([encode_episode(model, store.episode(name)) for name in names])
+    train = ClipStore.open(arguments.train)
+    episodes = encode_store(model, train, train.episode_ids[:TRAINING_EPISODES])
+    result = {
+        "facts": {
+            "checkpoint": arguments.model, "episodes": arguments.episodes, "horizon": HORIZON,
+            "draws": asdict(SHIPPED), "draws of small models": asdict(Intent()),
+            "hardware": hardware(), "commit": commit,
+        },
+        "removed data": starved(bench, arguments.model, episodes, arguments.out),
+        "widened intent": widened(bench, model),
+    }  # fmt: skip
+    facts = "; ".join(f"{name}: {value}" for name, value in result["facts"].items())
+    parts = ["# Splitting uncertainty: two interventions", f"{facts}.",
+             "Entropies in nats, error in latent standard deviations; means over episodes with 95% "
+             "intervals over redrawn episodes, movements paired by episode; tau: Kendall's, of a "
+             "part with the error over episodes."]  # fmt: skip
+    for title in ("widened intent", "removed data"):
+        parts += [f"## {title.capitalize()}", rows_table(result[title]["rows"])]
+        parts += ["Moved:", moved_table(result[title]["moved"])]
+    text = "\n\n".join(parts) + "\n"
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "decomposition.md").write_text(text)
+    (RESULTS / "decomposition.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
