@@ -62,7 +62,8 @@ def test_left_out_episodes_are_judged_and_the_run_is_not_repeated(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--steps", "1"], "`--steps` must be at least 2"),
+        (["--steps", "1"], "`--steps` and `--marked` must be at least 2"),
+        (["--learn", "5"], "`--learn` must be at least 20"),
         (["--folds", "9"], "`folds` must be from 2 to 3"),
         (["--model", "nowhere"], "No checkpoint in 'nowhere'"),
         (["--data", "nowhere"], "nowhere"),

@@ -16,13 +16,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from worldmodel.calibration_benchmark import Bench
 
+LEAST_LEARN = 20
+"""Episodes that the confidence of events needs to be fitted."""
+MARKED_SEED = 100
+"""Added to the seed for episodes of localisation."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """What is compared, on what, and where results go."""
 
     out: Path = Path("runs/benchmark-calibration")
-    """Folder of the results: results.json, errors.png, reliability.png."""
+    """Folder of the results: results.json, extras.json, errors.png, reliability.png."""
     model: str = "tabletop"
     """Calibrated checkpoint of the tabletop: its folder or a shipped name."""
     learn: int = 100
@@ -31,6 +36,8 @@ class Command:
     """Simulated nominal episodes that are judged."""
     shifted: int = 5
     """Simulated episodes that are judged, per factor and severity."""
+    marked: int = 24
+    """Simulated episodes into which things are put at known pixels, for localisation."""
     members: tuple[Path, ...] = ()
     """Folders of two or more further models, which make the ensemble among the baselines."""
     data: Path | None = None
@@ -54,13 +61,19 @@ class Command:
 def run(command: Command) -> int:
     """Compare, print one table, and write it with pictures."""
     from worldmodel.benchmark_data import NOMINAL, POOLED, POOLED_VISUAL, VISUAL
+    from worldmodel.benchmark_extras import extras, tables
     from worldmodel.benchmark_report import draw, table
+    from worldmodel.calibration_benchmark import SHIPPED
     from worldmodel.calibration_benchmark import run as compare
     from worldmodel.demo import SHIFTS
     from worldmodel.left_out_episodes import LEFT_OUT, left_out_benches
 
-    if min(command.learn, command.nominal, command.shifted, command.steps) < 2:
-        raise ValueError("`--learn`, `--nominal`, `--shifted` and `--steps` must be at least 2.")
+    if min(command.nominal, command.shifted, command.steps, command.marked) < 2:
+        raise ValueError("`--nominal`, `--shifted`, `--steps` and `--marked` must be at least 2.")
+    if command.learn < LEAST_LEARN:
+        raise ValueError(
+            f"`--learn` must be at least {LEAST_LEARN}: as many recalibrate; got {command.learn}."
+        )
     check_settings(command)
     merged: dict[str, tuple[str, ...]] = {}
     shown: tuple[str, ...]
@@ -83,6 +96,12 @@ def run(command: Command) -> int:
         print(written)
         return 0
     print(table(results).to_text())
+    if command.data is None and results[0].method == SHIPPED:
+        found = extras(benches[0], marked=command.marked, seed=command.seed + MARKED_SEED)
+        files.append(command.out / "extras.json")
+        files[-1].write_text(json.dumps(found.as_dict(), indent=1) + "\n")
+        for more in tables(found):
+            print(f"\n{more.to_text()}")
     print("\nWritten:", ", ".join(str(file) for file in (command.out / "results.json", *files)))
     return 0
 
