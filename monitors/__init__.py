@@ -18,6 +18,9 @@ from worldmodel.monitors.calibration import (
     per_video_calibration_error,
 )
 from worldmodel.monitors.confidence import ConfidenceChannel
+from worldmodel.monitors.conformal import RiskControl, risk_controls
+from worldmodel.monitors.decision_table import SubpatchMeans, evaluate_events
+from worldmodel.monitors.decisions import EventConfidence
 from worldmodel.monitors.detection import (
     DetectionSummary,
     alarm_delay,
@@ -31,7 +34,13 @@ from worldmodel.monitors.errors import NotFittedError
 from worldmodel.monitors.heatmaps import heatmap, legend, overlay, with_legend
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.monitor import ImaginedFrame, RuntimeMonitor, WatchedEpisode
+from worldmodel.monitors.parametric import (
+    BetaRecalibration,
+    PlattRecalibration,
+    TemperatureRecalibration,
+)
 from worldmodel.monitors.recalibration import (
+    CameraRecalibration,
     EpsilonRecalibration,
     HorizonRecalibration,
     IsotonicRecalibration,
@@ -44,12 +53,15 @@ from worldmodel.monitors.verdict import Evidence, Level, Verdict
 __all__ = [
     "AppearanceChannel",
     "AssociationSummary",
+    "BetaRecalibration",
     "CalibrationSummary",
+    "CameraRecalibration",
     "ConfidenceChannel",
     "DetectionSummary",
     "EpisodeSignals",
     "EpisodeThreshold",
     "EpsilonRecalibration",
+    "EventConfidence",
     "Evidence",
     "FleetDrift",
     "HorizonRecalibration",
@@ -58,9 +70,13 @@ __all__ = [
     "Level",
     "MonitorConfig",
     "NotFittedError",
+    "PlattRecalibration",
     "Reliability",
     "ReliabilityBins",
+    "RiskControl",
     "RuntimeMonitor",
+    "SubpatchMeans",
+    "TemperatureRecalibration",
     "Verdict",
     "WatchedEpisode",
     "alarm_delay",
@@ -71,6 +87,7 @@ __all__ = [
     "brier_decomposition",
     "episode_bootstrap",
     "episodes_needed",
+    "evaluate_events",
     "expected_calibration_error",
     "false_positive_rate",
     "heatmap",
@@ -79,6 +96,7 @@ __all__ = [
     "max_calibration_error",
     "overlay",
     "per_video_calibration_error",
+    "risk_controls",
     "shepherds_pi",
     "smallest_alpha",
     "summarize",
