@@ -26,6 +26,7 @@ ALPHAS = (0.05, 0.1, 0.2)
 """Promised shares of wrong subpatches among the trusted."""
 RISK_HORIZONS = tuple(range(1, 17))
 NUM_BINS = 100
+Rows = list[list[str | int | float | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,22 +135,22 @@ def _share(control: RiskControl, rollout: EpisodeRollouts) -> tuple[float, float
 
 def tables(found: Extras) -> list[Table]:
     """The three tables."""
-    judged = [
+    judged: Rows = [
         [event, group, row.num_episodes, _interval(row.ece, row.ece_interval), row.per_video_ece,
          row.mce, row.brier, row.brier_skill]
         for group, rows in found.events.items()
         for event, row in rows.items()
     ]  # fmt: skip
-    kept = [
+    kept: Rows = [
         [f"{row.alpha:g}", row.group, row.num_calibration, row.num_episodes, row.threshold,
          f"{row.wrong:.3f} (SE {row.standard_error:.3f})", row.trusted]
         for row in found.promises
     ]  # fmt: skip
-    places = [
-        [f"{row.surprise}, horizon {row.horizon}", row.kind, row.result.num_episodes]
-        + [_interval(*pair) for pair in _figures(row)]
+    places: Rows = [
+        [f"{row.surprise}, horizon {row.horizon}", row.kind, row.result.num_episodes,
+         *(_interval(*pair) for pair in _figures(row))]
         for row in found.places
-    ]
+    ]  # fmt: skip
     return [
         Table(
             caption="Events: mean error of a region or a frame, or the largest frame error of a "
@@ -158,8 +159,8 @@ def tables(found: Extras) -> list[Table]:
             rows=judged,
         ),
         Table(
-            caption="Promise: at most alpha of the subpatches called trusted are wrong (error above "
-            f"{EPSILON:g}), for episodes like those of the calibration.",
+            caption="Promise: at most alpha of the subpatches called trusted are wrong (error "
+            f"above {EPSILON:g}), for episodes like those of the calibration.",
             columns=["alpha", "episodes", "calibrated on", "n", "threshold", "wrong", "trusted"],
             rows=kept,
         ),
