@@ -1,6 +1,8 @@
 """The promise that holds for nearly every calibration set, and the benchmark of all promises."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import promises
@@ -9,6 +11,7 @@ from scipy.stats import beta
 
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig
 from worldmodel.monitors.signals import EpisodeSignals
+from worldmodel.monitors.storage import load_judge, save_judge
 from worldmodel.monitors.threshold import EpisodeThreshold, episodes_needed, smallest_alpha
 
 
@@ -90,6 +93,18 @@ def test_a_monitor_with_delta_has_higher_thresholds_and_needs_more_episodes() ->
         EpisodeJudge(strict).fit(calibration[:28], reference=reference)
     with pytest.raises(ValueError, match=r"`delta` must lie in \(0, 1\) or be None, got 0\.0"):
         MonitorConfig(delta=0.0)
+
+
+def test_delta_is_stored_and_monitors_from_before_it_still_load(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    config = MonitorConfig(alpha_notice=0.3, alpha_degrade=0.2, alpha_stop=0.1, delta=0.05)
+    judge = EpisodeJudge(config).fit(signals(rng, 30), reference=signals(rng, 8))
+    save_judge(judge, (4, 4, 3), tmp_path)
+    assert load_judge(tmp_path)[0].config == config
+    stored = json.loads((tmp_path / "monitor.json").read_text())
+    del stored["config"]["delta"]
+    (tmp_path / "monitor.json").write_text(json.dumps(stored))
+    assert load_judge(tmp_path)[0].config == replace(config, delta=None)
 
 
 def test_config_for_few_episodes_keeps_delta() -> None:
