@@ -106,7 +106,7 @@ class Familiarity(nn.Module):
 
         Directions in which the features hardly vary, all but n - 1 among them, are left out.
         """
-        rows = features.flatten(0, -2).double()
+        rows = features.to(self.mean.device).flatten(0, -2).double()
         mean = rows.mean(0)
         centred = rows - mean
         variance, axes = torch.linalg.eigh(centred.T @ centred / len(rows))

@@ -20,7 +20,13 @@ from worldmodel.corruptions import corrupted_episode
 from worldmodel.datasets.clip_dataset import found_cameras, stack_views
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.dataset import Dataset as Episodes
-from worldmodel.latent_clips import LatentBatch, LatentClips, cache_latents, encode_store
+from worldmodel.latent_clips import (
+    LatentBatch,
+    LatentClips,
+    cache_latents,
+    collate_latents,
+    encode_store,
+)
 from worldmodel.memory import plan
 from worldmodel.model import WorldModel, resize
 from worldmodel.objectives import (
@@ -37,7 +43,17 @@ from worldmodel.tokenizers import to_model
 from worldmodel.training import Validate
 from worldmodel.training_run import Run, prepare
 from worldmodel.transformer import Dynamics
-from worldmodel.validation import NUM_CLIPS, HeldOut, held_out, show_reliability, show_rollouts
+from worldmodel.validation import (
+    NUM_CLIPS,
+    HeldOut,
+    held_out,
+    roll_out,
+    show_reliability,
+    show_rollouts,
+)
+
+FAMILIAR_CLIPS = 64
+"""Clips whose rollouts show a head with `familiarity` what training looks like."""
 
 
 class FramePairs(Dataset[torch.Tensor]):
@@ -139,12 +155,23 @@ def train_dynamics(run: Run, model: WorldModel) -> bool:
 def train_confidence(run: Run, model: WorldModel) -> bool:
     """Train the head on rollouts over episodes the dynamics never saw."""
     preset, names = run.preset, run.split.confidence
-    episodes = latents_of(run, model, names) + corrupted_copies(run, model, names)
-    clips = LatentClips(episodes, preset.horizon + preset.longest_start)
+    episodes, length = latents_of(run, model, names), preset.horizon + preset.longest_start
+    if model.config.confidence.familiarity:
+        show_familiar(model, LatentClips(episodes, length), start=preset.longest_start)
+    clips = LatentClips(episodes + corrupted_copies(run, model, names), length)
     objective = ConfidenceObjective(model, longest_start=preset.longest_start)
     validate = looking_at(run, model, run.split.untouched, show_reliability)
     run.fit(objective, clips, preset.confidence_loop, name="confidence", validate=validate)
     return True
+
+
+def show_familiar(model: WorldModel, clips: LatentClips, *, start: int) -> None:
+    """Let the head see what features of rollouts look like, on clips from all over the episodes."""
+    assert model.confidence is not None, "nothing to fit: the network has a head of its own"
+    every = -(-len(clips) // FAMILIAR_CLIPS)
+    seen = HeldOut(collate_latents([clips[i] for i in range(0, len(clips), every)]), start)
+    features = roll_out(model, seen, epsilon=()).features
+    model.confidence.fit_familiarity(features.flatten(0, 1))
 
 
 def corrupted_copies(run: Run, model: WorldModel, names: Sequence[str]) -> list[LatentBatch]:

@@ -44,6 +44,19 @@ def test_stages_one_by_one_make_the_model_of_a_whole_run(store: ClipStore, tmp_p
     assert equal(model.state_dict(), whole.state_dict())
 
 
+def test_a_head_with_familiarity_is_shown_what_is_familiar(
+    store: ClipStore, micro: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = replace(micro.confidence, familiarity=True)
+    monkeypatch.setitem(PRESETS, "familiar", replace(micro, confidence=head))
+    model = train(store, "familiar", tmp_path / "run")
+    buffers = {k: v for k, v in model.confidence.named_buffers() if "familiarity" in k}
+    assert buffers["trunk.familiarity.fitted"]
+    assert buffers["trunk.familiarity.directions"].norm(dim=0).max() == pytest.approx(1, abs=1e-3)
+    loaded = WorldModel.load(tmp_path / "run" / "model")
+    assert equal(parts(loaded, "confidence"), parts(model, "confidence"))
+
+
 def test_a_stage_needs_those_before_it(store: ClipStore, tmp_path: Path) -> None:
     train(store, "micro", tmp_path / "run", stage="tokenizer")
     with pytest.raises(ValueError, match="is half trained: stage 'dynamics' is missing"):
