@@ -38,14 +38,7 @@ def log_sections(log: RolloutLog) -> list[Section]:
     Raises:
         ValueError: if the log holds no step yet, or was not written by `imagine` or `watch`.
     """
-    rollouts = read_rollouts(log)
-    if not rollouts:
-        raise ValueError(f"{log.path} holds no step of any rollout yet: nothing to report.")
-    if log.attributes.get("epsilons") != list(EPSILONS) or "frame" not in rollouts[0].signals:
-        raise ValueError(
-            f"{log.path} is no log of `worldmodel imagine` or `watch` of this version; write it "
-            "again."
-        )
+    rollouts = readable_rollouts(log)
     rate_hz = log.attributes["rate_hz"]
     sections = [Section("Where it comes from", [provenance(log.attributes, rollouts)])]
     if "level" in rollouts[0].signals:
@@ -54,6 +47,23 @@ def log_sections(log: RolloutLog) -> list[Section]:
         sections.append(Section("Calibration", calibration_blocks(rollouts, log.attributes)))
         sections.append(Section("Accuracy", accuracy_blocks(rollouts)))
     return [*sections, Section("Films", film_blocks(rollouts, rate_hz))]
+
+
+def readable_rollouts(log: RolloutLog) -> list[LoggedRollout]:
+    """The rollouts of a log that can be shown.
+
+    Raises:
+        ValueError: if the log holds no step yet, or was not written by `imagine` or `watch`.
+    """
+    rollouts = read_rollouts(log)
+    if not rollouts:
+        raise ValueError(f"{log.path} holds no step of any rollout yet: nothing to report.")
+    if log.attributes.get("epsilons") != list(EPSILONS) or "frame" not in rollouts[0].signals:
+        raise ValueError(
+            f"{log.path} is no log of `worldmodel imagine` or `watch` of this version; write it "
+            "again."
+        )
+    return rollouts
 
 
 def provenance(attributes: Mapping[str, Any], rollouts: Sequence[LoggedRollout]) -> Table:

@@ -1,4 +1,4 @@
-"""Write the HTML report of a rollout log: one page that needs nothing else."""
+"""Write the HTML report of a rollout log: one page that needs nothing else; heatmaps if asked."""
 
 from __future__ import annotations
 
@@ -17,17 +17,28 @@ class Command:
     far as it goes."""
     out: Path = Path("report.html")
     """File to write; an earlier report there is replaced."""
+    heatmaps: Path | None = None
+    """Folder for heatmaps of confidence as files: of each rollout a contact sheet (PNG) and a film
+    (mp4); None: the page alone."""
 
 
 def run(command: Command) -> int:
-    """Write the page, whole or not at all, and say where it is."""
+    """Write heatmaps if asked, then the page, whole or not at all; say where they are."""
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.report import write_report
     from worldmodel.rollout_report import log_sections
 
     if command.out.is_dir():
         raise ValueError(f"`--out` must be a file, but {command.out} is a folder.")
+    if command.heatmaps is not None and command.heatmaps.is_file():
+        raise ValueError(f"`--heatmaps` must be a folder, but {command.heatmaps} is a file.")
     log = RolloutLog.open(command.log)
     title = f"Rollouts of {command.log.name}"
-    print(write_report(command.out, title, log_sections(log)))
+    sections = log_sections(log)
+    if command.heatmaps is not None:
+        from worldmodel.report_heatmaps import write_heatmaps
+
+        number = write_heatmaps(log, command.heatmaps)
+        print(f"{number} contact sheets and films in {command.heatmaps.resolve()}")
+    print(write_report(command.out, title, sections))
     return 0
