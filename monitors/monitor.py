@@ -113,6 +113,14 @@ class RuntimeMonitor:
         self._sensor = SensorChannel(self.frame_shape_)
         self.reset()
 
+    def sibling(self) -> RuntimeMonitor:
+        """A monitor with an episode of its own that shares what was fitted: one for each robot."""
+        require_fitted(self, "judge_")
+        other = RuntimeMonitor(self.config, features=self.features)
+        other.judge_ = self.judge_
+        other._start(self.frame_shape_)
+        return other
+
     def reset(self) -> None:
         """Start a new episode."""
         require_fitted(self, "judge_")
