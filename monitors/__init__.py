@@ -21,6 +21,7 @@ from worldmodel.monitors.confidence import ConfidenceChannel
 from worldmodel.monitors.conformal import RiskControl, risk_controls
 from worldmodel.monitors.decision_table import SubpatchMeans, evaluate_events
 from worldmodel.monitors.decisions import EventConfidence
+from worldmodel.monitors.decomposition import Decomposition, decompose
 from worldmodel.monitors.detection import (
     DetectionSummary,
     alarm_delay,
@@ -57,6 +58,7 @@ __all__ = [
     "CalibrationSummary",
     "CameraRecalibration",
     "ConfidenceChannel",
+    "Decomposition",
     "DetectionSummary",
     "EpisodeSignals",
     "EpisodeThreshold",
@@ -85,6 +87,7 @@ __all__ = [
     "ause",
     "bin_forecasts",
     "brier_decomposition",
+    "decompose",
     "episode_bootstrap",
     "episodes_needed",
     "evaluate_events",
