@@ -61,7 +61,7 @@ class Command:
     """Folder whose recalibration is used; None: `monitor` in the checkpoint, if it is there."""
     decompose: bool = False
     """Also split the uncertainty of the first rollout of every episode into what its intent leaves
-    open (aleatoric) and what the model does not know (epistemic), at about 24 times the work."""
+    open (aleatoric) and what the model does not know (epistemic): 24 more rollouts per episode."""
     width: float = 0.2
     """With `decompose`: how far actions of the intent stray from the recorded ones, in standard
     deviations of the training actions."""
