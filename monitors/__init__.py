@@ -34,6 +34,14 @@ from worldmodel.monitors.drift import FleetDrift
 from worldmodel.monitors.errors import NotFittedError
 from worldmodel.monitors.heatmaps import heatmap, legend, overlay, with_legend
 from worldmodel.monitors.judge import MonitorConfig
+from worldmodel.monitors.localisation import (
+    Localisation,
+    pixel_aupro,
+    pixel_auroc,
+    pointing,
+    score_picture,
+    summarize_localisation,
+)
 from worldmodel.monitors.monitor import ImaginedFrame, RuntimeMonitor, WatchedEpisode
 from worldmodel.monitors.parametric import (
     BetaRecalibration,
@@ -70,6 +78,7 @@ __all__ = [
     "ImaginedFrame",
     "IsotonicRecalibration",
     "Level",
+    "Localisation",
     "MonitorConfig",
     "NotFittedError",
     "PlattRecalibration",
@@ -99,11 +108,16 @@ __all__ = [
     "max_calibration_error",
     "overlay",
     "per_video_calibration_error",
+    "pixel_aupro",
+    "pixel_auroc",
+    "pointing",
     "risk_controls",
+    "score_picture",
     "shepherds_pi",
     "smallest_alpha",
     "summarize",
     "summarize_association",
     "summarize_detection",
+    "summarize_localisation",
     "with_legend",
 ]

@@ -32,6 +32,11 @@ def upsample(
 ) -> Float64[np.ndarray, "height width"]:
     """Bilinear interpolation between the centres of the latent positions; constant beyond them.
 
+    Spreading each position over the decoder's measured receptive field instead, weighed by its
+    influence on every pixel, pointed worse at things of known place on the tabletop: pixel AUROC
+    0.920 against 0.938 for the appearance channel, 0.574 against 0.609 for confidence (144
+    pictures of 24 episodes). Decoders see far, so such maps are blurred.
+
     >>> upsample(np.array([[0.0, 1.0]]), 1, 4)
     array([[0.  , 0.25, 0.75, 1.  ]])
     """

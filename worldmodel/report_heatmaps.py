@@ -32,6 +32,8 @@ LABEL_WIDTH = 92
 """Left of each row (pixels)."""
 MAX_COLUMNS = 8
 """Imagined frames on a sheet, evenly spaced over the first stretch."""
+MAX_NAME = 120
+"""Letters of a rollout's name in its files' names, which file systems limit."""
 NOT_IMAGINED = 225
 """Grey of cells in which nothing was imagined: there is no confidence to show."""
 UNIT = f"confidence that the error is at most {MONITOR_EPSILON} latent standard deviations"
@@ -52,7 +54,8 @@ def write_heatmaps(log: RolloutLog, folder: Path) -> int:
 
     folder.mkdir(parents=True, exist_ok=True)
     for index, rollout in enumerate(tqdm(rollouts, "heatmaps", unit="rollout")):
-        stem = folder / f"{index:04d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', rollout.name)}"
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", rollout.name)[:MAX_NAME]
+        stem = folder / f"{index:04d}-{name}"
         panels = confidence_panels(rollout)
         Image.fromarray(contact_sheet(rollout, panels)).save(stem.with_name(f"{stem.name}.png"))
         mp4 = encode_mp4(labelled_film(rollout, panels), log.attributes["rate_hz"])
@@ -96,7 +99,7 @@ def contact_sheet(rollout: LoggedRollout, panels: Mapping[str, Panel]) -> Sheet:
     times = [first - 1, *imagined.tolist()]
     columns = ["last real"] + [f"{rollout.horizon[t]} ahead" for t in imagined]
     cells = [[frames[t] for t in times] for frames in panels.values()]
-    return grid(cells, rows=list(panels), columns=columns, caption=f"{rollout.name}: {UNIT}")
+    return grid(cells, rows=list(panels), columns=columns, caption=f"{UNIT}; {rollout.name}")
 
 
 def labelled_film(
