@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from worldmodel.corruptions import corrupt
-from worldmodel.demo import SHIFTS, Key, simulate
-from worldmodel.envs.collect import Collection
+from worldmodel.demo import SHIFTS, Key
+from worldmodel.envs.collect import Collection, collect
 from worldmodel.envs.factors import SEVERITIES
+from worldmodel.episodes import load_named
 from worldmodel.feature_bank import FeatureBank, rollout_bank, velocity_bank
 from worldmodel.latent_clips import collate_latents
 from worldmodel.model import WorldModel
@@ -25,6 +29,17 @@ VISUAL = tuple(name for name in SHIFTS if name != "object")
 POOLED_VISUAL = "visual shifts"
 PARTS = ("learn", "calibrate")
 """Episodes that heads learn from, and those that recalibrate; both nominal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TabletopSize:
+    """How many episodes are simulated."""
+
+    learn: int
+    """To learn from, and as many to recalibrate on."""
+    nominal: int
+    shifted: int
+    """Per factor and severity."""
 
 
 @dataclass(frozen=True)
@@ -100,21 +115,25 @@ def make_banks(
 
 
 def simulated(
-    model: WorldModel, *, learn: int, nominal: int, shifted: int, seed: int, workers: int
+    model: WorldModel, size: TabletopSize, folder: Path, *, seed: int, workers: int
 ) -> dict[Key, list[Episode]]:
-    """Tabletop episodes: "learn" and "calibrate" of other seeds than those judged on."""
-    plan: list[tuple[Key, Collection, int]] = []
+    """Tabletop episodes: "learn" and "calibrate" of other seeds than those judged on.
+
+    They are kept in `folder`, as clip stores; those that are there already are not made again.
+    """
+    plan: dict[Key, tuple[Collection, int]] = {}
     for number, part in enumerate(PARTS, 1):
-        scene = Collection(renderer="ray", seed=seed + number)
-        plan.append(((part, 0), scene, learn))
+        plan[part, 0] = Collection(renderer="ray", seed=seed + number), size.learn
     base = Collection(renderer="ray", seed=seed)
-    plan.append(((NOMINAL, 0), base, nominal))
-    plan += [
-        ((factor, severity), replace(base, factor=factor, severity=severity), shifted)
-        for factor in SHIFTS
-        for severity in SEVERITIES
-    ]
-    return simulate(model, plan, workers=workers)
+    plan[NOMINAL, 0] = base, size.nominal
+    for factor, severity in product(SHIFTS, SEVERITIES):
+        plan[factor, severity] = replace(base, factor=factor, severity=severity), size.shifted
+    made = {}
+    for key, (scene, number) in tqdm(plan.items(), "simulate", unit="kind"):
+        path = folder / "{}-{}.zarr".format(*key)
+        store = collect(path, scene, episodes=number, workers=workers)
+        made[key] = load_named(model, store, store.episode_ids[:number])
+    return made
 
 
 def seconds_per_frame(model: WorldModel, episodes: Sequence[Episode]) -> float:
@@ -131,12 +150,10 @@ def seconds_per_frame(model: WorldModel, episodes: Sequence[Episode]) -> float:
 
 
 def tabletop_materials(
-    model: WorldModel, *, learn: int, nominal: int, shifted: int, seed: int, workers: int
+    model: WorldModel, size: TabletopSize, folder: Path, *, seed: int, workers: int
 ) -> Materials:
     """Simulate and imagine everything that ways to state confidence are compared on."""
-    made = simulated(
-        model, learn=learn, nominal=nominal, shifted=shifted, seed=seed, workers=workers
-    )
+    made = simulated(model, size, folder, seed=seed, workers=workers)
     groups: dict[str, RolledEpisodes] = {}
     for number, (key, episodes) in enumerate(made.items()):
         if key[0] in PARTS:

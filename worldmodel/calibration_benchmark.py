@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ class Bench:
     """One model and the episodes its confidence is judged on."""
 
     model: WorldModel
-    materials: Materials
+    gather: Callable[[], Materials]
+    """Makes what is compared on, when it is needed for the first time."""
     steps: int
     """Training steps of every compared head."""
     recipes: Sequence[HeadRecipe] = ABLATION
@@ -68,6 +69,11 @@ class Bench:
     seed: int = 0
     kept: dict[tuple[str, int], tuple[Scores, float]] = field(default_factory=dict, repr=False)
     """Scores of signals that two methods share."""
+
+    @cached_property
+    def materials(self) -> Materials:
+        """What everything is compared on."""
+        return self.gather()
 
     def methods(self) -> dict[str, Method]:
         """Name -> what states confidence that way."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from worldmodel.benchmark_data import PARTS, Materials, imagined, make_banks, seconds_per_frame
@@ -66,8 +67,8 @@ def left_out_benches(
         own.mkdir(parents=True, exist_ok=True)
         store = copied(dataset, others, own / "train.zarr")
         model = train(store, preset, own / "run")
-        materials = prepared(model, dataset, names, preset=preset, seed=seed)
-        benches.append(Bench(model, materials, steps, recipes=COMPARED, seed=seed))
+        gather = partial(prepared, model, dataset, names, preset=preset, seed=seed)
+        benches.append(Bench(model, gather, steps, recipes=COMPARED, seed=seed))
     return benches
 
 

@@ -79,7 +79,7 @@ def bench(
         groups={"calm": rolled, "odd": imagined(model, episodes[3:], seed=1)},
         seconds_per_frame=1.0,
     )
-    return Bench(model, materials, steps=2, recipes=(HeadRecipe(),))
+    return Bench(model, lambda: materials, steps=2, recipes=(HeadRecipe(),))
 
 
 def test_every_method_is_judged_once_and_kept(bench: Bench, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,10 +97,11 @@ def run(command: Command) -> int:
         print(written)
         return 0
     print(table(results).to_text())
-    if command.data is None and results[0].method == SHIPPED:
+    more_file = command.out / "extras.json"
+    if command.data is None and results[0].method == SHIPPED and not more_file.is_file():
         found = extras(benches[0], marked=command.marked, seed=command.seed + MARKED_SEED)
-        files.append(command.out / "extras.json")
-        files[-1].write_text(json.dumps(found.as_dict(), indent=1) + "\n")
+        more_file.write_text(json.dumps(found.as_dict(), indent=1) + "\n")
+        files.append(more_file)
         for more in tables(found):
             print(f"\n{more.to_text()}")
     print("\nWritten:", ", ".join(str(file) for file in (command.out / "results.json", *files)))
@@ -127,18 +129,19 @@ def check_settings(command: Command) -> None:
 
 def tabletop(command: Command) -> Bench:
     """Simulate, imagine and gather what is compared on the tabletop."""
-    from worldmodel.benchmark_data import tabletop_materials
+    from worldmodel.benchmark_data import TabletopSize, tabletop_materials
     from worldmodel.calibration_benchmark import Bench
     from worldmodel.demo import Loaded
     from worldmodel.model import WorldModel
 
     loaded = Loaded.from_checkpoint(command.model)
-    materials = tabletop_materials(
-        loaded.model, learn=command.learn, nominal=command.nominal, shifted=command.shifted,
+    size = TabletopSize(learn=command.learn, nominal=command.nominal, shifted=command.shifted)
+    gather = partial(
+        tabletop_materials, loaded.model, size, command.out / "episodes",
         seed=command.seed, workers=command.workers,
     )  # fmt: skip
     members = [WorldModel.load(folder) for folder in command.members]
     return Bench(
-        loaded.model, materials, command.steps,
+        loaded.model, gather, command.steps,
         judge=loaded.trust.monitor.judge_, members=members, seed=command.seed,
     )  # fmt: skip
