@@ -34,9 +34,10 @@ them, the confidence head from rollouts over {confidence} others. Monitor and re
 ## How
 
 `make checkpoint` (recipes/tabletop.sh), preset `{preset}`: {steps}. One seed (0); nothing was
-repeated. The learning-rate schedules of tokenizer and dynamics were shortened while they ran, and
-the confidence head weighed all horizons alike in its first 100 steps. About 85 minutes on 2 shared
-CPU cores, PyTorch {torch}; no GPU was at hand. Measured with the code of commit {commit}.
+repeated. The learning-rate schedules of tokenizer and dynamics were shortened while they ran. The
+confidence head was trained last, on the finished dynamics (`worldmodel train --stage confidence`),
+half on episodes with corrupted frames. About 100 minutes on 2 shared CPU cores, PyTorch {torch}; no
+GPU was at hand. Measured with the code of commit {commit}.
 
 A GPU would change the number of steps: the loss was still falling. Finer latents, larger pictures
 and several sampler steps per frame would then pay.
