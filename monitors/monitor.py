@@ -19,29 +19,6 @@ from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.storage import load_judge, save_judge
 from worldmodel.monitors.verdict import Evidence, Level, Verdict
 
-FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    BufferError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    NameError,
-    OSError,
-    ReferenceError,
-    RuntimeError,
-    StopIteration,
-    SystemError,
-    TypeError,
-    ValueError,
-    Warning,
-)
-"""What becomes a `stop`: every built-in error of code that meets an input it was not made for, from
-which those of numpy, SciPy and torch derive. An interrupt or an exit passes through, as does an
-exception class of the caller's own: nobody said that it means a failure, and it is not silent."""
-
 Features = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "*place c"]]
 FeatureFunction = Callable[[UInt8[np.ndarray, "*view height width 3"]], Features]
 """Frame -> features of the whole, and of every latent position (place is [h, w] or [view, h,
@@ -82,10 +59,28 @@ class RuntimeMonitor:
     """
 
     def __init__(
-        self, config: MonitorConfig | None = None, *, features: FeatureFunction | None = None
+        self,
+        config: MonitorConfig | None = None,
+        *,
+        features: FeatureFunction | None = None,
+        deadline_s: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """Set up; `fit` or `load` makes it ready.
+
+        Args:
+            config: Alarm rates, and what the channels look at.
+            features: Frame -> features for the appearance channel.
+            deadline_s: A verdict that took longer is a `stop`; None: it may take any time. The
+                monitor cannot interrupt itself: the verdict still comes late.
+            clock: Seconds from any origin, read twice per update.
+        """
+        if deadline_s is not None and not deadline_s > 0:
+            raise ValueError(f"`deadline_s` must be above 0 or None, got {deadline_s}.")
         self.config = config or MonitorConfig()
         self.features = features
+        self.deadline_s = deadline_s
+        self.clock = clock
 
     def fit(
         self,
@@ -140,18 +135,20 @@ class RuntimeMonitor:
             imagined: The world model's prediction of this frame, if there is one.
         """
         require_fitted(self, "judge_")
-        started = time.perf_counter()
+        started = self.clock()
         self._num_frames += 1
         try:
             verdict = self._judge_step(observation, action, imagined)
         except SensorError as fault:
             verdict = _failure(f"sensor.{fault.code}", str(fault))
-        except FAILURES as error:
+        except Exception as error:  # noqa: BLE001 (fail-safe: an interrupt or exit alone may pass)
             verdict = _failure("monitor.error", f"{type(error).__name__}: {error}")
+        latency_s = self.clock() - started
+        if self.deadline_s is not None and not latency_s <= self.deadline_s:
+            verdict = _late(verdict, latency_s, self.deadline_s)
         self._recent.append(verdict.level)
         level = max(self._recent)
         causes = verdict.causes if level == verdict.level else (*verdict.causes, "held")
-        latency_s = time.perf_counter() - started
         return Verdict(level, causes, verdict.evidence, verdict.trust_map, latency_s)
 
     def _judge_step(
@@ -222,10 +219,16 @@ class RuntimeMonitor:
         save_judge(self.judge_, self.frame_shape_, Path(folder))
 
     @classmethod
-    def load(cls, folder: str | Path, *, features: FeatureFunction | None = None) -> RuntimeMonitor:
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        features: FeatureFunction | None = None,
+        deadline_s: float | None = None,
+    ) -> RuntimeMonitor:
         """Read a saved monitor; `features` must be the function it was fitted with."""
         judge, frame_shape = load_judge(Path(folder))
-        monitor = cls(judge.config, features=features)
+        monitor = cls(judge.config, features=features, deadline_s=deadline_s)
         monitor.judge_ = judge
         monitor._start(frame_shape)
         return monitor
@@ -233,3 +236,10 @@ class RuntimeMonitor:
 
 def _failure(cause: str, note: str) -> Verdict:
     return Verdict(Level.STOP, (cause,), {cause: Evidence(None, None, note)})
+
+
+def _late(verdict: Verdict, latency_s: float, deadline_s: float) -> Verdict:
+    """A `stop` for a missed deadline that keeps what was found."""
+    cause, note = "monitor.deadline", "missed the deadline (seconds): the verdict came too late."
+    evidence = {**verdict.evidence, cause: Evidence(latency_s, deadline_s, note)}
+    return Verdict(Level.STOP, (*verdict.causes, cause), evidence, verdict.trust_map)

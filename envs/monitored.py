@@ -1,0 +1,126 @@
+"""The monitor around an environment, with a policy that takes over when it says stop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Generic, SupportsFloat, TypeVar
+
+import gymnasium
+import numpy as np
+from gymnasium.error import ResetNeeded
+from jaxtyping import Float32, UInt8
+
+from worldmodel.monitors.alerts import Alert
+from worldmodel.monitors.monitor import RuntimeMonitor
+from worldmodel.monitors.verdict import Level, Verdict
+
+ObsType = TypeVar("ObsType")
+ActType = TypeVar("ActType")
+
+
+def image_of(observation: Any) -> UInt8[np.ndarray, "height width 3"]:
+    """The picture of a tabletop's observation."""
+    return observation["image"]
+
+
+def hold_still(observation: Any) -> Float32[np.ndarray, " 7"]:
+    """A fallback for the tabletop: stay, and keep the gripper as open as it is."""
+    action = np.zeros(7, np.float32)
+    action[6] = observation["state"][9]
+    return action
+
+
+def unchanged(action: Any) -> Any:
+    """The action itself: it is canonical already."""
+    return action
+
+
+class MonitoredEnv(
+    gymnasium.Wrapper[ObsType, ActType, ObsType, ActType], Generic[ObsType, ActType]
+):
+    """Judges every frame together with the action chosen for it, before the action is executed.
+
+    A verdict of `level` or above hands over to `fallback`: its action is executed in place of this
+    one and of every later one until the episode ends, even if the monitor calms down meanwhile.
+    Observations, rewards and ends are the environment's own. `info` gains `verdict` (on the frame
+    the action was chosen for; None after `reset`), `trust` (mean of its map of trust, 0 without
+    one) and `handed_over`.
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env[ObsType, ActType],
+        monitor: RuntimeMonitor,
+        fallback: Callable[[ObsType], ActType],
+        *,
+        frame: Callable[[ObsType], object] = image_of,
+        canonical: Callable[[ActType], object] = unchanged,
+        level: Level = Level.STOP,
+        on_alert: Callable[[Alert], object] | None = None,
+    ) -> None:
+        """Wrap an environment; the defaults fit the tabletop.
+
+        Args:
+            env: Any environment whose observations hold frames.
+            monitor: Fitted for these frames.
+            fallback: Observation -> action, called from the frame of the handover on.
+            frame: Observation -> uint8 [height, width, 3], or [view, height, width, 3] for several
+                cameras.
+            canonical: Action -> canonical action, or None if there is no such thing.
+            level: The level that hands over; `Level.TRUST` does at once.
+            on_alert: Called with every verdict above TRUST, as soon as it is passed.
+        """
+        super().__init__(env)
+        self.monitor = monitor
+        self.fallback = fallback
+        self.frame = frame
+        self.canonical = canonical
+        self.level = level
+        self.on_alert = on_alert
+        self.handed_over = False
+        self._num_episodes = self._num_steps = 0
+        self._observation: ObsType | None = None
+        self._shown: object = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[ObsType, dict[str, Any]]:
+        """Start an episode; the policy is in charge again."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self.monitor.reset()
+        self.handed_over = False
+        self._num_episodes, self._num_steps = self._num_episodes + 1, 0
+        self._see(observation)
+        return observation, {**info, **self._told(None)}
+
+    def step(self, action: ActType) -> tuple[ObsType, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Judge, and execute the action or the fallback's."""
+        if self._observation is None:
+            raise ResetNeeded("Call `reset` before `step`.")
+        if self.handed_over:
+            action = self.fallback(self._observation)
+        verdict = self._judge(action)
+        if not self.handed_over and verdict.level >= self.level:
+            self.handed_over = True
+            action = self.fallback(self._observation)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._see(observation)
+        return observation, reward, terminated, truncated, {**info, **self._told(verdict)}
+
+    def _see(self, observation: ObsType) -> None:
+        """Keep a copy of the frame: what a policy draws on its observation is not judged."""
+        self._observation, self._shown = observation, copy.deepcopy(self.frame(observation))
+
+    def _judge(self, action: ActType) -> Verdict:
+        verdict = self.monitor.update(self._shown, self.canonical(action))
+        if self.on_alert and verdict.level > Level.TRUST:
+            episode = str(self._num_episodes - 1)
+            self.on_alert(Alert(episode=episode, step=self._num_steps, verdict=verdict))
+        self._num_steps += 1
+        return verdict
+
+    def _told(self, verdict: Verdict | None) -> dict[str, Any]:
+        trust_map = None if verdict is None else verdict.trust_map
+        trust = 0.0 if trust_map is None else float(trust_map.mean())
+        return {"verdict": verdict, "trust": trust, "handed_over": self.handed_over}

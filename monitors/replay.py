@@ -1,0 +1,36 @@
+"""A recorded session, judged again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from worldmodel.monitors.monitor import ImaginedFrame, RuntimeMonitor
+from worldmodel.monitors.verdict import Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedStep:
+    """What the monitor was shown at one step."""
+
+    observation: object
+    action: object
+    imagined: ImaginedFrame | None = None
+    latency_s: float = 0.0
+    """The time the verdict took then, in seconds: it decides whether a deadline was missed."""
+
+
+def replay(monitor: RuntimeMonitor, steps: Iterable[RecordedStep]) -> Iterator[Verdict]:
+    """Judge an episode again: the same monitor gives the same verdicts, bit for bit.
+
+    The monitor's clock is set to the recorded latencies, so that deadlines are missed where they
+    were missed then. Features must come from the same model on the same kind of machine.
+    """
+    monitor.reset()
+    for step in steps:
+        clock, monitor.clock = monitor.clock, iter((0.0, step.latency_s)).__next__
+        try:
+            verdict = monitor.update(step.observation, step.action, step.imagined)
+        finally:
+            monitor.clock = clock
+        yield verdict
