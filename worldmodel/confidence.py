@@ -75,8 +75,8 @@ def shares_below(
     epsilon = epsilon.to(levels).clamp_min(0)
     at, place = (epsilon.log(), levels.log()) if log else (epsilon, levels)
     between = (at - place[:-1, None]) / place.diff()[:, None]
-    ends = (epsilon / levels[0])[None], (1 - levels[-1] / epsilon)[None]
-    return torch.cat((ends[0], between, ends[1])).clamp(0, 1)
+    first, last = epsilon / levels[0], 1 - levels[-1] / epsilon
+    return torch.cat((first[None], between, last[None])).clamp(0, 1)
 
 
 class Intervals(TrunkAndOutput):

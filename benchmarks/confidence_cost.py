@@ -1,0 +1,178 @@
+"""What confidence adds to the time of a rollout, against an ensemble of three models.
+
+    python benchmarks/confidence_cost.py            # some minutes on one core
+    python benchmarks/confidence_cost.py --quick    # few rounds, under a minute
+
+The shipped model rolls out without confidence, with the confidence of ten error levels, and three
+times over, as an ensemble of three of its size would; heads of other kinds, of the same width and
+with random weights, take its head's place. All take turns in one process, on one thread, in CPU
+seconds; a cost is the median over rounds of its ratio to the bare rollout of the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldmodel.confidence import EPSILONS, ConfidenceConfig, Head, build_head
+from worldmodel.imagination import imagine
+from worldmodel.model import WorldModel
+from worldmodel.rollout_io import RolloutInputs
+
+RESULTS = Path(__file__).parent / "results"
+START = 4
+"""Real frames before the first imagined one."""
+FRAMES = 16
+"""Imagined frames of a rollout."""
+MEMBERS = 3
+"""Models of the ensemble."""
+OTHERS = (
+    ConfidenceConfig(familiarity=True),
+    ConfidenceConfig(head="multi_class", rule="logarithmic"),
+    ConfidenceConfig(head="fixed_scale", rule="brier"),
+    ConfidenceConfig(head="continuous_scale", rule="brier"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What was measured at one batch size."""
+
+    batch: int
+    rounds: int
+    frame_ms: float
+    """CPU milliseconds of a frame of the batch without confidence, the median over rounds."""
+    times: dict[str, list[float]]
+    """What ran -> lower quartile, median and upper quartile of its time over the bare rollout's."""
+
+
+def random_inputs(model: WorldModel, batch: int) -> RolloutInputs:
+    """Random context and small actions; the time of a rollout does not depend on them."""
+    c = model.config.dynamics
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch, START, c.views, c.channels, c.height, c.width)
+    rows = START + FRAMES - 1
+    return RolloutInputs(
+        context=torch.randn(shape, generator=generator),
+        actions=0.01 * torch.randn(batch, rows, c.action_dim, generator=generator),
+        action_valid=torch.ones(batch, rows, dtype=torch.bool),
+        seeds=range(batch),
+    )
+
+
+def fresh_head(model: WorldModel, config: ConfidenceConfig) -> Head:
+    """A head of another kind for the same model, as wide as its own."""
+    c = model.config.dynamics
+    torch.manual_seed(0)
+    wide = replace(config, hidden=model.config.confidence.hidden)
+    head = build_head(c.dim, c.channels * c.patch**2, wide).eval()
+    if config.familiarity:
+        head.fit_familiarity(torch.randn(8, c.tokens, c.dim))
+    return head
+
+
+def contestants(model: WorldModel, inputs: RolloutInputs) -> dict[str, Callable[[], Any]]:
+    """Name -> a rollout to time; the first is the bare one."""
+
+    def roll(head: Head | None, times: int = 1) -> Callable[[], Any]:
+        levels = torch.tensor(EPSILONS if head is not None else ())
+
+        def run() -> None:
+            for _ in range(times):
+                imagine(model.dynamics, head, inputs, sampling=model.sampling, epsilon=levels)
+
+        return run
+
+    made = {"bare": roll(None), model.config.confidence.head: roll(model.confidence)}
+    for config in OTHERS:
+        name = config.head + (", familiarity" if config.familiarity else "")
+        made[name] = roll(fresh_head(model, config))
+    made[f"ensemble of {MEMBERS}"] = roll(None, MEMBERS)
+    return made
+
+
+def measure(model: WorldModel, batch: int, rounds: int) -> Row:
+    """Time everything in turns, in another order each round; one round to warm up."""
+    runs = contestants(model, random_inputs(model, batch))
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    rng = np.random.default_rng(0)
+    for round_number in range(rounds + 1):
+        for name in rng.permutation(list(runs)):
+            start = time.process_time()
+            runs[name]()
+            if round_number:
+                seconds[name].append(time.process_time() - start)
+    bare = np.array(seconds.pop("bare"))
+    ratios = {name: np.array(taken) / bare for name, taken in seconds.items()}
+    return Row(
+        batch=batch,
+        rounds=rounds,
+        frame_ms=1e3 * float(np.median(bare)) / FRAMES,
+        times={name: np.quantile(r, (0.25, 0.5, 0.75)).tolist() for name, r in ratios.items()},
+    )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def table(rows: list[Row]) -> str:
+    """What each adds, as Markdown."""
+    lines = [
+        "| batch | frame without, ms | " + " | ".join(rows[0].times) + " |",
+        "|" + "---|" * (2 + len(rows[0].times)),
+    ]
+    for r in rows:
+        cells = [f"{m - 1:+.1%} ({a - 1:+.1%} to {b - 1:+.1%})" for a, m, b in r.times.values()]
+        lines.append(f"| {r.batch} | {r.frame_ms:.2f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def hardware() -> dict[str, Any]:
+    """Machine, versions and settings."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.split(":")[1].strip() for line in text.splitlines() if "model name" in line]
+    return {
+        "cpu": names[0] if names else platform.processor(), "cores": len(names),
+        "python": platform.python_version(), "torch": torch.__version__, "threads": 1,
+        "model": "tabletop", "context": START, "frames": FRAMES, "epsilons": list(EPSILONS),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few rounds, nothing written")
+    options = parser.parse_args()
+    with one_thread():
+        about, model = hardware(), WorldModel.load("tabletop")
+        print(json.dumps(about, indent=2), flush=True)
+        rounds = {1: 3, 8: 1} if options.quick else {1: 20, 8: 6}
+        rows = []
+        for batch, count in rounds.items():
+            rows.append(measure(model, batch, count))
+            print(table(rows[-1:]), flush=True)
+    if not options.quick:
+        RESULTS.mkdir(exist_ok=True)
+        made = {"about": about, "rows": [asdict(row) for row in rows]}
+        (RESULTS / "confidence_cost.json").write_text(json.dumps(made, indent=2) + "\n")
+        (RESULTS / "confidence_cost.md").write_text(table(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()
