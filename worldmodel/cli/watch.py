@@ -1,6 +1,7 @@
 """Run the monitor over recorded episodes, frame by frame, as it would run beside the robot.
 
-Exit code 1 if it raised an alarm in any of them.
+Exit code 1 if it raised an alarm in any of them. With `--listen`, serve robots instead, until
+SIGINT or SIGTERM.
 """
 
 from __future__ import annotations
@@ -25,42 +26,70 @@ class Command:
 
     model: str
     """Folder of a calibrated checkpoint, or the name of a shipped one ("tabletop")."""
-    data: Path
-    """Episodes, in any form that `worldmodel data info` reads."""
+    data: Path | None = None
+    """Episodes, in any form that `worldmodel data info` reads; None only with `--listen`."""
     only: str | None = None
     """Shell pattern of the episodes' names, such as "val/*"; None: all."""
     out: Path | None = None
-    """Rollout log to write (.zarr), a new or empty folder; None: none is written."""
+    """Rollout log to write (.zarr), a new or empty folder; with `--listen`, the folder for one file
+    of JSON lines per session. None: nothing is written."""
     seed: int = 0
     """Seed of the world model's predictions."""
     monitor: Path | None = None
     """Folder that `worldmodel calibrate` wrote; None: `monitor` in the checkpoint."""
     json: bool = False
     """Print the result as JSON."""
+    listen: str | None = None
+    """HOST:PORT to serve robots at, as a websocket; any address but this machine's own (127.0.0.1)
+    needs an API key."""
+    max_sessions: int = 32
+    """Robots served at once."""
+    api_key_file: Path | None = None
+    """File with the API key that robots must send; None: the environment's WORLDMODEL_API_KEY."""
 
 
 def run(command: Command) -> int:
-    """Watch, and print one line per episode."""
-    from worldmodel.calibration import load_trust, note_seen
-    from worldmodel.datasets.rollout_log import RolloutLog
-    from worldmodel.episodes import open_for, select_episodes
-    from worldmodel.logged_rollouts import log_attributes, write_rollout
+    """Watch, and print one line per episode; or serve robots."""
+    from worldmodel.cli._listen import listen
+
+    if (command.data is None) == (command.listen is None):
+        raise ValueError("Give either `--data` with episodes to watch, or `--listen` HOST:PORT.")
+    if command.data is not None:
+        return watch_data(command, command.data)
+    if command.only is not None or command.json:
+        raise ValueError("`--only` and `--json` go with `--data`, not with `--listen`.")
+    return listen(command)
+
+
+def load_watcher(command: Command) -> tuple[WorldModel, Trust, Path, Path]:
+    """The model, its monitor, and the folders of both."""
+    from worldmodel.calibration import load_trust
     from worldmodel.model import WorldModel, checkpoint_folder
     from worldmodel.provenance import check_trained
-    from worldmodel.watching import VERDICT, summarize_watch
 
-    check_new(command.out)
     folder = checkpoint_folder(command.model)
     model = WorldModel.load(folder)
     check_trained(model.config.provenance, folder, "confidence")
     monitor = command.monitor or folder / "monitor"
-    trust = load_trust(model, folder, monitor)
-    dataset = open_for(model, command.data)
+    return model, load_trust(model, folder, monitor), folder, monitor
+
+
+def watch_data(command: Command, data: Path) -> int:
+    """Watch recorded episodes; 1 if any raised an alarm."""
+    from worldmodel.calibration import note_seen
+    from worldmodel.datasets.rollout_log import RolloutLog
+    from worldmodel.episodes import open_for, select_episodes
+    from worldmodel.logged_rollouts import log_attributes, write_rollout
+    from worldmodel.watching import VERDICT, summarize_watch
+
+    check_new(command.out)
+    model, trust, folder, monitor = load_watcher(command)
+    dataset = open_for(model, data)
     names = select_episodes(dataset, only=command.only)
     note_seen(model, dataset, names, monitor)
     note_long_episodes(trust, dataset, names)
     attributes = log_attributes(
-        model, command="watch", checkpoint=folder, monitor=monitor, data=command.data
+        model, command="watch", checkpoint=folder, monitor=monitor, data=data
     )
     log: RolloutLog | None = None
     summaries = {}

@@ -1,0 +1,362 @@
+"""The monitor behind a websocket: the same verdicts, one session per robot, and no way to hang."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from worldmodel import service
+from worldmodel.monitor_client import NO_ANSWER, Level, MonitorClient, Verdict, pack, unpack
+from worldmodel.monitors import EpisodeSignals, MonitorConfig, RuntimeMonitor
+from worldmodel.service import MonitorService, ServiceConfig, read_api_key, split_address
+from worldmodel.watch_session import WatchSession
+
+CAMERAS = ("front", "wrist")
+SHAPE = (2, 16, 16, 3)
+ACTION = np.array([0.01, 0, 0, 0, 0, 0, 1], np.float32)
+CONFIG = MonitorConfig(alpha_notice=0.2, alpha_degrade=0.1, alpha_stop=0.05, calm_steps=3)
+Served = Callable[..., str]
+
+
+def features(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Brightness of 4 x 4 patches of every view."""
+    patches = frame.reshape(2, 4, 4, 4, 4, 3).mean(axis=(2, 4)).astype(np.float32)
+    return patches.mean(axis=(1, 2)).ravel(), patches
+
+
+def draw_frames(rng: np.random.Generator, num_frames: int, bright: float = 0.0) -> np.ndarray:
+    return rng.normal(100 + bright, 25, (num_frames, *SHAPE)).clip(0, 255).astype(np.uint8)
+
+
+def draw_episode(rng: np.random.Generator) -> EpisodeSignals:
+    pooled, positions = zip(*map(features, draw_frames(rng, 10)), strict=True)
+    return EpisodeSignals(pooled=np.stack(pooled), positions=np.stack(positions))
+
+
+@pytest.fixture(scope="module")
+def fitted() -> RuntimeMonitor:
+    rng = np.random.default_rng(0)
+    return RuntimeMonitor(CONFIG, features=features).fit(
+        [draw_episode(rng) for _ in range(19)],
+        reference=[draw_episode(rng) for _ in range(20)],
+        frame_shape=SHAPE,
+    )
+
+
+@contextmanager
+def serving(monitor: RuntimeMonitor, **settings: object) -> Iterator[str]:
+    """A service on a free port of this machine, in a thread; its address."""
+    config = ServiceConfig(**{"host": "127.0.0.1", "port": 0, **settings})
+    server = MonitorService(
+        lambda log: WatchSession(monitor.sibling(), CAMERAS, log), {"cameras": CAMERAS}, config
+    )
+    ready, address, handles = threading.Event(), [], []
+
+    def announce(host: str, port: int) -> None:
+        address.append(f"ws://{host}:{port}")
+        ready.set()
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        handles.extend([asyncio.get_running_loop(), stop])
+        await server.run(stop, announce)
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    assert ready.wait(30)
+    try:
+        yield address[0]
+    finally:
+        loop, stop = handles
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def served(fitted: RuntimeMonitor) -> Iterator[Served]:
+    """`served(max_sessions=..., ...)`: the address of a service of the fitted monitor."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(serving(fitted, **settings))
+
+
+@contextmanager
+def talk(address: str) -> Iterator[ClientConnection]:
+    """A connection whose metadata is already read."""
+    with connect(address, compression=None, close_timeout=1) as connection:
+        unpack(connection.recv(timeout=30))
+        yield connection
+
+
+def ask(connection: ClientConnection, message: bytes) -> dict[str, object]:
+    connection.send(message)
+    return unpack(connection.recv(timeout=30))
+
+
+def closed(connection: ClientConnection) -> tuple[int, str]:
+    """Code and reason of the close that the server must send."""
+    with pytest.raises(ConnectionClosed) as ending:
+        connection.recv(timeout=30)
+    assert ending.value.rcvd is not None
+    return ending.value.rcvd.code, ending.value.rcvd.reason
+
+
+def same(mine: Verdict, wanted: object) -> bool:
+    """Whether a verdict over the wire is one in this process, to the bit; but for its latency."""
+    trust_map = wanted.trust_map
+    if (mine.trust_map is None) != (trust_map is None):
+        return False
+    if trust_map is not None and (
+        mine.trust_map.dtype != trust_map.dtype
+        or mine.trust_map.shape != trust_map.shape
+        or mine.trust_map.tobytes() != trust_map.tobytes()
+    ):
+        return False
+    evidence = {name: vars(found) for name, found in wanted.evidence.items()}
+    parts = mine.level, mine.causes, mine.evidence
+    return parts == (wanted.level, wanted.causes, evidence)
+
+
+def test_verdicts_are_those_of_the_monitor_called_directly(
+    fitted: RuntimeMonitor, served: Served
+) -> None:
+    """Two episodes with odd frames, a black one, a broken action; as cameras and as one array."""
+    rng, local = np.random.default_rng(1), fitted.sibling()
+    levels = set()
+    with MonitorClient(served(), timeout_s=30.0) as client:
+        assert client.metadata["cameras"] == list(CAMERAS)
+        for episode in range(2):
+            local.reset()
+            client.reset()
+            frames = draw_frames(rng, 12)
+            frames[4] = draw_frames(rng, 1, bright=60)[0]
+            frames[8] = 0
+            for step, frame in enumerate(frames):
+                action = ACTION[:3] if step == 11 else ACTION if step else None
+                shown = dict(zip(CAMERAS, frame, strict=True)) if episode else frame
+                verdict = client.update(shown, action)
+                assert verdict.step == step
+                assert same(verdict, local.update(frame, action))
+                levels.add(verdict.level)
+    assert {Level.TRUST, Level.STOP} <= levels
+
+
+def test_robots_are_not_mixed_up(fitted: RuntimeMonitor, served: Served) -> None:
+    """One sees odd frames, the other nominal ones; they start apart and take turns unevenly."""
+    rng, address = np.random.default_rng(2), served()
+    with (
+        MonitorClient(address, timeout_s=30.0) as odd,
+        MonitorClient(address, timeout_s=30.0) as calm,
+    ):
+        robots = [(odd, fitted.sibling(), 60.0), (calm, fitted.sibling(), 0.0)]
+        for turn in rng.integers(0, 2, 40):
+            client, local, bright = robots[turn]
+            (frame,) = draw_frames(rng, 1, bright)
+            assert same(client.update(frame, ACTION), local.update(frame, ACTION))
+
+
+def test_one_robot_too_many_is_told_so(served: Served) -> None:
+    address = served(max_sessions=1)
+    with talk(address), connect(address) as refused:
+        assert closed(refused) == (1013, "all 1 sessions are taken; try again later")
+    with talk(address) as freed:
+        assert "error" in ask(freed, pack({}))
+
+
+@pytest.mark.parametrize("key", [None, "", "wrong", "s3cre", "s3cret "])
+def test_only_who_has_the_key_is_let_in(served: Served, key: str | None) -> None:
+    address = served(api_key="s3cret")
+    with pytest.raises(InvalidStatus) as refused:
+        MonitorClient(address, api_key=key and key.replace(" ", "x"))
+    assert refused.value.response.status_code == 401
+    assert b"Authorization: Api-Key" in (refused.value.response.body or b"")
+    with MonitorClient(address, api_key="s3cret") as client:
+        assert client.metadata["cameras"] == list(CAMERAS)
+
+
+def test_a_page_in_a_browser_is_no_robot(served: Served) -> None:
+    with (
+        pytest.raises(InvalidStatus) as refused,
+        connect(served(), origin="http://example.com"),
+    ):
+        pass
+    assert refused.value.response.status_code == 403
+
+
+def test_no_other_address_than_this_machine_without_a_key() -> None:
+    with pytest.raises(ValueError, match=r"an API key is required: set WORLDMODEL_API_KEY"):
+        ServiceConfig(host="0.0.0.0", port=0)
+    assert "s3cret" not in repr(ServiceConfig(host="0.0.0.0", port=0, api_key="s3cret"))
+
+
+def test_too_large_a_message_ends_the_session(served: Served) -> None:
+    with talk(served(max_message_bytes=1000)) as connection:
+        connection.send(b"x" * 1001)
+        code, reason = closed(connection)
+    assert code == 1009
+    assert "1000" in reason
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (pack([1, 2]), 'must be a map with the key "observation"'),
+        (pack({"obs": 1}), 'must be a map with the key "observation"'),
+        (pack({"observation": None, "reset": 1}), '"reset" must be true or false, got int'),
+        (pack({"observation": None, "id": "x"}), '"id" must be an integer, got str'),
+        (
+            msgpack.packb(
+                {"observation": {b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": [0]}}
+            ),
+            "must hold numbers or text, got dtype object",
+        ),
+    ],
+    ids=["list", "no observation", "reset", "id", "objects"],
+)
+def test_a_wrong_message_is_answered_and_the_session_goes_on(
+    served: Served, message: bytes, text: str
+) -> None:
+    with talk(served()) as connection:
+        reply = ask(connection, message)
+        assert text in str(reply["error"])
+        assert str(reply["error"]).endswith(".")
+        assert ask(connection, pack({"observation": None}))["step"] == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "text"),
+    [("hello", 1003, "not text"), (b"\xc1" * 9, 1007, "no msgpack"), (b"", 1007, "no msgpack")],
+)
+def test_what_is_no_message_ends_the_session(
+    served: Served, message: str | bytes, code: int, text: str
+) -> None:
+    with talk(served()) as connection:
+        connection.send(message)
+        found, reason = closed(connection)
+    assert (found, text in reason) == (code, True)
+
+
+def test_a_half_closed_and_a_silent_peer_are_left(served: Served) -> None:
+    address = served(idle_timeout_s=0.2)
+    with talk(address) as silent:
+        assert closed(silent) == (1008, "no message, or no reply taken, for 0.2 s")
+    host, port = split_address(address.removeprefix("ws://"))
+    with socket.create_connection((host, port), timeout=30) as half:
+        half.sendall(
+            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        assert half.recv(12) == b"HTTP/1.1 101"
+        half.shutdown(socket.SHUT_WR)
+        while half.recv(4096):
+            pass
+
+
+def test_frames_of_another_size_are_scaled_and_of_other_proportions_refused(
+    served: Served,
+) -> None:
+    rng = np.random.default_rng(3)
+    with MonitorClient(served(), timeout_s=30.0) as client:
+        (frame,) = draw_frames(rng, 1)
+        large = frame.repeat(3, axis=1).repeat(3, axis=2)
+        assert client.update(large, ACTION).evidence["appearance"]["score"] is not None
+        wide = client.update(frame.repeat(2, axis=2), ACTION)
+        assert wide.causes == ("sensor.shape",)
+        (note,) = (found["note"] for found in wide.evidence.values())
+        assert note.startswith("camera 'front': the image must have shape")
+        missing = client.update({"front": frame[0]}, ACTION)
+        assert missing.causes == ("sensor.missing",)
+        assert missing.evidence["sensor.missing"]["note"].startswith("camera 'wrist': ")
+
+
+@pytest.mark.parametrize("observation", [None, 1, "x", {}, {"front": np.zeros(SHAPE, np.uint8)}])
+def test_garbage_is_never_trusted(served: Served, observation: object) -> None:
+    with talk(served()) as connection:
+        assert ask(connection, pack({"observation": observation}))["level"] == "stop"
+
+
+def test_verdicts_are_on_disk_at_once(served: Served, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    with MonitorClient(served(out=tmp_path / "log"), timeout_s=30.0) as client:
+        shown = [client.update(frame, ACTION) for frame in draw_frames(rng, 3)]
+        client.reset()
+        shown.append(client.update(draw_frames(rng, 1)[0], ACTION))
+        (file,) = (tmp_path / "log").glob("session-*.jsonl")
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 0]
+    assert [line["episode"] for line in lines] == [0, 0, 0, 1]
+    assert [line["level"] for line in lines] == [v.level.name.lower() for v in shown]
+
+
+def test_a_verdict_that_cannot_be_logged_is_a_stop(fitted: RuntimeMonitor, tmp_path: Path) -> None:
+    session = WatchSession(fitted.sibling(), CAMERAS, tmp_path / "missing" / "log.jsonl")
+    (frame,) = draw_frames(np.random.default_rng(5), 1)
+    reply = unpack(session.answer(pack({"observation": frame})))
+    assert (reply["level"], reply["causes"]) == ("stop", ["monitor.log"])
+
+
+def test_late_answers_are_a_stop_and_never_taken_for_later_ones(fitted: RuntimeMonitor) -> None:
+    slow, go_on = fitted.sibling(), threading.Event()
+
+    def waiting(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assert go_on.wait(30)
+        return features(frame)
+
+    slow.features = waiting
+    frames = draw_frames(np.random.default_rng(6), 2)
+    with serving(slow) as address, MonitorClient(address, timeout_s=0.2) as client:
+        late = client.update(frames[0], ACTION)
+        assert (late.level, late.causes) == (Level.STOP, (NO_ANSWER,))
+        assert late.step == -1
+        go_on.set()
+        client.timeout_s = 30.0
+        local = fitted.sibling()
+        assert same(client.update(frames[1], ACTION), local.update(frames[1], ACTION))
+
+
+def test_a_lost_server_is_a_stop_until_the_next_episode(fitted: RuntimeMonitor) -> None:
+    (frame,) = draw_frames(np.random.default_rng(7), 1)
+    with serving(fitted) as address:
+        port = split_address(address.removeprefix("ws://"))[1]
+        client = MonitorClient(address, timeout_s=30.0)
+        assert client.update(frame, ACTION).step == 0
+    assert client.update(frame, ACTION).causes == (NO_ANSWER,)
+    client.reset()
+    assert client.update(frame, ACTION).level == Level.STOP
+    with serving(fitted, port=port):
+        assert client.update(frame, ACTION).level == Level.STOP
+        client.reset()
+        assert client.update(frame, ACTION).step == 0
+        client.close()
+    client.fail_safe = False
+    with pytest.raises(ConnectionError, match="`reset` connects again"):
+        client.update(frame, ACTION)
+
+
+@pytest.mark.parametrize("address", ["8765", ":8765", "::1:8765", "host:", "host:x", "a:99999"])
+def test_addresses_that_are_none(address: str) -> None:
+    with pytest.raises(ValueError, match="`listen` must"):
+        split_address(address)
+
+
+def test_the_key_comes_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(service.KEY_VARIABLE, raising=False)
+    assert read_api_key(None) is None
+    monkeypatch.setenv(service.KEY_VARIABLE, "from-environment")
+    file = tmp_path / "key"
+    file.write_text("from-file\n")
+    assert (read_api_key(None), read_api_key(file)) == ("from-environment", "from-file")
+    file.write_text("\n")
+    with pytest.raises(ValueError, match="must be one line of printable ASCII"):
+        read_api_key(file)

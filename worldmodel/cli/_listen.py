@@ -1,0 +1,78 @@
+"""`worldmodel watch --listen`: the monitor as a service for robots."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worldmodel.cli.watch import Command
+    from worldmodel.model import WorldModel
+    from worldmodel.service import MonitorService
+    from worldmodel.trust import Trust
+    from worldmodel.watch_session import WatchSession
+
+
+def listen(command: Command) -> int:
+    """Serve until the process is told to stop."""
+    from worldmodel.cli.watch import load_watcher
+    from worldmodel.service import MonitorService, ServiceConfig, read_api_key, split_address
+
+    host, port = split_address(command.listen or "")
+    config = ServiceConfig(
+        host=host,
+        port=port,
+        api_key=read_api_key(command.api_key_file),
+        max_sessions=command.max_sessions,
+        out=command.out,
+    )
+    model, trust, *folders = load_watcher(command)
+    metadata = service_metadata(model, trust, *folders)
+    asyncio.run(serve_until_told(MonitorService(sessions(model, trust), metadata, config)))
+    return 0
+
+
+def sessions(model: WorldModel, trust: Trust) -> Callable[[Path | None], WatchSession]:
+    """Makes sessions that share one model and one fitted monitor."""
+    from worldmodel.watch_session import WatchSession
+
+    cameras = model.config.cameras
+    return lambda log: WatchSession(trust.monitor.sibling(), cameras, log)
+
+
+def service_metadata(
+    model: WorldModel, trust: Trust, checkpoint: Path, monitor: Path
+) -> dict[str, Any]:
+    """What every robot is told first."""
+    from worldmodel.provenance import fingerprint
+
+    return {
+        "server": "worldmodel watch",
+        "version": version("worldmodel"),
+        "cameras": list(model.config.cameras),
+        "frame_shape": list(trust.monitor.frame_shape_),
+        "rate_hz": model.config.rate_hz,
+        "action_spec": asdict(model.config.action_spec),
+        "model_hash": fingerprint(checkpoint),
+        "monitor_hash": fingerprint(monitor),
+        "channels": list(trust.monitor.judge_.channels_.names),
+    }
+
+
+async def serve_until_told(service: MonitorService) -> None:
+    """Serve until SIGINT or SIGTERM, then say goodbye to every robot."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await service.run(stop, on_ready=announce)
+
+
+def announce(host: str, port: int) -> None:
+    """Say where robots can connect."""
+    where = f"[{host}]" if ":" in host else host
+    print(f"Listening at ws://{where}:{port}; Ctrl-C ends it.", flush=True)

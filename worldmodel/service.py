@@ -1,0 +1,208 @@
+"""The monitor as a service: one websocket connection is one robot's session."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+from websockets.http11 import Request, Response
+
+from worldmodel.monitor_client import pack
+from worldmodel.watch_session import NotMsgpackError, WatchSession
+
+KEY_VARIABLE = "WORLDMODEL_API_KEY"
+REASON_BYTES = 120
+"""A websocket's close reason holds 123."""
+CLOSE_TIMEOUT_S = 2.0
+"""How long a peer may take to say goodbye."""
+LOG = logging.getLogger(__name__)
+LOG.addFilter(lambda record: record.getMessage() != "opening handshake failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceConfig:
+    """Who may ask, and how much."""
+
+    host: str
+    port: int
+    """0: any free one."""
+    api_key: str | None = field(default=None, repr=False)
+    """None: nobody is asked for a key; only on a loopback address."""
+    max_sessions: int = 32
+    """Robots at once."""
+    max_message_bytes: int = 16 * 2**20
+    idle_timeout_s: float = 60.0
+    """A peer that sends no whole message, or takes no reply, for so long is disconnected."""
+    out: Path | None = None
+    """Folder for one file of JSON lines per session; None: verdicts are not kept."""
+
+    def __post_init__(self) -> None:
+        if self.max_sessions < 1:
+            raise ValueError(f"`max_sessions` must be at least 1, got {self.max_sessions}.")
+        if self.api_key is None and not is_loopback(self.host):
+            raise ValueError(
+                f"Anyone who can reach {self.host} could connect, so an API key is required: set "
+                f"{KEY_VARIABLE} or give `--api-key-file`, or listen on 127.0.0.1."
+            )
+        if self.out and self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"`out` must be a folder, but {self.out} is a file.")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address leads to this machine alone.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0")
+    (True, True, False)
+    """
+    try:
+        found = socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"The address {host!r} is not known: {error}.") from error
+    addresses = {str(entry[4][0]).partition("%")[0] for entry in found}
+    return all(ipaddress.ip_address(address).is_loopback for address in addresses)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port.
+
+    >>> split_address("127.0.0.1:8765"), split_address("[::1]:8765")
+    (('127.0.0.1', 8765), ('::1', 8765))
+    """
+    host, _, port = address.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    wrapped = host == f"[{bare}]"
+    if not bare or (":" in bare and not wrapped) or not (port.isascii() and port.isdigit()):
+        raise ValueError(f"`listen` must be HOST:PORT, such as 127.0.0.1:8765, got {address!r}.")
+    if int(port) > 65535:
+        raise ValueError(f"`listen` must have a port of at most 65535, got {port}.")
+    return bare, int(port)
+
+
+def read_api_key(file: Path | None) -> str | None:
+    """The key in `file`, else in the environment; None if there is neither."""
+    key = os.environ.get(KEY_VARIABLE) if file is None else file.read_text()
+    if key is None:
+        return None
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable():
+        source = KEY_VARIABLE if file is None else file
+        raise ValueError(f"The API key in {source} must be one line of printable ASCII characters.")
+    return key
+
+
+class MonitorService:
+    """Answers every message of every robot, in the order in which each one sent them.
+
+    Args:
+        new_session: Makes the session of a robot that connects, given the file for its log.
+        metadata: What every robot is told first.
+        config: Who may ask, and how much.
+    """
+
+    def __init__(
+        self,
+        new_session: Callable[[Path | None], WatchSession],
+        metadata: dict[str, Any],
+        config: ServiceConfig,
+    ) -> None:
+        self.new_session, self.config = new_session, config
+        self._metadata = pack({**metadata, "max_message_bytes": config.max_message_bytes})
+        self._started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        self._num_open, self._num_made = 0, 0
+
+    async def run(
+        self, stop: asyncio.Event, on_ready: Callable[[str, int], None] = lambda host, port: None
+    ) -> None:
+        """Serve until `stop` is set; `on_ready` gets the address once robots can connect.
+
+        One thread judges for all robots in turn, each of which has at most one message in it: the
+        event loop stays free, and nobody waits for more than one step of every other robot.
+        """
+        config = self.config
+        if config.out:
+            config.out.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(1, "monitor") as self._worker:
+            async with serve(
+                self._watch,
+                config.host,
+                config.port,
+                compression=None,
+                origins=[None],  # a web page in a browser on this machine is no robot
+                process_request=self._admit,
+                max_size=config.max_message_bytes,
+                max_queue=1,
+                close_timeout=CLOSE_TIMEOUT_S,
+                logger=LOG,
+            ) as server:
+                on_ready(*_address(server))
+                await stop.wait()
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Answers a health check, and refuses who has not the key."""
+        if request.path == "/healthz":
+            return connection.respond(HTTPStatus.OK, "OK\n")
+        if self.config.api_key is None:
+            return None
+        given = " ".join(request.headers.get_all("Authorization"))
+        wanted = f"Api-Key {self.config.api_key}"
+        if hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode()):
+            return None
+        text = "The header must hold this server's key: Authorization: Api-Key KEY.\n"
+        return connection.respond(HTTPStatus.UNAUTHORIZED, text)
+
+    async def _watch(self, connection: ServerConnection) -> None:
+        """One robot, from its first message to its last."""
+        limit = self.config.max_sessions
+        if self._num_open >= limit:
+            reason = f"all {limit} sessions are taken; try again later"
+            await connection.close(CloseCode.TRY_AGAIN_LATER, reason)
+            return
+        self._num_open += 1
+        self._num_made += 1
+        out, name = self.config.out, f"session-{self._started}-{self._num_made}.jsonl"
+        session = self.new_session(out and out / name)
+        try:
+            await self._answer_all(connection, session)
+        except ConnectionClosed:
+            pass
+        finally:
+            session.close()
+            self._num_open -= 1
+
+    async def _answer_all(self, connection: ServerConnection, session: WatchSession) -> None:
+        loop, limit_s = asyncio.get_running_loop(), self.config.idle_timeout_s
+        try:
+            await asyncio.wait_for(connection.send(self._metadata), limit_s)
+            while True:
+                message = await asyncio.wait_for(connection.recv(), limit_s)
+                if isinstance(message, str):
+                    reason = "send msgpack in binary messages, not text"
+                    await connection.close(CloseCode.UNSUPPORTED_DATA, reason)
+                    return
+                reply = await loop.run_in_executor(self._worker, session.answer, message)
+                await asyncio.wait_for(connection.send(reply), limit_s)
+        except NotMsgpackError as error:
+            text = f"the message is no msgpack: {error}".encode()[:REASON_BYTES]
+            await connection.close(CloseCode.INVALID_DATA, text.decode(errors="ignore"))
+        except TimeoutError:
+            reason = f"no message, or no reply taken, for {limit_s:g} s"
+            await connection.close(CloseCode.POLICY_VIOLATION, reason)
+
+
+def _address(server: Server) -> tuple[str, int]:
+    host, port = server.sockets[0].getsockname()[:2]
+    return str(host), int(port)

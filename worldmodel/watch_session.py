@@ -1,0 +1,185 @@
+"""One robot's session with the monitor: a message in, a verdict out, a line in the log."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+
+from worldmodel.model import resize
+from worldmodel.monitor_client import ArrayError, pack, unpack
+from worldmodel.monitors.monitor import RuntimeMonitor
+from worldmodel.monitors.verdict import Evidence, Level, Verdict
+from worldmodel.tokenizers import to_model, to_pixels
+from worldmodel.watching import MAX_STRETCH
+
+
+class NotMsgpackError(ValueError):
+    """Bytes that are no message at all."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One step of a robot."""
+
+    observation: Any
+    """Camera -> frame, or an array of all views; anything else is the monitor's to refuse."""
+    action: Any
+    """The canonical action commanded at this frame, or None."""
+    reset: bool
+    """Whether a new episode starts with this step."""
+    number: int | None
+    """The client's own number for the message; comes back with the reply."""
+
+
+def read_request(message: object) -> Request:
+    """The step that a message asks to be judged; further keys are ignored.
+
+    Raises:
+        ValueError: the message is none.
+    """
+    if not isinstance(message, Mapping) or "observation" not in message:
+        raise ValueError('A message must be a map with the key "observation".')
+    reset, number = message.get("reset", False), message.get("id")
+    if not isinstance(reset, bool):
+        raise ValueError(f'"reset" must be true or false, got {type(reset).__name__}.')
+    if number is not None and type(number) is not int:
+        raise ValueError(f'"id" must be an integer, got {type(number).__name__}.')
+    return Request(message["observation"], message.get("action"), reset, number)
+
+
+def as_message(verdict: Verdict) -> dict[str, Any]:
+    """Every field of a verdict, to the last bit."""
+    return {
+        "level": verdict.level.name.lower(),
+        "causes": list(verdict.causes),
+        "evidence": {name: vars(evidence) for name, evidence in verdict.evidence.items()},
+        "trust_map": verdict.trust_map,
+        "latency_s": verdict.latency_s,
+    }
+
+
+def scaled(frame: object, size: tuple[int, ...]) -> object:
+    """A frame at the monitor's size (height, width).
+
+    Untouched if its proportions are clearly other ones, or if it is no frame: that is the sensor
+    channel's to report.
+    """
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3:
+        return frame
+    height, width, channels = frame.shape
+    if channels != 3 or 0 in frame.shape or (height, width) == size:
+        return frame
+    if abs(math.log(width * size[0] / (height * size[1]))) >= MAX_STRETCH:
+        return frame
+    return to_pixels(resize(to_model(torch.from_numpy(frame)), (size[0], size[1]))).numpy()
+
+
+class WatchSession:
+    """A monitor, the step it is at, and where its verdicts are kept.
+
+    Args:
+        monitor: Shared by nobody.
+        cameras: Names of its views, in order.
+        log: File for one JSON line per verdict, made with the first of them; None: none is kept.
+    """
+
+    def __init__(
+        self, monitor: RuntimeMonitor, cameras: Sequence[str], log: Path | None = None
+    ) -> None:
+        self.monitor, self.cameras, self.log = monitor, tuple(cameras), log
+        self.episode, self.step = 0, -1
+        self._lines: TextIO | None = None
+
+    def answer(self, data: bytes) -> bytes:
+        """The reply to a message: a verdict, or {"error": one sentence}.
+
+        Raises:
+            NotMsgpackError: `data` is no message.
+        """
+        try:
+            message = unpack(data)
+        except ArrayError as error:
+            return pack({"error": str(error), "id": None})
+        except ValueError as error:
+            raise NotMsgpackError(str(error)) from error
+        try:
+            request = read_request(message)
+        except ValueError as error:
+            return pack({"error": str(error), "id": None})
+        verdict = self._judge(request)
+        return pack({**as_message(verdict), "step": self.step, "id": request.number})
+
+    def _judge(self, request: Request) -> Verdict:
+        if request.reset and self.step >= 0:
+            self.monitor.reset()
+            self.episode, self.step = self.episode + 1, -1
+        self.step += 1
+        camera, frames = self._frames(request.observation)
+        verdict = _named(self.monitor.update(frames, request.action), camera)
+        try:
+            self._keep(verdict)
+        except OSError as error:
+            note = f"the verdict could not be logged: {error}"
+            failure = {"monitor.log": Evidence(None, None, note)}
+            return replace(verdict, level=Level.STOP, causes=("monitor.log",), evidence=failure)
+        return verdict
+
+    def _frames(self, observation: object) -> tuple[str | None, object]:
+        """All views at the monitor's size; or a broken one alone, and the name of its camera."""
+        expected = self.monitor.frame_shape_
+        views = self._views(observation)
+        if views is None:
+            return None, observation
+        whole = []
+        for camera, view in views.items():
+            if not isinstance(view, np.ndarray):
+                return camera, view
+            if view.shape != expected[-3:] or view.dtype != np.uint8:
+                return camera, view[None] if view.shape == expected else view
+            whole.append(view)
+        return None, np.stack(whole).reshape(expected)
+
+    def _views(self, observation: object) -> dict[str, object] | None:
+        """Camera -> frame at the monitor's size, in the monitor's order; None if there are none."""
+        if isinstance(observation, np.ndarray):
+            array = observation[None] if observation.ndim == 3 else observation
+            if array.ndim != 4 or len(array) != len(self.cameras):
+                return None
+            observation = dict(zip(self.cameras, array, strict=True))
+        if not isinstance(observation, Mapping):
+            return None
+        size = self.monitor.frame_shape_[-3:-1]
+        return {camera: scaled(observation.get(camera), size) for camera in self.cameras}
+
+    def _keep(self, verdict: Verdict) -> None:
+        if self.log is None:
+            return
+        if self._lines is None:
+            self._lines = self.log.open("x", encoding="utf-8")
+        now = datetime.now(UTC).isoformat()
+        head = {"time": now, "episode": self.episode, "step": self.step}
+        self._lines.write(json.dumps({**head, **verdict.as_dict()}) + "\n")
+        self._lines.flush()
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._lines is not None:
+            self._lines.close()
+
+
+def _named(verdict: Verdict, camera: str | None) -> Verdict:
+    """The verdict, with the broken camera's name in the evidence."""
+    if camera is None:
+        return verdict
+    cause = verdict.causes[0]
+    found = verdict.evidence[cause]
+    note = f"camera {camera!r}: {found.note}"
+    return replace(verdict, evidence={**verdict.evidence, cause: replace(found, note=note)})
