@@ -22,10 +22,13 @@ SOURCES = sorted(
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 TOP_FLOOR = (
+    "benchmark",
+    "calibration_benchmark",
     "cli",
     "__main__",
     "demo",
     "evaluation",
+    "left_out_episodes",
     "planning",
     "report",
     "rollout_report",
