@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -111,8 +112,7 @@ class RuntimeMonitor:
     def sibling(self) -> RuntimeMonitor:
         """A monitor with an episode of its own that shares what was fitted: one for each robot."""
         require_fitted(self, "judge_")
-        other = RuntimeMonitor(self.config, features=self.features)
-        other.judge_ = self.judge_
+        other = copy.copy(self)
         other._start(self.frame_shape_)
         return other
 
