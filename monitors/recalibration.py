@@ -106,7 +106,7 @@ def curve_kind(method: str) -> type[Curve]:
         close = difflib.get_close_matches(method, METHODS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"`method` must be one of {list(METHODS)}, got {method!r}.{hint}"
+            f"Recalibration `method` must be one of {list(METHODS)}, got {method!r}.{hint}"
         ) from None
 
 

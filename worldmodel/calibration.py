@@ -19,17 +19,28 @@ from worldmodel.episodes import load_named
 from worldmodel.gate import Gate, fit_gate
 from worldmodel.model import WorldModel
 from worldmodel.monitors.calibration import ReliabilityBins
+from worldmodel.monitors.conformal import NUM_BINS, RiskControl
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.reliability import CalibrationSummary, summarize
 from worldmodel.monitors.threshold import episodes_needed, smallest_alpha
 from worldmodel.provenance import fingerprint
 from worldmodel.rollouts import START, EpisodeRollouts, Forecasts, count_reliability, roll_out
-from worldmodel.trust import Episode, Trust, fit_recalibration, fit_trust, recalibrated
+from worldmodel.trust import (
+    MONITOR_EPSILON,
+    Episode,
+    Trust,
+    count_all,
+    fit_recalibration,
+    fit_trust,
+    recalibrated,
+)
 from worldmodel.watching import unstretched
 
 LOG = logging.getLogger(__name__)
 HORIZONS = (1, 4, 8, 16)
 """Frames ahead at which calibration is reported."""
+RISKS = (0.05, 0.1, 0.2)
+"""Shares of wrong ones among the trusted that thresholds are sought for."""
 MAX_REFERENCE = 60
 """Reference episodes used of a larger data set, evenly spaced."""
 BATCH = 32
@@ -195,7 +206,9 @@ def roll_out_all(
     return rollouts
 
 
-def cross_fitted(rollouts: Sequence[EpisodeRollouts]) -> list[EpisodeRollouts]:
+def cross_fitted(
+    rollouts: Sequence[EpisodeRollouts], *, method: str = "isotonic"
+) -> list[EpisodeRollouts]:
     """Every rollout, recalibrated by curves fitted on the other half of the episodes.
 
     Raises:
@@ -203,7 +216,7 @@ def cross_fitted(rollouts: Sequence[EpisodeRollouts]) -> list[EpisodeRollouts]:
     """
     if len(rollouts) < 2:
         raise ValueError("`rollouts` needs at least 2 episodes: one half recalibrates the other.")
-    curves = [fit_recalibration(rollouts[1 - half :: 2]) for half in (0, 1)]
+    curves = [fit_recalibration(rollouts[1 - half :: 2], method=method) for half in (0, 1)]
     return [recalibrated(rollout, curves[i % 2]) for i, rollout in enumerate(rollouts)]
 
 
@@ -226,6 +239,53 @@ def calibration_table(
     return table
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrustedShare:
+    """From which stated confidence on to trust, so that few of the trusted are wrong.
+
+    See `RiskControl`. The promise is about confidence as stated, which these episodes had no part
+    in; recalibrated confidence was fitted on them, so that it gets no promise from them.
+    """
+
+    alpha: float
+    """Expected share of wrong ones among an episode's trusted subpatches, at most."""
+    epsilon: float = MONITOR_EPSILON
+    confidence: str = "as stated"
+    num_episodes: int
+    num_needed: int
+    """Episodes that `alpha` needs."""
+    threshold: float | None
+    """Trust at or above; 2: trust nothing; None: too few episodes."""
+    share_trusted: float | None
+    """Of the subpatches of these episodes."""
+
+
+def trusted_shares(rollouts: Sequence[EpisodeRollouts]) -> list[TrustedShare]:
+    """Thresholds on stated confidence for each share of `RISKS`, all horizons and cameras together.
+
+    `rollouts` must be of episodes that no part of the model was trained on.
+    """
+    sums = count_all(rollouts, num_bins=NUM_BINS).episode_bins(epsilon=MONITOR_EPSILON).sums
+    bins = ReliabilityBins(sums[sums[:, 0].any(axis=-1)])
+    count = bins.pooled().count
+    rows = []
+    for alpha in RISKS:
+        control, threshold, share = RiskControl(alpha), None, None
+        if len(bins.sums) >= control.num_needed:
+            threshold = control.fit_bins(bins).threshold_
+            share = float(count[int(threshold * NUM_BINS) :].sum() / count.sum())
+        rows.append(
+            TrustedShare(
+                alpha=alpha,
+                num_episodes=len(bins.sums),
+                num_needed=control.num_needed,
+                threshold=threshold,
+                share_trusted=share,
+            )
+        )
+    return rows
+
+
 @dataclass(frozen=True)
 class Calibrated:
     """What calibration learned, and how well the confidence held."""
@@ -234,10 +294,19 @@ class Calibrated:
     gate: Gate
     tables: dict[str, dict[int, CalibrationSummary]]
     """"as stated" and, with two or more episodes, "recalibrated" (cross-fitted): per horizon."""
+    trusted: list[TrustedShare]
+    """One per share of `RISKS`."""
 
 
-def calibrate(model: WorldModel, plan: Plan, *, config: MonitorConfig, horizon: int) -> Calibrated:
-    """Fit monitor, recalibration and gate to the episodes of a plan.
+def calibrate(
+    model: WorldModel,
+    plan: Plan,
+    *,
+    config: MonitorConfig,
+    horizon: int,
+    method: str = "isotonic",
+) -> Calibrated:
+    """Fit monitor, recalibration (of the kind `method`) and gate to the episodes of a plan.
 
     Raises:
         ValueError: frames of other proportions than the model's, at which the monitor would stop.
@@ -256,12 +325,13 @@ def calibrate(model: WorldModel, plan: Plan, *, config: MonitorConfig, horizon: 
         list(zip(familiar, roll_out_all(model, familiar, horizon=horizon), strict=True)),
         config=config,
         horizon=horizon,
+        method=method,
     )
     tables = {"as stated": calibration_table(rollouts)}
     if len(rollouts) > 1:
-        tables["recalibrated"] = calibration_table(cross_fitted(rollouts))
+        tables["recalibrated"] = calibration_table(cross_fitted(rollouts, method=method))
     gate = fit_gate(model, [e.batch for e in calibration], [e.batch for e in familiar])
-    return Calibrated(trust, gate, tables)
+    return Calibrated(trust, gate, tables, trusted_shares(rollouts))
 
 
 def check_target(folder: Path) -> None:

@@ -179,16 +179,26 @@ def count_reliability(
     horizons: Sequence[int],
     num_bins: int = 15,
 ) -> Reliability:
-    """Stated confidence against what came true, at some horizons of every rollout."""
-    reliability = Reliability(epsilons=EPSILONS, horizons=horizons, num_bins=num_bins)
+    """Stated confidence against what came true, at some horizons of every rollout.
+
+    Cameras are named by their place in the view axis: "0", "1", ...
+    """
+    views = max((rollout.confidence.shape[1] for rollout in rollouts), default=1)
+    cameras = [str(view) for view in range(views)]
+    reliability = Reliability(
+        epsilons=EPSILONS, horizons=horizons, cameras=cameras, num_bins=num_bins
+    )
     levels = np.array(EPSILONS)
     for name, rollout in zip(names, rollouts, strict=True):
+        confidence, error = rollout.confidence, rollout.error.numpy()
         for t in np.flatnonzero(np.isin(rollout.horizon, horizons)):
-            there = slice(None) if rollout.view_valid is None else rollout.view_valid[t]
-            confidence = rollout.confidence[t][there].float().numpy().reshape(-1, len(levels)).T
-            correct = rollout.error[t][there].numpy().reshape(1, -1) <= levels[:, None]
             horizon = int(rollout.horizon[t])
-            reliability.update(confidence, correct, episode=name, horizon=horizon)
+            for view, camera in enumerate(cameras):
+                missing = rollout.view_valid is not None and not rollout.view_valid[t, view]
+                seen = slice(0) if missing else slice(None)
+                stated = confidence[t, view, seen].float().numpy().reshape(-1, len(levels)).T
+                correct = error[t, view, seen].reshape(1, -1) <= levels[:, None]
+                reliability.update(stated, correct, episode=name, horizon=horizon, camera=camera)
     return reliability
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange, reduce
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float64, UInt8
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
@@ -19,7 +19,8 @@ from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel, resize
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.monitor import RuntimeMonitor
-from worldmodel.monitors.recalibration import HorizonRecalibration
+from worldmodel.monitors.recalibration import CameraRecalibration, HorizonRecalibration
+from worldmodel.monitors.reliability import Reliability
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.rollouts import EPSILONS, EpisodeRollouts, count_reliability
 from worldmodel.tokenizers import to_model, to_pixels
@@ -27,6 +28,9 @@ from worldmodel.tokenizers import to_model, to_pixels
 MONITOR_EPSILON = 0.5
 """Error level, in latent standard deviations, whose confidence the monitor looks at."""
 RECALIBRATION = "recalibration.safetensors"
+
+Curves = HorizonRecalibration | CameraRecalibration
+"""Of a model with one camera, and with several, which go by their place in the view axis."""
 
 
 def to_model_size(
@@ -115,8 +119,8 @@ class Trust:
 
     monitor: RuntimeMonitor
     """Watches real frames and the model's confidence in them."""
-    recalibration: HorizonRecalibration
-    """Isotonic curves, one per band of horizons and error level of `EPSILONS`."""
+    recalibration: Curves
+    """Curves per band of horizons and error level of `EPSILONS`, and per camera if several."""
     horizon: int
     """Frames imagined before a rollout starts from real frames again."""
 
@@ -136,7 +140,7 @@ class Trust:
         """
         monitor = RuntimeMonitor.load(folder, features=FrameFeatures(model))
         try:
-            recalibration = HorizonRecalibration.from_arrays(load_file(folder / RECALIBRATION))
+            recalibration = restored_curves(load_file(folder / RECALIBRATION))
             horizon = int(json.loads((folder / "rollouts.json").read_text())["horizon"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(
@@ -145,28 +149,47 @@ class Trust:
         return cls(monitor, recalibration, horizon)
 
 
-def recalibrated(rollouts: EpisodeRollouts, curves: HorizonRecalibration) -> EpisodeRollouts:
+def restored_curves(arrays: Mapping[str, np.ndarray]) -> Curves:
+    """The inverse of `arrays` of either kind: those of several cameras have ":" in their names."""
+    several = any(":" in name for name in arrays)
+    return (CameraRecalibration if several else HorizonRecalibration).from_arrays(arrays)
+
+
+def recalibrated(rollouts: EpisodeRollouts, curves: Curves) -> EpisodeRollouts:
     """The same rollouts with recalibrated confidence; frames that were not imagined keep theirs."""
     confidence = rollouts.confidence.clone()
     for horizon in np.unique(rollouts.horizon[rollouts.horizon > 0]):
         rows = torch.from_numpy(rollouts.horizon == horizon)
-        stated = rearrange(confidence[rows].float().numpy(), "... level -> level ...")
-        curved = curves.predict(stated, horizon=int(horizon))
-        curved = rearrange(curved, "level ... -> ... level")
-        confidence[rows] = torch.from_numpy(curved).to(confidence.dtype)
+        stated = rearrange(confidence[rows].float().numpy(), "t v ... level -> v level t ...")
+        curved = [_predict(curves, view, n, int(horizon)) for n, view in enumerate(stated)]
+        mended = rearrange(np.stack(curved), "v level t ... -> t v ... level")
+        confidence[rows] = torch.from_numpy(mended).to(confidence.dtype)
     return replace(rollouts, confidence=confidence)
 
 
-def fit_recalibration(
-    rollouts: Sequence[EpisodeRollouts], *, method: str = "isotonic"
-) -> HorizonRecalibration:
-    """Curves of nominal rollouts, of the kind that `method` names."""
+def _predict(
+    curves: Curves, confidence: Float[np.ndarray, " level *any"], view: int, horizon: int
+) -> Float64[np.ndarray, " level *any"]:
+    if isinstance(curves, CameraRecalibration):
+        return curves.predict(confidence, horizon=horizon, camera=str(view))
+    return curves.predict(confidence, horizon=horizon)
+
+
+def count_all(rollouts: Sequence[EpisodeRollouts], *, num_bins: int) -> Reliability:
+    """`count_reliability` at every horizon that was reached."""
     horizons = np.unique(np.concatenate([r.horizon[r.horizon > 0] for r in rollouts])).tolist()
     names = [str(number) for number in range(len(rollouts))]
-    reliability = count_reliability(rollouts, names=names, horizons=horizons, num_bins=200)
+    return count_reliability(rollouts, names=names, horizons=horizons, num_bins=num_bins)
+
+
+def fit_recalibration(rollouts: Sequence[EpisodeRollouts], *, method: str = "isotonic") -> Curves:
+    """Curves of nominal rollouts, of the kind that `method` names; of each camera if several."""
+    reliability = count_all(rollouts, num_bins=200)
+    if len(reliability.cameras) > 1:
+        return CameraRecalibration(EPSILONS, method=method).fit(reliability)
     bins = {
         horizon: [reliability.bins(epsilon=epsilon, horizon=horizon) for epsilon in EPSILONS]
-        for horizon in horizons
+        for horizon in reliability.horizons
     }
     return HorizonRecalibration(EPSILONS, method=method).fit(bins)
 
@@ -182,6 +205,7 @@ def fit_trust(
     *,
     config: MonitorConfig,
     horizon: int,
+    method: str = "isotonic",
 ) -> Trust:
     """Fit monitor and recalibration.
 
@@ -192,6 +216,7 @@ def fit_trust(
         reference: episodes that count as familiar; no episode may be in both.
         config: alarm rates.
         horizon: frames after which the rollouts start from real frames again.
+        method: kind of recalibration curve.
     """
     features = FrameFeatures(model)
     monitor = RuntimeMonitor(config, features=features).fit(
@@ -199,4 +224,5 @@ def fit_trust(
         frame_shape=tuple(calibration[0][0].frames.shape[1:]),
         reference=[signals(features, *rolled) for rolled in reference],
     )
-    return Trust(monitor, fit_recalibration([rollouts for _, rollouts in calibration]), horizon)
+    curves = fit_recalibration([rollouts for _, rollouts in calibration], method=method)
+    return Trust(monitor, curves, horizon)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from worldmodel.calibration import Plan
+    from worldmodel.calibration import Calibrated, Plan, TrustedShare
     from worldmodel.monitors.judge import MonitorConfig
     from worldmodel.monitors.reliability import CalibrationSummary
+    from worldmodel.report import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,9 @@ class Command:
     alpha: float | None = None
     """Chance of any alarm in a nominal episode, from 0 to 1; None: 0.05, or the least that so few
     episodes support."""
+    recalibration: str = "isotonic"
+    """Kind of curve from stated to recalibrated confidence: "isotonic" (any that rises), "beta",
+    "platt" or "temperature" (each smoother, and with fewer parameters)."""
     horizon: int = 16
     """Frames imagined before a rollout starts from real frames again."""
     out: Path | None = None
@@ -48,8 +52,10 @@ def run(command: Command) -> int:
     )
     from worldmodel.episodes import open_for
     from worldmodel.model import WorldModel, checkpoint_folder
+    from worldmodel.monitors.recalibration import curve_kind
     from worldmodel.provenance import check_trained, fingerprint
 
+    curve_kind(command.recalibration)
     if command.horizon < 1:
         raise ValueError(f"`--horizon` must be at least 1 frame, got {command.horizon}.")
     folder = checkpoint_folder(command.model)
@@ -61,7 +67,9 @@ def run(command: Command) -> int:
     plan = plan_calibration(model, open_for(model, command.data), reference)
     config = monitor_config(len(plan.calibration), command.alpha)
     note_limits(command, plan, config, trained_horizon=model.config.trained_horizon)
-    fitted = calibrate(model, plan, config=config, horizon=command.horizon)
+    fitted = calibrate(
+        model, plan, config=config, horizon=command.horizon, method=command.recalibration
+    )
     thresholds = fitted.trust.monitor.judge_.thresholds_
     record = {
         "model": fingerprint(folder),
@@ -69,16 +77,18 @@ def run(command: Command) -> int:
         "calibration": list(plan.calibration),
         "reference_data": str(plan.reference_data.path),
         "reference": list(plan.reference),
+        "recalibration": command.recalibration,
         "horizon": command.horizon,
         "alphas": {level.name.lower(): alpha for level, alpha in config.alphas.items()},
         "thresholds": {level.name.lower(): value for level, value in thresholds.items()},
         "table": table_as_json(fitted.tables),
+        "trusted": [asdict(row) for row in fitted.trusted],
     }
     save_trust(fitted.trust, fitted.gate, target, record)
     if command.json:
         print(json.dumps({"monitor": str(target), **record}))
     else:
-        print_result(fitted.tables, record)
+        print_result(fitted, record)
         print(f"\nMonitor: {target}")
     return 0
 
@@ -121,8 +131,8 @@ def table_as_json(tables: dict[str, dict[int, CalibrationSummary]]) -> list[dict
     ]
 
 
-def print_result(tables: dict[str, dict[int, CalibrationSummary]], record: dict[str, Any]) -> None:
-    """The calibration table, and the thresholds."""
+def print_result(fitted: Calibrated, record: dict[str, Any]) -> None:
+    """The calibration table, what may be trusted, and the monitor's thresholds."""
     from worldmodel.report import Table
 
     rows = [
@@ -135,7 +145,7 @@ def print_result(tables: dict[str, dict[int, CalibrationSummary]], record: dict[
             s.mce,
             s.brier,
         )
-        for stage, table in tables.items()
+        for stage, table in fitted.tables.items()
         for horizon, s in table.items()
     ]
     caption = (
@@ -143,7 +153,7 @@ def print_result(tables: dict[str, dict[int, CalibrationSummary]], record: dict[
         f"{len(record['reference'])} familiar ones of {record['reference_data']}.\n"
         "Recalibrated figures are cross-fitted: each half of the episodes by curves of the other."
     )
-    if "recalibrated" not in tables:
+    if "recalibrated" not in fitted.tables:
         caption = caption.rpartition("\n")[0] + "\nA single episode cannot check its recalibration."
     columns = [
         "confidence",
@@ -155,6 +165,29 @@ def print_result(tables: dict[str, dict[int, CalibrationSummary]], record: dict[
         "Brier",
     ]
     print(Table(caption=caption, columns=columns, rows=rows).to_text())
+    print(f"\n{trusted_table(fitted.trusted).to_text()}")
     print("\nLevel    alarm rate per nominal episode  threshold (spreads above the usual maximum)")
     for level, alpha in record["alphas"].items():
         print(f"{level:<7}  {alpha:>30.3g}  {record['thresholds'][level]:>9.3f}")
+
+
+def trusted_table(trusted: list[TrustedShare]) -> Table:
+    """Thresholds on stated confidence, or what they lack."""
+    from worldmodel.report import Table
+
+    def threshold(row: TrustedShare) -> str:
+        if row.threshold is None:
+            return f"needs {row.num_needed} episodes"
+        return "trust nothing" if row.threshold > 1 else f"{row.threshold:.2f}"
+
+    return Table(
+        caption=f"Trust subpatches whose stated confidence of an error within "
+        f"{trusted[0].epsilon:g} is at least the threshold:\nin a new episode like these, the "
+        "expected share of wrong ones among them keeps to the limit (not for recalibrated "
+        "confidence).",
+        columns=["wrong at most", "threshold", "episodes", "share trusted"],
+        rows=[
+            (f"{row.alpha:g}", threshold(row), row.num_episodes, row.share_trusted)
+            for row in trusted
+        ],
+    )
