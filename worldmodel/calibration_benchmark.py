@@ -117,9 +117,9 @@ class Bench:
 
     def by_head(self, head: Any, *, event: str) -> Stated:
         """What a head says of the features kept."""
-        began, frames = time.process_time(), 0
-        forecasts = {}
-        for name, group in self.materials.groups.items():
+        groups = self.materials.groups
+        began, frames, forecasts = time.process_time(), 0, {}
+        for name, group in groups.items():
             forecasts[name] = restated(self.model, head, group.rollouts, event=event)
             frames += sum(int((rollout.horizon > 0).sum()) for rollout in group.rollouts)
         return Stated(forecasts, self.cost(time.process_time() - began, frames))
