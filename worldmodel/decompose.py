@@ -94,26 +94,29 @@ class ActionScale:
         self, actions: Float[Tensor, "*batch rows action"]
     ) -> Float[np.ndarray, "*batch dim"]:
         """Actions in standard deviations of the training actions, side by side."""
-        return projected(((actions - self.mean) / self.std).flatten(-2))
+        return embedded(((actions - self.mean) / self.std).flatten(-2))
 
 
 def embed_rollouts(
     latents: Float[Tensor, "*batch time view channel h w"],
 ) -> Float[np.ndarray, "*batch dim"]:
     """Whitened latents of rollouts, averaged over their frames."""
-    return projected(latents.float().mean(-5).flatten(-4))
+    return embedded(latents.float().mean(-5).flatten(-4))
 
 
-def projected(vectors: Float[Tensor, "*batch dim"]) -> Float[np.ndarray, "*batch small"]:
-    """Vectors of at most `MAX_DIM` numbers: longer ones by a fixed random projection.
+def embedded(vectors: Float[Tensor, "*batch dim"]) -> Float[np.ndarray, "*batch embedding"]:
+    """Vectors with a direction of their own: at most `MAX_DIM` numbers, and one constant.
 
-    Normal random directions keep angles on average (Johnson and Lindenstrauss 1984).
+    Longer vectors go through a fixed random projection, which keeps distances on average (Johnson
+    and Lindenstrauss 1984). The constant, the length of a vector of ones, keeps what a direction
+    alone forgets: without it the same spread counts less around a long vector than a short one.
     """
     dim = vectors.shape[-1]
     if dim > MAX_DIM:
         generator = Generator().manual_seed(0)
-        vectors = vectors @ torch.randn((dim, MAX_DIM), generator=generator)
-    return vectors.double().numpy()
+        vectors = vectors @ torch.randn((dim, MAX_DIM), generator=generator) / MAX_DIM**0.5
+    constant = torch.full_like(vectors[..., :1], dim**0.5)
+    return torch.cat((vectors, constant), -1).double().numpy()
 
 
 def decompose_rollout(

@@ -15,11 +15,16 @@ from worldmodel.decompose import (
     agreement,
     decompose_rollout,
     embed_rollouts,
-    projected,
+    embedded,
 )
 from worldmodel.latent_clips import LatentBatch, encode_episode
 from worldmodel.model import WorldModel
-from worldmodel.monitors.decomposition import MAX_KAPPA, Decomposition, entropy
+from worldmodel.monitors.decomposition import (
+    MAX_KAPPA,
+    Decomposition,
+    direction_entropy,
+    entropy,
+)
 from worldmodel.sampler import Sampling
 
 
@@ -93,14 +98,27 @@ def test_drawn_actions_keep_the_past_the_gripper_range_and_still_axes(
     torch.testing.assert_close(spread, 0.5 * std[:3], rtol=0.05, atol=0)
 
 
-def test_long_embeddings_are_projected_and_keep_their_angles() -> None:
+def test_long_embeddings_are_projected_and_keep_their_distances() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((2, 4000), generator=generator)
     x[1] += x[0]
-    before, after = (np.corrcoef(v)[0, 1] for v in (x.numpy(), projected(x)))
-    assert projected(x).shape == (2, MAX_DIM)
-    assert after == pytest.approx(before, abs=0.1)  # standard error 0.03
-    assert np.array_equal(projected(x[:, :MAX_DIM]), x[:, :MAX_DIM].double().numpy())
+    assert embedded(x).shape == (2, MAX_DIM + 1)
+    before, after = (float(np.linalg.norm(v[1] - v[0])) for v in (x.numpy(), embedded(x)))
+    assert after == pytest.approx(before, rel=0.1)  # standard error 3%
+    assert np.array_equal(embedded(x[:, :3])[:, :3], x[:, :3].double().numpy())
+
+
+def test_a_spread_counts_alike_around_short_and_long_vectors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise, place = (torch.randn((n, 100), generator=generator) for n in (8, 1))
+    short, long = (
+        float(direction_entropy(embedded(length * place + 0.01 * noise), np.ones(8)))
+        for length in (0.01, 0.3)
+    )
+    assert long == pytest.approx(short, abs=0.1 * 100)  # the constant is 1 long, place 0.3
+    plain = (length * place + 0.01 * noise for length in (0.1, 0.3))
+    near, far = (float(direction_entropy(v.double().numpy(), np.ones(8))) for v in plain)
+    assert far < near - 0.9 * 100
 
 
 def test_agreement_is_kendalls_tau_over_episodes() -> None:
