@@ -57,6 +57,7 @@ class ConfidenceChannel:
             raise ValueError(
                 "`confidence` needs at least one map, and one `horizon` of 1 or more per map."
             )
+        self.map_shape_: np.ndarray | None = np.array(confidence.shape[1:])
         signals = self._signals(confidence)
         self.horizons_ = np.unique(horizon)
         groups = [signals[horizon == h] for h in self.horizons_]
@@ -69,16 +70,25 @@ class ConfidenceChannel:
     ) -> Float64[np.ndarray, " n"]:
         """Standard deviations of distrust above the usual, per map; higher is more surprising."""
         require_fitted(self, "mean_")
+        signals = self._signals(confidence)
+        if self.map_shape_ is not None and confidence.shape[1:] != tuple(self.map_shape_):
+            raise ValueError(
+                f"`confidence` must have the shape {tuple(self.map_shape_.tolist())} per frame, "
+                f"got {confidence.shape[1:]}."
+            )
         mean, spread = (
             np.stack([np.interp(horizon, self.horizons_, column) for column in table.T], axis=-1)
             for table in (self.mean_, self.spread_)
         )
-        return ((self._signals(confidence) - mean) / spread).max(axis=-1)
+        return ((signals - mean) / spread).max(axis=-1)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything learned, as plain arrays."""
         require_fitted(self, "mean_")
-        return {"horizons_": self.horizons_, "mean_": self.mean_, "spread_": self.spread_}
+        learned = {"horizons_": self.horizons_, "mean_": self.mean_, "spread_": self.spread_}
+        if self.map_shape_ is not None:
+            learned["map_shape_"] = self.map_shape_
+        return learned
 
     @classmethod
     def from_arrays(
@@ -88,6 +98,7 @@ class ConfidenceChannel:
         channel = cls(threshold=threshold, region=region)
         channel.horizons_, channel.mean_ = arrays["horizons_"], arrays["mean_"]
         channel.spread_ = arrays["spread_"]
+        channel.map_shape_ = arrays.get("map_shape_")  # monitors of version 0.1.0 have none
         return channel
 
     def _signals(self, confidence: Float[np.ndarray, " n *map"]) -> Float64[np.ndarray, "n 2"]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float64, Int, UInt8
 
+from worldmodel.monitors.calibration import checked
 from worldmodel.monitors.channels import SIGNALS
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig, held_levels
@@ -161,6 +162,9 @@ class RuntimeMonitor:
                 "monitor.blind", "there are neither features nor an imagined frame to judge by."
             )
         scores = self.judge_.scores(signals)
+        for name, score in scores.items():
+            if has_input(name, signals) and not np.isfinite(score).all():
+                return _failure("monitor.error", f"the channel {name} gave {score[0]}, no score.")
         surprise = self.judge_.surprise(scores)
         if not np.isfinite(surprise).all():
             return _failure("monitor.blind", "no channel that was calibrated could run.")
@@ -195,10 +199,10 @@ class RuntimeMonitor:
     ) -> EpisodeSignals | None:
         pooled, positions, confidence, horizon = None, None, None, None
         if self.features is not None:
-            pooled, positions = (np.asarray(part)[None] for part in self.features(frame))
+            pooled, positions = (floats("features", p)[None] for p in self.features(frame))
         if imagined is not None:
-            confidence = np.asarray(imagined.confidence)[None]
-            horizon = np.array([imagined.horizon])
+            confidence = checked(floats("confidence", imagined.confidence)[None])
+            horizon = np.array([whole("horizon", imagined.horizon)])
         if pooled is None and confidence is None:
             return None
         return EpisodeSignals(
@@ -232,6 +236,32 @@ class RuntimeMonitor:
         monitor.judge_ = judge
         monitor._start(frame_shape)
         return monitor
+
+
+def has_input(name: str, signals: EpisodeSignals) -> bool:
+    """Whether a channel was given what it looks at, and so must have a score."""
+    if name == "confidence":
+        return signals.imagined() is not None
+    return name in SIGNALS and signals.pooled is not None
+
+
+def floats(name: str, values: object) -> Float[np.ndarray, "*any"]:
+    """Values as an array; refused unless they are real floating-point numbers, each of them there.
+
+    NaN and infinity pass: whoever computes with them refuses them.
+    """
+    array = np.asarray(values)
+    if isinstance(values, np.ma.MaskedArray) or not np.issubdtype(array.dtype, np.floating):
+        kind = type(values).__name__
+        raise ValueError(f"`{name}` must hold floating-point numbers, got {kind} of {array.dtype}.")
+    return array
+
+
+def whole(name: str, number: object) -> int:
+    """A number of steps; refused unless it is an integer."""
+    if not isinstance(number, int | np.integer) or isinstance(number, bool):
+        raise ValueError(f"`{name}` must be an integer, got {number!r}.")
+    return int(number)
 
 
 def _failure(cause: str, note: str) -> Verdict:

@@ -16,6 +16,8 @@ FROZEN_REPEATS = 3
 move."""
 FROZEN_PATH = 0.02
 """Commanded motion (metres, or radians) that must change a picture."""
+LARGEST_COMMAND = 10.0
+"""Metres, radians or openings: no arm is told more in one step, whatever it was trained on."""
 
 
 class SensorError(ValueError):
@@ -68,8 +70,9 @@ class SensorChannel:
 
     def _frame(self, observation: object) -> UInt8[np.ndarray, "*view height width 3"]:
         frame = observation.get("image") if isinstance(observation, Mapping) else observation
-        if not isinstance(frame, np.ndarray):
+        if not isinstance(frame, np.ndarray) or isinstance(frame, np.ma.MaskedArray):
             raise SensorError("missing", f"expected an image array, got {type(frame).__name__}.")
+        frame = np.asarray(frame)  # a subclass may mean other things by == and mean
         if np.issubdtype(frame.dtype, np.floating) and not np.isfinite(frame).all():
             raise SensorError("nan", "the image holds NaN or infinite values.")
         if frame.dtype != np.uint8:
@@ -94,9 +97,16 @@ def commanded_motion(action: object) -> Float64[np.ndarray, " 6"]:
     """Translation and rotation of a canonical action; zero if there is none."""
     if action is None:
         return np.zeros(6)
-    if not isinstance(action, np.ndarray) or action.shape != (7,):
-        got = action.shape if isinstance(action, np.ndarray) else type(action).__name__
+    if not isinstance(action, np.ndarray) or isinstance(action, np.ma.MaskedArray):
+        got = type(action).__name__
         raise SensorError("action", f"the action must be an array of 7 numbers, got {got}.")
-    if not np.issubdtype(action.dtype, np.floating) or not np.isfinite(action).all():
+    numbers = np.asarray(action)
+    if numbers.shape != (7,):
+        got = str(numbers.shape)
+        raise SensorError("action", f"the action must be an array of 7 numbers, got shape {got}.")
+    if not np.issubdtype(numbers.dtype, np.floating) or not np.isfinite(numbers).all():
         raise SensorError("action", "the action must hold finite floating-point numbers.")
-    return action[:6].astype(np.float64)
+    if np.abs(numbers).max() > LARGEST_COMMAND:
+        largest = f"more than {LARGEST_COMMAND:g} metres, radians or openings"
+        raise SensorError("action", f"the action asks for {largest}, as no arm can do.")
+    return numbers[:6].astype(np.float64)

@@ -60,7 +60,9 @@ def load_judge(folder: Path) -> tuple[EpisodeJudge, tuple[int, ...]]:
             raise ValueError(f"its format is {fields['format']}, this version reads {FORMAT}")
         if hashlib.sha256(blob).hexdigest() != fields["arrays_sha256"]:
             raise ValueError(f"{ARRAYS_NAME} is not the file that {JSON_NAME} was written with")
-        return _judge(fields, load(blob)), tuple(fields["frame_shape"])
+        judge = _judge(fields, load(blob))
+        _check_numbers(judge)
+        return judge, tuple(fields["frame_shape"])
     except (ValueError, LookupError, TypeError, AttributeError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
@@ -103,6 +105,19 @@ def _judge(fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Episo
     )
     judge.max_frames_ = fields["max_frames"]
     return judge
+
+
+def _check_numbers(judge: EpisodeJudge) -> None:
+    """Refuse what no fit gives: a threshold that is not a number is never exceeded."""
+    if set(judge.thresholds_) != set(judge.config.alphas):
+        raise ValueError(f"its thresholds are {[level.name for level in judge.thresholds_]}")
+    scales = [(scale.centre, scale.spread) for scale in judge.scales_.values()]
+    numbers = np.array([*judge.thresholds_.values(), *np.ravel(scales)], dtype=np.float64)
+    arrays = [array for array in _arrays(judge.channels_).values() if array.dtype.kind == "f"]
+    if not all(np.isfinite(values).all() for values in (numbers, *arrays)):
+        raise ValueError("it holds numbers that are NaN or infinite")
+    if any(scale.spread <= 0 for scale in judge.scales_.values()):
+        raise ValueError("the spread of a signal is not positive")
 
 
 def _replace(path: Path, content: bytes) -> None:
