@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 
 from worldmodel.model import resize
 from worldmodel.monitor_client import ArrayError, pack, unpack
+from worldmodel.monitors.alerts import Alert, AlertLog
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Evidence, Level, Verdict
 from worldmodel.tokenizers import to_model, to_pixels
@@ -96,7 +95,7 @@ class WatchSession:
     ) -> None:
         self.monitor, self.cameras, self.log = monitor, tuple(cameras), log
         self.episode, self.step = 0, -1
-        self._lines: TextIO | None = None
+        self._lines: AlertLog | None = None
 
     def answer(self, data: bytes) -> bytes:
         """The reply to a message: a verdict, or {"error": one sentence}.
@@ -126,7 +125,7 @@ class WatchSession:
         verdict = _named(self.monitor.update(frames, request.action), camera)
         try:
             self._keep(verdict)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             note = f"the verdict could not be logged: {error}"
             failure = {"monitor.log": Evidence(None, None, note)}
             return replace(verdict, level=Level.STOP, causes=("monitor.log",), evidence=failure)
@@ -163,11 +162,8 @@ class WatchSession:
         if self.log is None:
             return
         if self._lines is None:
-            self._lines = self.log.open("x", encoding="utf-8")
-        now = datetime.now(UTC).isoformat()
-        head = {"time": now, "episode": self.episode, "step": self.step}
-        self._lines.write(json.dumps({**head, **verdict.as_dict()}) + "\n")
-        self._lines.flush()
+            self._lines = AlertLog(self.log, trust_maps=True)
+        self._lines.write(Alert(step=self.step, verdict=verdict, episode=str(self.episode)))
 
     def close(self) -> None:
         """Close the log."""

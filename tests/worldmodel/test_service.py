@@ -1,7 +1,6 @@
 """The monitor behind a websocket: the same verdicts, one session per robot, and no way to hang."""
 
 import asyncio
-import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from websockets.sync.client import ClientConnection, connect
 from worldmodel import service
 from worldmodel.monitor_client import NO_ANSWER, Level, MonitorClient, Verdict, pack, unpack
 from worldmodel.monitors import EpisodeSignals, MonitorConfig, RuntimeMonitor
+from worldmodel.monitors.alerts import read_alerts
 from worldmodel.service import MonitorService, ServiceConfig, read_api_key, split_address
 from worldmodel.watch_session import WatchSession
 
@@ -291,14 +291,14 @@ def test_verdicts_are_on_disk_at_once(served: Served, tmp_path: Path) -> None:
         client.reset()
         shown.append(client.update(draw_frames(rng, 1)[0], ACTION))
         (file,) = (tmp_path / "log").glob("session-*.jsonl")
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [line["step"] for line in lines] == [0, 1, 2, 0]
-    assert [line["episode"] for line in lines] == [0, 0, 0, 1]
-    assert [line["level"] for line in lines] == [v.level.name.lower() for v in shown]
+        alerts = list(read_alerts(file))
+    assert [alert.step for alert in alerts] == [0, 1, 2, 0]
+    assert [alert.episode for alert in alerts] == ["0", "0", "0", "1"]
+    assert [alert.verdict.level for alert in alerts] == [verdict.level for verdict in shown]
 
 
 def test_a_verdict_that_cannot_be_logged_is_a_stop(fitted: RuntimeMonitor, tmp_path: Path) -> None:
-    session = WatchSession(fitted.sibling(), CAMERAS, tmp_path / "missing" / "log.jsonl")
+    session = WatchSession(fitted.sibling(), CAMERAS, tmp_path)
     (frame,) = draw_frames(np.random.default_rng(5), 1)
     reply = unpack(session.answer(pack({"observation": frame})))
     assert (reply["level"], reply["causes"]) == ("stop", ["monitor.log"])

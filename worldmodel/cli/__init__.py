@@ -20,7 +20,7 @@ COMMANDS = {
     "train": "train a tokenizer, a dynamics model and its confidence head",
     "calibrate": "calibrate confidence and monitor thresholds on held-out episodes",
     "imagine": "roll episodes out in the world model and log them",
-    "watch": "run the monitor over recorded episodes",
+    "watch": "run the monitor over recorded episodes, or as a service for robots",
     "evaluate": "evaluate policies in imagination",
     "benchmark calibration": "compare ways to state confidence on nominal and shifted episodes",
     "report": "write the HTML report of a rollout log",
