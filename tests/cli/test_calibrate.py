@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from worldmodel.cli import main
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.model import WorldModel
+from worldmodel.monitors.recalibration import HorizonRecalibration
 from worldmodel.trust import Trust
 
 Refused = Callable[..., str]
@@ -33,11 +34,11 @@ def test_the_training_store_gives_untouched_episodes_and_familiar_ones(calibrate
     assert made["thresholds"] == thresholds
 
 
-def test_it_prints_both_tables_and_what_limits_them(
+def test_it_prints_its_tables_and_what_limits_them(
     model: Path, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["calibrate", "--model", str(model), "--data", str(scenes), "--horizon", "9"]
-    assert main(argv) == 0
+    assert main([*argv, "--recalibration", "beta"]) == 0
     captured = capsys.readouterr()
     assert (
         "4 calibration episodes support an alarm rate of 0.2 at best; 0.05 needs 19."
@@ -51,6 +52,24 @@ def test_it_prints_both_tables_and_what_limits_them(
             assert f"\n{stage}, horizon {horizon} " in captured.out
     assert "horizon 16" not in captured.out
     assert captured.out.endswith(f"\nMonitor: {model / 'monitor'}\n")
+    curves = Trust.load(model / "monitor", WorldModel.load(model)).recalibration
+    assert isinstance(curves, HorizonRecalibration)
+    assert curves.method == "beta"
+    check_trusted(captured.out, record(model / "monitor"))
+
+
+def check_trusted(printed: str, made: dict) -> None:
+    """4 episodes are too few for 0.05 and 0.1, and just enough for 0.2."""
+    lines = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.strip()}
+    assert lines["0.05"] == ["needs", "19", "episodes", "4", "n/a"]
+    assert lines["0.1"] == ["needs", "9", "episodes", "4", "n/a"]
+    assert made["recalibration"] == "beta"
+    assert [row["alpha"] for row in made["trusted"]] == [0.05, 0.1, 0.2]
+    assert made["trusted"][0]["threshold"] is None
+    last = made["trusted"][2]
+    assert (last["confidence"], last["epsilon"], last["num_episodes"]) == ("as stated", 0.5, 4)
+    shown = "trust nothing" if last["threshold"] > 1 else f"{last['threshold']:.2f}"
+    assert lines["0.2"] == [*shown.split(), "4", f"{last['share_trusted']:.3f}"]
 
 
 def test_json_is_what_it_keeps(
@@ -68,6 +87,15 @@ def test_json_is_what_it_keeps(
     assert rows["as stated", 4]["num_forecasts"] == 4 * 2 * 10 * 2 * 4 * 4
     assert not (model / "monitor").exists()
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_an_unknown_curve_is_refused(model: Path, scenes: Path, refused: Refused) -> None:
+    message = refused("calibrate", "--model", model, "--data", scenes, "--recalibration", "plat")
+    assert message == (
+        "Recalibration `method` must be one of ['isotonic', 'platt', 'beta', 'temperature'], "
+        "got 'plat'. Did you mean 'platt'?"
+    )
+    assert not (model / "monitor").exists()
 
 
 def test_other_data_are_halved_and_a_second_run_replaces_the_first(

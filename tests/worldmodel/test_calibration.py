@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from worldmodel.calibration import (
     calibrate,
@@ -16,12 +17,17 @@ from worldmodel.calibration import (
     plan_calibration,
     reference_episodes,
     trained_on,
+    trusted_shares,
 )
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.model import WorldModel
+from worldmodel.model import WorldModel, checkpoint_folder
+from worldmodel.monitors.calibration import bin_forecasts
+from worldmodel.monitors.conformal import RiskControl
+from worldmodel.monitors.recalibration import CameraRecalibration, HorizonRecalibration
 from worldmodel.monitors.verdict import Level
 from worldmodel.rollouts import EPSILONS, EpisodeRollouts
+from worldmodel.trust import fit_recalibration, recalibrated, restored_curves
 
 Store = Callable[..., ClipStore]
 
@@ -68,6 +74,108 @@ def test_frames_that_were_not_imagined_keep_full_confidence() -> None:
     for rollout in rollouts:
         rollout.confidence[0] = 1.0
     assert all((r.confidence[0] == 1).all() for r in cross_fitted(rollouts))
+
+
+def two_cameras(seed: int, *, without_second: bool = False) -> EpisodeRollouts:
+    """The first camera states what comes true at horizon 1, the second the square of it."""
+    rollout = overconfident(seed, horizons=(0, 1, 1, 1, 1))
+    levels = torch.tensor(EPSILONS)
+    stated = torch.stack((levels, levels**2))[None, :, None, None, None]
+    shape = (5, 2, 4, 8, 8, len(EPSILONS))
+    return replace(
+        rollout,
+        truth=rollout.truth.repeat(1, 2, 1, 1, 1),
+        imagined=torch.cat((rollout.imagined, overconfident(seed + 100).imagined), dim=1),
+        confidence=stated.expand(shape).half(),
+        view_valid=torch.tensor([[True, not without_second]] * 5),
+    )
+
+
+def test_each_camera_has_its_own_curves(tmp_path: Path) -> None:
+    """20 episodes of 1024 forecasts: a frequency is known to 0.004 (one standard error)."""
+    rollouts = [two_cameras(seed) for seed in range(20)]
+    curves = fit_recalibration(rollouts)
+    assert isinstance(curves, CameraRecalibration)
+    save_file(curves.arrays(), tmp_path / "curves.safetensors")
+    restored = restored_curves(load_file(tmp_path / "curves.safetensors"))
+    assert isinstance(restored, CameraRecalibration)
+    mended = recalibrated(rollouts[0], restored).confidence[1, :, 0, 0, 0].float()
+    np.testing.assert_allclose(mended, np.tile(EPSILONS, (2, 1)), atol=0.02)
+    kept = recalibrated(rollouts[0], restored).confidence[0]
+    assert torch.equal(kept, rollouts[0].confidence[0])  # not imagined
+
+
+def test_a_camera_that_few_episodes_have_shares_the_curves_of_all() -> None:
+    rollouts = [two_cameras(seed, without_second=seed > 0) for seed in range(20)]
+    curves = fit_recalibration(rollouts, method="beta")
+    first, second = recalibrated(rollouts[0], curves).confidence[1, :, 0, 0, 0].float().numpy()
+    np.testing.assert_allclose(first, EPSILONS, atol=0.02)
+    stated = rollouts[0].confidence[1, 1, 0, 0, 0].float().numpy()
+    assert isinstance(curves, CameraRecalibration)
+    shared = curves.pooled_.predict(stated[:, None], horizon=1)[:, 0]
+    np.testing.assert_allclose(second, shared, atol=1e-3)  # half precision
+
+
+def test_one_camera_keeps_the_curves_it_always_had() -> None:
+    """As fitted from sums of all forecasts of a horizon, whatever the camera or episode."""
+    rollouts = [overconfident(seed) for seed in range(3)]
+    bins = {
+        horizon: [
+            bin_forecasts(
+                np.concatenate([r.confidence[rows(r, horizon), ..., i].ravel() for r in rollouts]),
+                np.concatenate([(r.error[rows(r, horizon)] <= e).ravel() for r in rollouts]),
+                num_bins=200,
+            )
+            for i, e in enumerate(EPSILONS)
+        ]
+        for horizon in (1, 2)
+    }
+    expected = HorizonRecalibration(EPSILONS).fit(bins).arrays()
+    fitted = fit_recalibration(rollouts).arrays()
+    assert fitted.keys() == expected.keys()
+    for name, array in fitted.items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-12)
+
+
+def rows(rollout: EpisodeRollouts, horizon: int) -> np.ndarray:
+    return np.flatnonzero(rollout.horizon == horizon)
+
+
+def test_the_shipped_curves_are_read_as_they_were_written() -> None:
+    stored = load_file(checkpoint_folder("tabletop") / "monitor" / "recalibration.safetensors")
+    curves = restored_curves(stored)
+    assert isinstance(curves, HorizonRecalibration)
+    arrays = curves.arrays()
+    assert arrays.keys() == stored.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, stored[name])
+
+
+def test_thresholds_are_those_of_risk_control_on_stated_confidence() -> None:
+    """Errors even in [0, 1]; confidence c at error level 0.5 is right with probability c."""
+    rollouts = []
+    for seed in range(12):
+        rollout = overconfident(seed)
+        stated = torch.rand(rollout.truth.shape, generator=torch.Generator().manual_seed(seed))
+        stated = stated.half()
+        wrong = torch.rand(stated.shape, generator=torch.Generator().manual_seed(99 + seed))
+        imagined = torch.where(wrong < stated, 0.2, 0.8)
+        confidence = stated[..., None].repeat(1, 1, 1, 1, 1, len(EPSILONS))
+        rollouts.append(replace(rollout, imagined=imagined, confidence=confidence))
+    refused, *allowed = trusted_shares(rollouts)
+    assert (refused.alpha, refused.num_episodes, refused.num_needed) == (0.05, 12, 19)
+    assert refused.threshold is refused.share_trusted is None
+    stated_arrays = [r.confidence[1:, ..., 0].float().numpy() for r in rollouts]
+    correct = [(r.error[1:] <= 0.5).numpy() for r in rollouts]
+    for row in allowed:
+        control = RiskControl(row.alpha).fit(stated_arrays, correct)
+        assert row.threshold == control.threshold_
+        assert row.share_trusted == pytest.approx(
+            np.mean([control.trusted(stated) for stated in stated_arrays])
+        )
+    # Those at or above t are wrong in (1 - t) / 2 of cases; one wholly wrong episode is added.
+    assert allowed[0].threshold == pytest.approx(1 - 2 * (0.1 * 13 - 1) / 12, abs=0.05)
+    assert allowed[1].threshold == pytest.approx(1 - 2 * (0.2 * 13 - 1) / 12, abs=0.05)
 
 
 def test_one_episode_cannot_check_itself() -> None:
