@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch import Tensor
 from worldmodel.logged_rollouts import steps
 from worldmodel.model import WorldModel, resize
 from worldmodel.monitors.monitor import ImaginedFrame
+from worldmodel.monitors.replay import RecordedStep
 from worldmodel.monitors.verdict import Level, Verdict
-from worldmodel.rollouts import EpisodeRollouts
+from worldmodel.rollouts import EPSILONS, EpisodeRollouts
 from worldmodel.tokenizers import to_model, to_pixels
-from worldmodel.trust import Episode, Trust, confidence_maps
+from worldmodel.trust import MONITOR_EPSILON, Episode, Trust, confidence_maps
 
 MAX_STRETCH = 0.1
 """Largest |log| of a stretch that rounding to the tokenizer's stride may bring about."""
@@ -76,6 +77,26 @@ def verdict_signals(
         "latency_s": verdict.latency_s,
         **{SCORE + name: float(scores.get(name, np.nan)) for name in channels},
     }
+
+
+def logged_steps(signals: Mapping[str, np.ndarray]) -> Iterator[RecordedStep]:
+    """What the monitor was shown in a watched rollout, for `replay`, as `RolloutLog.read` gives it.
+
+    The replayed verdicts have the logged `verdict_signals`, bit for bit. Episodes of a camera of
+    other proportions than the model's are the exception: their log holds the squeezed frames.
+    """
+    claims, horizons = signals.get("confidence"), signals.get("horizon")
+    for t, frame in enumerate(signals["frame"]):
+        claim = None
+        if claims is not None and horizons is not None and horizons[t]:
+            stated = claims[t][..., EPSILONS.index(MONITOR_EPSILON)].astype(np.float32)
+            claim = ImaginedFrame(stated, int(horizons[t]))
+        yield RecordedStep(
+            observation=frame,
+            action=signals["action"][t],
+            imagined=claim,
+            latency_s=float(signals["latency_s"][t]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
