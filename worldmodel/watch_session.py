@@ -108,7 +108,7 @@ class WatchSession:
         except ArrayError as error:
             return pack({"error": str(error), "id": None})
         except ValueError as error:
-            raise NotMsgpackError(str(error)) from error
+            raise NotMsgpackError(str(error) or type(error).__name__) from error
         try:
             request = read_request(message)
         except ValueError as error:
