@@ -20,8 +20,7 @@ import numpy as np
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.envs.episode import CAMERA, check_factor, collect_episode
-from worldmodel.envs.factors import SEVERITIES
+from worldmodel.envs.episode import CAMERA, Shift, collect_episode
 from worldmodel.envs.policies import MIXED, draw_policy
 from worldmodel.envs.registry import lookup
 from worldmodel.envs.tabletop import TASKS, TabletopEnv
@@ -37,6 +36,8 @@ class Collection:
     policy: str = MIXED
     factor: str = "nominal"
     severity: int = 1
+    onset: int = 0
+    """Frame from which the factor shifts the scene, or the fault strikes."""
     seed: int = 0
     renderer: str = "auto"
     size: int = 64
@@ -46,19 +47,23 @@ class Collection:
 
     def __post_init__(self) -> None:
         lookup("task", self.task, TASKS)
-        check_factor(self.factor)
         draw_policy(self.policy, np.random.default_rng(0))
-        if self.severity not in SEVERITIES:
-            raise ValueError(f"`severity` must be 1, 2 or 3, got {self.severity}.")
+        self.shift  # noqa: B018 (refuses what is none)
         if self.seed < 0:
             raise ValueError(f"`seed` must not be negative, got {self.seed}.")
         for name in ("size", "num_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
+    @property
+    def shift(self) -> Shift:
+        """How its episodes depart from the nominal."""
+        return Shift(factor=self.factor, severity=self.severity, onset=self.onset)
+
     def episode_id(self, index: int) -> str:
         """Name of one of the episodes."""
         kind = f"{self.task}-{self.policy}-{self.factor}"
+        kind += f"-onset{self.onset}" if self.onset else ""
         return f"{kind}-severity{self.severity}-seed{self.seed}-{index:05d}"
 
     def episode_seed(self, index: int) -> int:
@@ -102,7 +107,9 @@ def _open_or_create(path: Path, collection: Collection) -> ClipStore:
             attributes=attributes,
         )
     store = ClipStore.open(path)
-    changed = [key for key, value in attributes.items() if store.attributes.get(key) != value]
+    stored = dict(store.attributes)
+    stored["collection"] = {"onset": 0, **stored.get("collection", {})}  # 0.1.0 had no onset
+    changed = [key for key, value in attributes.items() if stored.get(key) != value]
     if changed:
         raise ValueError(
             f"`path` {path} holds another collection ({', '.join(changed)} differ): "
@@ -157,8 +164,7 @@ def _record(collection: Collection, index: int) -> Trajectory:
         _environment(collection.task, collection.size, collection.renderer),
         collection.policy,
         seed=collection.episode_seed(index),
-        factor=collection.factor,
-        severity=collection.severity,
+        shift=collection.shift,
         num_steps=collection.num_steps,
         episode_id=collection.episode_id(index),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -11,7 +12,7 @@ from jaxtyping import UInt8
 
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.envs.factors import FACTORS
+from worldmodel.envs.factors import FACTORS, SEVERITIES
 from worldmodel.envs.faults import FAULTS, make_fault
 from worldmodel.envs.policies import draw_policy
 from worldmodel.envs.registry import lookup
@@ -44,9 +45,25 @@ class ArrayFrames:
         return self.pixels.shape[1], self.pixels.shape[2]
 
 
-def check_factor(name: str) -> None:
-    """Refuse what is neither a scene factor nor an action fault."""
-    lookup("factor", name, {**FACTORS, **FAULTS})
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """How an episode departs from the nominal."""
+
+    factor: str = "nominal"
+    """A scene factor or an action fault."""
+    severity: int = 1
+    onset: int = 0
+    """Frame from which the scene is shifted, or the fault strikes."""
+
+    def __post_init__(self) -> None:
+        lookup("factor", self.factor, {**FACTORS, **FAULTS})
+        if self.severity not in SEVERITIES:
+            raise ValueError(f"`severity` must be 1, 2 or 3, got {self.severity}.")
+        if self.onset < 0:
+            raise ValueError(f"`onset` must not be negative, got {self.onset}.")
+
+
+NOMINAL = Shift()
 
 
 def collect_episode(
@@ -54,37 +71,38 @@ def collect_episode(
     policy: str | PolicySpec,
     *,
     seed: int,
-    factor: str = "nominal",
-    severity: int = 1,
+    shift: Shift = NOMINAL,
     num_steps: int = 40,
     episode_id: str = "",
 ) -> Trajectory:
     """Record `num_steps` frames of the tabletop, whether or not the task is fulfilled before.
 
-    `factor` is a scene factor or an action fault. A fault strikes the policy's actions before they
-    are carried out: `actions` are the faulty ones, the signal `intended_action` the policy's own.
+    Before its onset a shift is not there. A fault strikes the policy's actions before they are
+    carried out: `actions` are the faulty ones, the signal `intended_action` the policy's own.
     """
-    check_factor(factor)
     tabletop = env.unwrapped
     if not isinstance(tabletop, TabletopEnv):
         raise ValueError(f"`env` must be a TabletopEnv, got {type(tabletop).__name__}.")
     rng = np.random.default_rng([seed, 1])
     spec = draw_policy(policy, rng) if isinstance(policy, str) else policy
     actor = make_policy(spec, tabletop.task, rng)
-    fault = make_fault(factor, severity, rng) if factor in FAULTS else lambda action: action
-    options = {"factor": factor, "severity": severity} if factor in FACTORS else {}
-    observation, info = tabletop.reset(seed=seed, options=options)
+    fault = make_fault(shift.factor, shift.severity, rng) if shift.factor in FAULTS else None
+    options = {} if fault else {"factor": shift.factor, "severity": shift.severity}
+    observation, info = tabletop.reset(seed=seed, options={} if shift.onset else options)
     rows: list[dict[str, Any]] = []
     for step in range(num_steps):
+        if options and 0 < step == shift.onset:
+            observation = tabletop.change(options)
         intended = actor.act(tabletop.simulation.scene())
-        action = np.clip(fault(intended), ACTION_LOW, ACTION_HIGH).astype(np.float32)
+        action = fault(intended) if fault and step >= shift.onset else intended
+        action = np.clip(action, ACTION_LOW, ACTION_HIGH).astype(np.float32)
         pose = tabletop.simulation.object_pose()
         row = {"action": action, "intended_action": intended.astype(np.float32)}
         rows.append({**observation, **row, "success": info["success"], "object_pose": pose})
         if step + 1 < num_steps:
             observation, _, _, _, info = tabletop.step(action)
     name = policy if isinstance(policy, str) else policy.summary
-    origin = {"policy": name, "skill": spec.summary, "factor": factor, "severity": severity}
+    origin = {"policy": name, "skill": spec.summary, **asdict(shift)}
     source = f"tabletop:{tabletop.task}?{urlencode({**origin, 'seed': seed})}"
     return _trajectory(rows, episode_id or source, source, INSTRUCTIONS[tabletop.task])
 

@@ -43,11 +43,7 @@ class Simulation:
     def reset(self, domain: Domain, layout: Layout, distractors: list[Distractor]) -> None:
         """Start an episode and let the object come to rest."""
         mujoco.mj_resetData(self.model, self.data)
-        self._dress_room(domain)
-        self._dress_arm(domain)
-        self._dress_object(domain)
-        self._place_camera(domain)
-        self._place_distractors(distractors)
+        self._dress(domain, distractors)
         self.model.body("zone").pos[:2] = layout.zone
         half = layout.object_yaw / 2
         pose = [*layout.object, START_HEIGHT, np.cos(half), 0, 0, np.sin(half)]
@@ -55,6 +51,20 @@ class Simulation:
         self.arm.reset(self.data, layout.gripper)
         mujoco.mj_forward(self.model, self.data)
         mujoco.mj_step(self.model, self.data, SETTLE_STEPS)
+
+    def dress(self, domain: Domain, distractors: list[Distractor]) -> None:
+        """Change how everything looks, and what is not part of the task, between two steps."""
+        self._dress(domain, distractors)
+        mujoco.mj_camlight(self.model, self.data)
+        for i in range(len(DISTRACTORS)):
+            self._bring(i)
+
+    def _dress(self, domain: Domain, distractors: list[Distractor]) -> None:
+        self._dress_room(domain)
+        self._dress_arm(domain)
+        self._dress_object(domain)
+        self._place_camera(domain)
+        self._place_distractors(distractors)
 
     def state(self) -> Float32[np.ndarray, " 10"]:
         """Canonical state: measured pose of the gripper and its opening."""
@@ -135,7 +145,14 @@ class Simulation:
         geom = self.model.geom(f"distractor{distractor.index}")
         geom.contype = geom.conaffinity = 0
         self._place_distractor(distractor)
-        # Not mj_kinematics: it would bring what moves forward by a step.
+        self._bring(distractor.index)
+
+    def _bring(self, index: int) -> None:
+        """Show a distractor at its place now.
+
+        Not by mj_kinematics, which would bring what moves forward by a step.
+        """
+        geom = self.model.geom(f"distractor{index}")
         body = self.data.body(geom.bodyid[0])
         for place in (body.xpos, body.xipos, self.data.geom(geom.id).xpos):
             place[:] = self.model.body(body.id).pos

@@ -12,7 +12,7 @@ from jaxtyping import Float32, UInt8
 
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.envs.factors import Domain, shifted
-from worldmodel.envs.layout import draw_distractors, draw_layout
+from worldmodel.envs.layout import Distractor, Layout, draw_distractors, draw_layout
 from worldmodel.envs.registry import lookup
 from worldmodel.envs.renderers import make_renderer, resolve_renderer
 
@@ -70,13 +70,30 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode; the same seed gives the same layout under every factor."""
         super().reset(seed=seed)
-        episode = int(self.np_random.integers(2**63))
-        looks, places, clutter = (np.random.default_rng([episode, i]) for i in range(3))
-        self.domain = _domain(options or {}, looks)
-        layout = draw_layout(places)
-        count, pool = self.domain.num_distractors, self.domain.distractor_pool
-        self.simulation.reset(self.domain, layout, draw_distractors(count, pool, layout, clutter))
+        self._episode = int(self.np_random.integers(2**63))
+        self.domain = _domain(options or {}, self._generator(0))
+        self.simulation.reset(self.domain, self._layout(), self._distractors())
         return self._observe(), {"success": self.success()}
+
+    def change(self, options: dict[str, Any]) -> Observation:
+        """Dress the scene anew in the midst of an episode; what moves stays where it is.
+
+        `options` are those of `reset`: what they do not shift looks as it did before.
+        """
+        self.domain = _domain(options, self._generator(0))
+        self.simulation.dress(self.domain, self._distractors())
+        return self._observe()
+
+    def _generator(self, number: int) -> np.random.Generator:
+        """Of looks (0), places (1) or clutter (2), each apart from the others."""
+        return np.random.default_rng([self._episode, number])
+
+    def _layout(self) -> Layout:
+        return draw_layout(self._generator(1))
+
+    def _distractors(self) -> list[Distractor]:
+        count, pool = self.domain.num_distractors, self.domain.distractor_pool
+        return draw_distractors(count, pool, self._layout(), self._generator(2))
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Simulate 0.2 s under a canonical action."""

@@ -26,6 +26,8 @@ class Command:
     """What is shifted: "nominal", a scene factor (lighting, ...) or an action fault (delay)."""
     severity: int = 1
     """How strongly: 1 (just outside the nominal range), 2 or 3."""
+    onset: int = 0
+    """Frame from which the scene is shifted, or the fault strikes; 0: from the start."""
     seed: int = 0
     """Seed of the collection; each episode derives its own."""
     renderer: str = "auto"
@@ -50,6 +52,7 @@ def run(command: Command) -> int:
         policy=command.policy,
         factor=command.factor,
         severity=command.severity,
+        onset=command.onset,
         seed=command.seed,
         renderer=resolve_renderer(command.renderer),
         size=command.size,
