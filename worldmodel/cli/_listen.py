@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,6 +25,7 @@ def listen(command: Command) -> int:
     from worldmodel.service import MonitorService, ServiceConfig, read_api_key, split_address
 
     host, port = split_address(command.listen or "")
+    deadline_s = seconds(command.deadline_ms)
     config = ServiceConfig(
         host=host,
         port=port,
@@ -32,13 +34,21 @@ def listen(command: Command) -> int:
         out=command.out,
     )
     model, trust, *folders = load_watcher(command)
+    trust.monitor.deadline_s = deadline_s
     metadata = service_metadata(model, trust, *folders)
     asyncio.run(serve_until_told(MonitorService(sessions(model, trust), metadata, config)))
     return 0
 
 
+def seconds(deadline_ms: float | None) -> float | None:
+    """The deadline of a verdict in seconds."""
+    if deadline_ms is not None and not 0 < deadline_ms < math.inf:
+        raise ValueError(f"`deadline_ms` must be above 0 and finite, got {deadline_ms}.")
+    return None if deadline_ms is None else deadline_ms / 1000
+
+
 def sessions(model: WorldModel, trust: Trust) -> Callable[[Path | None], WatchSession]:
-    """Makes sessions that share one model and one fitted monitor."""
+    """Makes sessions that share one model and one fitted monitor, with its deadline."""
     from worldmodel.watch_session import WatchSession
 
     cameras = model.config.cameras
@@ -56,6 +66,7 @@ def service_metadata(
         "version": version("worldmodel"),
         "cameras": list(model.config.cameras),
         "frame_shape": list(trust.monitor.frame_shape_),
+        "deadline_s": trust.monitor.deadline_s,
         "rate_hz": model.config.rate_hz,
         "action_spec": asdict(model.config.action_spec),
         "model_hash": fingerprint(checkpoint),

@@ -46,6 +46,9 @@ class Command:
     """Robots served at once."""
     api_key_file: Path | None = None
     """File with the API key that robots must send; None: the environment's WORLDMODEL_API_KEY."""
+    deadline_ms: float | None = None
+    """With `--listen`: a verdict that took the monitor longer is a stop, with the cause
+    "monitor.deadline"; None: it may take any time."""
 
 
 def run(command: Command) -> int:
@@ -55,6 +58,8 @@ def run(command: Command) -> int:
     if (command.data is None) == (command.listen is None):
         raise ValueError("Give either `--data` with episodes to watch, or `--listen` HOST:PORT.")
     if command.data is not None:
+        if command.deadline_ms is not None:
+            raise ValueError("`--deadline-ms` goes with `--listen`, not with `--data`.")
         return watch_data(command, command.data)
     if command.only is not None or command.json:
         raise ValueError("`--only` and `--json` go with `--data`, not with `--listen`.")
