@@ -13,10 +13,12 @@ import pytest
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.model import WorldModel
-from worldmodel.monitor_client import Level, MonitorClient, Verdict
+from worldmodel.monitor_client import MonitorClient, MonitorError
+from worldmodel.monitors.verdict import Verdict
 from worldmodel.trust import Trust
 
 Refused = Callable[..., str]
+ACTION = np.zeros(7, np.float32)
 
 
 def free_port() -> int:
@@ -26,42 +28,59 @@ def free_port() -> int:
 
 def patient_client(port: int) -> MonitorClient:
     """A client of a server that is about to start."""
-    while True:
+    for _ in range(3000):
         try:
             return MonitorClient(f"ws://127.0.0.1:{port}", timeout_s=60.0)
-        except ConnectionRefusedError:
+        except MonitorError:
             threading.Event().wait(0.02)
+    raise TimeoutError("the server did not start within a minute")
 
 
-def test_a_robot_gets_the_monitors_verdicts_until_sigterm(
-    calibrated: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    port, shown, told = free_port(), list[Verdict](), dict[str, object]()
-    frames = np.asarray(open_dataset(scenes).episode("train/7").frames["front"][:6]).copy()
-    action = np.zeros(7, np.float32)
+def serve_robot(
+    frames: np.ndarray, *options: str
+) -> tuple[list[dict[str, object]], dict[str, object]]:
+    """What a robot is told of its frames, and of the service, which then gets a SIGTERM."""
+    port, shown, told = free_port(), list[dict[str, object]](), dict[str, object]()
 
     def robot() -> None:
         try:
             with patient_client(port) as client:
                 told.update(client.metadata)
-                shown.extend(client.update({"front": frame}, action) for frame in frames)
+                shown.extend(client.update({"front": frame}, ACTION) for frame in frames)
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=robot)
     thread.start()
-    out = tmp_path / "log"
-    command = ["watch", "--model", str(calibrated), "--listen", f"127.0.0.1:{port}"]
-    assert main([*command, "--out", str(out)]) == 0
+    assert main(["watch", "--listen", f"127.0.0.1:{port}", *options]) == 0
     thread.join()
-    assert capsys.readouterr().out.startswith(f"Listening at ws://127.0.0.1:{port}; ")
+    return shown, told
+
+
+def test_a_robot_gets_the_monitors_verdicts_until_sigterm(
+    calibrated: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = np.asarray(open_dataset(scenes).episode("train/7").frames["front"][:6]).copy()
+    out = tmp_path / "log"
+    shown, told = serve_robot(frames, "--model", str(calibrated), "--out", str(out))
+    assert capsys.readouterr().out.startswith("Listening at ws://127.0.0.1:")
     assert told["cameras"] == ["front"]
     assert told["frame_shape"] == [1, 16, 16, 3]
+    assert told["deadline_s"] is None
     monitor = Trust.load(calibrated / "monitor", WorldModel.load(calibrated)).monitor
-    wanted = [monitor.update(frame[None], action) for frame in frames]
-    assert [(v.level, v.causes) for v in shown] == [(v.level, v.causes) for v in wanted]
-    assert any(verdict.level == Level.TRUST for verdict in shown)
+    wanted = [monitor.update(frame[None], ACTION) for frame in frames]
+    assert [Verdict.from_dict(verdict) for verdict in shown] == wanted
+    assert any(verdict["level"] == "trust" for verdict in shown)
     assert len(next(out.glob("session-*.jsonl")).read_text().splitlines()) == 6
+
+
+def test_a_verdict_past_the_deadline_is_a_stop(calibrated: Path, scenes: Path) -> None:
+    """No monitor takes less than a microsecond."""
+    frames = np.asarray(open_dataset(scenes).episode("train/7").frames["front"][:2]).copy()
+    shown, told = serve_robot(frames, "--model", str(calibrated), "--deadline-ms", "0.001")
+    assert told["deadline_s"] == 1e-6
+    assert [verdict["level"] for verdict in shown] == ["stop", "stop"]
+    assert all("monitor.deadline" in verdict["causes"] for verdict in shown)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +88,10 @@ def test_a_robot_gets_the_monitors_verdicts_until_sigterm(
     [
         ([], "Give either `--data` with episodes to watch, or `--listen` HOST:PORT."),
         (["--data", "x", "--listen", "127.0.0.1:0"], "Give either `--data`"),
-        (["--listen", "127.0.0.1:0", "--json"], "`--only` and `--json` go with `--data`"),
+        (["--data", "x", "--deadline-ms", "9"], "`--deadline-ms` goes with `--listen`"),
+        (["--listen", "127.0.0.1:0", "--deadline-ms", "0"], "`deadline_ms` must be above 0"),
+        (["--listen", "127.0.0.1:0", "--deadline-ms", "nan"], "`deadline_ms` must be above 0"),
+        (["--listen", "127.0.0.1:0", "--json"], "go with `--data`, not with `--listen`"),
         (["--listen", "127.0.0.1"], "`listen` must be HOST:PORT"),
         (["--listen", "0.0.0.0:0"], "an API key is required: set WORLDMODEL_API_KEY"),
         (["--listen", "127.0.0.1:0", "--max-sessions", "0"], "`max_sessions` must be at least 1"),

@@ -1,13 +1,24 @@
-"""The client's wire format, byte by byte, and what it makes of silence."""
+"""The client by itself: its wire format byte by byte, its size, and what it makes of silence."""
 
+import re
+import shutil
 import socket
-from collections.abc import Iterator
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import msgpack
 import numpy as np
 import pytest
+from websockets.sync.server import ServerConnection, serve
 
-from worldmodel.monitor_client import ArrayError, MonitorClient, pack, unpack
+from worldmodel import monitor_client, wire
+from worldmodel.monitor_client import MonitorClient, MonitorError, pack
+
+OBJECTS = {b"__ndarray__": True, b"data": bytes(8), b"dtype": "|O", b"shape": [1]}
 
 
 def test_arrays_are_packed_as_openpi_packs_them() -> None:
@@ -21,7 +32,7 @@ def test_arrays_are_packed_as_openpi_packs_them() -> None:
         b"\xc4\x05shape\x92\x01\x03"
     )
     assert pack(array) == expected
-    np.testing.assert_array_equal(unpack(expected), array)
+    np.testing.assert_array_equal(wire.unpack(expected), array)
 
 
 def test_scalars_are_packed_as_openpi_packs_them() -> None:
@@ -32,75 +43,133 @@ def test_scalars_are_packed_as_openpi_packs_them() -> None:
         b"\xc4\x05dtype\xa3<f4"
     )
     assert pack(np.float32(0.5)) == expected
-    assert unpack(expected) == np.float32(0.5)
-    assert unpack(expected).dtype == np.float32
-
-
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.zeros((0, 3), np.float32),
-        np.array(7),
-        np.arange(6, dtype=">i2").reshape(2, 3).T,
-        np.array([True, False]),
-        np.array(["front", "wrist"]),
-        np.array([np.nan, np.inf, -0.0]),
-    ],
-    ids=["empty", "scalar", "big-endian, transposed", "bool", "text", "not finite"],
-)
-def test_round_trip(array: np.ndarray) -> None:
-    back = unpack(pack({"x": [array]}))["x"][0]
-    assert (back.dtype, back.shape, back.tobytes()) == (array.dtype, array.shape, array.tobytes())
-    assert back.flags.writeable
+    assert wire.unpack(expected) == np.float32(0.5)
+    assert wire.unpack(expected).dtype == np.float32
 
 
 @pytest.mark.parametrize(
     "value", [np.array([object()]), np.zeros(2, "f4,i4"), np.zeros(2, complex), {1, 2}]
 )
 def test_other_things_are_not_packed(value: object) -> None:
-    with pytest.raises(ArrayError, match="numbers, text and their arrays"):
+    with pytest.raises(ValueError, match="numbers, text and their arrays"):
         pack({"x": value})
 
 
-def fake(**changes: object) -> bytes:
-    parts = {"__ndarray__": True, "data": b"\x00" * 8, "dtype": "<f8", "shape": [1], **changes}
-    return msgpack.packb({name.encode(): value for name, value in parts.items()})
+def test_the_file_stands_alone(tmp_path: Path) -> None:
+    """Copied beside a robot's code it imports nothing of ours; and it stays short."""
+    source = Path(monitor_client.__file__)
+    assert len(source.read_text().splitlines()) <= 150
+    shutil.copy(source, tmp_path)
+    code = "import sys, monitor_client; print(*{name.split('.')[0] for name in sys.modules})"
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    loaded = set(told.stdout.split())
+    assert {"numpy", "msgpack", "websockets"} <= loaded
+    assert not loaded & {"worldmodel", "torch", "jaxtyping", "scipy"}
+
+
+@contextmanager
+def service(answer: Callable[[ServerConnection], None]) -> Iterator[str]:
+    """A service that says {"a": 1} of itself and then does what `answer` does; its address."""
+
+    def handle(connection: ServerConnection) -> None:
+        connection.send(msgpack.packb({"a": 1}))
+        answer(connection)
+
+    with serve(handle, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        finally:
+            server.shutdown()
+            thread.join(30)
+
+
+def replies(*messages: object) -> Callable[[ServerConnection], None]:
+    """Answers every message with the next of these; bytes and text as they are."""
+
+    def answer(connection: ServerConnection) -> None:
+        for message, _ in zip(messages, connection, strict=False):
+            plain = isinstance(message, bytes | str)
+            connection.send(message if plain else msgpack.packb(message))
+
+    return answer
+
+
+def test_verdicts_come_as_they_were_sent() -> None:
+    trust_map = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
+    verdict = {"id": 1, "level": "trust", "trust_map": trust_map, "score": np.float64(0.1)}
+    with service(replies(pack(verdict))) as url, MonitorClient(url, timeout_s=30.0) as client:
+        assert client.metadata == {"a": 1}
+        shown = client.update(np.zeros((4, 4, 3), np.uint8), None)
+    np.testing.assert_array_equal(shown.pop("trust_map"), verdict.pop("trust_map"), strict=True)
+    assert shown == verdict
+
+
+def test_an_episode_starts_with_the_first_step_and_after_each_reset() -> None:
+    """A step that is refused does not start it: the next one does."""
+    flags: list[bool] = []
+
+    def answer(connection: ServerConnection) -> None:
+        for data in connection:
+            asked = msgpack.unpackb(data)
+            flags.append(asked["reset"])
+            refused = asked["observation"] is None
+            connection.send(pack({"id": asked["id"], **({"error": "No."} if refused else {})}))
+
+    with service(answer) as url, MonitorClient(url, timeout_s=30.0) as client:
+        for observation, reset in [(1, False), (1, False), (1, True), (1, False)]:
+            client.update(observation, None, reset=reset)
+        client.reset()
+        with pytest.raises(MonitorError, match=r"says no: No\."):
+            client.update(None, None)
+        client.update(1, None)
+        client.update(1, None)
+    assert flags == [True, False, True, False, True, True, False]
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("reply", "text"),
     [
-        fake(dtype="|O"),
-        fake(dtype="|V8"),
-        fake(dtype="f4,i4"),
-        fake(dtype="no such type"),
-        fake(dtype=None),
-        fake(shape=[2]),
-        fake(shape=[-1]),
-        fake(shape=[2**62, 0]),
-        fake(shape=3),
-        fake(shape=[1.0]),
-        fake(data="text"),
-        fake(data=None),
-        msgpack.packb({b"__ndarray__": True}),
-        msgpack.packb({b"__npgeneric__": True, b"data": 10**12, b"dtype": "S"}),
-        msgpack.packb({b"__npgeneric__": True, b"data": 300, b"dtype": "|u1"}),
+        ({"id": 1, "error": "The rule."}, "says no: The rule"),
+        ({"id": None, "error": "The rule."}, "says no: The rule"),
+        ({"id": 1, "x": OBJECTS}, "no answer: .*an array of object"),
+        ({"id": 1, "x": {**OBJECTS, b"dtype": "<f8", b"shape": [2]}}, "no answer"),
+        ({"id": 1, "x": {b"__npgeneric__": True, b"data": 10**12, b"dtype": "V"}}, "no answer"),
+        ({"id": 1, "x": {b"__ndarray__": True}}, "no answer: .*dtype"),
+        ({}, "no answer: .*id"),
+        ([], "no answer"),
+        (b"\xc1", "no answer"),
+        ("Traceback", "no answer"),
     ],
 )
-def test_arrays_that_cannot_be_are_refused(data: bytes) -> None:
-    with pytest.raises(ArrayError):
-        unpack(data)
+def test_what_is_no_verdict_is_an_error(reply: object, text: str) -> None:
+    with (
+        service(replies(reply)) as url,
+        MonitorClient(url, timeout_s=30.0) as client,
+        pytest.raises(MonitorError, match=f"{url} .*{text}"),
+    ):
+        client.update(None, None)
 
 
-def test_random_bytes_are_a_message_or_a_value_error() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(2000):
+def test_a_service_that_takes_no_message_is_cut_off() -> None:
+    """More than the buffers of the operating system hold, and nobody reads."""
+    done = threading.Event()
+    with (
+        service(lambda connection: bool(done.wait(30))) as url,
+        MonitorClient(url, timeout_s=0.2) as client,
+    ):
+        connection = client._connection
         try:
-            unpack(rng.bytes(rng.integers(1, 60)))
-        except ValueError:
-            continue
-    with pytest.raises(msgpack.exceptions.StackError):
-        unpack(b"\x91" * 100_000)
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            with pytest.raises(MonitorError):
+                client.update(bytes(2**25), None)
+            with pytest.raises(MonitorError, match="no connection"):
+                client.update(None, None)
+        finally:
+            done.set()
 
 
 @pytest.fixture
@@ -110,13 +179,15 @@ def deaf() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def test_a_server_that_says_nothing_is_given_up(deaf: int) -> None:
-    with pytest.raises(TimeoutError):
-        MonitorClient(f"ws://127.0.0.1:{deaf}", connect_timeout_s=0.2)
+def test_a_server_that_says_nothing_is_given_up(deaf: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor_client, "CONNECT_TIMEOUT_S", 0.2)
+    with pytest.raises(MonitorError, match=rf"{deaf} gave no answer within 0\.2 s"):
+        MonitorClient(f"ws://127.0.0.1:{deaf}")
 
 
-def test_no_server_at_all() -> None:
+@pytest.mark.parametrize("url", ["ws://127.0.0.1:{port}", "127.0.0.1:{port}", "", "ws://"])
+def test_no_server_at_all(url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    with pytest.raises(OSError, match=r"refused|111"):
-        MonitorClient(f"ws://127.0.0.1:{port}")
+        url = url.format(port=server.getsockname()[1])
+    with pytest.raises(MonitorError, match=f"There is no connection to {re.escape(url)}: "):
+        MonitorClient(url)

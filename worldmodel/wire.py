@@ -1,0 +1,61 @@
+"""Messages from anyone, read with care: msgpack with arrays in the wire format of openpi."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import msgpack
+import numpy as np
+
+MAX_PARTS = 1000
+"""Maps and lists in a message, and entries in each: a step of a robot has a few dozen. A message
+of nothing but empty maps would otherwise take seconds to read, and eighty times its size."""
+
+
+class ArrayError(ValueError):
+    """A message with a part that no step holds: an array of objects, or far too many parts."""
+
+
+def unpack(data: bytes) -> Any:
+    """A message of maps, lists, numbers, text and arrays; nothing in it is unpickled or run.
+
+    Raises:
+        ArrayError: an array is wrong, or there are too many parts.
+        ValueError: `data` is no msgpack.
+    """
+    numbers = itertools.count(1)
+
+    def counted(value: Any) -> Any:
+        if next(numbers) > MAX_PARTS:
+            raise ArrayError(f"A message may hold at most {MAX_PARTS} maps and lists.")
+        return value
+
+    return msgpack.unpackb(
+        data,
+        object_hook=lambda value: _decode(counted(value)),
+        list_hook=counted,
+        max_map_len=MAX_PARTS,
+        max_array_len=MAX_PARTS,
+    )
+
+
+def _decode(value: dict[Any, Any]) -> Any:
+    is_array = b"__ndarray__" in value
+    if not is_array and b"__npgeneric__" not in value:
+        return value
+    try:
+        data, dtype = value[b"data"], np.dtype(str(value[b"dtype"]))
+        if dtype.kind not in ("biufSU" if is_array else "biuf") or not dtype.itemsize:
+            raise ArrayError(f"An array must hold numbers or text, got dtype {dtype}.")
+        if not is_array:
+            return dtype.type(data)
+        shape = tuple(value[b"shape"])
+        if math.prod(shape) * dtype.itemsize != len(data):
+            raise ValueError(f"{len(data)} bytes do not fill shape {shape} of {dtype}")
+        return np.ndarray(shape, dtype, buffer=data).copy()
+    except ArrayError:
+        raise
+    except (LookupError, TypeError, ValueError, OverflowError, SyntaxError) as error:
+        raise ArrayError(f"An array cannot be read: {error}.") from error
