@@ -1,10 +1,15 @@
-"""Detectors against scikit-learn; positions and whole frames alike."""
+"""Detectors against scikit-learn and pytorch-ood; arrays and tensors, positions and frames."""
 
+import importlib
+import importlib.util
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
@@ -15,10 +20,15 @@ from worldmodel.monitors.detectors import (
     Mahalanobis,
     NearestNeighbours,
     PcaResidual,
+    PositionGaussian,
+    PytorchOod,
     RelativeMahalanobis,
+    fit_whitening,
+    group_index,
 )
 from worldmodel.monitors.errors import NotFittedError
 from worldmodel.monitors.gaussian import RIDGE
+from worldmodel.monitors.gaussian import fit_whitening as fit_whitening_numpy
 
 DIM = 8
 MIXING = np.random.default_rng(99).normal(size=(3, DIM)) * 3
@@ -152,6 +162,8 @@ def test_broken_features_are_refused(make: Callable[[], Any]) -> None:
         (lambda: NearestNeighbours(k=0), r"`k` must lie in \[1, `bank_size`\]"),
         (lambda: NearestNeighbours(k=4).fit(np.eye(3)), "at least `k`=4 rows, got 3"),
         (lambda: PcaResidual(explained=1.0), r"`explained` must lie in \(0, 1\)"),
+        (lambda: PositionGaussian().fit(np.ones((1, 2, 2, 3))), "at least 2 frames, got 1"),
+        (lambda: PytorchOod(len), "`detector` must have `fit_features`"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(call: Callable[[], object], message: str) -> None:
@@ -164,3 +176,217 @@ def test_a_large_bank_is_drawn_from_evenly() -> None:
     detector = NearestNeighbours(k=2, bank_size=500).fit(rows)
     assert detector.bank_.shape == (500, DIM)
     assert auroc(detector.score(familiar(2)[0]), detector.score(strange(1))) > 0.8
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_tensor_scores_as_the_array_of_its_numbers(
+    make: Callable[[], Any], dtype: torch.dtype
+) -> None:
+    detector = make()
+    features = torch.from_numpy(strange(4, 30)).reshape(5, 3, 2, DIM).to(dtype).requires_grad_()
+    scores = detector.score(features)
+    assert isinstance(scores, torch.Tensor)
+    assert scores.dtype == torch.float64
+    assert not scores.requires_grad
+    assert scores.shape == (5, 3, 2)
+    expected = detector.score(features.detach().double().numpy())
+    assert isinstance(expected, np.ndarray)
+    np.testing.assert_array_equal(scores.numpy(), expected)
+
+
+def test_fits_on_tensors_as_on_arrays() -> None:
+    rows, groups = familiar(0)
+    tensors, labels, fresh = torch.from_numpy(rows), torch.from_numpy(groups), strange(1, 20)
+    pairs = [
+        (Mahalanobis().fit(rows), Mahalanobis().fit(tensors)),
+        (RelativeMahalanobis().fit(rows, groups), RelativeMahalanobis().fit(tensors, labels)),
+        (NearestNeighbours(bank_size=50).fit(rows), NearestNeighbours(bank_size=50).fit(tensors)),
+        (PcaResidual().fit(rows), PcaResidual().fit(tensors)),
+        (PositionGaussian().fit(rows), PositionGaussian().fit(tensors)),
+    ]
+    for one, other in pairs:
+        np.testing.assert_array_equal(one.score(fresh), other.score(fresh))
+
+
+@pytest.mark.gpu
+@every
+def test_scores_stay_on_the_device_of_the_features(make: Callable[[], Any]) -> None:
+    detector, fresh = make(), strange(1, 20)
+    expected = detector.score(fresh)
+    scores = detector.score(torch.from_numpy(fresh).cuda())
+    assert scores.device.type == "cuda"
+    np.testing.assert_allclose(scores.cpu().numpy(), expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(detector.score(fresh), expected, rtol=1e-12)
+
+
+@every
+def test_memory_layout_changes_nothing(make: Callable[[], Any]) -> None:
+    detector, fresh = make(), strange(1, 20)
+    expected = detector.score(fresh)
+    frozen = fresh.copy()
+    frozen.flags.writeable = False
+    np.testing.assert_array_equal(detector.score(frozen), expected)
+    np.testing.assert_array_equal(detector.score(fresh[::-1]), expected[::-1])
+    np.testing.assert_array_equal(detector.score(fresh.astype(">f8")), expected)
+    np.testing.assert_array_equal(fresh, strange(1, 20))
+
+
+@pytest.mark.parametrize("n", [3, 6, 400])
+def test_whitening_is_the_one_in_numpy(n: int) -> None:
+    rows = familiar(0, n)[0]
+    rows[:, 2] = 5.0
+    for ours, theirs in zip(
+        fit_whitening(torch.from_numpy(rows)), fit_whitening_numpy(rows), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6 + 0.1])
+def test_a_feature_that_never_varied_keeps_its_unit(value: float) -> None:
+    """The rounded mean of 400 times 0.1 is not 0.1: its deviation is no scale."""
+    rows, fresh = familiar(0)[0], familiar(1, 20)[0]
+    rows[:, 3] = fresh[:, 3] = value
+    for detector in (Mahalanobis().fit(rows), PcaResidual().fit(rows)):
+        assert detector.score(fresh).max() < 5
+
+
+PLACE = (2, 3)
+
+
+def maps(seed: int, n: int = 60) -> np.ndarray:
+    """Maps whose positions differ in mean and in the direction they spread."""
+    rng = np.random.default_rng(seed)
+    fixed = np.random.default_rng(97)
+    means, mixing = 4 * fixed.normal(size=(*PLACE, DIM)), fixed.normal(size=(*PLACE, DIM, DIM))
+    return means + np.einsum("nhwd,hwde->nhwe", rng.normal(size=(n, *PLACE, DIM)), mixing)
+
+
+def test_position_gaussian_is_scikit_learns_at_every_position() -> None:
+    fit, fresh = maps(0), maps(1, 20)
+    scores = PositionGaussian().fit(fit).score(fresh)
+    assert scores.shape == (20, *PLACE)
+    for y, x in np.ndindex(PLACE):
+        rows = fit[:, y, x]
+        squared = squared_distances(rows, rows.mean(axis=0)[None], fresh[:, y, x])[:, 0]
+        np.testing.assert_allclose(scores[:, y, x], np.sqrt(squared / DIM), rtol=1e-9)
+
+
+def test_position_gaussian_finds_what_is_familiar_elsewhere_only() -> None:
+    """Positions swapped: each vector was seen, only not there. One shared fit cannot tell."""
+    fit, fresh = maps(0, 400), maps(1, 400)
+    swapped = fresh[:, ::-1, ::-1]
+    own, shared = PositionGaussian().fit(fit), Mahalanobis().fit(fit)
+    assert auroc(own.score(fresh).ravel(), own.score(swapped).ravel()) > 0.99
+    assert auroc(shared.score(fresh).ravel(), shared.score(swapped).ravel()) == 0.5
+
+
+def test_position_gaussian_goes_out_and_in() -> None:
+    detector, fresh = PositionGaussian().fit(maps(0)), maps(1, 5)
+    again = PositionGaussian.from_arrays(detector.arrays())
+    np.testing.assert_array_equal(again.score(fresh), detector.score(fresh))
+    np.testing.assert_array_equal(again.score(torch.from_numpy(fresh)), detector.score(fresh))
+    with pytest.raises(NotFittedError):
+        PositionGaussian().score(fresh)
+    with pytest.raises(ValueError, match=r"maps of \(2, 3\) positions, got \(3, 2\)"):
+        detector.score(np.moveaxis(fresh, 1, 2))
+
+
+class NearestMean:
+    """What pytorch-ood's detectors of features look like; strict about what it is given."""
+
+    def fit_features(self, z: torch.Tensor, y: torch.Tensor) -> "NearestMean":
+        assert z.dtype == torch.float32
+        assert z.ndim == 2
+        assert y.shape == (len(z),)
+        assert set(y.tolist()) == set(range(int(y.max()) + 1))
+        self.means = torch.stack([z[y == k].mean(0) for k in range(int(y.max()) + 1)])
+        return self
+
+    def predict_features(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(z, self.means).amin(1)
+
+
+@pytest.mark.parametrize("groups", [None, np.array([7, -2, 7, 5])])
+def test_a_foreign_detector_scores_every_position(groups: np.ndarray | None) -> None:
+    rows = np.diag([1.0, 2.0, 3.0, 4.0])
+    adapted = PytorchOod(NearestMean())
+    with pytest.raises(NotFittedError):
+        adapted.score(rows)
+    adapted.fit(rows, groups)
+    centres = rows.mean(axis=0)[None] if groups is None else np.stack([
+        rows[[0, 2]].mean(axis=0), rows[1], rows[3]
+    ])  # fmt: skip
+    fresh = np.random.default_rng(0).normal(size=(2, 3, 4))
+    expected = np.linalg.norm(fresh[:, :, None] - centres, axis=-1).min(axis=-1)
+    np.testing.assert_allclose(adapted.score(fresh), expected, rtol=1e-5)
+    tensor = adapted.score(torch.from_numpy(fresh))
+    np.testing.assert_array_equal(tensor.numpy(), adapted.score(fresh))
+    with pytest.raises(ValueError, match="must have 4 numbers per row, got 3"):
+        adapted.score(fresh[..., :3])
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        adapted.score(np.full((1, 4), np.nan))
+
+
+def test_a_foreign_detector_must_score_every_row() -> None:
+    class Broken(NearestMean):
+        def predict_features(self, z: torch.Tensor) -> torch.Tensor:
+            return z.mean()
+
+    adapted = PytorchOod(Broken()).fit(np.eye(3))
+    with pytest.raises(ValueError, match=r"one score per row, got \(\) for 3 rows"):
+        adapted.score(np.eye(3))
+
+
+def test_every_row_needs_a_group() -> None:
+    with pytest.raises(ValueError, match="the group of every row, got 2 for 3 rows"):
+        group_index(np.arange(2), torch.eye(3).double())
+
+
+@pytest.fixture
+def pytorch_ood(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """pytorch-ood's detectors, past its `__init__`: that asks for torchvision, they do not."""
+    spec = importlib.util.find_spec("pytorch_ood")
+    if spec is None or spec.submodule_search_locations is None:
+        pytest.skip("pytorch-ood is not installed")
+    package = ModuleType("pytorch_ood")
+    package.__path__ = list(spec.submodule_search_locations)
+    monkeypatch.setitem(sys.modules, "pytorch_ood", package)
+    return importlib.import_module("pytorch_ood.detector")
+
+
+@pytest.mark.parametrize("k", [1, 10])
+def test_neighbours_are_pytorch_oods(pytorch_ood: ModuleType, k: int) -> None:
+    rows, fresh = familiar(0)[0], strange(1, 50).reshape(5, 10, DIM)
+    theirs = PytorchOod(pytorch_ood.KNN(None, k=k)).fit(rows)
+    ours = NearestNeighbours(k=k).fit(rows)
+    np.testing.assert_allclose(theirs.score(fresh), ours.score(fresh), atol=1e-5)
+
+
+def test_distances_are_pytorch_oods(
+    pytorch_ood: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Theirs sum over the n rows and add no ridge; shrinkage moves 20,000 rows by 2% at most."""
+    monkeypatch.setattr("worldmodel.monitors.detectors.RIDGE", 0.0)
+    rng, n = np.random.default_rng(0), 20_000
+    groups = rng.integers(4, size=n)
+    rows = np.random.default_rng(1).normal(size=(4, DIM))[groups] + rng.normal(size=(n, DIM))
+    fresh = 2 * rng.normal(size=(200, DIM))
+    theirs = PytorchOod(pytorch_ood.Mahalanobis(None)).fit(rows).score(fresh)
+    squared = Mahalanobis().fit(rows).score(fresh) ** 2
+    np.testing.assert_allclose(squared, 2 * theirs * n / DIM, rtol=0.01)
+    theirs = PytorchOod(pytorch_ood.RMD(None)).fit(rows, groups + 3).score(fresh) * n / DIM
+    ours = RelativeMahalanobis().fit(rows, groups).score(fresh)
+    np.testing.assert_allclose(squared + ours, squared + theirs, rtol=0.03)  # to the nearest group
+    assert np.corrcoef(ours, theirs)[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("name", ["KNN", "Mahalanobis", "RMD", "GMM"])
+def test_the_adapter_changes_no_score_of_pytorch_ood(pytorch_ood: ModuleType, name: str) -> None:
+    rows, groups = familiar(0)
+    z, y = torch.from_numpy(rows).float(), torch.from_numpy(groups)
+    fresh = strange(1, 20)
+    kind = getattr(pytorch_ood, name)
+    direct = kind(None).fit_features(z, y).predict_features(torch.from_numpy(fresh).float())
+    adapted = PytorchOod(kind(None)).fit(rows, groups).score(fresh)
+    np.testing.assert_array_equal(adapted, direct.double().numpy())
