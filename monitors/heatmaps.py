@@ -72,8 +72,8 @@ def overlay(
     return np.round(blend).astype(np.uint8)
 
 
-def legend(height: int) -> UInt8[np.ndarray, "height 56 3"]:
-    """A bar of the colours with its confidences, to stand right of a picture."""
+def legend(height: int, *, label: str = "confidence") -> UInt8[np.ndarray, "height 56 3"]:
+    """A bar of the colours with the numbers they mean, to stand right of a picture."""
     from PIL import Image, ImageDraw
 
     if height < 48:
@@ -83,7 +83,7 @@ def legend(height: int) -> UInt8[np.ndarray, "height 56 3"]:
     bar = colours(np.linspace(1.0, 0.0, bottom - top))
     canvas.paste(Image.fromarray(np.repeat(bar[:, None], 12, axis=1)), (8, top))
     draw = ImageDraw.Draw(canvas)
-    draw.text((2, 1), "confidence", fill="black", font_size=10)
+    draw.text((2, 1), label, fill="black", font_size=10)
     for tick in TICKS:
         y = bottom - tick * (bottom - 1 - top) - 1
         draw.line([(20, y), (24, y)], fill="black")

@@ -29,10 +29,12 @@ TOP_FLOOR = (
     "demo",
     "evaluation",
     "left_out_episodes",
+    "live_view",
     "planning",
     "report",
     "rollout_report",
     "statistics",
+    "view_strip",
 )
 """Modules of worldmodel/ that stand above envs/, by the first part of their name."""
 MAY_IMPORT = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,14 +53,24 @@ def unstretched(episode: Episode) -> UInt8[Tensor, "time view height width 3"]:
 
 
 def watched_steps(
-    model: WorldModel, trust: Trust, episode: Episode, rollouts: EpisodeRollouts
+    model: WorldModel,
+    trust: Trust,
+    episode: Episode,
+    rollouts: EpisodeRollouts,
+    *,
+    show: Callable[[np.ndarray, Verdict], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """What a log keeps of every frame: what was imagined of it, and the verdict on it."""
+    """What a log keeps of every frame: what was imagined of it, and the verdict on it.
+
+    `show` is given every frame [view, height, width, 3] and its verdict as they come.
+    """
     channels = trust.monitor.judge_.channels_.names
     config = model.config.dynamics
     map_shape = (config.views, config.height, config.width)
     verdicts = watch(trust, episode, rollouts)
     for step, verdict in zip(steps(model, episode, rollouts), verdicts, strict=True):
+        if show is not None:
+            show(step["frame"], verdict)
         yield {**step, **verdict_signals(verdict, channels, map_shape)}
 
 

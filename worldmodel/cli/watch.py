@@ -33,6 +33,9 @@ class Command:
     out: Path | None = None
     """Rollout log to write (.zarr), a new or empty folder; with `--listen`, the folder for one file
     of JSON lines per session. None: nothing is written."""
+    view: Path | None = None
+    """Folder for one file per episode to look at, new or empty: a Rerun recording (.rrd) where
+    `worldmodel[view]` is installed, else a picture (.png). None: none is written."""
     seed: int = 0
     """Seed of the world model's predictions."""
     monitor: Path | None = None
@@ -61,8 +64,8 @@ def run(command: Command) -> int:
         if command.deadline_ms is not None:
             raise ValueError("`--deadline-ms` goes with `--listen`, not with `--data`.")
         return watch_data(command, command.data)
-    if command.only is not None or command.json:
-        raise ValueError("`--only` and `--json` go with `--data`, not with `--listen`.")
+    if command.only is not None or command.json or command.view is not None:
+        raise ValueError("`--only`, `--json` and `--view` go with `--data`, not with `--listen`.")
     return listen(command)
 
 
@@ -88,6 +91,7 @@ def watch_data(command: Command, data: Path) -> int:
     from worldmodel.watching import VERDICT, summarize_watch
 
     check_new(command.out)
+    check_view(command.view, command.out)
     model, trust, folder, monitor = load_watcher(command)
     dataset = open_for(model, data)
     names = select_episodes(dataset, only=command.only)
@@ -98,7 +102,8 @@ def watch_data(command: Command, data: Path) -> int:
     )
     log: RolloutLog | None = None
     summaries = {}
-    for name, rows in watch_episodes(model, trust, dataset, names, seed=command.seed):
+    watched = watch_episodes(model, trust, dataset, names, seed=command.seed, view=command.view)
+    for name, rows in watched:
         if command.out:
             log = log or RolloutLog.create(command.out, attributes=attributes)
             write_rollout(log, name, rows, dataset.summary(name))
@@ -108,10 +113,19 @@ def watch_data(command: Command, data: Path) -> int:
     return int(any(summary.first_alarm is not None for summary in summaries.values()))
 
 
-def check_new(path: Path | None) -> None:
+def check_new(path: Path | None, option: str = "--out") -> None:
     """Refuse to write where something is."""
     if path and path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"`--out` must be a new or empty folder, but {path} holds something.")
+        raise ValueError(f"`{option}` must be a new or empty folder, but {path} holds something.")
+
+
+def check_view(view: Path | None, out: Path | None) -> None:
+    """Refuse to write views where something is, or into the log."""
+    check_new(view, "--view")
+    if view and out:
+        one, other = view.resolve(), out.resolve()
+        if one.is_relative_to(other) or other.is_relative_to(one):
+            raise ValueError(f"`--view` and `--out` must lie apart, got {view} and {out}.")
 
 
 def note_long_episodes(trust: Trust, dataset: Dataset, names: Sequence[str]) -> None:
@@ -127,21 +141,33 @@ def note_long_episodes(trust: Trust, dataset: Dataset, names: Sequence[str]) -> 
 
 
 def watch_episodes(
-    model: WorldModel, trust: Trust, dataset: Dataset, names: Sequence[str], *, seed: int
+    model: WorldModel,
+    trust: Trust,
+    dataset: Dataset,
+    names: Sequence[str],
+    *,
+    seed: int,
+    view: Path | None = None,
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Load, imagine and watch one episode after the other."""
+    """Load, imagine and watch one episode after the other, and show each in the folder `view`."""
+    from contextlib import nullcontext
+
     from tqdm import tqdm
 
     from worldmodel.episodes import choose_cameras, load_episode
+    from worldmodel.live_view import open_view
     from worldmodel.rollouts import roll_out
     from worldmodel.watching import watched_steps
 
-    cameras = choose_cameras(model, dataset)
+    cameras, rate_hz = choose_cameras(model, dataset), model.config.rate_hz
     with tqdm(names, "watch", unit="episode") as bar:
         for name in bar:
             episode = load_episode(model, dataset.episode(name), cameras)
             (rollouts,) = roll_out(model, [episode.batch], horizon=trust.horizon, seed=seed)
-            yield name, list(watched_steps(model, trust, episode, rollouts))
+            shown = open_view(view, name, cameras=cameras, rate_hz=rate_hz) if view else None
+            with shown or nullcontext() as show:
+                rows = list(watched_steps(model, trust, episode, rollouts, show=show))
+            yield name, rows
 
 
 def print_result(command: Command, summaries: dict[str, WatchSummary], *, rate_hz: float) -> None:

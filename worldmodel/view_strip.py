@@ -1,0 +1,287 @@
+"""A watched episode as one picture: chosen frames, trust over them, channels, and levels over time.
+
+Drawn with Pillow and Matplotlib. However long the episode, few of its frames are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from worldmodel.monitors.heatmaps import LEGEND_WIDTH, legend, overlay
+from worldmodel.monitors.verdict import Level, Verdict
+from worldmodel.view_course import MIN_CHOSEN, Course, Frame, Map, Moment, MomentChoice
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from PIL.ImageDraw import ImageDraw
+
+Picture = UInt8[np.ndarray, "tall wide 3"]
+
+LEVEL_COLORS = ((208, 208, 208), (230, 159, 0), (213, 94, 0), (0, 0, 0))
+"""Of each `Level`; the alarms in the colours of Okabe and Ito."""
+NO_MAP = 225
+"""Grey of a picture for which there is no trust map."""
+MAX_COLUMNS = 12
+MAX_WIDTH = 1700
+"""Of all columns together, if that leaves `MIN_CHOSEN` of them (pixels)."""
+MIN_WIDTH = 720
+"""Of the plot (pixels)."""
+CELL_HEIGHT = 128
+"""Smaller pictures are enlarged by the greatest whole factor that keeps them at most this tall."""
+GAP = 12
+"""White between pictures, in which the frame around an alarm is drawn (pixels)."""
+BORDER = 4
+"""Width of that frame (pixels)."""
+LEFT = 110
+"""Left of the first column and of the plot (pixels)."""
+LINE = 18
+"""Height of a line of text (pixels)."""
+FONT = 13
+PLOT, TICKS, BAR = 190, 40, 20
+"""Heights of the plot, of the labels of its time axis, and of the bar of levels (pixels)."""
+MAX_LABEL_ROWS = 5
+"""Rows of text below the bar of levels."""
+FAR = 10
+"""Scores beyond so many thresholds turn the axis logarithmic, linear below the threshold."""
+
+
+class StripView:
+    """Takes an episode's frames and verdicts one by one, and draws them when it is over."""
+
+    def __init__(self, path: Path, *, title: str, cameras: Sequence[str], rate_hz: float) -> None:
+        """Set up; `path` is written by `finish`."""
+        self.path, self.title, self.cameras, self.rate_hz = path, title, tuple(cameras), rate_hz
+        self._course, self._choice = Course(), MomentChoice()
+
+    def add(self, frame: Frame, verdict: Verdict) -> None:
+        """Take the next frame."""
+        self._choice.add(
+            len(self._course.levels), Moment(frame.copy(), verdict.trust_map, verdict.level)
+        )
+        self._course.add(verdict)
+
+    def finish(self) -> None:
+        """Write the picture (PNG)."""
+        from PIL import Image
+
+        moments = self._choice.chosen(MAX_COLUMNS)
+        _, height, width, _ = moments[0].frame.shape
+        fitting = MAX_WIDTH // (enlargement(height) * width + GAP)
+        if fitting < len(moments):
+            moments = self._choice.chosen(max(fitting, MIN_CHOSEN))
+        upper = frame_rows(moments, self.cameras, self.rate_hz)
+        plotted = max(upper.shape[1] - LEFT - LEGEND_WIDTH - GAP, MIN_WIDTH)
+        parts = [
+            heading(self.title, self._course, self.rate_hz, width=LEFT + plotted),
+            upper,
+            plot(self._course, list(moments), self.rate_hz, width=plotted),
+            level_rows(self._course, width=plotted),
+        ]
+        Image.fromarray(stacked(parts)).save(self.path, format="PNG")
+
+
+def enlargement(height: int) -> int:
+    """Whole factor by which pictures of this height are enlarged."""
+    return max(1, CELL_HEIGHT // height)
+
+
+def stacked(parts: Sequence[Picture]) -> Picture:
+    """Pictures one below the other, white at the right of narrower ones."""
+    widest = max(part.shape[1] for part in parts) + GAP
+    padded = [
+        np.pad(part, ((0, 0), (0, widest - part.shape[1]), (0, 0)), constant_values=255)
+        for part in parts
+    ]
+    return np.concatenate(padded)
+
+
+def heading(title: str, course: Course, rate_hz: float, *, width: int) -> Picture:
+    """The episode, its first alarm and the evidence for it; lines too long end in dots."""
+    from PIL import Image, ImageDraw
+
+    frames = len(course.levels)
+    lines = [f"{title}: {frames} frames, {frames / rate_hz:.1f} s"]
+    if course.first_alarm is None:
+        lines.append("no alarm")
+    else:
+        t = course.first_alarm
+        first = dict(course.changes)[t]
+        lines.append(f"first alarm at frame {t} ({t / rate_hz:.1f} s), {first}")
+        lines.append(course.reasons)
+    if course.undrawn:
+        names = ", ".join(sorted(course.undrawn))
+        lines.append(f"not drawn, for want of a threshold above 0: {names}")
+    canvas = Image.new("RGB", (width, GAP + LINE * len(lines)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for row, line in enumerate(lines):
+        place = GAP, GAP + row * LINE
+        draw.text(place, shortened(draw, line, width - GAP), "black", font_size=FONT)
+    return np.asarray(canvas)
+
+
+def shortened(draw: ImageDraw, text: str, width: float) -> str:
+    """As much of the text as fits, with dots in place of the rest."""
+    if draw.textlength(text, font_size=FONT) <= width:
+        return text
+    while text and draw.textlength(f"{text}...", font_size=FONT) > width:
+        text = text[:-1]
+    return f"{text}..."
+
+
+def frame_rows(moments: Mapping[int, Moment], cameras: Sequence[str], rate_hz: float) -> Picture:
+    """Per camera a row of frames and, below it, trust over them; a frame around those of alarms."""
+    from PIL import Image, ImageDraw
+
+    pictures = [moment_pictures(moment) for moment in moments.values()]
+    height, width, _ = pictures[0][0].shape
+    top, step = 2 * LINE + GAP, height + GAP
+    right = LEFT + len(moments) * (width + GAP)
+    canvas = Image.new("RGB", (right + LEGEND_WIDTH, top + len(pictures[0]) * step), "white")
+    draw = ImageDraw.Draw(canvas)
+    for column, ((t, moment), rows) in enumerate(zip(moments.items(), pictures, strict=True)):
+        x, color = LEFT + column * (width + GAP), LEVEL_COLORS[moment.level]
+        head = f"frame {t}, {t / rate_hz:.1f} s\n{moment.level.name.lower()}"
+        place = x + width / 2, LINE + GAP / 2
+        draw.text(place, head, "black", font_size=FONT, anchor="mm", align="center")
+        for row, picture in enumerate(rows):
+            y = top + row * step
+            if moment.level > Level.TRUST:
+                outside = (x - BORDER, y - BORDER, x + width + BORDER - 1, y + height + BORDER - 1)
+                draw.rectangle(outside, fill=color)
+            canvas.paste(Image.fromarray(picture), (x, y))
+    for view, camera in enumerate(cameras):
+        for row, label in ((2 * view, camera), (2 * view + 1, "trust")):
+            place = LEFT - GAP, top + row * step + height / 2
+            label = shortened(draw, label, LEFT - 2 * GAP)
+            draw.text(place, label, "black", font_size=FONT, anchor="rm")
+        scale = Image.fromarray(legend(height, label="trust"))
+        canvas.paste(scale, (right, top + (2 * view + 1) * step))
+    return np.asarray(canvas)
+
+
+def moment_pictures(moment: Moment) -> list[Picture]:
+    """Frame and trust of every view in turn, enlarged."""
+    factor = enlargement(moment.frame.shape[1])
+    maps = trust_of_views(moment.trust_map, len(moment.frame))
+    pictures = []
+    for frame, trust_map in zip(moment.frame, maps, strict=True):
+        pictures += [frame, trust_picture(frame, trust_map)]
+    return [picture.repeat(factor, axis=0).repeat(factor, axis=1) for picture in pictures]
+
+
+def trust_of_views(trust_map: Map | None, views: int) -> Sequence[Map | None]:
+    """The trust map of every view; one without views is shown over each."""
+    if trust_map is None:
+        return [None] * views
+    return list(np.broadcast_to(trust_map, (views, *trust_map.shape[-2:])))
+
+
+def trust_picture(frame: Picture, trust_map: Map | None) -> Picture:
+    """Trust over a frame; plain grey without a map, for then nothing is known of it."""
+    return np.full_like(frame, NO_MAP) if trust_map is None else overlay(frame, trust_map)
+
+
+def plot(course: Course, marked: Sequence[int], rate_hz: float, *, width: int) -> Picture:
+    """Each channel's score in thresholds over time, and the threshold; `marked` frames are shown.
+
+    The plot is `width` wide and starts `LEFT` from the left.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    names = math.ceil((len(course.ratios) + 1) / 6)
+    above, wide = 26 * names + 10, LEFT + width + GAP
+    tall = above + PLOT + TICKS
+    figure = Figure(figsize=(wide / 100, tall / 100), dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((LEFT / wide, TICKS / tall, width / wide, PLOT / tall))
+    draw_channels(axes, course)
+    marks = axes.get_xaxis_transform()
+    axes.plot(
+        marked, [1.0] * len(marked), "v", color="#767676", clip_on=False, transform=marks, ms=4
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    axes.xaxis.set_major_formatter(lambda t, _: f"{t:g}\n{t / rate_hz:g} s")
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.array(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+
+
+def draw_channels(axes: Axes, course: Course) -> None:
+    """The lines, the threshold at 1, and the names above the plot."""
+    from worldmodel.report_figures import COLORS, DASHES, finish
+
+    frames = len(course.levels)
+    axes.axhline(1, color="black", linestyle="--", linewidth=1, label="threshold")
+    for (name, values), color, dash in zip(course.ratios.items(), cycle(COLORS), cycle(DASHES)):
+        dot = "." if frames <= 200 else None
+        axes.plot(values, color=color, linestyle=dash, marker=dot, label=name, linewidth=1.4)
+    highest = np.nanmax([1.0, *(np.nanmax(values) for values in course.ratios.values())])
+    if highest > FAR:
+        axes.set_yscale("symlog", linthresh=1)
+        axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlim(-0.5, frames - 0.5)
+    axes.set_ylim(top=max(axes.get_ylim()[1], 1.2))
+    axes.set_ylabel("score / threshold")
+    axes.tick_params(labelsize=9)
+    if not course.ratios:
+        middle = ((len(course.levels) - 1) / 2, 0.5)
+        axes.annotate("no channel gave a score", middle, ha="center", va="center")
+    finish(axes)
+    axes.legend(frameon=False, ncols=6, loc="lower right", bbox_to_anchor=(1, 1.02), fontsize=9)
+
+
+def level_bar(levels: Int[np.ndarray, " time"], width: int) -> UInt8[np.ndarray, " width 3"]:
+    """The colour of the level at every pixel; where pixels hold several frames, of the highest."""
+    starts = np.arange(width) * len(levels) // width
+    return np.array(LEVEL_COLORS, np.uint8)[np.maximum.reduceat(levels, starts)]
+
+
+def level_rows(course: Course, *, width: int) -> Picture:
+    """The bar of levels in line with the plot, and below it what changed when."""
+    from PIL import Image, ImageDraw
+
+    canvas = Image.new("RGB", (LEFT + width + GAP, BAR + (MAX_LABEL_ROWS + 2) * LINE), "white")
+    draw = ImageDraw.Draw(canvas)
+    bar = level_bar(np.array(course.levels), width)
+    canvas.paste(Image.fromarray(np.repeat(bar[None], BAR, axis=0)), (LEFT, 0))
+    draw.text((LEFT - GAP, BAR / 2), "level", "black", font_size=FONT, anchor="rm")
+    taken: list[list[tuple[float, float]]] = [[] for _ in range(MAX_LABEL_ROWS)]
+    labels, unnamed = [], 0
+    for t, text in course.changes:
+        start = LEFT + t * width / len(course.levels)
+        label = shortened(draw, f"{t} {text}", width / 2)
+        wide = draw.textlength(label, font_size=FONT) + 2
+        left = min(start + 3, LEFT + width - wide)
+        row = free_row(taken, left, left + wide + GAP)
+        if row is None:
+            unnamed += 1
+            continue
+        y = BAR + 2 + row * LINE
+        draw.line([(start, BAR), (start, y + LINE - 4)], fill="#9A9A9A")
+        labels.append((left, y, wide, label))
+    for left, y, wide, label in labels:
+        draw.rectangle((left - 1, y, left + wide, y + LINE - 3), fill="white")
+        draw.text((left, y), label, "black", font_size=FONT)
+    rows = sum(map(bool, taken))
+    if unnamed:
+        rows += 1
+        note = f"and {unnamed} more changes, for which there is no room"
+        draw.text((LEFT, BAR + MAX_LABEL_ROWS * LINE), note, "#555555", font_size=FONT)
+    return np.asarray(canvas)[: BAR + rows * LINE + GAP]
+
+
+def free_row(taken: list[list[tuple[float, float]]], left: float, right: float) -> int | None:
+    """The first row with room from `left` to `right`, which is taken from now on."""
+    for row, places in enumerate(taken):
+        if all(right <= start or left >= end for start, end in places):
+            places.append((left, right))
+            return row
+    return None
