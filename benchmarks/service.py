@@ -1,49 +1,89 @@
 """The monitor as a service under load and abuse: nothing lost, mixed up, leaked or hung.
 
-Starts `worldmodel watch --listen` in a process of its own, then
-1. 20 robots send 500 steps each at once, as fast as they can. Every robot's frames are of its own
-   colour, and the answer of step t must be that of the same monitor called directly on that frame;
-2. 1,000 robots connect, ask once and leave;
-3. peers misbehave in every way; each must be answered or closed;
-4. the process is killed (SIGKILL); every answered verdict must be in its log.
+    OMP_NUM_THREADS=1 python benchmarks/service.py          # about fifteen minutes on two cores
+    OMP_NUM_THREADS=1 python benchmarks/service.py --quick  # two minutes; writes no file
 
-Prints the service's file descriptors and memory between the parts. Exit code 1 if a check fails.
+Starts `worldmodel watch --listen` in a process of its own, then
+1. one robot sends 500 steps, as fast as it can;
+2. 20 robots send 500 steps each at once. Every robot's frames are its own, and the answer to each
+   step must carry its number and be that of the same monitor called directly on that frame;
+3. 1,000 robots connect, ask once and leave, and 1,000 more leave without a word; twice;
+4. peers misbehave in every way at once, while a well-behaved robot is watched beside them; those
+   that need no patience do it twice;
+5. the process is killed (SIGKILL) while five robots are watched: every verdict that one of them got
+   must be in its log, and all must be told at once.
+
+Every wait has a limit. Exit code 1 if a check fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
+import selectors
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import psutil
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
+from checkpoint_quality import git_commit  # the scripts beside this one
+from sampler_quality import hardware
+from service_abuse import ACTION, Outcome, abuse, upgrade
+from service_report import Check, Latency, Report, Usage
 
 from worldmodel.calibration import load_trust
 from worldmodel.model import WorldModel, checkpoint_folder
-from worldmodel.monitor_client import MonitorClient, Verdict, pack, unpack
+from worldmodel.monitor_client import MonitorClient, MonitorError
 from worldmodel.monitors.alerts import read_alerts
 from worldmodel.monitors.monitor import RuntimeMonitor
+from worldmodel.monitors.verdict import Verdict
 
 KEY = "benchmark"
-ACTION = np.array([0.01, 0, 0, 0, 0, 0, 1], np.float32)
-PATIENCE_S = 120.0
-"""A peer that is neither answered nor closed for so long has found a hang."""
+PATIENCE_S = 60.0
+"""Longest wait for any answer."""
 NUM_PICTURES = 8
 """Different frames per robot."""
+NUM_KILLED = 5
+"""Robots watched when the service is killed."""
+MAX_GROWTH_MIB = 16.0
+"""Most by which memory may grow over a second round of the same."""
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is asked of the service."""
+
+    robots: int = 20
+    steps: int = 500
+    visits: int = 1000
+    limit_s: int = 3000
+    """The whole run is given up after so long."""
+
+
+@dataclass
+class Ride:
+    """One robot's verdicts, and how long it waited for each."""
+
+    shown: list[dict[str, Any]]
+    waits_s: list[float]
+    failure: str = ""
+    failed_after_s: float = 0.0
 
 
 @contextmanager
@@ -55,18 +95,29 @@ def service(model: str, out: Path) -> Iterator[tuple[str, psutil.Process]]:
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
+            with selectors.DefaultSelector() as selector:
+                selector.register(process.stdout, selectors.EVENT_READ)
+                if not selector.select(PATIENCE_S):
+                    raise TimeoutError(f"The service did not start within {PATIENCE_S:g} s.")
             line = process.stdout.readline()
             yield line.removeprefix("Listening at ").split(";")[0], psutil.Process(process.pid)
         finally:
             process.kill()
 
 
-def usage(process: psutil.Process) -> str:
-    """File descriptors, threads and memory of the service."""
-    memory = process.memory_info().rss / 2**20
-    return (
-        f"{process.num_fds()} file descriptors, {process.num_threads()} threads, {memory:.0f} MiB"
+def usage(process: psutil.Process, when: str, *, at_most: int | None = None) -> Usage:
+    """What the service holds, once it is down to `at_most` file descriptors or half a minute on."""
+    end = time.monotonic() + 30
+    while at_most is not None and process.num_fds() > at_most and time.monotonic() < end:
+        time.sleep(0.1)
+    memory, fds = process.memory_info().rss / 2**20, process.num_fds()
+    found = Usage(
+        when=when, file_descriptors=fds, threads=process.num_threads(), rss_mib=round(memory, 1)
     )
+    print(
+        f"  {when}: {fds} file descriptors, {found.threads} threads, {memory:.0f} MiB", flush=True
+    )
+    return found
 
 
 def pictures(robot: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -75,225 +126,265 @@ def pictures(robot: int, shape: tuple[int, ...]) -> np.ndarray:
     return rng.normal(40 + 8 * robot, 12, (NUM_PICTURES, *shape)).clip(0, 255).astype(np.uint8)
 
 
-def ride(client: MonitorClient, robot: int, num_steps: int) -> list[Verdict]:
-    """The verdicts on a robot's steps."""
+def ride(
+    client: MonitorClient, robot: int, more: Callable[[int], bool], *, gap_s: float = 0.0
+) -> Ride:
+    """Ask step by step while `more(step)`, until something fails."""
     frames = pictures(robot, tuple(client.metadata["frame_shape"]))
-    return [client.update(frames[step % NUM_PICTURES], ACTION) for step in range(num_steps)]
+    done, step = Ride([], []), 0
+    while more(step):
+        started = time.perf_counter()
+        try:
+            verdict = client.update(frames[step % NUM_PICTURES], ACTION)
+        except MonitorError as error:
+            done.failure, done.failed_after_s = str(error), time.perf_counter() - started
+            break
+        done.waits_s.append(time.perf_counter() - started)
+        done.shown.append(verdict)
+        step += 1
+        time.sleep(gap_s)
+    return done
 
 
-def count_wrong(monitor: RuntimeMonitor, robot: int, shown: list[Verdict]) -> tuple[int, int]:
-    """Verdicts lost, and verdicts that are not those of the monitor called directly."""
+def count_wrong(monitor: RuntimeMonitor, robot: int, done: Ride) -> tuple[int, int]:
+    """Answers whose number is not that of the step, and those that are not the monitor's own."""
     local, frames = monitor.sibling(), pictures(robot, monitor.frame_shape_)
-    lost = sum(verdict.step != step for step, verdict in enumerate(shown))
-    mixed = 0
-    for step, verdict in enumerate(shown):
+    numbered, mixed = 0, 0
+    for step, verdict in enumerate(done.shown):
+        numbered += (verdict["step"], verdict["id"]) != (step, step + 1)
         wanted = local.update(frames[step % NUM_PICTURES], ACTION)
-        mixed += not (
-            (verdict.level, verdict.causes) == (wanted.level, wanted.causes)
-            and verdict.evidence == {name: vars(found) for name, found in wanted.evidence.items()}
-            and np.array_equal(verdict.trust_map, wanted.trust_map)
-        )
-    return lost, mixed
+        mixed += Verdict.from_dict(verdict) != wanted
+    return numbered, mixed
 
 
-def crowd(address: str, monitor: RuntimeMonitor, num_robots: int, num_steps: int) -> bool:
+def in_threads(task: Callable[[int], None], count: int, limit_s: float) -> None:
+    """Run `task(0)`, `task(1)`, ... at once; whatever takes too long is left behind."""
+    threads = [threading.Thread(target=task, args=(n,), daemon=True) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + limit_s
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+
+
+def crowd(
+    address: str, monitor: RuntimeMonitor, num_robots: int, steps: int
+) -> tuple[Check, Latency]:
     """All robots at once; whether every answer came and was the right one."""
-    shown: dict[int, list[Verdict]] = {}
-    waits: dict[int, np.ndarray] = {}
+    done: dict[int, Ride] = {}
 
     def robot(number: int) -> None:
-        with MonitorClient(address, api_key=KEY, timeout_s=PATIENCE_S) as client:
-            update, times = client.update, []
+        with MonitorClient(address, KEY, timeout_s=PATIENCE_S) as client:
+            done[number] = ride(client, number, lambda step: step < steps)
 
-            def timed(frames: np.ndarray, action: np.ndarray) -> Verdict:
-                started = time.perf_counter()
-                verdict = update(frames, action)
-                times.append(time.perf_counter() - started)
-                return verdict
-
-            client.update = timed  # type: ignore[method-assign]
-            shown[number] = ride(client, number, num_steps)
-            waits[number] = np.array(times)
-
-    started = time.perf_counter()
-    threads = [threading.Thread(target=robot, args=(number,)) for number in range(num_robots)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - started
-    wrong = [count_wrong(monitor, number, shown.get(number, [])) for number in range(num_robots)]
-    answered = sum(map(len, shown.values()))
-    lost = num_robots * num_steps - answered + sum(lost for lost, _ in wrong)
-    mixed = sum(mixed for _, mixed in wrong)
-    wait = 1000 * np.concatenate(list(waits.values()))
-    inside = 1000 * np.array([v.latency_s for verdicts in shown.values() for v in verdicts])
-    print(
-        f"{num_robots} robots x {num_steps} steps: {answered} answers in {seconds:.1f} s, {lost} "
-        f"lost, {mixed} mixed up; a robot waited {np.median(wait):.1f} ms (p50), "
-        f"{np.quantile(wait, 0.99):.1f} ms (p99); monitor alone {np.median(inside):.1f} ms (p50), "
-        f"{np.quantile(inside, 0.99):.1f} ms (p99)"
+    in_threads(robot, num_robots, limit_s=steps * PATIENCE_S / 20)
+    rides = [done.get(number, Ride([], [])) for number in range(num_robots)]
+    wrong = [count_wrong(monitor, number, one) for number, one in enumerate(rides)]
+    lost = num_robots * steps - sum(len(one.shown) for one in rides)
+    numbered, mixed = (sum(part) for part in zip(*wrong, strict=True))
+    # Were the answers to two robots the same, a mix-up would go unseen.
+    distinct = len({str(one.shown[0]["evidence"]) for one in rides if one.shown})
+    wait = 1e3 * np.concatenate([one.waits_s for one in rides])
+    inside = 1e3 * np.array([verdict["latency_s"] for one in rides for verdict in one.shown])
+    latency = Latency(
+        robots=num_robots, updates=len(wait),
+        p50_ms=float(np.median(wait)), p99_ms=float(np.quantile(wait, 0.99)),
+        monitor_p50_ms=float(np.median(inside)), monitor_p99_ms=float(np.quantile(inside, 0.99)),
+    )  # fmt: skip
+    found = (
+        f"{lost} lost, {numbered} misnumbered, {mixed} mixed up; {distinct} of {num_robots} robots "
+        "told apart by their first answer"
     )
-    return lost == mixed == 0
+    kept = lost == numbered == mixed == 0 and distinct == num_robots
+    return Check(what=f"{num_robots} robots x {steps} updates at once", found=found, kept=kept), (
+        latency
+    )
 
 
-def come_and_go(address: str, num_robots: int) -> bool:
-    """Connect, ask once and leave; whether everyone was answered."""
-    answered = 0
-    for number in range(num_robots):
-        with MonitorClient(address, api_key=KEY, timeout_s=PATIENCE_S) as client:
-            answered += ride(client, number % 20, 1)[0].step == 0
-    print(f"{num_robots} connects and disconnects: {answered} answered")
-    return answered == num_robots
-
-
-def says(send: Callable[[ClientConnection], None]) -> Callable[[str], str]:
-    """What the service does about a peer that sends something."""
-
-    def outcome(address: str) -> str:
-        headers = {"Authorization": f"Api-Key {KEY}"}
-        with connect(
-            address, additional_headers=headers, compression=None, close_timeout=5
-        ) as peer:
-            peer.recv(timeout=PATIENCE_S)
-            try:
-                send(peer)
-                reply = unpack(bytes(peer.recv(timeout=PATIENCE_S)))
-            except ConnectionClosed as ending:
-                return "no goodbye" if ending.rcvd is None else str(ending.rcvd)
-            return f"answer: {reply.get('error') or reply['causes']}"
-
-    return outcome
-
-
-def wrong_key(address: str) -> str:
-    """What the service says to a peer with another key."""
-    try:
-        with MonitorClient(address, api_key="wrong"):
-            return "let in"
-    except InvalidStatus as refused:
-        return f"refused: HTTP {refused.response.status_code}"
-
-
-def raw(data: bytes, *, half_close: bool) -> Callable[[str], str]:
-    """What becomes of a bare TCP connection that sends `data`, and then nothing."""
-
-    def outcome(address: str) -> str:
-        host, port = address.removeprefix("ws://").split(":")
-        started = time.perf_counter()
+def come_and_go(address: str, visits: int) -> Check:
+    """Connect, ask once and leave; and connect and leave without a word."""
+    host, port = address.removeprefix("ws://").split(":")
+    answered = greeted = 0
+    for number in range(visits):
+        with MonitorClient(address, KEY, timeout_s=PATIENCE_S) as client:
+            answered += ride(client, number % 20, lambda step: step < 1).shown[0]["step"] == 0
+    for _ in range(visits):
         with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as peer:
-            peer.sendall(data)
-            if half_close:
-                peer.shutdown(socket.SHUT_WR)
-            while peer.recv(65536):
-                pass
-        return f"closed after {time.perf_counter() - started:.1f} s"
-
-    return outcome
-
-
-def upgrade() -> bytes:
-    """A websocket's opening request."""
-    return (
-        "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
-        f"Authorization: Api-Key {KEY}\r\n\r\n"
-    ).encode()
-
-
-OBJECTS = {b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": [0]}
-ABUSES: dict[str, Callable[[str], str]] = {
-    "wrong key": wrong_key,
-    "text": says(lambda peer: peer.send("hello")),
-    "no msgpack": says(lambda peer: peer.send(b"\xc1" * 100)),
-    "cut off msgpack": says(lambda peer: peer.send(pack({"observation": ACTION})[:-3])),
-    "no observation": says(lambda peer: peer.send(pack({"obs": 1}))),
-    "array of objects": says(lambda peer: peer.send(pack({"observation": OBJECTS}))),
-    "frame of NaN": says(lambda peer: peer.send(pack({"observation": ACTION * np.nan}))),
-    "17 MiB": says(lambda peer: peer.send(bytes(17 * 2**20))),
-    "no HTTP": raw(b"\x00" * 1000, half_close=False),
-    "half-closed before the handshake": raw(b"GET / HT", half_close=True),
-    "half-closed after the handshake": raw(upgrade(), half_close=True),
-    "half-closed within a message": raw(upgrade() + b"\x82\xfe\xff", half_close=True),
-    "silent before the handshake": raw(b"", half_close=False),
-    "silent within a message": raw(upgrade() + b"\x82\xfe\xff", half_close=False),
-}
-"""What peers get wrong -> what the service does about it."""
-SLOW = ("silent before the handshake", "silent within a message")
-"""Abuses that end only when the service's own patience does: 10 s and about 40 s."""
-
-
-def abuse(address: str, *, quick: bool) -> bool:
-    """Every abuse at once; whether each was answered or closed."""
-    outcomes: dict[str, str] = {}
-
-    def one(name: str) -> None:
-        try:
-            outcomes[name] = ABUSES[name](address)
-        except ConnectionResetError:
-            outcomes[name] = "closed"
-        except TimeoutError:
-            outcomes[name] = "HANGS"
-
-    names = [name for name in ABUSES if not (quick and name in SLOW)]
-    threads = [threading.Thread(target=one, args=(name,)) for name in names]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for name in names:
-        print(f"  {name}: {outcomes.get(name, 'FAILED')}")
-    return all(outcomes.get(name, "let in") not in ("HANGS", "let in") for name in names)
-
-
-def killed(address: str, process: psutil.Process, out: Path) -> bool:
-    """Whether the log holds every verdict that a robot got before the service was killed."""
-    before = set(out.glob("*.jsonl"))
-    with MonitorClient(address, api_key=KEY, timeout_s=PATIENCE_S) as client:
-        shown = ride(client, 0, 50)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        after = client.update(pictures(0, tuple(client.metadata["frame_shape"]))[0], ACTION)
-    (file,) = set(out.glob("*.jsonl")) - before
-    kept = [alert.verdict.level for alert in read_alerts(file)]
-    print(
-        f"kill -9 after 50 answers: {len(kept)} in the log; the robot was then told "
-        f"{after.level.name.lower()}: {', '.join(after.causes)}"
+            peer.sendall(upgrade(KEY))
+            greeted += peer.recv(12) == b"HTTP/1.1 101"
+            reset = struct.pack("ii", 1, 0)  # closes at once, and the other end gets an error
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+    return Check(
+        what=f"{visits} connects and disconnects, and {visits} without a goodbye",
+        found=f"{answered} answered, {greeted} greeted",
+        kept=answered == greeted == visits,
     )
-    return kept == [verdict.level for verdict in shown] and after.level.name == "STOP"
+
+
+def beside_abuse(
+    address: str, monitor: RuntimeMonitor, *, quick: bool
+) -> tuple[list[Check], list[Outcome]]:
+    """Every abuse at once, and one robot beside them that must be served as if alone."""
+    over, done = threading.Event(), list[Ride]()
+
+    def bystander() -> None:
+        with MonitorClient(address, KEY, timeout_s=PATIENCE_S) as client:
+            done.append(ride(client, 7, lambda _: not over.is_set(), gap_s=0.1))
+
+    thread = threading.Thread(target=bystander, daemon=True)
+    thread.start()
+    outcomes = abuse(address, KEY, quick=quick)
+    over.set()
+    thread.join(PATIENCE_S)
+    one = done[0] if done else Ride([], [], "it hangs")
+    wrong = sum(count_wrong(monitor, 7, one))
+    found = f"{len(one.shown)} updates, {wrong} wrong, longest wait {max(one.waits_s):.2f} s"
+    kept = not one.failure and wrong == 0
+    fine = sum(outcome.kept for outcome in outcomes)
+    told = f"{fine} of {len(outcomes)} answered or closed as they must be"
+    return [
+        Check(what="peers that misbehave, at once", found=told, kept=fine == len(outcomes)),
+        Check(what="a robot beside them", found=f"{found} {one.failure}".strip(), kept=kept),
+    ], outcomes
+
+
+def killed(address: str, process: psutil.Process, out: Path, steps: int) -> list[Check]:
+    """Whether the logs hold every verdict that robots got before the service was killed."""
+    before, done = set(out.glob("*.jsonl")), dict[int, Ride]()
+    clients = [MonitorClient(address, KEY, timeout_s=PATIENCE_S) for _ in range(NUM_KILLED)]
+
+    def robot(number: int) -> None:
+        done[number] = ride(clients[number], number, lambda _: True)
+
+    def kill() -> None:
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end and num_lines() < NUM_KILLED * steps:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+
+    def num_lines() -> int:
+        return sum(file.read_bytes().count(b"\n") for file in set(out.glob("*.jsonl")) - before)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    in_threads(robot, NUM_KILLED, limit_s=2 * PATIENCE_S)
+    killer.join(PATIENCE_S)
+    for client in clients:
+        client.close()
+    files = sorted(
+        set(out.glob("*.jsonl")) - before, key=lambda file: int(file.stem.split("-")[-1])
+    )
+    logs = [[alert.verdict for alert in read_alerts(file)] for file in files]
+    rides = [done.get(number, Ride([], [])) for number in range(NUM_KILLED)]
+    answers = [[Verdict.from_dict(verdict) for verdict in one.shown] for one in rides]
+    missing = sum(
+        len(got) - sum(a == b for a, b in zip(got, kept, strict=False))
+        for got, kept in zip(answers, logs, strict=True)
+    )
+    unasked = sum(len(kept) - len(got) for got, kept in zip(answers, logs, strict=True))
+    told = sum("no connection" in one.failure for one in rides)
+    slowest = max(one.failed_after_s for one in rides)
+    return [
+        Check(
+            what=f"kill -9 while {NUM_KILLED} robots are watched",
+            found=f"{sum(map(len, answers))} answers, {missing} of them not in the logs; "
+            f"{unasked} more judged and logged, not yet answered",
+            kept=missing == 0 and sum(map(len, answers)) > NUM_KILLED and unasked <= NUM_KILLED,
+        ),
+        Check(
+            what="the robots are told",
+            found=f"{told} of {NUM_KILLED} at most {slowest:.2f} s after asking",
+            kept=told == NUM_KILLED,
+        ),
+    ]
+
+
+def leaks(used: Sequence[Usage]) -> Iterator[Check]:
+    """Whether file descriptors came back to where they were, and memory stopped growing."""
+    first, *_, visited, again, abused, last = used
+    yield Check(
+        what="file descriptors at the end, at most those at the start",
+        found=f"{last.file_descriptors} and {first.file_descriptors}",
+        kept=last.file_descriptors <= first.file_descriptors,
+    )
+    for what, before, after in (("visitors", visited, again), ("abuse", abused, last)):
+        growth = after.rss_mib - before.rss_mib
+        yield Check(
+            what=f"memory over the second round of {what}: at most {MAX_GROWTH_MIB:g} MiB more",
+            found=f"{growth:+.1f} MiB",
+            kept=growth <= MAX_GROWTH_MIB,
+        )
+
+
+def measure(name: str, size: Size, facts: dict[str, Any], *, quick: bool) -> Report:
+    """Run all parts."""
+    folder = checkpoint_folder(name)
+    model = WorldModel.load(folder)
+    monitor = load_trust(model, folder).monitor
+    report = Report({**facts, "frames": monitor.frame_shape_}, [], [], [], [])
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary) / "log"
+        with service(name, out) as (address, process):
+            report.used.append(usage(process, "start"))
+            rest = report.used[0].file_descriptors
+            for robots in (1, size.robots):
+                check, latency = crowd(address, monitor, robots, size.steps)
+                report.checks.append(check)
+                report.latencies.append(latency)
+                print(check, latency, flush=True)
+            report.used.append(usage(process, "after the crowd", at_most=rest))
+            for turn in ("first", "second"):
+                report.checks.append(come_and_go(address, size.visits))
+                when = f"after the {turn} {2 * size.visits} visitors"
+                report.used.append(usage(process, when, at_most=rest))
+            for turn, patient in (("first", not quick), ("second", False)):
+                checks, outcomes = beside_abuse(address, monitor, quick=not patient)
+                report.checks += checks
+                report.outcomes = report.outcomes or outcomes
+                report.used.append(usage(process, f"after the {turn} abuse", at_most=rest))
+            report.checks += leaks(report.used)
+            report.checks += killed(address, process, out, size.steps // 10)
+    return report
+
+
+def give_up(*_: object) -> NoReturn:
+    """End a run that takes too long."""
+    raise TimeoutError("The whole run took too long: something hangs.")
 
 
 def main() -> int:
-    """Run all parts; 1 if a check failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Run, print, write; 1 if a check failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--model", default="tabletop", help="checkpoint folder or name")
     parser.add_argument("--quick", action="store_true", help="a tenth of the load, no slow peers")
-    options = parser.parse_args()
-    num_steps, num_visits = (50, 100) if options.quick else (500, 1000)
-    folder = checkpoint_folder(options.model)
-    model = WorldModel.load(folder)
-    monitor = load_trust(model, folder).monitor
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; Python "
-        f"{platform.python_version()}, websockets {version('websockets')}, msgpack "
-        f"{version('msgpack')}, torch {version('torch')}, OMP_NUM_THREADS="
-        f"{os.environ.get('OMP_NUM_THREADS')}; model {options.model}, frames "
-        f"{monitor.frame_shape_}"
-    )
-    with tempfile.TemporaryDirectory() as temporary:
-        out = Path(temporary) / "log"
-        with service(options.model, out) as (address, process):
-            print(f"start: {usage(process)}")
-            passed = [crowd(address, monitor, 20, num_steps)]
-            print(f"after the crowd: {usage(process)}")
-            for visits in (num_visits, num_visits):
-                passed.append(come_and_go(address, visits))
-                print(f"after the visits: {usage(process)}")
-            passed.append(abuse(address, quick=options.quick))
-            print(f"after the abuse: {usage(process)}")
-            passed.append(killed(address, process, out))
-    print("all checks passed" if all(passed) else "A CHECK FAILED")
-    return int(not all(passed))
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    given = parser.parse_args()
+    size = Size(steps=50, visits=100, limit_s=600) if given.quick else Size()
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(size.limit_s)
+    names = ("torch", "numpy", "websockets", "msgpack")
+    facts = {
+        "checkpoint": given.model,
+        "hardware": hardware(),
+        "cores": os.cpu_count(),
+        "load before": f"{os.getloadavg()[0]:.1f}",
+        "versions": f"Python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in names),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
+        "commit": git_commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    report = measure(given.model, size, facts, quick=given.quick)
+    print(report.text())
+    if not given.quick:
+        given.out.mkdir(parents=True, exist_ok=True)
+        (given.out / "service.md").write_text(report.text())
+        (given.out / "service.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
+    kept = all(check.kept for check in report.checks)
+    print("Every check passed." if kept else "A check FAILED.")
+    return 0 if kept else 1
 
 
 if __name__ == "__main__":

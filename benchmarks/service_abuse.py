@@ -1,0 +1,218 @@
+"""Peers that do everything wrong, and what a service of the monitor must do about each.
+
+`benchmarks/service.py` lets them loose all at once.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from worldmodel.monitor_client import pack
+from worldmodel.wire import unpack
+
+PATIENCE_S = 100.0
+"""A peer that is neither answered nor closed for so long has found a hang."""
+MIB = 2**20
+ACTION = np.array([0.01, 0, 0, 0, 0, 0, 1], np.float32)
+OBJECTS = {b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": [0]}
+BOMB = b"\xdd" + (16 * MIB - 5).to_bytes(4, "big") + b"\x80" * (16 * MIB - 5)
+"""A list of 16 million empty maps."""
+FRAME_HEAD = b"\x82\xfe\xff\xff"
+"""Start of a websocket message of 65,535 bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one peer."""
+
+    peer: str
+    wanted: str
+    found: str
+    seconds: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the service did as it must."""
+        return self.found.startswith(self.wanted)
+
+
+def says(message: bytes | str) -> Callable[[str, str], str]:
+    """A robot that sends this."""
+
+    def outcome(address: str, key: str) -> str:
+        headers = {"Authorization": f"Api-Key {key}"}
+        with connect(
+            address, additional_headers=headers, compression=None, close_timeout=5
+        ) as peer:
+            peer.recv(timeout=PATIENCE_S)
+            try:
+                peer.send(message)
+                reply = unpack(bytes(peer.recv(timeout=PATIENCE_S)))
+            except ConnectionClosed as ending:
+                close = ending.rcvd
+                return "no goodbye" if close is None else f"closed {close.code}: {close.reason}"
+            if "error" in reply:
+                return f"error: {reply['error']}"
+            return f"{reply['level']}: {', '.join(reply['causes'])}"
+
+    return outcome
+
+
+def shows(observation: object) -> Callable[[str, str], str]:
+    """A robot that shows this as what its cameras see."""
+    return says(pack({"observation": observation, "action": ACTION}))
+
+
+def with_key(key: str | None) -> Callable[[str, str], str]:
+    """A robot with another key, or none."""
+
+    def outcome(address: str, _: str) -> str:
+        headers = {"Authorization": f"Api-Key {key}"} if key else None
+        try:
+            with connect(address, additional_headers=headers) as peer:
+                peer.recv(timeout=PATIENCE_S)
+        except InvalidStatus as refused:
+            return f"HTTP {refused.response.status_code}"
+        return "let in"
+
+    return outcome
+
+
+def upgrade(key: str) -> bytes:
+    """A websocket's opening request."""
+    return (
+        "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
+        f"Authorization: Api-Key {key}\r\n\r\n"
+    ).encode()
+
+
+def endlessly(chunk: bytes) -> Iterator[bytes]:
+    """The same bytes over and over."""
+    while True:
+        yield chunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bare:
+    """A bare TCP connection, until the service closes it."""
+
+    first: bytes = b""
+    """Sent at once, after the opening request if there is one."""
+    opens: bool = True
+    """Whether it begins with the opening request."""
+    half_close: bool = False
+    """Whether it then says that it will send no more."""
+    drips: bytes = b""
+    """Sent byte by byte from then on, over and over, one in half a second."""
+    deaf: bytes = b""
+    """Sent from then on as fast as it goes, and no answer is read."""
+
+    def __call__(self, address: str, key: str) -> str:
+        """What the service did."""
+        host, port = address.removeprefix("ws://").split(":")
+        with socket.socket() as peer:
+            peer.settimeout(PATIENCE_S)
+            if self.deaf:
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            peer.connect((host, int(port)))
+            try:
+                peer.sendall((upgrade(key) if self.opens else b"") + self.first)
+                if self.half_close:
+                    peer.shutdown(socket.SHUT_WR)
+                return self._until_closed(peer)
+            except (ConnectionResetError, BrokenPipeError):
+                return "closed"
+
+    def _until_closed(self, peer: socket.socket) -> str:
+        drips, end = endlessly(self.drips), time.monotonic() + PATIENCE_S
+        peer.settimeout(0.5)
+        while time.monotonic() < end:
+            try:
+                if self.deaf:
+                    peer.send(self.deaf)
+                elif not peer.recv(65536):
+                    return "closed"
+            except TimeoutError:
+                pass
+            if self.drips:
+                peer.send(next(drips))
+        raise TimeoutError
+
+
+ERROR, CLOSED = "error: ", "closed"
+PEERS: dict[str, tuple[Callable[[str, str], str], str]] = {
+    "no key": (with_key(None), "HTTP 401"),
+    "a wrong key": (with_key("wrong"), "HTTP 401"),
+    "text": (says("hello"), "closed 1003"),
+    "an empty message": (says(b""), "closed 1007"),
+    "no msgpack": (says(b"\xc1" * 100), "closed 1007"),
+    "msgpack cut off": (says(pack({"observation": ACTION})[:-3]), "closed 1007"),
+    "16 million empty maps": (says(BOMB), "closed 1007"),
+    "lists in lists, 100,000 deep": (says(b"\x91" * 100_000), "closed 1007"),
+    "a message of 17 MiB": (says(bytes(17 * MIB)), "closed 1009"),
+    "no observation": (says(pack({"obs": 1})), ERROR),
+    "an array of objects": (says(pack({"observation": OBJECTS})), ERROR),
+    "an array without its bytes": (shows({**OBJECTS, b"dtype": "|u1", b"shape": [2**40]}), ERROR),
+    "text of no length, 2^40 times": (shows({**OBJECTS, b"dtype": "S0", b"shape": [2**40]}), ERROR),
+    "no frame at all": (shows(None), "stop"),
+    "a frame of NaN": (shows(np.full((64, 64, 3), np.nan, np.float32)), "stop"),
+    "a frame of 15 MiB": (shows(np.zeros((2048, 2560, 3), np.uint8)), "stop"),
+    "no HTTP": (Bare(first=b"\x00" * 1000, opens=False), CLOSED),
+    "half-closed before the handshake": (Bare(first=b"GET", opens=False, half_close=True), CLOSED),
+    "half-closed after the handshake": (Bare(half_close=True), CLOSED),
+    "half-closed within a message": (Bare(first=FRAME_HEAD, half_close=True), CLOSED),
+    "silent before the handshake": (Bare(opens=False), CLOSED),
+    "silent after the handshake": (Bare(), CLOSED),
+    "silent within a message": (Bare(first=FRAME_HEAD), CLOSED),
+    "a handshake byte by byte": (Bare(opens=False, drips=b"G"), CLOSED),
+    "a message byte by byte": (Bare(first=FRAME_HEAD, drips=b"x"), CLOSED),
+    "reads no answer": (Bare(deaf=b"\x82\x81\0\0\0\0\x90" * 1000), CLOSED),
+}
+"""What peers get wrong -> such a peer, and how what the service does about it must begin."""
+SLOW = (
+    "silent before the handshake",
+    "silent after the handshake",
+    "silent within a message",
+    "a handshake byte by byte",
+    "a message byte by byte",
+    "reads no answer",
+)
+"""Peers that are left alone until the service's own patience ends: 10 s and about 40 s."""
+
+
+def abuse(address: str, key: str, *, quick: bool) -> list[Outcome]:
+    """Every peer at once, and what became of each."""
+    found: dict[str, tuple[str, float]] = {}
+
+    def one(name: str) -> None:
+        started = time.monotonic()
+        try:
+            outcome = PEERS[name][0](address, key)
+        except TimeoutError:
+            outcome = "HANGS"
+        except (OSError, ConnectionClosed) as error:
+            outcome = f"{type(error).__name__}: {error}"
+        found[name] = outcome, time.monotonic() - started
+
+    names = [name for name in PEERS if not (quick and name in SLOW)]
+    threads = [threading.Thread(target=one, args=(name,), daemon=True) for name in names]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 2 * PATIENCE_S
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    lost = "HANGS", 2 * PATIENCE_S
+    return [
+        Outcome(peer=name, wanted=PEERS[name][1], found=told, seconds=seconds)
+        for name in names
+        for told, seconds in [found.get(name, lost)]
+    ]
