@@ -79,6 +79,12 @@ class AppearanceChannel:
         distance, _ = self._tree.query(whitened)
         return distance / np.sqrt(num_features)
 
+    def region_score(
+        self, positions: Float[np.ndarray, " n *place c"]
+    ) -> Float64[np.ndarray, " n"]:
+        """How unfamiliar each frame's least familiar region is."""
+        return region_score(self.position_scores(positions))
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything learned, as plain arrays."""
         require_fitted(self, "bank_")

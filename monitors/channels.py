@@ -1,48 +1,78 @@
-"""The channels that look at one frame, fitted and scored together."""
+"""The channels that score single frames, fitted and scored together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64
 
-from worldmodel.monitors.appearance import AppearanceChannel, region_score
+from worldmodel.monitors.action import ActionChannel
+from worldmodel.monitors.appearance import AppearanceChannel
 from worldmodel.monitors.calibration import checked
 from worldmodel.monitors.confidence import ConfidenceChannel
-from worldmodel.monitors.regions import position_confidence
+from worldmodel.monitors.regions import position_means
 from worldmodel.monitors.signals import EpisodeSignals, stacked
+from worldmodel.monitors.surprise import SurpriseChannel
 
-SIGNALS = ("appearance", "region", "confidence")
-"""The frame as a whole, its least familiar region, the model's distrust of its own prediction."""
+CHANNELS: dict[str, tuple[str, ...]] = {
+    "appearance": ("appearance", "region"),
+    "action": ("action",),
+    "confidence": ("confidence",),
+    "surprise": ("surprise",),
+}
+"""Channel -> its signals: the frame as a whole and its least familiar region, the action, the
+model's distrust of its own prediction, what became of that prediction."""
+SIGNALS = tuple(name for names in CHANNELS.values() for name in names)
+SMOOTHED = {"surprise": 4}
+"""Signal -> frames that its score is the mean of: errors of single frames are noisy."""
+
+Scores = dict[str, Float64[np.ndarray, " time"]]
+"""Signal -> score per frame in its own unit, higher is more surprising; NaN where it could not
+run."""
 
 
 @dataclass(frozen=True)
 class Channels:
     """Whichever of the channels the reference episodes had signals for."""
 
-    appearance: AppearanceChannel | None
-    confidence: ConfidenceChannel | None
+    appearance: AppearanceChannel | None = None
+    action: ActionChannel | None = None
+    confidence: ConfidenceChannel | None = None
+    surprise: SurpriseChannel | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The signals that were fitted."""
-        appearance = SIGNALS[:2] if self.appearance else ()
-        return appearance + (SIGNALS[2:] if self.confidence else ())
+        return tuple(s for c, names in CHANNELS.items() if getattr(self, c) for s in names)
 
-    def scores(self, signals: EpisodeSignals) -> dict[str, Float64[np.ndarray, " time"]]:
-        """Each signal's score per frame, higher is more surprising; NaN where it cannot run."""
+    def scores(self, signals: EpisodeSignals) -> Scores:
+        """Each signal's score per frame, on its own."""
         scores = {name: np.full(len(signals), np.nan) for name in self.names}
         if self.appearance and signals.pooled is not None and signals.positions is not None:
             scores["appearance"] = self.appearance.score(signals.pooled)
-            places = self.appearance.position_scores(signals.positions)
-            scores["region"] = region_score(places)
+            scores["region"] = self.appearance.region_score(signals.positions)
+        if self.action and signals.actions is not None:
+            scores["action"] = self.action.score(signals.actions)
         imagined = signals.imagined()
         if self.confidence and imagined:
             rows, maps, horizons = imagined
             scores["confidence"][rows] = self.confidence.score(maps, horizons)
+        if self.surprise and imagined and signals.error_ratio is not None:
+            rows, _, horizons = imagined
+            scores["surprise"][rows] = self.surprise.score(signals.error_ratio[rows], horizons)
         return scores
+
+    def has_input(self, name: str, signals: EpisodeSignals) -> bool:
+        """Whether a signal was given all that it looks at in the first frame, so must score it."""
+        if name == "action":
+            return signals.actions is not None and bool(np.isfinite(signals.actions[0]).all())
+        if name == "confidence":
+            return signals.imagined() is not None
+        if name == "surprise":
+            return signals.imagined() is not None and signals.error_ratio is not None
+        return name in self.names and signals.pooled is not None
 
     def trust_map(
         self, signals: EpisodeSignals, *, usual_distance: float
@@ -58,7 +88,7 @@ class Channels:
             maps.append(usual_distance / distance.clip(usual_distance))
         imagined = signals.imagined()
         if imagined:
-            maps.append(position_confidence(checked(imagined[1]))[0])
+            maps.append(position_means(checked(imagined[1]))[0])
         if len(maps) == 2 and maps[0].shape != maps[1].shape:
             raise ValueError(
                 "`positions` and `confidence` must describe the same latent positions, "
@@ -67,20 +97,48 @@ class Channels:
         return np.minimum.reduce(maps) if maps else None
 
 
+def smoothed(scores: Mapping[str, Float64[np.ndarray, " time"]]) -> Scores:
+    """Scores, those of `SMOOTHED` as the mean of the last few frames that have one."""
+    return {
+        name: np.array([recent_mean(score[: t + 1], SMOOTHED[name]) for t in range(len(score))])
+        if name in SMOOTHED
+        else score
+        for name, score in scores.items()
+    }
+
+
+def recent_mean(score: Float64[np.ndarray, " time"], count: int) -> float:
+    """Mean of the last `count` scores, NaN left out; NaN if the last one is."""
+    if np.isnan(score[-1]):
+        return float("nan")
+    recent = [float(value) for value in score[-count:] if not np.isnan(value)]
+    return sum(recent) / len(recent)
+
+
 def fit_channels(
     reference: Sequence[EpisodeSignals], *, low_confidence: float, region: int
 ) -> Channels:
     """Fit every channel whose signals all reference episodes have."""
-    appearance, confidence = None, None
+    appearance, action, confidence, surprise = None, None, None, None
     if all(episode.pooled is not None for episode in reference):
         appearance = AppearanceChannel().fit(*stacked(reference))
+    actions = [episode.actions for episode in reference if episode.actions is not None]
+    if len(actions) == len(reference):
+        action = ActionChannel().fit(np.concatenate(actions))
     imagined = [found for episode in reference if (found := episode.imagined())]
     if len(imagined) == len(reference):
         _, maps, horizons = zip(*imagined, strict=True)
         channel = ConfidenceChannel(threshold=low_confidence, region=region)
         confidence = channel.fit(np.concatenate(maps), np.concatenate(horizons))
-    if appearance is None and confidence is None:
+        ratios = [
+            episode.error_ratio[rows]
+            for episode, (rows, _, _) in zip(reference, imagined, strict=True)
+            if episode.error_ratio is not None
+        ]
+        if len(ratios) == len(reference):
+            surprise = SurpriseChannel().fit(np.concatenate(ratios), np.concatenate(horizons))
+    if not (appearance or action or confidence):
         raise ValueError(
             "`reference` holds no signal that every episode has; nothing can be fitted."
         )
-    return Channels(appearance, confidence)
+    return Channels(appearance, action, confidence, surprise)

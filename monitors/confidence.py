@@ -9,7 +9,8 @@ from jaxtyping import Float, Float64, Int
 
 from worldmodel.monitors.calibration import checked
 from worldmodel.monitors.errors import require_fitted
-from worldmodel.monitors.regions import position_confidence, window_means
+from worldmodel.monitors.horizon_scale import HorizonScale
+from worldmodel.monitors.regions import position_means, window_means
 
 MIN_SPREAD = 0.01
 """Smallest standard deviation of a signal (both are shares of 1): less is luck of a small
@@ -28,7 +29,7 @@ def worst_region(
     confidence: Float[np.ndarray, " time *map"], size: int
 ) -> Float64[np.ndarray, " time"]:
     """Lowest mean confidence of any `size` x `size` window of latent positions within one view."""
-    means = window_means(position_confidence(confidence), size)
+    means = window_means(position_means(confidence), size)
     return means.reshape(len(means), -1).min(axis=1)
 
 
@@ -36,9 +37,8 @@ class ConfidenceChannel:
     """How far confidence lies below what is usual at the same horizon in nominal episodes.
 
     Confidence falls with the horizon even when all is well, so both signals (share of
-    low-confidence subpatches, distrust of the worst region) are standardised per horizon. Between
-    fitted horizons mean and spread are interpolated; beyond the longest its own count, which errs
-    on the side of distrust. The score is the larger of the two, in standard deviations.
+    low-confidence subpatches, distrust of the worst region) are standardised per horizon. The score
+    is the larger of the two, in standard deviations.
     """
 
     def __init__(self, *, threshold: float = 0.5, region: int = 3) -> None:
@@ -59,33 +59,26 @@ class ConfidenceChannel:
             )
         self.map_shape_: np.ndarray | None = np.array(confidence.shape[1:])
         signals = self._signals(confidence)
-        self.horizons_ = np.unique(horizon)
-        groups = [signals[horizon == h] for h in self.horizons_]
-        self.mean_ = np.stack([group.mean(axis=0) for group in groups])
-        self.spread_ = np.stack([group.std(axis=0) for group in groups]).clip(MIN_SPREAD)
+        self.scale_ = HorizonScale().fit(signals, horizon, floor=MIN_SPREAD)
         return self
 
     def score(
         self, confidence: Float[np.ndarray, " n *map"], horizon: Int[np.ndarray, " n"]
     ) -> Float64[np.ndarray, " n"]:
         """Standard deviations of distrust above the usual, per map; higher is more surprising."""
-        require_fitted(self, "mean_")
+        require_fitted(self, "scale_")
         signals = self._signals(confidence)
         if self.map_shape_ is not None and confidence.shape[1:] != tuple(self.map_shape_):
             raise ValueError(
                 f"`confidence` must have the shape {tuple(self.map_shape_.tolist())} per frame, "
                 f"got {confidence.shape[1:]}."
             )
-        mean, spread = (
-            np.stack([np.interp(horizon, self.horizons_, column) for column in table.T], axis=-1)
-            for table in (self.mean_, self.spread_)
-        )
-        return ((signals - mean) / spread).max(axis=-1)
+        return self.scale_.standardised(signals, horizon).max(axis=-1)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything learned, as plain arrays."""
-        require_fitted(self, "mean_")
-        learned = {"horizons_": self.horizons_, "mean_": self.mean_, "spread_": self.spread_}
+        require_fitted(self, "scale_")
+        learned = self.scale_.arrays()
         if self.map_shape_ is not None:
             learned["map_shape_"] = self.map_shape_
         return learned
@@ -96,8 +89,7 @@ class ConfidenceChannel:
     ) -> ConfidenceChannel:
         """The inverse of `arrays`, given the constructor's arguments."""
         channel = cls(threshold=threshold, region=region)
-        channel.horizons_, channel.mean_ = arrays["horizons_"], arrays["mean_"]
-        channel.spread_ = arrays["spread_"]
+        channel.scale_ = HorizonScale.from_arrays(arrays)
         channel.map_shape_ = arrays.get("map_shape_")  # monitors of version 0.1.0 have none
         return channel
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int
 
-from worldmodel.monitors.channels import Channels, fit_channels
+from worldmodel.monitors.channels import Channels, Scores, fit_channels, smoothed
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.threshold import EpisodeThreshold, episodes_needed, smallest_alpha
@@ -141,7 +141,7 @@ class EpisodeJudge:
         for half in (0, 1):
             channels = self._fit_channels(reference[1 - half :: 2])
             for episode in reference[half::2]:
-                for name, score in channels.scores(episode).items():
+                for name, score in smoothed(channels.scores(episode)).items():
                     maxima.setdefault(name, []).append(float(np.nanmax(score)))
         quartiles = {
             name: np.quantile(values, [0.25, 0.5, 0.75]) for name, values in maxima.items()
@@ -151,14 +151,12 @@ class EpisodeJudge:
             for name, (low, middle, high) in quartiles.items()
         }
 
-    def scores(self, signals: EpisodeSignals) -> dict[str, Float64[np.ndarray, " time"]]:
+    def scores(self, signals: EpisodeSignals) -> Scores:
         """Every signal's score of every frame, in its own unit; NaN where it could not run."""
         require_fitted(self, "channels_")
-        return self.channels_.scores(signals)
+        return smoothed(self.channels_.scores(signals))
 
-    def standardised(
-        self, scores: Mapping[str, Float64[np.ndarray, " time"]]
-    ) -> dict[str, Float64[np.ndarray, " time"]]:
+    def standardised(self, scores: Mapping[str, Float64[np.ndarray, " time"]]) -> Scores:
         """Scores in spreads above the usual episode maximum."""
         return {
             name: (score - self.scales_[name].centre) / self.scales_[name].spread

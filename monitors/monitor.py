@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float64, Int, UInt8
 
+from worldmodel.monitors.action import RECENT
 from worldmodel.monitors.calibration import checked
-from worldmodel.monitors.channels import SIGNALS
+from worldmodel.monitors.channels import SIGNALS, SMOOTHED, Scores, recent_mean
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig, held_levels
 from worldmodel.monitors.sensor import SensorChannel, SensorError
@@ -27,10 +28,6 @@ FeatureFunction = Callable[[UInt8[np.ndarray, "*view height width 3"]], Features
 w])."""
 
 
-Scores = dict[str, Float64[np.ndarray, " time"]]
-"""Signal -> score per frame in its own unit; NaN where it could not run."""
-
-
 @dataclass(frozen=True)
 class ImaginedFrame:
     """What the monitor needs of the world model's prediction of a frame."""
@@ -39,6 +36,9 @@ class ImaginedFrame:
     """P(error <= epsilon) per subpatch: [h, w], [channel, h, w] or [view, channel, h, w]."""
     horizon: int
     """Steps ahead that the frame was imagined; 1 or more."""
+    error_ratio: Float[np.ndarray, "*map"] | None = None
+    """`error_ratio` of the same subpatches, now that the real frame is there; None: the surprise
+    channel does not run."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,8 @@ class RuntimeMonitor:
         require_fitted(self, "judge_")
         self._sensor.reset()
         self._recent: deque[Level] = deque(maxlen=self.config.calm_steps)
+        self._actions: deque[np.ndarray] = deque(maxlen=RECENT)
+        self._scores = {name: deque[float](maxlen=count) for name, count in SMOOTHED.items()}
         self._num_frames = 0
 
     def update(
@@ -156,14 +158,15 @@ class RuntimeMonitor:
         self, observation: object, action: object, imagined: ImaginedFrame | None
     ) -> Verdict:
         frame = self._sensor.check(observation, action)
-        signals = self._signals(frame, imagined)
-        if signals is None:
+        signals = self._signals(frame, action, imagined)
+        if signals.pooled is None and signals.confidence is None:
             return _failure(
                 "monitor.blind", "there are neither features nor an imagined frame to judge by."
             )
-        scores = self.judge_.scores(signals)
+        scores = self._smoothed(self.judge_.channels_.scores(signals))
         for name, score in scores.items():
-            if has_input(name, signals) and not np.isfinite(score).all():
+            given = self.judge_.channels_.has_input(name, signals)
+            if given and not np.isfinite(score).all():
                 return _failure("monitor.error", f"the channel {name} gave {score[0]}, no score.")
         surprise = self.judge_.surprise(scores)
         if not np.isfinite(surprise).all():
@@ -187,27 +190,51 @@ class RuntimeMonitor:
         threshold, score = self.judge_.threshold(name), float(scores[name][0])
         if not np.isnan(score):
             return Evidence(score, threshold)
-        missing = "no imagined frame" if name == "confidence" else "no feature function"
-        return Evidence(None, threshold, f"did not run: {missing}.")
+        return Evidence(None, threshold, f"did not run: {MISSING[name]}.")
 
     def _overdue(self) -> Evidence:
         note = "the alarm rate is promised only up to the longest calibration episode."
         return Evidence(float(self._num_frames), float(self.judge_.max_frames_), note)
 
+    def _smoothed(self, scores: Scores) -> Scores:
+        """The scores of this frame as `smoothed` has them for a whole episode."""
+        for name, recent in self._scores.items():
+            if name in scores:
+                recent.append(float(scores[name][0]))
+                mean = recent_mean(np.array(recent), SMOOTHED[name])
+                scores = {**scores, name: np.array([mean])}
+        return scores
+
     def _signals(
-        self, frame: UInt8[np.ndarray, "*view height width 3"], imagined: ImaginedFrame | None
-    ) -> EpisodeSignals | None:
-        pooled, positions, confidence, horizon = None, None, None, None
+        self,
+        frame: UInt8[np.ndarray, "*view height width 3"],
+        action: object,
+        imagined: ImaginedFrame | None,
+    ) -> EpisodeSignals:
+        pooled, positions, confidence, horizon, ratio = None, None, None, None, None
         if self.features is not None:
             pooled, positions = (floats("features", p)[None] for p in self.features(frame))
         if imagined is not None:
             confidence = checked(floats("confidence", imagined.confidence)[None])
             horizon = np.array([whole("horizon", imagined.horizon)])
-        if pooled is None and confidence is None:
-            return None
+            if imagined.error_ratio is not None:
+                ratio = floats("error_ratio", imagined.error_ratio)[None]
         return EpisodeSignals(
-            pooled=pooled, positions=positions, confidence=confidence, horizon=horizon
+            pooled=pooled,
+            positions=positions,
+            confidence=confidence,
+            horizon=horizon,
+            error_ratio=ratio,
+            actions=self._recent_actions(action),
         )
+
+    def _recent_actions(self, action: object) -> Float64[np.ndarray, "1 recent a"]:
+        """As `recent_actions` has them; the sensor channel has checked this one."""
+        row = np.full(7, np.nan) if action is None else np.asarray(action, dtype=np.float64)
+        while len(self._actions) < RECENT:
+            self._actions.append(row)
+        self._actions.append(row)
+        return np.stack(self._actions)[None]
 
     def watch(self, signals: EpisodeSignals) -> WatchedEpisode:
         """Judge a recorded episode at once: the levels of `update`, faults of sensors left out."""
@@ -238,11 +265,14 @@ class RuntimeMonitor:
         return monitor
 
 
-def has_input(name: str, signals: EpisodeSignals) -> bool:
-    """Whether a channel was given what it looks at, and so must have a score."""
-    if name == "confidence":
-        return signals.imagined() is not None
-    return name in SIGNALS and signals.pooled is not None
+MISSING = {
+    "appearance": "no feature function",
+    "region": "no feature function",
+    "action": "no action, or none before it",
+    "confidence": "no imagined frame",
+    "surprise": "no imagined frame with its error",
+}
+"""Signal -> what it lacks where it does not run."""
 
 
 def floats(name: str, values: object) -> Float[np.ndarray, "*any"]:

@@ -7,16 +7,16 @@ from jaxtyping import Float, Float64
 from numpy.lib.stride_tricks import sliding_window_view
 
 
-def position_confidence(
-    confidence: Float[np.ndarray, " time *map"],
+def position_means(
+    maps: Float[np.ndarray, " time *map"], *, name: str = "confidence"
 ) -> Float64[np.ndarray, "time *view h w"]:
     """Mean over channels of maps [h, w], [channel, h, w] or [view, channel, h, w] per frame."""
-    if not 3 <= confidence.ndim <= 5:
+    if not 3 <= maps.ndim <= 5:
         raise ValueError(
-            "`confidence` must be [h, w], [channel, h, w] or [view, channel, h, w] per frame, "
-            f"got shape {confidence.shape[1:]}."
+            f"`{name}` must be [h, w], [channel, h, w] or [view, channel, h, w] per frame, "
+            f"got shape {maps.shape[1:]}."
         )
-    means = confidence.mean(axis=-3, dtype=np.float64) if confidence.ndim > 3 else confidence
+    means = maps.mean(axis=-3, dtype=np.float64) if maps.ndim > 3 else maps
     return means.astype(np.float64)
 
 

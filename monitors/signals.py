@@ -24,12 +24,18 @@ class EpisodeSignals:
     horizon: Int[np.ndarray, " time"] | None = None
     """How many steps ahead each frame was imagined; 0 where it was not, and its confidence is
     ignored."""
+    error_ratio: Float[np.ndarray, " time *map"] | None = None
+    """Observed error over the error that was to be expected, of the same frames as `confidence`."""
+    actions: Float[np.ndarray, "time recent a"] | None = None
+    """The action commanded at each frame and those before it (`recent_actions`); NaN: unknown."""
 
     def __post_init__(self) -> None:
         if (self.pooled is None) != (self.positions is None):
             raise ValueError("`pooled` and `positions` come together: give both or neither.")
         if (self.confidence is None) != (self.horizon is None):
             raise ValueError("`confidence` and `horizon` come together: give both or neither.")
+        if self.error_ratio is not None and self.horizon is None:
+            raise ValueError("`error_ratio` comes only with `confidence` and `horizon`.")
         lengths = {len(rows) for rows in vars(self).values() if rows is not None}
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(
@@ -40,9 +46,7 @@ class EpisodeSignals:
             raise ValueError(f"`horizon` must be 0 or more, got {self.horizon.min()}.")
 
     def __len__(self) -> int:
-        rows = self.pooled if self.pooled is not None else self.horizon
-        assert rows is not None
-        return len(rows)
+        return next(len(rows) for rows in vars(self).values() if rows is not None)
 
     def imagined(
         self,

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from worldmodel.monitors.action import ActionChannel
 from worldmodel.monitors.appearance import AppearanceChannel
-from worldmodel.monitors.channels import Channels
+from worldmodel.monitors.channels import CHANNELS, Channels
 from worldmodel.monitors.confidence import ConfidenceChannel
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig, Scale
+from worldmodel.monitors.surprise import SurpriseChannel
 from worldmodel.monitors.verdict import Level
 
 FORMAT = 1
@@ -71,7 +74,7 @@ def load_judge(folder: Path) -> tuple[EpisodeJudge, tuple[int, ...]]:
 
 
 def _arrays(channels: Channels) -> dict[str, np.ndarray]:
-    parts = {"appearance": channels.appearance, "confidence": channels.confidence}
+    parts = {part: getattr(channels, part) for part in CHANNELS}
     return {
         f"{part}.{name}": np.ascontiguousarray(array)
         for part, channel in parts.items()
@@ -86,15 +89,15 @@ def _judge(fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Episo
     for name, array in arrays.items():
         part, key = name.split(".")
         parts.setdefault(part, {})[key] = array
-    appearance, confidence = None, None
-    if "appearance" in parts:
-        appearance = AppearanceChannel.from_arrays(parts["appearance"])
-    if "confidence" in parts:
-        confidence = ConfidenceChannel.from_arrays(
-            parts["confidence"], threshold=config.low_confidence, region=config.region
-        )
+    looks = {"threshold": config.low_confidence, "region": config.region}
+    restore: dict[str, Callable[..., Any]] = {
+        "appearance": AppearanceChannel.from_arrays,
+        "action": ActionChannel.from_arrays,
+        "confidence": partial(ConfidenceChannel.from_arrays, **looks),
+        "surprise": SurpriseChannel.from_arrays,
+    }
     judge = EpisodeJudge(config)
-    judge.channels_ = Channels(appearance, confidence)
+    judge.channels_ = Channels(**{part: restore[part](a) for part, a in parts.items()})
     judge.scales_ = {name: Scale(**scale) for name, scale in fields["scales"].items()}
     judge.thresholds_ = {
         Level[name.upper()]: float(value) for name, value in fields["thresholds"].items()

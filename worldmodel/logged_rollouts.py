@@ -28,7 +28,7 @@ def steps(
 ) -> Iterator[dict[str, Any]]:
     """What a log keeps of every frame. Where nothing was imagined, `imagined` is the round trip.
 
-    Missing views are black, and `view_valid` says which they are.
+    Missing views are black, and `view_valid` says which they are. Unknown actions are NaN.
     """
     imagined, there = model.decode(rollouts.imagined).cpu(), rollouts.view_valid
     if there is not None:
@@ -37,12 +37,18 @@ def steps(
         yield {
             "frame": episode.frames[t].numpy(),
             "imagined": imagined[t].numpy(),
-            "action": episode.batch.actions[0, t].numpy(),
+            "action": commanded(episode, t),
             "confidence": rollouts.confidence[t].numpy(),
             "error": rollouts.error[t].half().numpy(),
             "horizon": int(horizon),
             **({} if there is None else {"view_valid": there[t].numpy()}),
         }
+
+
+def commanded(episode: Episode, t: int) -> Float[np.ndarray, " a"]:
+    """The action at frame t; NaN where the episode does not say."""
+    action = episode.batch.actions[0, t].numpy()
+    return action if episode.batch.action_valid[0, t] else np.full_like(action, np.nan)
 
 
 def log_attributes(

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel, resize
+from worldmodel.monitors.action import recent_actions
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.recalibration import CameraRecalibration, HorizonRecalibration
 from worldmodel.monitors.reliability import Reliability
 from worldmodel.monitors.signals import EpisodeSignals
+from worldmodel.monitors.surprise import error_ratio
 from worldmodel.rollouts import EPSILONS, EpisodeRollouts, count_reliability
 from worldmodel.tokenizers import to_model, to_pixels
 
@@ -105,11 +107,16 @@ def confidence_maps(rollouts: EpisodeRollouts) -> Float[np.ndarray, "time view c
 def signals(features: FrameFeatures, episode: Episode, rollouts: EpisodeRollouts) -> EpisodeSignals:
     """What the monitor's channels see of a recorded episode."""
     pooled, positions = features.of_episode(episode.frames)
+    error, confidence = rollouts.error.half().numpy(), rollouts.confidence.numpy()
+    valid = episode.batch.action_valid[0].numpy()
+    actions = np.where(valid[:, None], episode.batch.actions[0].double().numpy(), np.nan)
     return EpisodeSignals(
         pooled=pooled,
         positions=positions,
         confidence=confidence_maps(rollouts),
         horizon=rollouts.horizon,
+        error_ratio=error_ratio(error, confidence, np.array(EPSILONS)),
+        actions=recent_actions(actions),
     )
 
 

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from worldmodel.logged_rollouts import steps
+from worldmodel.logged_rollouts import commanded, steps
 from worldmodel.model import WorldModel, resize
 from worldmodel.monitors.monitor import ImaginedFrame
 from worldmodel.monitors.replay import RecordedStep
+from worldmodel.monitors.surprise import error_ratio
 from worldmodel.monitors.verdict import Level, Verdict
 from worldmodel.rollouts import EPSILONS, EpisodeRollouts
 from worldmodel.tokenizers import to_model, to_pixels
-from worldmodel.trust import MONITOR_EPSILON, Episode, Trust, confidence_maps
+from worldmodel.trust import MONITOR_EPSILON, Episode, Trust
 
 MAX_STRETCH = 0.1
 """Largest |log| of a stretch that rounding to the tokenizer's stride may bring about."""
@@ -30,13 +31,34 @@ VERDICT = ("level", "causes", "latency_s")
 
 def watch(trust: Trust, episode: Episode, rollouts: EpisodeRollouts) -> Iterator[Verdict]:
     """One verdict per frame, from the real frame and what the model claimed of it beforehand."""
-    monitor, maps = trust.monitor, confidence_maps(rollouts)
+    monitor = trust.monitor
     monitor.reset()
     frames = unstretched(episode)
     for t, horizon in enumerate(rollouts.horizon):
-        claim = ImaginedFrame(maps[t], int(horizon)) if horizon else None
-        action = episode.batch.actions[0, t].numpy()
+        error = rollouts.error[t].half().numpy()
+        claim = claimed(rollouts.confidence[t].numpy(), error, int(horizon))
+        action = known(commanded(episode, t))
         yield monitor.update(frames[t].numpy(), action, claim)
+
+
+def claimed(
+    confidence: Float[np.ndarray, "view channel h w levels"],
+    error: Float[np.ndarray, "view channel h w"],
+    horizon: int,
+) -> ImaginedFrame | None:
+    """What the monitor is told of an imagined frame, once the real one is there; None: it was not.
+
+    `confidence` is that of `EPSILONS`.
+    """
+    if not horizon:
+        return None
+    stated = confidence[..., EPSILONS.index(MONITOR_EPSILON)].astype(np.float32)
+    return ImaginedFrame(stated, horizon, error_ratio(error, confidence, np.array(EPSILONS)))
+
+
+def known(action: Float[np.ndarray, " a"]) -> Float[np.ndarray, " a"] | None:
+    """An action as the monitor takes it: None where it is unknown."""
+    return None if np.isnan(action).any() else action
 
 
 def unstretched(episode: Episode) -> UInt8[Tensor, "time view height width 3"]:
@@ -95,15 +117,14 @@ def logged_steps(signals: Mapping[str, np.ndarray]) -> Iterator[RecordedStep]:
     The replayed verdicts have the logged `verdict_signals`, bit for bit. Episodes of a camera of
     other proportions than the model's are the exception: their log holds the squeezed frames.
     """
-    claims, horizons = signals.get("confidence"), signals.get("horizon")
+    claims, errors, horizons = (signals.get(name) for name in ("confidence", "error", "horizon"))
     for t, frame in enumerate(signals["frame"]):
         claim = None
-        if claims is not None and horizons is not None and horizons[t]:
-            stated = claims[t][..., EPSILONS.index(MONITOR_EPSILON)].astype(np.float32)
-            claim = ImaginedFrame(stated, int(horizons[t]))
+        if claims is not None and errors is not None and horizons is not None:
+            claim = claimed(claims[t], errors[t], int(horizons[t]))
         yield RecordedStep(
             observation=frame,
-            action=signals["action"][t],
+            action=known(signals["action"][t]),
             imagined=claim,
             latency_s=float(signals["latency_s"][t]),
         )

@@ -1,5 +1,6 @@
 """The monitor online: equal to the batch, slow to calm down, and safe whatever goes wrong."""
 
+import gc
 import json
 import tracemalloc
 from pathlib import Path
@@ -283,9 +284,11 @@ def test_memory_is_constant(monitor: RuntimeMonitor) -> None:
     tracemalloc.start()
     for i in range(16):
         monitor.update(frames[i % 8], ACTION)
+    gc.collect()
     before, _ = tracemalloc.get_traced_memory()
     for i in range(104):
         monitor.update(frames[i % 8], ACTION)
+    gc.collect()
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert after - before < 4096  # one more frame per update would be 80 kB
