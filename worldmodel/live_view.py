@@ -88,8 +88,6 @@ class RerunView:
         self._recording = rerun.RecordingStream("worldmodel watch")
         self._recording.save(path, default_blueprint=self._blueprint())
         self._recording.send_recording_name(title)
-        for timeline in ("log_time", "log_tick"):  # when the file was written matters to nobody
-            self._recording.disable_timeline(timeline)
         self._num_frames = 0
         self._last: Verdict | None = None
         self._drawn: set[tuple[str, ...]] = set()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from worldmodel.monitors.heatmaps import LEGEND_WIDTH, legend, overlay
 from worldmodel.monitors.verdict import Level, Verdict
@@ -92,7 +92,7 @@ def enlargement(height: int) -> int:
     return max(1, CELL_HEIGHT // height)
 
 
-def stacked(parts: Sequence[Picture]) -> Picture:
+def stacked(parts: list[np.ndarray]) -> Picture:
     """Pictures one below the other, white at the right of narrower ones."""
     widest = max(part.shape[1] for part in parts) + GAP
     padded = [
@@ -126,7 +126,7 @@ def heading(title: str, course: Course, rate_hz: float, *, width: int) -> Pictur
     return np.asarray(canvas)
 
 
-def shortened(draw: ImageDraw, text: str, width: float) -> str:
+def shortened(draw: ImageDraw, text: str, width: int) -> str:
     """As much of the text as fits, with dots in place of the rest."""
     if draw.textlength(text, font_size=FONT) <= width:
         return text
@@ -176,14 +176,14 @@ def moment_pictures(moment: Moment) -> list[Picture]:
     return [picture.repeat(factor, axis=0).repeat(factor, axis=1) for picture in pictures]
 
 
-def trust_of_views(trust_map: Map | None, views: int) -> Sequence[Map | None]:
-    """The trust map of every view; one without views is shown over each."""
+def trust_of_views(trust_map: Map | None, views: int) -> list[np.ndarray | None]:
+    """The trust map [h, w] of every view; one without views is shown over each."""
     if trust_map is None:
         return [None] * views
     return list(np.broadcast_to(trust_map, (views, *trust_map.shape[-2:])))
 
 
-def trust_picture(frame: Picture, trust_map: Map | None) -> Picture:
+def trust_picture(frame: Picture, trust_map: Float[np.ndarray, "h w"] | None) -> Picture:
     """Trust over a frame; plain grey without a map, for then nothing is known of it."""
     return np.full_like(frame, NO_MAP) if trust_map is None else overlay(frame, trust_map)
 
@@ -257,7 +257,7 @@ def level_rows(course: Course, *, width: int) -> Picture:
     labels, unnamed = [], 0
     for t, text in course.changes:
         start = LEFT + t * width / len(course.levels)
-        label = shortened(draw, f"{t} {text}", width / 2)
+        label = shortened(draw, f"{t} {text}", width // 2)
         wide = draw.textlength(label, font_size=FONT) + 2
         left = min(start + 3, LEFT + width - wide)
         row = free_row(taken, left, left + wide + GAP)
