@@ -11,6 +11,7 @@ from jaxtyping import Float64
 from worldmodel.monitors.action import ActionChannel
 from worldmodel.monitors.appearance import AppearanceChannel
 from worldmodel.monitors.calibration import checked
+from worldmodel.monitors.colour import ColourChannel
 from worldmodel.monitors.confidence import ConfidenceChannel
 from worldmodel.monitors.regions import position_means
 from worldmodel.monitors.signals import EpisodeSignals, stacked
@@ -18,12 +19,14 @@ from worldmodel.monitors.surprise import SurpriseChannel
 
 CHANNELS: dict[str, tuple[str, ...]] = {
     "appearance": ("appearance", "region"),
+    "colour": ("colour",),
     "action": ("action",),
     "confidence": ("confidence",),
     "surprise": ("surprise",),
 }
-"""Channel -> its signals: the frame as a whole and its least familiar region, the action, the
-model's distrust of its own prediction, what became of that prediction."""
+"""Part -> its signals: the frame as a whole and its least familiar region; its colours; the action;
+the model's distrust of its own prediction; what became of that prediction. The appearance channel
+of the design has two parts, one on features and one on colours."""
 SIGNALS = tuple(name for names in CHANNELS.values() for name in names)
 SMOOTHED = {"surprise": 4}
 """Signal -> frames that its score is the mean of: errors of single frames are noisy."""
@@ -38,6 +41,7 @@ class Channels:
     """Whichever of the channels the reference episodes had signals for."""
 
     appearance: AppearanceChannel | None = None
+    colour: ColourChannel | None = None
     action: ActionChannel | None = None
     confidence: ConfidenceChannel | None = None
     surprise: SurpriseChannel | None = None
@@ -53,6 +57,8 @@ class Channels:
         if self.appearance and signals.pooled is not None and signals.positions is not None:
             scores["appearance"] = self.appearance.score(signals.pooled)
             scores["region"] = self.appearance.region_score(signals.positions)
+        if self.colour and signals.frames is not None:
+            scores["colour"] = self.colour.score(signals.frames)
         if self.action and signals.actions is not None:
             scores["action"] = self.action.score(signals.actions)
         imagined = signals.imagined()
@@ -66,6 +72,8 @@ class Channels:
 
     def has_input(self, name: str, signals: EpisodeSignals) -> bool:
         """Whether a signal was given all that it looks at in the first frame, so must score it."""
+        if name == "colour":
+            return signals.frames is not None
         if name == "action":
             return signals.actions is not None and bool(np.isfinite(signals.actions[0]).all())
         if name == "confidence":
@@ -119,9 +127,12 @@ def fit_channels(
     reference: Sequence[EpisodeSignals], *, low_confidence: float, region: int
 ) -> Channels:
     """Fit every channel whose signals all reference episodes have."""
-    appearance, action, confidence, surprise = None, None, None, None
+    appearance, colour, action, confidence, surprise = None, None, None, None, None
     if all(episode.pooled is not None for episode in reference):
         appearance = AppearanceChannel().fit(*stacked(reference))
+    frames = [episode.frames for episode in reference if episode.frames is not None]
+    if len(frames) == len(reference):
+        colour = ColourChannel().fit(frames)
     actions = [episode.actions for episode in reference if episode.actions is not None]
     if len(actions) == len(reference):
         action = ActionChannel().fit(np.concatenate(actions))
@@ -137,8 +148,8 @@ def fit_channels(
         ]
         if len(ratios) == len(reference):
             surprise = SurpriseChannel().fit(np.concatenate(ratios), np.concatenate(horizons))
-    if not (appearance or action or confidence):
+    if not (appearance or colour or action or confidence):
         raise ValueError(
             "`reference` holds no signal that every episode has; nothing can be fitted."
         )
-    return Channels(appearance, action, confidence, surprise)
+    return Channels(appearance, colour, action, confidence, surprise)

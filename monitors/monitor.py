@@ -159,18 +159,14 @@ class RuntimeMonitor:
     ) -> Verdict:
         frame = self._sensor.check(observation, action)
         signals = self._signals(frame, action, imagined)
-        if signals.pooled is None and signals.confidence is None:
-            return _failure(
-                "monitor.blind", "there are neither features nor an imagined frame to judge by."
-            )
         scores = self._smoothed(self.judge_.channels_.scores(signals))
         for name, score in scores.items():
             given = self.judge_.channels_.has_input(name, signals)
             if given and not np.isfinite(score).all():
                 return _failure("monitor.error", f"the channel {name} gave {score[0]}, no score.")
+        if not any(np.isfinite(s).all() for name, s in scores.items() if name != "action"):
+            return _failure("monitor.blind", "no calibrated channel could look at the frame.")
         surprise = self.judge_.surprise(scores)
-        if not np.isfinite(surprise).all():
-            return _failure("monitor.blind", "no channel that was calibrated could run.")
         level = Level(int(self.judge_.levels(surprise)[0]))
         evidence = {name: self._evidence(name, scores) for name in SIGNALS}
         if self._num_frames > self.judge_.max_frames_:
@@ -222,6 +218,7 @@ class RuntimeMonitor:
         return EpisodeSignals(
             pooled=pooled,
             positions=positions,
+            frames=frame[None],
             confidence=confidence,
             horizon=horizon,
             error_ratio=ratio,
@@ -268,6 +265,7 @@ class RuntimeMonitor:
 MISSING = {
     "appearance": "no feature function",
     "region": "no feature function",
+    "colour": "no frame",
     "action": "no action, or none before it",
     "confidence": "no imagined frame",
     "surprise": "no imagined frame with its error",

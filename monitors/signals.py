@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,8 @@ class EpisodeSignals:
     positions: Float[np.ndarray, "time *place c"] | None = None
     """Features of every latent position: place is [h, w] or [view, h, w]. None exactly if `pooled`
     is."""
+    frames: UInt8[np.ndarray, "time *view height width 3"] | None = None
+    """The frames themselves, for what looks at colours."""
     confidence: Float[np.ndarray, " time *map"] | None = None
     """Stated confidence in the imagined frame, [h, w], [channel, h, w] or [view, channel, h, w] per
     frame."""

@@ -16,6 +16,7 @@ import numpy as np
 from worldmodel.monitors.action import ActionChannel
 from worldmodel.monitors.appearance import AppearanceChannel
 from worldmodel.monitors.channels import CHANNELS, Channels
+from worldmodel.monitors.colour import ColourChannel
 from worldmodel.monitors.confidence import ConfidenceChannel
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig, Scale
 from worldmodel.monitors.surprise import SurpriseChannel
@@ -89,11 +90,13 @@ def _judge(fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Episo
     for name, array in arrays.items():
         part, key = name.split(".")
         parts.setdefault(part, {})[key] = array
-    looks = {"threshold": config.low_confidence, "region": config.region}
     restore: dict[str, Callable[..., Any]] = {
         "appearance": AppearanceChannel.from_arrays,
+        "colour": ColourChannel.from_arrays,
         "action": ActionChannel.from_arrays,
-        "confidence": partial(ConfidenceChannel.from_arrays, **looks),
+        "confidence": partial(
+            ConfidenceChannel.from_arrays, threshold=config.low_confidence, region=config.region
+        ),
         "surprise": SurpriseChannel.from_arrays,
     }
     judge = EpisodeJudge(config)

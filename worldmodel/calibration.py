@@ -41,7 +41,7 @@ HORIZONS = (1, 4, 8, 16)
 """Frames ahead at which calibration is reported."""
 RISKS = (0.05, 0.1, 0.2)
 """Shares of wrong ones among the trusted that thresholds are sought for."""
-MAX_REFERENCE = 60
+MAX_REFERENCE = 200
 """Reference episodes used of a larger data set, evenly spaced."""
 BATCH = 32
 """Episodes imagined at once."""

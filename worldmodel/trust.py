@@ -113,6 +113,7 @@ def signals(features: FrameFeatures, episode: Episode, rollouts: EpisodeRollouts
     return EpisodeSignals(
         pooled=pooled,
         positions=positions,
+        frames=episode.frames.numpy(),
         confidence=confidence_maps(rollouts),
         horizon=rollouts.horizon,
         error_ratio=error_ratio(error, confidence, np.array(EPSILONS)),
