@@ -1,6 +1,7 @@
 """The judge: how far to trust a video world model, step by step. Arrays in, verdicts out."""
 
 from worldmodel.monitors.appearance import AppearanceChannel
+from worldmodel.monitors.artefact import Artefact
 from worldmodel.monitors.association import (
     AssociationSummary,
     ause,
@@ -61,6 +62,7 @@ from worldmodel.monitors.verdict import Evidence, Level, Verdict
 
 __all__ = [
     "AppearanceChannel",
+    "Artefact",
     "AssociationSummary",
     "BetaRecalibration",
     "CalibrationSummary",

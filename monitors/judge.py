@@ -23,7 +23,7 @@ class MonitorConfig:
     """How often a nominal episode may raise each level, and what the channels look at.
 
     Faults of the input (`sensor.*`) and of the monitor (`monitor.*`) do not count in these rates:
-    they are a `STOP` whenever they happen.
+    they are a `STOP` whenever they happen, but a stale calibration is a `DEGRADE`.
     """
 
     alpha_notice: float = 0.05
@@ -115,6 +115,7 @@ class EpisodeJudge:
             level: EpisodeThreshold(alpha, delta=self.config.delta).fit(maxima).value_
             for level, alpha in self.config.alphas.items()
         }
+        self.maxima_: Float64[np.ndarray, " episode"] | None = maxima  # None in files of format 1
         self.num_reference_, self.num_calibration_ = len(reference), len(calibration)
         self.max_frames_ = max(map(len, calibration))
         return self

@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64, Int, UInt8
 
 from worldmodel.monitors.action import RECENT
+from worldmodel.monitors.artefact import Artefact, degraded, staleness, utc_now
 from worldmodel.monitors.calibration import checked
 from worldmodel.monitors.channels import SIGNALS, SMOOTHED, Scores, recent_mean
 from worldmodel.monitors.errors import require_fitted
@@ -67,6 +70,7 @@ class RuntimeMonitor:
         features: FeatureFunction | None = None,
         deadline_s: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        today: Callable[[], datetime] = utc_now,
     ) -> None:
         """Set up; `fit` or `load` makes it ready.
 
@@ -76,6 +80,8 @@ class RuntimeMonitor:
             deadline_s: A verdict that took longer is a `stop`; None: it may take any time. The
                 monitor cannot interrupt itself: the verdict still comes late.
             clock: Seconds from any origin, read twice per update.
+            today: Date and time with its zone, read once per episode: a calibration that has
+                expired by then makes every verdict on it at least a `DEGRADE`.
         """
         if deadline_s is not None and not deadline_s > 0:
             raise ValueError(f"`deadline_s` must be above 0 or None, got {deadline_s}.")
@@ -83,6 +89,7 @@ class RuntimeMonitor:
         self.features = features
         self.deadline_s = deadline_s
         self.clock = clock
+        self.today = today
 
     def fit(
         self,
@@ -90,6 +97,7 @@ class RuntimeMonitor:
         *,
         frame_shape: tuple[int, ...],
         reference: Sequence[EpisodeSignals] | None = None,
+        artefact: Artefact | None = None,
     ) -> RuntimeMonitor:
         """Learn thresholds from nominal `calibration` episodes that the model was not trained on.
 
@@ -98,10 +106,14 @@ class RuntimeMonitor:
             frame_shape: Shape of a frame in order, [height, width, 3] or [view, height, width, 3].
             reference: What counts as familiar, for example training episodes. Without it every
                 second calibration episode is the reference, and the others set the thresholds.
+            artefact: What the monitor is for and when it expires; None: it never does. The date and
+                the name of the features are filled in.
         """
         if reference is None:
             reference, calibration = calibration[::2], calibration[1::2]
         self.judge_ = EpisodeJudge(self.config).fit(calibration, reference=reference)
+        created, name = self.today().replace(microsecond=0), getattr(self.features, "name", None)
+        self.artefact_ = replace(artefact or Artefact(), created=created, features=name)
         self._start(frame_shape)
         return self
 
@@ -125,6 +137,7 @@ class RuntimeMonitor:
         self._actions: deque[np.ndarray] = deque(maxlen=RECENT)
         self._scores = {name: deque[float](maxlen=count) for name, count in SMOOTHED.items()}
         self._num_frames = 0
+        self._stale = staleness(self.artefact_, self.today())
 
     def update(
         self, observation: object, action: object, imagined: ImaginedFrame | None = None
@@ -149,6 +162,8 @@ class RuntimeMonitor:
         latency_s = self.clock() - started
         if self.deadline_s is not None and not latency_s <= self.deadline_s:
             verdict = _late(verdict, latency_s, self.deadline_s)
+        if self._stale is not None:
+            verdict = degraded(verdict, self._stale)
         self._recent.append(verdict.level)
         level = max(self._recent)
         causes = verdict.causes if level == verdict.level else (*verdict.causes, "held")
@@ -166,7 +181,6 @@ class RuntimeMonitor:
                 return _failure("monitor.error", f"the channel {name} gave {score[0]}, no score.")
         if not any(np.isfinite(s).all() for name, s in scores.items() if name != "action"):
             return _failure("monitor.blind", "no calibrated channel could look at the frame.")
-        surprise = self.judge_.surprise(scores)
         level = Level(int(self.judge_.levels(surprise)[0]))
         evidence = {name: self._evidence(name, scores) for name in SIGNALS}
         if self._num_frames > self.judge_.max_frames_:
@@ -234,7 +248,7 @@ class RuntimeMonitor:
         return np.stack(self._actions)[None]
 
     def watch(self, signals: EpisodeSignals) -> WatchedEpisode:
-        """Judge a recorded episode at once: the levels of `update`, faults of sensors left out."""
+        """Judge a recorded episode at once: as `update`, but for faults of sensors and age."""
         require_fitted(self, "judge_")
         scores = self.judge_.scores(signals)
         surprise = self.judge_.surprise(scores)
@@ -244,7 +258,7 @@ class RuntimeMonitor:
     def save(self, folder: str | Path) -> None:
         """Write everything but the feature function."""
         require_fitted(self, "judge_")
-        save_judge(self.judge_, self.frame_shape_, Path(folder))
+        save_judge(self.judge_, self.frame_shape_, Path(folder), self.artefact_)
 
     @classmethod
     def load(
@@ -253,11 +267,22 @@ class RuntimeMonitor:
         *,
         features: FeatureFunction | None = None,
         deadline_s: float | None = None,
+        model_hash: str | None = None,
+        action_spec: Mapping[str, Any] | None = None,
     ) -> RuntimeMonitor:
-        """Read a saved monitor; `features` must be the function it was fitted with."""
-        judge, frame_shape = load_judge(Path(folder))
+        """Read a saved monitor; `features` must be the function it was fitted with.
+
+        Raises:
+            OSError: nothing there.
+            ValueError: a file is corrupt, or the monitor was fitted for another model, for actions
+                of another meaning, or with features of another name, where both sides say.
+        """
+        judge, frame_shape, artefact = load_judge(Path(folder))
+        name = getattr(features, "name", None)
+        use = Artefact(model_hash=model_hash, action_spec=action_spec, features=name)
+        artefact.check_fits(str(folder), use)
         monitor = cls(judge.config, features=features, deadline_s=deadline_s)
-        monitor.judge_ = judge
+        monitor.judge_, monitor.artefact_ = judge, artefact
         monitor._start(frame_shape)
         return monitor
 

@@ -15,41 +15,55 @@ import numpy as np
 
 from worldmodel.monitors.action import ActionChannel
 from worldmodel.monitors.appearance import AppearanceChannel
+from worldmodel.monitors.artefact import Artefact
 from worldmodel.monitors.channels import CHANNELS, Channels
 from worldmodel.monitors.colour import ColourChannel
 from worldmodel.monitors.confidence import ConfidenceChannel
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig, Scale
 from worldmodel.monitors.surprise import SurpriseChannel
+from worldmodel.monitors.threshold import smallest_alpha
 from worldmodel.monitors.verdict import Level
 
-FORMAT = 1
-"""Raised when a file of an older format can no longer be read."""
+FORMAT = 2
+"""Of what is written; format 1 lacks the `Artefact`, the calibration maxima and `json_sha256`."""
+MAXIMA = "calibration.maxima"
+"""Array of the largest surprise of each calibration episode."""
 JSON_NAME, ARRAYS_NAME = "monitor.json", "monitor.safetensors"
 
 
-def save_judge(judge: EpisodeJudge, frame_shape: tuple[int, ...], folder: Path) -> None:
-    """Write `judge` and its frames' shape; each file appears whole or not at all."""
+def save_judge(
+    judge: EpisodeJudge, frame_shape: tuple[int, ...], folder: Path, artefact: Artefact
+) -> None:
+    """Write `judge`, its frames' shape and where it comes from.
+
+    Both files are written whole beside those of an earlier monitor, which stays usable until they
+    take its place, one after the other; a kill between the two leaves a monitor that is refused.
+    """
     from safetensors.numpy import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = save(_arrays(judge.channels_))
+    maxima = {} if judge.maxima_ is None else {MAXIMA: judge.maxima_}
+    arrays = save(_arrays(judge.channels_) | maxima)
     fields = {
         "format": FORMAT,
+        **artefact.as_dict(),
         "frame_shape": frame_shape,
         "config": asdict(judge.config),
         "thresholds": {level.name.lower(): value for level, value in judge.thresholds_.items()},
         "scales": {name: asdict(scale) for name, scale in judge.scales_.items()},
         "num_reference": judge.num_reference_,
         "num_calibration": judge.num_calibration_,
+        "smallest_alpha": smallest_alpha(judge.num_calibration_, judge.config.delta),
         "max_frames": judge.max_frames_,
         "arrays_sha256": hashlib.sha256(arrays).hexdigest(),
     }
-    _replace(folder / ARRAYS_NAME, arrays)
-    _replace(folder / JSON_NAME, (json.dumps(fields, indent=2) + "\n").encode())
+    fields["json_sha256"] = _json_hash(fields)
+    text = json.dumps(fields, indent=2) + "\n"
+    _replace({folder / ARRAYS_NAME: arrays, folder / JSON_NAME: text.encode()})
 
 
-def load_judge(folder: Path) -> tuple[EpisodeJudge, tuple[int, ...]]:
-    """The judge that `save_judge` wrote, and the shape of the frames it judges."""
+def load_judge(folder: Path) -> tuple[EpisodeJudge, tuple[int, ...], Artefact]:
+    """The judge that `save_judge` wrote, the shape of its frames, and where it comes from."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -60,13 +74,15 @@ def load_judge(folder: Path) -> tuple[EpisodeJudge, tuple[int, ...]]:
     try:
         fields = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
         blob = (folder / ARRAYS_NAME).read_bytes()
-        if fields["format"] != FORMAT:
-            raise ValueError(f"its format is {fields['format']}, this version reads {FORMAT}")
+        if fields["format"] not in (1, FORMAT):
+            raise ValueError(f"its format is {fields['format']}, this version reads 1 and {FORMAT}")
+        if fields["format"] != 1 and fields.pop("json_sha256") != _json_hash(fields):
+            raise ValueError(f"{JSON_NAME} was changed after it was written")
         if hashlib.sha256(blob).hexdigest() != fields["arrays_sha256"]:
             raise ValueError(f"{ARRAYS_NAME} is not the file that {JSON_NAME} was written with")
         judge = _judge(fields, load(blob))
         _check_numbers(judge)
-        return judge, tuple(fields["frame_shape"])
+        return judge, tuple(fields["frame_shape"]), Artefact.from_dict(fields)
     except (ValueError, LookupError, TypeError, AttributeError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
@@ -84,8 +100,9 @@ def _arrays(channels: Channels) -> dict[str, np.ndarray]:
     }
 
 
-def _judge(fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> EpisodeJudge:
+def _judge(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> EpisodeJudge:
     config = MonitorConfig(**fields["config"])
+    maxima = arrays.pop(MAXIMA, None)
     parts: dict[str, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
         part, key = name.split(".")
@@ -109,7 +126,7 @@ def _judge(fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Episo
         fields["num_reference"],
         fields["num_calibration"],
     )
-    judge.max_frames_ = fields["max_frames"]
+    judge.max_frames_, judge.maxima_ = fields["max_frames"], maxima
     return judge
 
 
@@ -122,11 +139,28 @@ def _check_numbers(judge: EpisodeJudge) -> None:
     arrays = [array for array in _arrays(judge.channels_).values() if array.dtype.kind == "f"]
     if not all(np.isfinite(values).all() for values in (numbers, *arrays)):
         raise ValueError("it holds numbers that are NaN or infinite")
+    if judge.maxima_ is not None:
+        if judge.maxima_.shape != (judge.num_calibration_,):
+            raise ValueError(f"it holds {judge.maxima_.shape} maxima of calibration episodes")
+        if not np.isfinite(judge.maxima_).all():
+            raise ValueError("a maximum of a calibration episode is NaN or infinite")
     if any(scale.spread <= 0 for scale in judge.scales_.values()):
         raise ValueError("the spread of a signal is not positive")
 
 
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
+def _json_hash(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _replace(files: Mapping[Path, bytes]) -> None:
+    """Put every file in place once all of them are written."""
+    parts = {path.with_name(path.name + ".part"): path for path in files}
+    try:
+        for part, path in parts.items():
+            part.write_bytes(files[path])
+    except BaseException:  # Ctrl-C too: nothing half-written is left
+        for part in parts:
+            part.unlink(missing_ok=True)
+        raise
+    for part, path in parts.items():
+        os.replace(part, path)
