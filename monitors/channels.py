@@ -28,6 +28,10 @@ CHANNELS: dict[str, tuple[str, ...]] = {
 the model's distrust of its own prediction; what became of that prediction. The appearance channel
 of the design has two parts, one on features and one on colours."""
 SIGNALS = tuple(name for names in CHANNELS.values() for name in names)
+LOOKS = ("appearance", "region", "colour")
+"""Signals of how a frame looks, whatever it means for the model."""
+CLAIMS = ("confidence", "surprise")
+"""Signals of what the model claimed, and what became of it."""
 SMOOTHED = {"surprise": 4}
 """Signal -> frames that its score is the mean of: errors of single frames are noisy."""
 

@@ -64,6 +64,20 @@ def false_positive_rate(
     return float((nominal >= threshold).mean())
 
 
+def average_precision(nominal: Float[np.ndarray, " n"], shifted: Float[np.ndarray, " m"]) -> float:
+    """Area under the precision-recall curve, by steps; a coin scores m / (n + m), the base rate.
+
+    >>> round(average_precision(np.array([0.0, 1.0]), np.array([1.0, 2.0])), 3)
+    0.833
+    """
+    _need_both(nominal, shifted)
+    limits = np.unique(shifted)[::-1]
+    found = (shifted >= limits[:, None]).sum(axis=1)
+    false = (nominal >= limits[:, None]).sum(axis=1)
+    gained = np.diff(found, prepend=0) / len(shifted)
+    return float((gained * found / (found + false)).sum())
+
+
 def alarm_delay(
     levels: Int[np.ndarray, " time"], *, onset: int = 0, level: Level = Level.NOTICE
 ) -> int | None:
@@ -85,6 +99,10 @@ class DetectionSummary:
     auroc: float
     """Of the episodes' largest surprise."""
     auroc_interval: tuple[float, float]
+    aupr: float
+    """Average precision of the same scores."""
+    base_rate: float
+    """Share of shifted episodes: the average precision of a coin."""
     fpr95: float
     """Share of nominal episodes above the threshold that finds 95% of the shifted ones."""
     false_alarm_rate: float
@@ -130,6 +148,8 @@ def summarize_detection(
         num_shifted=len(shifted),
         auroc=area,
         auroc_interval=auroc_interval(area, len(nominal), len(shifted)),
+        aupr=average_precision(calm, odd),
+        base_rate=len(shifted) / (len(nominal) + len(shifted)),
         fpr95=false_positive_rate(calm, odd),
         false_alarm_rate=float(np.mean([(e.levels[:length] >= level).any() for e in nominal])),
         detected_rate=len(found) / len(shifted),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int
 
-from worldmodel.monitors.channels import Channels, Scores, fit_channels, smoothed
+from worldmodel.monitors.channels import CLAIMS, LOOKS, Channels, Scores, fit_channels, smoothed
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.threshold import EpisodeThreshold, episodes_needed, smallest_alpha
@@ -37,6 +37,9 @@ class MonitorConfig:
     chance is kept on average over calibration sets. 0.05 and an alpha of 0.01 need 299 episodes."""
     calm_steps: int = 5
     """Steps without an alarm after which the level falls again."""
+    unchecked_steps: int = 4
+    """First steps of an episode at which how a frame looks gives NOTICE at most, while the model
+    has claimed nothing yet that could be checked; for monitors that were fitted on claims."""
     low_confidence: float = 0.5
     """Confidence below which a subpatch counts as low."""
     region: int = 2
@@ -50,8 +53,9 @@ class MonitorConfig:
             )
         if self.delta is not None and not 0 < self.delta < 1:
             raise ValueError(f"`delta` must lie in (0, 1) or be None, got {self.delta}.")
-        if self.calm_steps < 1:
-            raise ValueError(f"`calm_steps` must be at least 1, got {self.calm_steps}.")
+        for name, least in (("calm_steps", 1), ("unchecked_steps", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
 
     @property
     def alphas(self) -> dict[Level, float]:
@@ -175,6 +179,26 @@ class EpisodeJudge:
         """The level of each frame on its own."""
         limits = np.array(list(self.thresholds_.values()))
         return (surprise[:, None] > limits).sum(axis=1)
+
+    def frame_levels(self, scores: Scores, *, first: int = 0) -> Int[np.ndarray, " time"]:
+        """The level of each frame, before hysteresis; `first` is the first one's place.
+
+        A frame that looks unfamiliar is a NOTICE at most where the model's claims were checked and
+        held: a change that leaves the model right does no harm. Capping levels breaks no promise.
+        """
+        standard = self.standardised(scores)
+        level = {name: self.levels(np.nan_to_num(s, nan=-np.inf)) for name, s in standard.items()}
+        nothing = np.zeros_like(next(iter(level.values())))
+        looks = np.maximum.reduce([nothing, *(level[n] for n in LOOKS if n in level)])
+        rest = np.maximum.reduce([nothing, *(level[n] for n in level if n not in LOOKS)])
+        if "surprise" not in level:
+            return np.maximum(looks, rest)
+        claims = [name for name in CLAIMS if name in level]
+        unchecked = np.logical_or.reduce([np.isnan(standard[name]) for name in claims])
+        held = np.maximum.reduce([level[name] for name in claims]) == Level.TRUST
+        early = first + np.arange(len(looks)) < self.config.unchecked_steps
+        harmless = np.where(unchecked, early, held)
+        return np.maximum(np.where(harmless, looks.clip(max=Level.NOTICE), looks), rest)
 
     def trust_map(self, signals: EpisodeSignals) -> Float64[np.ndarray, "*view h w"] | None:
         """Trust in [0, 1] per latent position of the first frame; None if nothing maps it.

@@ -181,7 +181,7 @@ class RuntimeMonitor:
                 return _failure("monitor.error", f"the channel {name} gave {score[0]}, no score.")
         if not any(np.isfinite(s).all() for name, s in scores.items() if name != "action"):
             return _failure("monitor.blind", "no calibrated channel could look at the frame.")
-        level = Level(int(self.judge_.levels(surprise)[0]))
+        level = Level(int(self.judge_.frame_levels(scores, first=self._num_frames - 1)[0]))
         evidence = {name: self._evidence(name, scores) for name in SIGNALS}
         if self._num_frames > self.judge_.max_frames_:
             evidence["promise"] = self._overdue()
@@ -252,7 +252,7 @@ class RuntimeMonitor:
         require_fitted(self, "judge_")
         scores = self.judge_.scores(signals)
         surprise = self.judge_.surprise(scores)
-        levels = np.where(np.isfinite(surprise), self.judge_.levels(surprise), Level.STOP)
+        levels = np.where(np.isfinite(surprise), self.judge_.frame_levels(scores), Level.STOP)
         return WatchedEpisode(scores, surprise, held_levels(levels, self.config.calm_steps))
 
     def save(self, folder: str | Path) -> None:

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from scipy.stats import norm
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from worldmodel.monitors.detection import (
     alarm_delay,
     auroc,
     auroc_interval,
+    average_precision,
     false_positive_rate,
     summarize_detection,
 )
@@ -24,6 +25,15 @@ def test_auroc_and_fpr95_agree_with_scikit_learn(decimals: int) -> None:
     assert auroc(nominal, shifted) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
     assert false_positive_rate(nominal, shifted) == pytest.approx(fpr[tpr >= 0.95].min(), abs=1e-12)
+
+
+@pytest.mark.parametrize("decimals", [8, 1, 0])
+def test_average_precision_agrees_with_scikit_learn(decimals: int) -> None:
+    rng = np.random.default_rng(decimals)
+    nominal, shifted = rng.normal(size=37).round(decimals), rng.normal(1, 1, 23).round(decimals)
+    labels, scores = np.repeat([0, 1], [37, 23]), np.concatenate([nominal, shifted])
+    expected = average_precision_score(labels, scores)
+    assert average_precision(nominal, shifted) == pytest.approx(expected, abs=1e-12)
 
 
 def test_auroc_interval_covers_the_truth() -> None:
