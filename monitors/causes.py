@@ -1,0 +1,247 @@
+"""Naming the cause of a strange picture: light, background, clutter, target, embodiment, camera.
+
+There are no labelled examples of what will go wrong around a robot. The model learns from nominal
+episodes edited as if one thing had changed: it describes how each frame departs from the nominal
+ones, averages that since the alarm began, and weighs it by softmax regression. Where nothing is
+likely enough, or the picture is like no edit, it says "unknown".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from worldmodel.monitors.cause_descriptors import (
+    FAR,
+    GRID,
+    NUM_DESCRIPTORS,
+    Departure,
+    ViewReference,
+)
+from worldmodel.monitors.curve_regression import CurveRegression
+from worldmodel.monitors.errors import require_fitted
+
+UNKNOWN = "unknown"
+CLIP_LENGTHS = (1, 3, 8)
+"""Numbers of frames over which the evidence of an edited clip is averaged to learn from it."""
+LIKELY = 0.5
+"""Least probability of a cause that is named."""
+OUTSIDE = 3.0
+"""Distance beyond the edits' range, in distances of the farthest edits, at which it is unknown."""
+NARROW = 0.05
+"""Least nominal spread of a descriptor, in its spreads over the edits."""
+
+Episode = UInt8[np.ndarray, "time view height width 3"]
+Frame = UInt8[np.ndarray, "view height width 3"]
+Descriptors = Float64[np.ndarray, " d"]
+
+
+class Evidence:
+    """What one camera has shown since the alarm began, in constant memory."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.total = np.zeros(NUM_DESCRIPTORS)
+        self.places = np.zeros((GRID, GRID))
+        self.kept, self.new = 0.0, 0.0
+        self.last: np.ndarray | None = None
+
+    def add(self, departure: Departure) -> None:
+        """Take in one frame."""
+        self.frames += 1
+        self.total += departure.descriptors
+        self.places += departure.places
+        unseen, last = departure.unseen, self.last
+        if last is not None:
+            self.kept += float((unseen * last).sum())
+            self.new += float((unseen**2).sum() + (last**2).sum()) / 2
+        self.last = unseen
+
+    def mean(self) -> Descriptors:
+        """Mean descriptors, and the share of new colour that stays in place from frame to frame."""
+        stays = self.kept / self.new if self.new > 1 else 0.5
+        return np.append(self.total / self.frames, stays)
+
+
+@dataclass(frozen=True)
+class ViewCauses:
+    """What is known of one camera."""
+
+    reference: ViewReference
+    regression: CurveRegression
+    nominal: Float64[np.ndarray, "2 d"]
+    """Mean and spread of the nominal descriptors."""
+
+    def deviation(self, descriptors: Descriptors) -> float:
+        """How far descriptors are from nominal ones, in their spreads."""
+        return float(np.sqrt((((descriptors - self.nominal[0]) / self.nominal[1]) ** 2).mean()))
+
+
+class CauseModel:
+    """Names the cause once an alarm was raised: `reset`, `observe` every frame since, `name`."""
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self.seed = seed
+
+    def fit(
+        self, reference: Sequence[Episode], edited: Mapping[str, Sequence[Episode]]
+    ) -> CauseModel:
+        """Learn from nominal episodes, and from clips that show each cause.
+
+        A clip that stands out less than half of the nominal ones do, in a view, teaches nothing
+        about that view.
+
+        Raises:
+            ValueError: if fewer than two causes can be seen in a view.
+        """
+        if not reference or len(edited) < 2:
+            raise ValueError(
+                "`reference` and at least two causes in `edited` are needed, got "
+                f"{len(reference)} episodes and {sorted(edited)}; record more."
+            )
+        rng = np.random.default_rng(self.seed)
+        self.causes_ = tuple(edited)
+        self.views_ = []
+        for view in range(reference[0].shape[1]):
+            nominal = [episode[:, view] for episode in reference]
+            clips = [[clip[:, view] for clip in edited[cause]] for cause in self.causes_]
+            self.views_.append(_learn_view(nominal, clips, rng))
+        self.reset()
+        return self
+
+    def reset(self) -> None:
+        """Forget the frames."""
+        require_fitted(self, "views_")
+        self._evidence = [Evidence() for _ in self.views_]
+
+    def observe(self, frame: Frame) -> None:
+        """Take in a frame of all views, from the alarm on."""
+        require_fitted(self, "views_")
+        if frame.shape[0] != len(self.views_):
+            raise ValueError(f"`frame` must have {len(self.views_)} views, got {frame.shape[0]}.")
+        for picture, view, evidence in zip(frame, self.views_, self._evidence, strict=True):
+            evidence.add(view.reference.depart(picture))
+
+    def posterior(self) -> dict[str, float]:
+        """Probability of each cause by the most deviating view; empty before the first frame."""
+        if not self._seen():
+            return {}
+        view, descriptors = self._deviating()
+        chances = self.views_[view].regression.posterior(descriptors)
+        return dict(zip(self.causes_, chances.tolist(), strict=True))
+
+    def name(self) -> tuple[str, float]:
+        """The likeliest cause and its probability; "unknown" if unlikely or like no edit."""
+        posterior = self.posterior()
+        if not posterior:
+            return UNKNOWN, 0.0
+        cause = max(posterior, key=posterior.__getitem__)
+        view, descriptors = self._deviating()
+        strange = self.views_[view].regression.outside(descriptors) > OUTSIDE
+        known = posterior[cause] >= LIKELY and not strange
+        return cause if known else UNKNOWN, posterior[cause]
+
+    def where(self) -> tuple[int, str] | None:
+        """View that deviates most, and where in it; None before the first frame."""
+        if not self._seen():
+            return None
+        view = self._deviating()[0]
+        evidence = self._evidence[view]
+        return view, region(evidence.places / evidence.frames)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything learned, as plain arrays."""
+        require_fitted(self, "views_")
+        text = np.frombuffer("\n".join(self.causes_).encode(), dtype=np.uint8)
+        arrays = {"causes": text, "num_views": np.array([len(self.views_)])}
+        for number, view in enumerate(self.views_):
+            parts = {"reference": view.reference.arrays(), "regression": view.regression.arrays()}
+            arrays[f"{number}.nominal"] = view.nominal
+            for part, learned in parts.items():
+                arrays |= {f"{number}.{part}.{name}": array for name, array in learned.items()}
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> CauseModel:
+        """The inverse of `arrays`."""
+        model = cls()
+        model.causes_ = tuple(arrays["causes"].tobytes().decode().split("\n"))
+        model.views_ = [
+            ViewCauses(
+                ViewReference.from_arrays(_below(arrays, f"{number}.reference.")),
+                CurveRegression.from_arrays(_below(arrays, f"{number}.regression.")),
+                arrays[f"{number}.nominal"],
+            )
+            for number in range(int(arrays["num_views"][0]))
+        ]
+        model.reset()
+        return model
+
+    def _seen(self) -> bool:
+        require_fitted(self, "views_")
+        return self._evidence[0].frames > 0
+
+    def _deviating(self) -> tuple[int, Descriptors]:
+        """The view that deviates most from the nominal ones, and its descriptors."""
+        means = [evidence.mean() for evidence in self._evidence]
+        far = [view.deviation(mean) for view, mean in zip(self.views_, means, strict=True)]
+        view = int(np.argmax(far))
+        return view, means[view]
+
+
+def region(places: Float64[np.ndarray, "height width"]) -> str:
+    """Where a map of departures is largest, in thirds of the picture.
+
+    >>> region(np.outer(np.arange(9.0), [1, 0, 0]))
+    'lower left third'
+    """
+    if (places > FAR).mean() > 0.5:
+        return "the whole picture"
+    rows, columns = (np.array_split(np.arange(side), 3) for side in places.shape)
+    cells = np.array([[places[np.ix_(r, c)].mean() for c in columns] for r in rows])
+    row, column = divmod(int(cells.argmax()), 3)
+    vertical, horizontal = ("upper", "middle", "lower")[row], ("left", "", "right")[column]
+    words = (vertical, horizontal, "third") if (row, column) != (1, 1) else ("centre",)
+    return " ".join(word for word in words if word)
+
+
+def _learn_view(
+    nominal: Sequence[np.ndarray], clips: Sequence[Sequence[np.ndarray]], rng: np.random.Generator
+) -> ViewCauses:
+    """One camera's reference, and the regression on what its edited clips look like."""
+    reference = ViewReference().fit(nominal, rng=rng)
+    plain = np.concatenate(
+        [_examples(reference, film[start:]) for film in nominal for start in (0, len(film) // 2)]
+    )
+    rows = [np.concatenate([_examples(reference, clip) for clip in some]) for some in clips]
+    spread = np.concatenate(rows).std(axis=0)
+    floor = np.sqrt(plain.var(axis=0) + (NARROW * spread) ** 2 + 1e-12)
+    view = ViewCauses(reference, CurveRegression(), np.stack([plain.mean(axis=0), floor]))
+    usual = np.median([view.deviation(row) for row in plain])
+    seen = [np.array([row for row in some if view.deviation(row) >= usual]) for some in rows]
+    if sum(len(some) > 0 for some in seen) < 2:
+        raise ValueError(
+            "`edited` must show at least two causes in every view; make edits stronger."
+        )
+    classes = np.repeat(np.arange(len(seen)), [len(some) for some in seen])
+    examples = np.concatenate([some for some in seen if len(some)])
+    view.regression.fit(examples, classes, number=len(seen))
+    return view
+
+
+def _examples(reference: ViewReference, film: np.ndarray) -> Float64[np.ndarray, "n d"]:
+    """Mean descriptors of the film's first frames, for each of the lengths it reaches."""
+    evidence, rows = Evidence(), []
+    for picture in film[: CLIP_LENGTHS[-1]]:
+        evidence.add(reference.depart(picture))
+        if evidence.frames in CLIP_LENGTHS:
+            rows.append(evidence.mean())
+    return np.array(rows)
+
+
+def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names start with `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
