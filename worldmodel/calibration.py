@@ -18,29 +18,26 @@ from worldmodel.datasets.dataset import Dataset
 from worldmodel.episodes import load_named
 from worldmodel.gate import Gate, fit_gate
 from worldmodel.model import WorldModel
+from worldmodel.monitors.artefact import Artefact, staleness
 from worldmodel.monitors.calibration import ReliabilityBins
-from worldmodel.monitors.conformal import NUM_BINS, RiskControl
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.reliability import CalibrationSummary, summarize
 from worldmodel.monitors.threshold import episodes_needed, smallest_alpha
 from worldmodel.provenance import fingerprint
 from worldmodel.rollouts import START, EpisodeRollouts, Forecasts, count_reliability, roll_out
 from worldmodel.trust import (
-    MONITOR_EPSILON,
     Episode,
     Trust,
-    count_all,
     fit_recalibration,
     fit_trust,
     recalibrated,
 )
+from worldmodel.trusted_shares import TrustedShare, trusted_shares
 from worldmodel.watching import unstretched
 
 LOG = logging.getLogger(__name__)
 HORIZONS = (1, 4, 8, 16)
 """Frames ahead at which calibration is reported."""
-RISKS = (0.05, 0.1, 0.2)
-"""Shares of wrong ones among the trusted that thresholds are sought for."""
 MAX_REFERENCE = 200
 """Reference episodes used of a larger data set, evenly spaced."""
 BATCH = 32
@@ -167,23 +164,30 @@ def plan_calibration(model: WorldModel, data: Dataset, reference: Dataset | None
     return Plan(data, names, reference, familiar)
 
 
-def monitor_config(num_episodes: int, alpha: float | None) -> MonitorConfig:
+def monitor_config(
+    num_episodes: int, alpha: float | None, delta: float | None = None
+) -> MonitorConfig:
     """Alarm rates for so many calibration episodes.
 
     Args:
         num_episodes: Calibration episodes.
         alpha: Chance of any alarm in a nominal episode; None is 0.05, or the least they support.
+        delta: Share of calibration sets that may give a higher chance than that; None: it is kept
+            on average over them.
 
     Raises:
         ValueError: if they do not support `alpha`.
     """
-    supported = MonitorConfig.for_episodes(num_episodes)
+    asked = MonitorConfig(delta=delta).alpha_notice if alpha is None else alpha
+    needed = episodes_needed(asked, delta)
+    supported = MonitorConfig.for_episodes(num_episodes, delta=delta)
     if alpha is None:
         return supported
-    if num_episodes < (needed := episodes_needed(alpha)):
+    if num_episodes < needed:
+        promise = f"`alpha`={alpha:g}" + ("" if delta is None else f" with `delta`={delta:g}")
         raise ValueError(
-            f"`alpha`={alpha:g} needs {needed} calibration episodes, got {num_episodes}, which "
-            f"support {smallest_alpha(num_episodes):.3g} at best."
+            f"{promise} needs {needed} calibration episodes, got {num_episodes}, which support "
+            f"{smallest_alpha(num_episodes, delta):.3g} at best."
         )
     return replace(
         supported,
@@ -239,53 +243,6 @@ def calibration_table(
     return table
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrustedShare:
-    """From which stated confidence on to trust, so that few of the trusted are wrong.
-
-    See `RiskControl`. The promise is about confidence as stated, which these episodes had no part
-    in; recalibrated confidence was fitted on them, so that it gets no promise from them.
-    """
-
-    alpha: float
-    """Expected share of wrong ones among an episode's trusted subpatches, at most."""
-    epsilon: float = MONITOR_EPSILON
-    confidence: str = "as stated"
-    num_episodes: int
-    num_needed: int
-    """Episodes that `alpha` needs."""
-    threshold: float | None
-    """Trust at or above; 2: trust nothing; None: too few episodes."""
-    share_trusted: float | None
-    """Of the subpatches of these episodes."""
-
-
-def trusted_shares(rollouts: Sequence[EpisodeRollouts]) -> list[TrustedShare]:
-    """Thresholds on stated confidence for each share of `RISKS`, all horizons and cameras together.
-
-    `rollouts` must be of episodes that no part of the model was trained on.
-    """
-    sums = count_all(rollouts, num_bins=NUM_BINS).episode_bins(epsilon=MONITOR_EPSILON).sums
-    bins = ReliabilityBins(sums[sums[:, 0].any(axis=-1)])
-    count = bins.pooled().count
-    rows = []
-    for alpha in RISKS:
-        control, threshold, share = RiskControl(alpha), None, None
-        if len(bins.sums) >= control.num_needed:
-            threshold = control.fit_bins(bins).threshold_
-            share = float(count[int(threshold * NUM_BINS) :].sum() / count.sum())
-        rows.append(
-            TrustedShare(
-                alpha=alpha,
-                num_episodes=len(bins.sums),
-                num_needed=control.num_needed,
-                threshold=threshold,
-                share_trusted=share,
-            )
-        )
-    return rows
-
-
 @dataclass(frozen=True)
 class Calibrated:
     """What calibration learned, and how well the confidence held."""
@@ -305,8 +262,11 @@ def calibrate(
     config: MonitorConfig,
     horizon: int,
     method: str = "isotonic",
+    artefact: Artefact | None = None,
 ) -> Calibrated:
     """Fit monitor, recalibration (of the kind `method`) and gate to the episodes of a plan.
+
+    `artefact` says what hash the model has, and how long the calibration is good; None: for ever.
 
     Raises:
         ValueError: frames of other proportions than the model's, at which the monitor would stop.
@@ -326,11 +286,17 @@ def calibrate(
         config=config,
         horizon=horizon,
         method=method,
+        artefact=artefact,
     )
     tables = {"as stated": calibration_table(rollouts)}
     if len(rollouts) > 1:
         tables["recalibrated"] = calibration_table(cross_fitted(rollouts, method=method))
-    gate = fit_gate(model, [e.batch for e in calibration], [e.batch for e in familiar])
+    gate = fit_gate(
+        model,
+        [e.batch for e in calibration],
+        [e.batch for e in familiar],
+        artefact=trust.monitor.artefact_,
+    )
     return Calibrated(trust, gate, tables, trusted_shares(rollouts))
 
 
@@ -350,27 +316,33 @@ def save_trust(trust: Trust, gate: Gate, folder: Path, record: dict[str, Any]) -
     trust.save(partial)
     gate.save(partial / "gate")
     (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
     os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_trust(model: WorldModel, checkpoint: Path, monitor: Path | None = None) -> Trust:
-    """What `worldmodel calibrate` made for a checkpoint; warns if it was made for other weights.
+    """What `worldmodel calibrate` made for a checkpoint; warns if it has gone stale since.
 
     Raises:
         OSError: nothing there.
-        ValueError: a file is corrupt, or made for other frames.
+        ValueError: a file is corrupt, or made for other weights, actions or frames.
     """
-    folder = monitor or checkpoint / "monitor"
-    trust = Trust.load(folder, model)
+    folder, model_hash = monitor or checkpoint / "monitor", fingerprint(checkpoint)
+    trust = Trust.load(folder, model, model_hash=model_hash)
+    made_for = Artefact(model_hash=read_record(folder).get("model"))  # of monitors of format 1
+    made_for.check_fits(str(folder), Artefact(model_hash=model_hash))
     expected = (model.config.dynamics.views, *model.config.image_size, 3)
     if trust.monitor.frame_shape_ != expected:
         raise ValueError(
             f"The monitor in {folder} was made for frames of shape {trust.monitor.frame_shape_}, "
             f"the model makes {expected}; calibrate it for this model."
         )
-    if read_record(folder).get("model") not in (None, fingerprint(checkpoint)):
-        LOG.warning("note: the monitor in %s was made for other weights; calibrate again.", folder)
+    if found := staleness(trust.monitor.artefact_, trust.monitor.today()):
+        LOG.warning("note: the monitor in %s is stale: %s", folder, found.note)
     return trust
 
 

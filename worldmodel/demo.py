@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from worldmodel.calibration import load_trust
 from worldmodel.envs.collect import Collection, record
 from worldmodel.envs.factors import FACTORS, SEVERITIES
 from worldmodel.episodes import load_episode
@@ -23,7 +24,7 @@ from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitors.detection import DetectionSummary, summarize_detection
 from worldmodel.monitors.monitor import WatchedEpisode
 from worldmodel.monitors.reliability import CalibrationSummary, Reliability, summarize
-from worldmodel.provenance import check_trained
+from worldmodel.provenance import check_trained, fingerprint
 from worldmodel.quality import QualityRow, image_quality
 from worldmodel.rollouts import EpisodeRollouts, count_reliability, roll_out
 from worldmodel.trust import Episode, FrameFeatures, Trust, recalibrated, signals
@@ -83,12 +84,14 @@ class Loaded:
 
         Raises:
             OSError: it was never calibrated.
-            ValueError: it cannot be read.
+            ValueError: it cannot be read, or was calibrated for other weights.
         """
-        model = WorldModel.load(source)
+        folder = checkpoint_folder(source)
+        model = WorldModel.load(folder)
         check_trained(model.config.provenance, source, "confidence", "judge")
-        monitor = checkpoint_folder(source) / "monitor"
-        return cls(model, Trust.load(monitor, model), Gate.load(monitor / "gate"))
+        trust = load_trust(model, folder)
+        gate = Gate.load(folder / "monitor" / "gate", model_hash=fingerprint(folder))
+        return cls(model, trust, gate)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 
 from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel
+from worldmodel.monitors.artefact import Artefact
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.signals import EpisodeSignals
@@ -48,14 +49,14 @@ class Gate:
         (folder / "gate.json").write_text(json.dumps({"horizon": self.horizon}) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> Gate:
-        """Read what `save` wrote.
+    def load(cls, folder: Path, *, model_hash: str | None = None) -> Gate:
+        """Read what `save` wrote; `model_hash` is the `fingerprint` of the model it is to gate.
 
         Raises:
             OSError: nothing there.
-            ValueError: a file is corrupt.
+            ValueError: a file is corrupt, or the gate was fitted for another model.
         """
-        monitor = RuntimeMonitor.load(folder)
+        monitor = RuntimeMonitor.load(folder, model_hash=model_hash)
         try:
             return cls(monitor, int(json.loads((folder / "gate.json").read_text())["horizon"]))
         except (OSError, KeyError, TypeError, ValueError) as error:
@@ -64,7 +65,11 @@ class Gate:
 
 @torch.inference_mode()
 def fit_gate(
-    model: WorldModel, calibration: Sequence[LatentBatch], reference: Sequence[LatentBatch]
+    model: WorldModel,
+    calibration: Sequence[LatentBatch],
+    reference: Sequence[LatentBatch],
+    *,
+    artefact: Artefact | None = None,
 ) -> Gate:
     """Fit the gate on nominal rollouts from the first frame of episodes.
 
@@ -72,6 +77,7 @@ def fit_gate(
         model: the world model.
         calibration: episodes no part of the model was trained on; they set the threshold.
         reference: episodes that say what is usual; none may be in both.
+        artefact: what model and data it is fitted on, and for how long it is good.
     """
     shortest = min(batch.latents.shape[1] for batch in (*calibration, *reference))
     horizon = min(model.config.trained_horizon, shortest - 1)
@@ -84,6 +90,6 @@ def fit_gate(
     config = MonitorConfig(alpha_notice=alpha, alpha_degrade=alpha, alpha_stop=alpha)
     size = (model.config.dynamics.views, *model.config.image_size, 3)
     monitor = RuntimeMonitor(config).fit(
-        signals(calibration), frame_shape=size, reference=signals(reference)
+        signals(calibration), frame_shape=size, reference=signals(reference), artefact=artefact
     )
     return Gate(monitor, horizon)

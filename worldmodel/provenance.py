@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-NOT_WEIGHTS = ("monitor", "README.md")
-"""What may change in a checkpoint's folder without making it another model."""
+WEIGHTS = ("config.json", "weights.safetensors", "tokenizer")
+"""The files and folders of a checkpoint that make it the model it is."""
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash of the names and contents of a checkpoint's or a monitor's files, 16 hex digits."""
+    """Hash of the `WEIGHTS` of a checkpoint, or of all files of a monitor, 16 hex digits."""
+    is_checkpoint = (folder / "weights.safetensors").is_file()
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.is_file() and name.parts[0] not in NOT_WEIGHTS:
+        if path.is_file() and (not is_checkpoint or name.parts[0] in WEIGHTS):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{name.as_posix()} {content}\n".encode())
     return digest.hexdigest()[:16]

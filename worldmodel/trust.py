@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Float64, UInt8
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel, resize
 from worldmodel.monitors.action import recent_actions
+from worldmodel.monitors.artefact import Artefact
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.recalibration import CameraRecalibration, HorizonRecalibration
@@ -52,6 +55,13 @@ class FrameFeatures:
 
     def __init__(self, model: WorldModel) -> None:
         self.model = model
+
+    @property
+    def name(self) -> str:
+        """Of these features alone: with a hash of the tokenizer's weights and whitening."""
+        state = self.model.tokenizer.state_dict()
+        blob = save({name: value.cpu().contiguous() for name, value in state.items()})
+        return f"{type(self).__name__} {hashlib.sha256(blob).hexdigest()[:16]}"
 
     def __call__(
         self, frame: UInt8[np.ndarray, "*view height width 3"]
@@ -139,14 +149,25 @@ class Trust:
         (folder / "rollouts.json").write_text(json.dumps({"horizon": self.horizon}) + "\n")
 
     @classmethod
-    def load(cls, folder: Path, model: WorldModel) -> Trust:
+    def load(cls, folder: Path, model: WorldModel, *, model_hash: str | None = None) -> Trust:
         """Read what `save` wrote.
+
+        Args:
+            folder: Where it is.
+            model: The model to watch.
+            model_hash: The `fingerprint` of its checkpoint; None: only its tokenizer and what its
+                actions mean are compared with those the monitor was fitted for.
 
         Raises:
             OSError: nothing there.
-            ValueError: a file is corrupt.
+            ValueError: a file is corrupt, or the monitor was fitted for another model.
         """
-        monitor = RuntimeMonitor.load(folder, features=FrameFeatures(model))
+        monitor = RuntimeMonitor.load(
+            folder,
+            features=FrameFeatures(model),
+            model_hash=model_hash,
+            action_spec=model.config.action_spec.as_dict(),
+        )
         try:
             recalibration = restored_curves(load_file(folder / RECALIBRATION))
             horizon = int(json.loads((folder / "rollouts.json").read_text())["horizon"])
@@ -206,6 +227,17 @@ Rolled = tuple[Episode, EpisodeRollouts]
 """An episode and what the model imagined of it."""
 
 
+def data_hash(episodes: Iterable[Episode]) -> str:
+    """Hash of episodes in order, 16 hex digits: ids, frames at the model's size, and actions."""
+    digest = hashlib.sha256()
+    for episode in episodes:
+        batch = episode.batch
+        digest.update(json.dumps([episode.name, list(episode.frames.shape)]).encode())
+        for part in (episode.frames, batch.actions, batch.action_valid):
+            digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def fit_trust(
     model: WorldModel,
     calibration: Sequence[Rolled],
@@ -214,6 +246,7 @@ def fit_trust(
     config: MonitorConfig,
     horizon: int,
     method: str = "isotonic",
+    artefact: Artefact | None = None,
 ) -> Trust:
     """Fit monitor and recalibration.
 
@@ -225,12 +258,19 @@ def fit_trust(
         config: alarm rates.
         horizon: frames after which the rollouts start from real frames again.
         method: kind of recalibration curve.
+        artefact: what else is known of the model and for how long the monitor is good.
     """
     features = FrameFeatures(model)
+    artefact = replace(
+        artefact or Artefact(),
+        action_spec=model.config.action_spec.as_dict(),
+        data_hash=data_hash(episode for episode, _ in (*calibration, *reference)),
+    )
     monitor = RuntimeMonitor(config, features=features).fit(
         [signals(features, *rolled) for rolled in calibration],
         frame_shape=tuple(calibration[0][0].frames.shape[1:]),
         reference=[signals(features, *rolled) for rolled in reference],
+        artefact=artefact,
     )
     curves = fit_recalibration([rollouts for _, rollouts in calibration], method=method)
     return Trust(monitor, curves, horizon)

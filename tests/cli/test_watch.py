@@ -33,9 +33,10 @@ def test_nominal_episodes_raise_no_alarm(
     assert watch(calibrated, scenes, "--only", "train/[0-2]") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("0 of 3 episodes raised an alarm.")
-    assert [line.split()[:6] for line in lines[-3:]] == [
+    assert [line.split()[:6] for line in lines[-5:-2]] == [
         [f"train/{i}", "12", "no", "-", "-", "trust"] for i in range(3)
     ]
+    assert lines[-1].startswith("Drift of the fleet: not found in 3 episodes (capital ")
 
 
 def test_another_look_raises_an_alarm_by_appearance(
@@ -114,16 +115,22 @@ def test_longer_episodes_than_the_promise_covers_are_said(
     assert "1 of 2 episodes are longer than the 12 frames" in capsys.readouterr().err
 
 
-def test_a_monitor_of_other_weights_is_said(
-    calibrated: Path, model: Path, scenes: Path, caplog: pytest.LogCaptureFixture
+def test_a_monitor_of_other_weights_is_refused(
+    calibrated: Path, model: Path, scenes: Path, tmp_path: Path, refused: Refused
 ) -> None:
-    monitor = ["--monitor", calibrated / "monitor", "--only", "train/0"]
-    watch(model, scenes, *monitor)
-    assert "other weights" not in caplog.text
+    """A copy of the checkpoint is the same model, whatever lies beside its weights."""
+    (model / "notes.txt").write_text("of no consequence")
+    monitor = ("--monitor", calibrated / "monitor")
+    assert watch(model, scenes, "--only", "train/0", *monitor) == 0
     config = model / "config.json"
     config.write_text(config.read_text().replace('"num_steps": 1', '"num_steps": 2'))
-    watch(model, scenes, *monitor)
-    assert "was made for other weights; calibrate again." in caplog.text
+    out = tmp_path / "log.zarr"
+    for command in ("watch", "imagine"):
+        argv = (command, "--model", model, "--data", scenes, "--out", out)
+        message = refused(*argv, *monitor)
+        assert message.startswith(f"The monitor in {calibrated / 'monitor'} was fitted for the ")
+        assert message.endswith("; give the monitor of this model, or calibrate one for it.")
+    assert not out.exists()
 
 
 def test_wrong_input_is_refused_and_nothing_written(

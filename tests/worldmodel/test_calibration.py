@@ -17,7 +17,6 @@ from worldmodel.calibration import (
     plan_calibration,
     reference_episodes,
     trained_on,
-    trusted_shares,
 )
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
@@ -28,6 +27,7 @@ from worldmodel.monitors.recalibration import CameraRecalibration, HorizonRecali
 from worldmodel.monitors.verdict import Level
 from worldmodel.rollouts import EPSILONS, EpisodeRollouts
 from worldmodel.trust import fit_recalibration, recalibrated, restored_curves
+from worldmodel.trusted_shares import trusted_shares
 
 Store = Callable[..., ClipStore]
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from worldmodel.calibration import Calibrated, Plan, TrustedShare
+    from worldmodel.calibration import Calibrated, Plan
     from worldmodel.monitors.judge import MonitorConfig
     from worldmodel.monitors.reliability import CalibrationSummary
     from worldmodel.report import Table
+    from worldmodel.trusted_shares import TrustedShare
+
+MOST_DAYS = 3650
+"""Ten years: who wants longer says never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,12 @@ class Command:
     alpha: float | None = None
     """Chance of any alarm in a nominal episode, from 0 to 1; None: 0.05, or the least that so few
     episodes support."""
+    delta: float | None = None
+    """Share of calibration sets, from 0 to 1, that may give a higher chance than `alpha`; None: the
+    chance is kept on average over them. 0.05 and an alpha of 0.05 need 59 episodes."""
+    valid_days: int | None = 180
+    """Days until the calibration is stale, after which no verdict is better than "degrade"; None:
+    never."""
     recalibration: str = "isotonic"
     """Kind of curve from stated to recalibrated confidence: "isotonic" (any that rises), "beta",
     "platt" or "temperature" (each smoother, and with fewer parameters)."""
@@ -52,12 +63,14 @@ def run(command: Command) -> int:
     )
     from worldmodel.episodes import open_for
     from worldmodel.model import WorldModel, checkpoint_folder
+    from worldmodel.monitors.artefact import Artefact
     from worldmodel.monitors.recalibration import curve_kind
     from worldmodel.provenance import check_trained, fingerprint
 
     curve_kind(command.recalibration)
     if command.horizon < 1:
         raise ValueError(f"`--horizon` must be at least 1 frame, got {command.horizon}.")
+    expires = expiry(command.valid_days)
     folder = checkpoint_folder(command.model)
     target = command.out or folder / "monitor"
     check_target(target)
@@ -65,25 +78,14 @@ def run(command: Command) -> int:
     check_trained(model.config.provenance, folder, "confidence")
     reference = None if command.reference is None else open_for(model, command.reference)
     plan = plan_calibration(model, open_for(model, command.data), reference)
-    config = monitor_config(len(plan.calibration), command.alpha)
+    config = monitor_config(len(plan.calibration), command.alpha, command.delta)
     note_limits(command, plan, config, trained_horizon=model.config.trained_horizon)
+    artefact = Artefact(model_hash=fingerprint(folder), expires=expires)
     fitted = calibrate(
-        model, plan, config=config, horizon=command.horizon, method=command.recalibration
-    )
-    thresholds = fitted.trust.monitor.judge_.thresholds_
-    record = {
-        "model": fingerprint(folder),
-        "data": str(plan.data.path),
-        "calibration": list(plan.calibration),
-        "reference_data": str(plan.reference_data.path),
-        "reference": list(plan.reference),
-        "recalibration": command.recalibration,
-        "horizon": command.horizon,
-        "alphas": {level.name.lower(): alpha for level, alpha in config.alphas.items()},
-        "thresholds": {level.name.lower(): value for level, value in thresholds.items()},
-        "table": table_as_json(fitted.tables),
-        "trusted": [asdict(row) for row in fitted.trusted],
-    }
+        model, plan, config=config, horizon=command.horizon, method=command.recalibration,
+        artefact=artefact,
+    )  # fmt: skip
+    record = make_record(command, plan, fitted)
     save_trust(fitted.trust, fitted.gate, target, record)
     if command.json:
         print(json.dumps({"monitor": str(target), **record}))
@@ -91,6 +93,40 @@ def run(command: Command) -> int:
         print_result(fitted, record)
         print(f"\nMonitor: {target}")
     return 0
+
+
+def expiry(valid_days: int | None) -> datetime | None:
+    """When a calibration of this moment goes stale."""
+    if valid_days is None:
+        return None
+    if not 1 <= valid_days <= MOST_DAYS:
+        raise ValueError(
+            f"`--valid-days` must be 1 to {MOST_DAYS} days, or None for a calibration that never "
+            f"goes stale, got {valid_days}."
+        )
+    return datetime.now(UTC).replace(microsecond=0) + timedelta(days=valid_days)
+
+
+def make_record(command: Command, plan: Plan, fitted: Calibrated) -> dict[str, Any]:
+    """What is kept of this run for people."""
+    monitor = fitted.trust.monitor
+    made = monitor.artefact_.as_dict()
+    return {
+        "model": made["model_hash"],
+        "created": made["created"],
+        "expires": made["expires"],
+        "data": str(plan.data.path),
+        "calibration": list(plan.calibration),
+        "reference_data": str(plan.reference_data.path),
+        "reference": list(plan.reference),
+        "recalibration": command.recalibration,
+        "horizon": command.horizon,
+        "delta": command.delta,
+        "alphas": {level.name.lower(): alpha for level, alpha in monitor.config.alphas.items()},
+        "thresholds": {n.name.lower(): t for n, t in monitor.judge_.thresholds_.items()},
+        "table": table_as_json(fitted.tables),
+        "trusted": [asdict(row) for row in fitted.trusted],
+    }
 
 
 def note_limits(
@@ -102,9 +138,11 @@ def note_limits(
 
     notes = []
     if command.alpha is None and config.alpha_notice > 0.05:
+        promise = "" if command.delta is None else f" with `--delta {command.delta:g}`"
         notes.append(
             f"{len(plan.calibration)} calibration episodes support an alarm rate of "
-            f"{config.alpha_notice:.3g} at best; 0.05 needs {episodes_needed(0.05)}."
+            f"{config.alpha_notice:.3g} at best{promise}; 0.05 needs "
+            f"{episodes_needed(0.05, command.delta)}."
         )
     longest = max(plan.data.summary(name).num_frames for name in plan.calibration)
     reached = min(command.horizon, longest - START)
@@ -169,6 +207,11 @@ def print_result(fitted: Calibrated, record: dict[str, Any]) -> None:
     print("\nLevel    alarm rate per nominal episode  threshold (spreads above the usual maximum)")
     for level, alpha in record["alphas"].items():
         print(f"{level:<7}  {alpha:>30.3g}  {record['thresholds'][level]:>9.3f}")
+    if record["delta"] is not None:
+        share = f"{1 - record['delta']:.3g}"
+        print(f"These rates hold in at least a share {share} of sets of calibration episodes.")
+    expires = record["expires"]
+    print(f"\nGood until: {expires[:10] if expires else 'ever, it does not expire'}")
 
 
 def trusted_table(trusted: list[TrustedShare]) -> Table:

@@ -1,7 +1,8 @@
 """Run the monitor over recorded episodes, frame by frame, as it would run beside the robot.
 
-Exit code 1 if it raised an alarm in any of them. With `--listen`, serve robots instead, until
-SIGINT or SIGTERM.
+Exit code 1 if it raised an alarm in any of them. Also says whether the episodes, taken in order,
+have drifted away from the calibration episodes. With `--listen`, serve robots instead, until SIGINT
+or SIGTERM.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worldmodel.datasets.dataset import Dataset
+    from worldmodel.fleet import DriftSummary
     from worldmodel.model import WorldModel
     from worldmodel.trust import Trust
     from worldmodel.watching import WatchSummary
@@ -87,6 +90,7 @@ def watch_data(command: Command, data: Path) -> int:
     from worldmodel.calibration import note_seen
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes import open_for, select_episodes
+    from worldmodel.fleet import fleet_drift, largest_surprise
     from worldmodel.logged_rollouts import log_attributes, write_rollout
     from worldmodel.watching import VERDICT, summarize_watch
 
@@ -97,11 +101,13 @@ def watch_data(command: Command, data: Path) -> int:
     names = select_episodes(dataset, only=command.only)
     note_seen(model, dataset, names, monitor)
     note_long_episodes(trust, dataset, names)
+    now = datetime.now(UTC)
+    trust.monitor.today = lambda: now  # one for all episodes, so that the log can say which
     attributes = log_attributes(
         model, command="watch", checkpoint=folder, monitor=monitor, data=data
-    )
+    ) | {"watched_at": now.isoformat()}
     log: RolloutLog | None = None
-    summaries = {}
+    summaries, surprises = {}, {}
     watched = watch_episodes(model, trust, dataset, names, seed=command.seed, view=command.view)
     for name, rows in watched:
         if command.out:
@@ -109,7 +115,9 @@ def watch_data(command: Command, data: Path) -> int:
             write_rollout(log, name, rows, dataset.summary(name))
         verdicts = {key: [row[key] for row in rows] for key in VERDICT}
         summaries[name] = summarize_watch(**verdicts)
-    print_result(command, summaries, rate_hz=model.config.rate_hz)
+        surprises[name] = largest_surprise(trust.monitor.judge_, rows)
+    drift = fleet_drift(trust.monitor.judge_, surprises)
+    print_result(command, summaries, drift, rate_hz=model.config.rate_hz)
     return int(any(summary.first_alarm is not None for summary in summaries.values()))
 
 
@@ -170,14 +178,22 @@ def watch_episodes(
             yield name, rows
 
 
-def print_result(command: Command, summaries: dict[str, WatchSummary], *, rate_hz: float) -> None:
-    """One line per episode."""
+def print_result(
+    command: Command,
+    summaries: dict[str, WatchSummary],
+    drift: DriftSummary | None,
+    *,
+    rate_hz: float,
+) -> None:
+    """One line per episode, and one on all of them."""
+    from worldmodel.fleet import NOT_TESTED
     from worldmodel.report import Table
 
     if command.json:
         episodes = [summary_as_json(name, s, rate_hz) for name, s in summaries.items()]
         out = None if command.out is None else str(command.out)
-        print(json.dumps({"log": out, "episodes": episodes}))
+        found = drift and asdict(drift)
+        print(json.dumps({"log": out, "episodes": episodes, "drift": found}))
         return
     rows = [
         (
@@ -199,6 +215,7 @@ def print_result(command: Command, summaries: dict[str, WatchSummary], *, rate_h
     )
     columns = ["episode", "frames", "alarm", "frame", "second", "level", "causes", "time (ms)"]
     print(Table(caption=caption, columns=columns, rows=rows).to_text())
+    print(f"\n{drift.sentence() if drift else NOT_TESTED}")
 
 
 def summary_as_json(name: str, summary: WatchSummary, rate_hz: float) -> dict[str, Any]:
