@@ -14,6 +14,8 @@ from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.threshold import EpisodeThreshold, episodes_needed, smallest_alpha
 from worldmodel.monitors.verdict import Level
 
+LEAST_SCALED = 10
+"""Calibration episodes that can say how far the tails of signals reach."""
 MIN_SPREAD = 1e-6
 """Smallest spread of a signal's episode maxima; signals are of order 1."""
 
@@ -83,18 +85,19 @@ class Scale:
     """What is usual for the largest score of an episode."""
 
     centre: float
-    """Median over reference episodes."""
+    """Median over nominal episodes."""
     spread: float
-    """Interquartile range over reference episodes."""
+    """From there to the 0.9 quantile: how far its upper tail reaches."""
 
 
 class EpisodeJudge:
     """Compares the largest standardised signal of a frame with thresholds for each level.
 
-    A signal is standardised by the median and spread of its episode maxima on reference episodes;
+    A signal is standardised by the median and spread of its episode maxima on nominal episodes;
     the thresholds bound the episode maximum of the largest standardised signal, its surprise. So
     the promise holds for all signals together, and with any of them missing: leaving one out only
-    lowers the maximum.
+    lowers the maximum. Each signal's own scale makes their tails comparable, or the one with the
+    longest would set the threshold of all.
     """
 
     def __init__(self, config: MonitorConfig) -> None:
@@ -106,12 +109,20 @@ class EpisodeJudge:
         """Learn what is usual from `reference`, and the thresholds from `calibration` episodes.
 
         The two must not share an episode: a frame looks more familiar to a channel fitted on it.
+        A third of the calibration episodes sets the scales of the signals, if the others are still
+        enough for the thresholds; else the reference episodes do, halves scored by channels of the
+        other half.
         """
         if len(reference) < 2:
             raise ValueError(f"`reference` needs at least 2 episodes, got {len(reference)}.")
         self._check_count(len(calibration))
-        self.scales_ = self._fit_scales(reference)
         self.channels_ = self._fit_channels(reference)
+        third = len(calibration[::3])
+        if third >= LEAST_SCALED and len(calibration) - third >= self._num_needed():
+            self.scales_ = _scales([_maxima(self.scores(e)) for e in calibration[::3]])
+            calibration = [episode for i, episode in enumerate(calibration) if i % 3]
+        else:
+            self.scales_ = _scales(self._cross_scored(reference))
         maxima = np.array(
             [self.surprise(self.scores(e)).max() for e in calibration], dtype=np.float64
         )
@@ -124,10 +135,13 @@ class EpisodeJudge:
         self.max_frames_ = max(map(len, calibration))
         return self
 
+    def _num_needed(self) -> int:
+        return episodes_needed(self.config.alpha_stop, self.config.delta)
+
     def _check_count(self, num_calibration: int) -> None:
         """Refuse before the work begins, naming the strictest level."""
         alpha, delta = self.config.alpha_stop, self.config.delta
-        needed = episodes_needed(alpha, delta)
+        needed = self._num_needed()
         if num_calibration < needed:
             promise = f"`alpha_stop`={alpha:g}" + (f" with `delta`={delta:g}" if delta else "")
             least = smallest_alpha(num_calibration, delta)
@@ -140,21 +154,13 @@ class EpisodeJudge:
         config = self.config
         return fit_channels(reference, low_confidence=config.low_confidence, region=config.region)
 
-    def _fit_scales(self, reference: Sequence[EpisodeSignals]) -> dict[str, Scale]:
-        """Each half of the reference episodes is scored by channels fitted on the other half."""
-        maxima: dict[str, list[float]] = {}
+    def _cross_scored(self, reference: Sequence[EpisodeSignals]) -> list[dict[str, float]]:
+        """Largest scores of each half of the episodes by channels fitted on the other half."""
+        scored = []
         for half in (0, 1):
             channels = self._fit_channels(reference[1 - half :: 2])
-            for episode in reference[half::2]:
-                for name, score in smoothed(channels.scores(episode)).items():
-                    maxima.setdefault(name, []).append(float(np.nanmax(score)))
-        quartiles = {
-            name: np.quantile(values, [0.25, 0.5, 0.75]) for name, values in maxima.items()
-        }
-        return {
-            name: Scale(float(middle), max(float(high - low), MIN_SPREAD))
-            for name, (low, middle, high) in quartiles.items()
-        }
+            scored += [_maxima(smoothed(channels.scores(e))) for e in reference[half::2]]
+        return scored
 
     def scores(self, signals: EpisodeSignals) -> Scores:
         """Every signal's score of every frame, in its own unit; NaN where it could not run."""
@@ -213,6 +219,21 @@ class EpisodeJudge:
         """The score of signal `name`, in its own unit, above which it raises `level`."""
         scale = self.scales_[name]
         return scale.centre + scale.spread * self.thresholds_[level]
+
+
+def _maxima(scores: Scores) -> dict[str, float]:
+    """Each signal's largest score; one that never ran is left out."""
+    return {name: float(np.nanmax(s)) for name, s in scores.items() if np.isfinite(s).any()}
+
+
+def _scales(maxima: Sequence[Mapping[str, float]]) -> dict[str, Scale]:
+    """The scale of every signal from the largest scores of episodes."""
+    scales = {}
+    for name in dict.fromkeys(name for episode in maxima for name in episode):
+        values = [episode[name] for episode in maxima if name in episode]
+        middle, high = np.quantile(values, [0.5, 0.9])
+        scales[name] = Scale(float(middle), max(float(high - middle), MIN_SPREAD))
+    return scales
 
 
 def held_levels(levels: Int[np.ndarray, " time"], calm_steps: int) -> Int[np.ndarray, " time"]:
