@@ -313,9 +313,13 @@ def save_trust(trust: Trust, gate: Gate, folder: Path, record: dict[str, Any]) -
     check_target(folder)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    trust.save(partial)
-    gate.save(partial / "gate")
-    (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    try:
+        trust.save(partial)
+        gate.save(partial / "gate")
+        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    except BaseException:  # Ctrl-C too: nothing half-written is left
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -13,7 +13,8 @@ import torch
 from einops import rearrange, reduce
 from jaxtyping import Float, Float64, UInt8
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import save
 from torch import Tensor
 
@@ -145,8 +146,10 @@ class Trust:
     def save(self, folder: Path) -> None:
         """Write everything into `folder`."""
         self.monitor.save(folder)
-        save_file(self.recalibration.arrays(), folder / RECALIBRATION)
-        (folder / "rollouts.json").write_text(json.dumps({"horizon": self.horizon}) + "\n")
+        curves = save_arrays(self.recalibration.arrays())
+        (folder / RECALIBRATION).write_bytes(curves)
+        rollouts = {"horizon": self.horizon, "curves_sha256": hashlib.sha256(curves).hexdigest()}
+        (folder / "rollouts.json").write_text(json.dumps(rollouts) + "\n")
 
     @classmethod
     def load(cls, folder: Path, model: WorldModel, *, model_hash: str | None = None) -> Trust:
@@ -169,8 +172,12 @@ class Trust:
             action_spec=model.config.action_spec.as_dict(),
         )
         try:
-            recalibration = restored_curves(load_file(folder / RECALIBRATION))
-            horizon = int(json.loads((folder / "rollouts.json").read_text())["horizon"])
+            curves = (folder / RECALIBRATION).read_bytes()
+            rollouts = json.loads((folder / "rollouts.json").read_text())
+            horizon, written = int(rollouts["horizon"]), rollouts.get("curves_sha256")
+            if written not in (None, hashlib.sha256(curves).hexdigest()):
+                raise ValueError(f"{RECALIBRATION} was changed after it was written.")
+            recalibration = restored_curves(load_arrays(curves))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(
                 f"The monitor in {folder} cannot be read; calibrate it again."

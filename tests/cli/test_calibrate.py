@@ -1,17 +1,27 @@
 """`worldmodel calibrate`: which episodes it uses, what it writes and prints, what it refuses."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.numpy import load_file
 
+from worldmodel.calibration import load_trust, save_trust
 from worldmodel.cli import main
+from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.demo import Loaded
+from worldmodel.gate import Gate
 from worldmodel.model import WorldModel
+from worldmodel.monitors.artefact import Artefact
 from worldmodel.monitors.recalibration import HorizonRecalibration
-from worldmodel.trust import Trust
+from worldmodel.provenance import fingerprint
+from worldmodel.trust import FrameFeatures, Trust
 
 Refused = Callable[..., str]
 UNTOUCHED = [f"train/{i}" for i in range(6, 10)]
@@ -51,7 +61,8 @@ def test_it_prints_its_tables_and_what_limits_them(
         for horizon in (1, 4, 8):
             assert f"\n{stage}, horizon {horizon} " in captured.out
     assert "horizon 16" not in captured.out
-    assert captured.out.endswith(f"\nMonitor: {model / 'monitor'}\n")
+    expires = record(model / "monitor")["expires"]
+    assert captured.out.endswith(f"\nGood until: {expires[:10]}\n\nMonitor: {model / 'monitor'}\n")
     curves = Trust.load(model / "monitor", WorldModel.load(model)).recalibration
     assert isinstance(curves, HorizonRecalibration)
     assert curves.method == "beta"
@@ -136,6 +147,126 @@ def test_an_alpha_that_so_few_episodes_cannot_support_is_refused(
         "`alpha`=0.05 needs 19 calibration episodes, got 4, which support 0.2 at best."
     )
     assert not (model / "monitor").exists()
+
+
+def test_delta_asks_for_more_episodes_or_raises_the_rates(
+    model: Path, scenes: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 4 episodes the largest keeps alpha but for a share (1 - alpha)^4 of calibration sets."""
+    start = ("calibrate", "--model", model, "--data", scenes)
+    assert refused(*start, "--alpha", "0.05", "--delta", "0.05") == (
+        "`alpha`=0.05 with `delta`=0.05 needs 59 calibration episodes, got 4, which support 0.527 "
+        "at best."
+    )
+    assert "`delta` must lie in (0, 1)" in refused(*start, "--delta", "1.5")
+    assert not (model / "monitor").exists()
+    assert main([*map(str, start), "--horizon", "4", "--delta", "0.2"]) == 0
+    captured = capsys.readouterr()
+    least = 1 - 0.2**0.25
+    assert f"support an alarm rate of {least:.3g} at best with `--delta 0.2`; 0.05 needs 32." in (
+        captured.err
+    )
+    assert "hold in at least a share 0.8 of sets of calibration episodes." in captured.out
+    made = record(model / "monitor")
+    assert made["delta"] == 0.2
+    assert made["alphas"] == pytest.approx(dict.fromkeys(made["alphas"], least))
+    config = Trust.load(model / "monitor", WorldModel.load(model)).monitor.config
+    assert (config.delta, config.alpha_stop) == (0.2, pytest.approx(least))
+
+
+def test_a_calibration_says_how_long_it_is_good(
+    model: Path, scenes: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ("calibrate", "--model", model, "--data", scenes)
+    for days in ("0", "-1", "3651"):
+        assert refused(*start, "--valid-days", days) == (
+            "`--valid-days` must be 1 to 3650 days, or None for a calibration that never goes "
+            f"stale, got {days}."
+        )
+    assert not (model / "monitor").exists()
+    assert main([*map(str, start), "--horizon", "4", "--valid-days", "None"]) == 0
+    assert "\nGood until: ever, it does not expire\n" in capsys.readouterr().out
+    made = Trust.load(model / "monitor", WorldModel.load(model)).monitor.artefact_
+    assert (made.expires, record(model / "monitor")["expires"]) == (None, None)
+
+
+def test_what_it_was_made_of_is_kept_with_the_monitor_and_the_gate(calibrated: Path) -> None:
+    model, folder = WorldModel.load(calibrated), calibrated / "monitor"
+    made = Trust.load(folder, model).monitor.artefact_
+    assert made.created is not None
+    assert made.expires is not None
+    assert timedelta(days=179.9) < made.expires - made.created <= timedelta(days=180)
+    assert abs(datetime.now(UTC) - made.created) < timedelta(hours=1)
+    assert made.model_hash == fingerprint(calibrated) == record(folder)["model"]
+    assert made.action_spec == CANONICAL.as_dict()
+    assert made.features == FrameFeatures(model).name
+    assert made.data_hash is not None
+    gate = Gate.load(folder / "gate", model_hash=made.model_hash).monitor.artefact_
+    assert replace(gate, created=made.created) == replace(made, features=None)
+    with pytest.raises(ValueError, match=r"gate was fitted for the model .*, not for 'other'"):
+        Gate.load(folder / "gate", model_hash="other")
+
+
+def test_a_trust_of_another_model_or_action_spec_is_refused(
+    calibrated: Path, slow_model: Path, model: Path
+) -> None:
+    """Even where nobody says which checkpoint the model came from."""
+    with pytest.raises(ValueError, match=r"actions whose `rate_hz` is 5\.0, not 15\.0; give"):
+        Trust.load(calibrated / "monitor", WorldModel.load(slow_model))
+    other = WorldModel.load(model)
+    with torch.no_grad():
+        other.tokenizer.std.mul_(2)
+    with pytest.raises(ValueError, match="was fitted for the features 'FrameFeatures "):
+        Trust.load(calibrated / "monitor", other)
+    shutil.copytree(calibrated / "monitor", model / "monitor")
+    assert Loaded.from_checkpoint(model).trust.horizon == 4
+    config = model / "config.json"
+    config.write_text(config.read_text().replace('"num_steps": 1', '"num_steps": 2'))
+    with pytest.raises(ValueError, match="was fitted for the model"):
+        Loaded.from_checkpoint(model)
+
+
+def test_a_monitor_that_keeps_no_hash_is_known_by_its_record(calibrated: Path, model: Path) -> None:
+    """As those from before the hash was kept are."""
+    folder = Path(shutil.copytree(calibrated / "monitor", model / "monitor"))
+    trust = Trust.load(folder, WorldModel.load(model))
+    trust.monitor.artefact_ = Artefact()
+    trust.save(folder)
+    assert load_trust(WorldModel.load(model), model).horizon == 4
+    (folder / "calibration.json").write_text('{"model": "0123456789abcdef"}')
+    with pytest.raises(ValueError, match="was fitted for the model '0123456789abcdef', not for"):
+        load_trust(WorldModel.load(model), model)
+
+
+def test_changed_curves_are_refused(calibrated: Path, model: Path) -> None:
+    folder = Path(shutil.copytree(calibrated / "monitor", model / "monitor"))
+    content = bytearray((folder / "recalibration.safetensors").read_bytes())
+    content[-1] ^= 0x01
+    (folder / "recalibration.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read; calibrate it again"):
+        Trust.load(folder, WorldModel.load(model))
+
+
+def test_an_interrupted_save_leaves_the_old_monitor_whole(
+    calibrated: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(calibrated / "monitor", model / "monitor"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    trust, gate = Trust.load(folder, WorldModel.load(model)), Gate.load(folder / "gate")
+
+    def interrupted(gate: Gate, folder: Path) -> None:
+        folder.mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Gate, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save_trust(replace(trust, horizon=3), gate, folder, {})
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert not list(model.glob("monitor.*"))
+    save_trust(replace(trust, horizon=3), gate, folder, {})
+    assert Trust.load(folder, WorldModel.load(model)).horizon == 3
+    assert not list(model.glob("monitor.*"))
 
 
 def test_wrong_input_is_refused_and_nothing_written(

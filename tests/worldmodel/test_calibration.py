@@ -20,13 +20,14 @@ from worldmodel.calibration import (
 )
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.episodes import load_named
 from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitors.calibration import bin_forecasts
 from worldmodel.monitors.conformal import RiskControl
 from worldmodel.monitors.recalibration import CameraRecalibration, HorizonRecalibration
 from worldmodel.monitors.verdict import Level
 from worldmodel.rollouts import EPSILONS, EpisodeRollouts
-from worldmodel.trust import fit_recalibration, recalibrated, restored_curves
+from worldmodel.trust import data_hash, fit_recalibration, recalibrated, restored_curves
 from worldmodel.trusted_shares import trusted_shares
 
 Store = Callable[..., ClipStore]
@@ -242,6 +243,25 @@ def test_a_large_reference_is_thinned_evenly(
     monkeypatch.setattr("worldmodel.calibration.MAX_REFERENCE", 3)
     names = reference_episodes(make_model(), make_store([6] * 9))
     assert names == ["episode-0", "episode-4", "episode-8"]
+
+
+def test_the_data_hash_is_that_of_what_was_seen(
+    make_model: Callable[..., WorldModel], make_store: Store
+) -> None:
+    model, store = make_model(), make_store([6] * 2)
+    first, second = load_named(model, store, store.episode_ids)
+    known = data_hash([first, second])
+    assert data_hash(load_named(model, store, store.episode_ids)) == known
+    frames, actions = first.frames.clone(), first.batch.actions.clone()
+    frames[3, 0, 5, 5, 1] ^= 1
+    actions[0, 2, 6] += 1e-6
+    others = [
+        replace(first, frames=frames),
+        replace(first, batch=replace(first.batch, actions=actions)),
+        replace(first, name="another"),
+    ]
+    hashes = {data_hash([episode, second]) for episode in others}
+    assert len({known, data_hash([second, first]), data_hash([first]), *hashes}) == 6
 
 
 def test_frames_of_other_proportions_calibrate_nothing(

@@ -1,0 +1,109 @@
+"""Drift of watched episodes: they score as in calibration, and the test is `FleetDrift`."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from worldmodel.fleet import fleet_drift, largest_surprise
+from worldmodel.monitors import EpisodeSignals, FleetDrift, MonitorConfig
+from worldmodel.monitors.judge import EpisodeJudge
+from worldmodel.watching import SCORE
+
+CONFIG = MonitorConfig(alpha_notice=0.05, alpha_degrade=0.05, alpha_stop=0.05)
+
+
+def draw(rng: np.random.Generator, num_frames: int = 8) -> EpisodeSignals:
+    """Appearance at every frame, confidence from the third on."""
+    horizon = np.maximum(np.arange(num_frames) - 1, 0)
+    return EpisodeSignals(
+        pooled=rng.normal(size=(num_frames, 3)),
+        positions=rng.normal(size=(num_frames, 4, 4, 2)),
+        confidence=rng.uniform(0.6, 1, (num_frames, 2, 4, 4)),
+        horizon=horizon,
+    )
+
+
+def rows(judge: EpisodeJudge, episode: EpisodeSignals) -> list[dict[str, Any]]:
+    """As a log holds them: NaN where a channel did not run."""
+    scores = judge.scores(episode)
+    return [
+        {SCORE + name: float(score[t]) for name, score in scores.items()}
+        for t in range(len(episode))
+    ]
+
+
+@pytest.fixture(scope="module")
+def calibration() -> list[EpisodeSignals]:
+    rng = np.random.default_rng(0)
+    return [draw(rng) for _ in range(40)]
+
+
+@pytest.fixture(scope="module")
+def judge(calibration: list[EpisodeSignals]) -> EpisodeJudge:
+    rng = np.random.default_rng(1)
+    return EpisodeJudge(CONFIG).fit(calibration, reference=[draw(rng) for _ in range(10)])
+
+
+def test_an_episode_scores_as_it_did_in_calibration(
+    judge: EpisodeJudge, calibration: list[EpisodeSignals]
+) -> None:
+    found = [largest_surprise(judge, rows(judge, episode)) for episode in calibration]
+    assert judge.maxima_ is not None
+    assert len(judge.maxima_) == judge.num_calibration_ > 20
+    assert set(judge.maxima_) <= set(found)  # some episodes set scales, and no threshold
+
+
+def test_frames_that_no_calibration_episode_reached_do_not_count(judge: EpisodeJudge) -> None:
+    episode = rows(judge, draw(np.random.default_rng(2), num_frames=10))
+    assert judge.max_frames_ == 8
+    for row in episode[8:]:
+        row[SCORE + "appearance"] = 1e6
+    assert largest_surprise(judge, episode) == largest_surprise(judge, episode[:8])
+    assert largest_surprise(judge, episode[8:]) > 1e5
+
+
+def test_an_episode_without_a_score_has_no_surprise(judge: EpisodeJudge) -> None:
+    silent = [dict.fromkeys(row, np.nan) for row in rows(judge, draw(np.random.default_rng(3)))]
+    assert largest_surprise(judge, silent) is None
+    silent[3][SCORE + "region"] = judge.scales_["region"].centre
+    assert largest_surprise(judge, silent) == 0.0
+
+
+def test_drift_is_found_after_the_episode_that_fleet_drift_finds_it_at(
+    judge: EpisodeJudge,
+) -> None:
+    """Two spreads above every calibration episode, from the fourth episode on."""
+    assert judge.maxima_ is not None
+    calm = np.quantile(judge.maxima_, [0.4, 0.1, 0.6])
+    high = judge.maxima_.max() + 2 + np.arange(20) / 100
+    surprises = {f"e/{i}": float(score) for i, score in enumerate([*calm, *high])}
+    test = FleetDrift(0.05).fit(judge.maxima_)
+    found = [name for name, score in surprises.items() if test.update(score)]
+    drift = fleet_drift(judge, {"dark": None, **surprises, "last": None})
+    assert drift is not None
+    assert (drift.alpha, drift.found_after, drift.num_left_out) == (0.05, found[0], 1)
+    assert (drift.capital, drift.num_episodes) == (test.capital_, test.num_episodes_)
+    assert drift.capital >= 20
+    assert drift.num_episodes < 12
+    assert drift.sentence() == (
+        f"Drift of the fleet: found after episode {drift.num_episodes}, {found[0]} (capital "
+        f"{drift.capital:.3g} of 20, alpha 0.05; 1 without a score left out): the calibration is "
+        "stale for this fleet; calibrate again."
+    )
+
+
+def test_nominal_episodes_are_no_drift(judge: EpisodeJudge) -> None:
+    """60 new episodes of the same distribution, seed 4; false alarms: at most 0.05 of such runs."""
+    rng = np.random.default_rng(4)
+    surprises = {str(i): largest_surprise(judge, rows(judge, draw(rng))) for i in range(60)}
+    drift = fleet_drift(judge, surprises)
+    assert drift is not None
+    assert (drift.found_after, drift.num_episodes) == (None, 60)
+    assert drift.sentence().startswith("Drift of the fleet: not found in 60 episodes (capital ")
+
+
+def test_a_monitor_without_maxima_tests_nothing(calibration: list[EpisodeSignals]) -> None:
+    old = EpisodeJudge(CONFIG).fit(calibration, reference=calibration[:4])
+    old.maxima_ = None
+    assert fleet_drift(old, {"a": 1.0}) is None
