@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -35,6 +35,8 @@ class Artefact:
     """What the actions mean, as plain JSON values; "name" is for people and compared with none."""
     features: str | None = None
     """What the feature function calls itself: its attribute `name`."""
+    cameras: Sequence[str] | None = None
+    """Names of the views in order, for people."""
     data_hash: str | None = None
     """Of the calibration and reference episodes, however its owner makes it."""
 

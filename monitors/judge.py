@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int
 
+from worldmodel.monitors.causes import CauseModel
 from worldmodel.monitors.channels import CLAIMS, LOOKS, Channels, Scores, fit_channels, smoothed
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.signals import EpisodeSignals
@@ -102,6 +103,7 @@ class EpisodeJudge:
 
     def __init__(self, config: MonitorConfig) -> None:
         self.config = config
+        self.causes_: CauseModel | None = None
 
     def fit(
         self, calibration: Sequence[EpisodeSignals], *, reference: Sequence[EpisodeSignals]

@@ -16,7 +16,9 @@ from jaxtyping import Float, Float64, Int, UInt8
 
 from worldmodel.monitors.action import RECENT
 from worldmodel.monitors.artefact import Artefact, degraded, staleness, utc_now
+from worldmodel.monitors.attribution import Attribution
 from worldmodel.monitors.calibration import checked
+from worldmodel.monitors.causes import CauseModel
 from worldmodel.monitors.channels import SIGNALS, SMOOTHED, Scores, recent_mean
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig, held_levels
@@ -97,6 +99,7 @@ class RuntimeMonitor:
         *,
         frame_shape: tuple[int, ...],
         reference: Sequence[EpisodeSignals] | None = None,
+        causes: CauseModel | None = None,
         artefact: Artefact | None = None,
     ) -> RuntimeMonitor:
         """Learn thresholds from nominal `calibration` episodes that the model was not trained on.
@@ -106,6 +109,8 @@ class RuntimeMonitor:
             frame_shape: Shape of a frame in order, [height, width, 3] or [view, height, width, 3].
             reference: What counts as familiar, for example training episodes. Without it every
                 second calibration episode is the reference, and the others set the thresholds.
+            causes: Fitted; names what changed where a frame looks unfamiliar. None: such an alarm
+                is called "appearance".
             artefact: What the monitor is for and when it expires; None: it never does. The date and
                 the name of the features are filled in.
         """
@@ -114,12 +119,15 @@ class RuntimeMonitor:
         self.judge_ = EpisodeJudge(self.config).fit(calibration, reference=reference)
         created, name = self.today().replace(microsecond=0), getattr(self.features, "name", None)
         self.artefact_ = replace(artefact or Artefact(), created=created, features=name)
+        self.judge_.causes_ = causes
         self._start(frame_shape)
         return self
 
     def _start(self, frame_shape: tuple[int, ...]) -> None:
         self.frame_shape_ = tuple(frame_shape)
         self._sensor = SensorChannel(self.frame_shape_)
+        cameras = self.artefact_.cameras or ()
+        self._attribution = Attribution(self.judge_, self.judge_.causes_, cameras)
         self.reset()
 
     def sibling(self) -> RuntimeMonitor:
@@ -133,6 +141,7 @@ class RuntimeMonitor:
         """Start a new episode."""
         require_fitted(self, "judge_")
         self._sensor.reset()
+        self._attribution.reset()
         self._recent: deque[Level] = deque(maxlen=self.config.calm_steps)
         self._actions: deque[np.ndarray] = deque(maxlen=RECENT)
         self._scores = {name: deque[float](maxlen=count) for name, count in SMOOTHED.items()}
@@ -182,17 +191,11 @@ class RuntimeMonitor:
         if not any(np.isfinite(s).all() for name, s in scores.items() if name != "action"):
             return _failure("monitor.blind", "no calibrated channel could look at the frame.")
         level = Level(int(self.judge_.frame_levels(scores, first=self._num_frames - 1)[0]))
-        evidence = {name: self._evidence(name, scores) for name in SIGNALS}
+        causes, found = self._attribution.explain(frame, signals, scores)
+        evidence = {name: self._evidence(name, scores) for name in SIGNALS} | found
         if self._num_frames > self.judge_.max_frames_:
             evidence["promise"] = self._overdue()
-        return Verdict(level, self._causes(scores), evidence, self.judge_.trust_map(signals))
-
-    def _causes(self, scores: Scores) -> tuple[str, ...]:
-        """Signals above the threshold, most surprising first."""
-        surprise = {name: float(s[0]) for name, s in self.judge_.standardised(scores).items()}
-        limit = self.judge_.thresholds_[Level.NOTICE]
-        found = [name for name, value in surprise.items() if value > limit]
-        return tuple(sorted(found, key=surprise.__getitem__, reverse=True))
+        return Verdict(level, causes, evidence, self.judge_.trust_map(signals))
 
     def _evidence(self, name: str, scores: Scores) -> Evidence:
         if name not in scores:

@@ -16,6 +16,7 @@ import numpy as np
 from worldmodel.monitors.action import ActionChannel
 from worldmodel.monitors.appearance import AppearanceChannel
 from worldmodel.monitors.artefact import Artefact
+from worldmodel.monitors.causes import CauseModel
 from worldmodel.monitors.channels import CHANNELS, Channels
 from worldmodel.monitors.colour import ColourChannel
 from worldmodel.monitors.confidence import ConfidenceChannel
@@ -28,6 +29,8 @@ FORMAT = 2
 """Of what is written; format 1 lacks the `Artefact`, the calibration maxima and `json_sha256`."""
 MAXIMA = "calibration.maxima"
 """Array of the largest surprise of each calibration episode."""
+CAUSES = "causes/"
+"""Start of the names of the cause model's arrays."""
 JSON_NAME, ARRAYS_NAME = "monitor.json", "monitor.safetensors"
 
 
@@ -43,7 +46,9 @@ def save_judge(
 
     folder.mkdir(parents=True, exist_ok=True)
     maxima = {} if judge.maxima_ is None else {MAXIMA: judge.maxima_}
-    arrays = save(_arrays(judge.channels_) | maxima)
+    causes = {} if judge.causes_ is None else judge.causes_.arrays()
+    named = {CAUSES + name: np.ascontiguousarray(array) for name, array in causes.items()}
+    arrays = save(_arrays(judge.channels_) | maxima | named)
     fields = {
         "format": FORMAT,
         **artefact.as_dict(),
@@ -103,6 +108,8 @@ def _arrays(channels: Channels) -> dict[str, np.ndarray]:
 def _judge(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> EpisodeJudge:
     config = MonitorConfig(**fields["config"])
     maxima = arrays.pop(MAXIMA, None)
+    names = [name for name in arrays if name.startswith(CAUSES)]
+    causes = {name.removeprefix(CAUSES): arrays.pop(name) for name in names}
     parts: dict[str, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
         part, key = name.split(".")
@@ -126,6 +133,7 @@ def _judge(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> EpisodeJ
         fields["num_reference"],
         fields["num_calibration"],
     )
+    judge.causes_ = CauseModel.from_arrays(causes) if causes else None
     judge.max_frames_, judge.maxima_ = fields["max_frames"], maxima
     return judge
 

@@ -41,8 +41,10 @@ class Verdict:
 
     level: Level
     causes: tuple[str, ...] = ()
-    """Channels that raised the level, most surprising first; "sensor.*" and "monitor.*" name
-    faults, "held" says that the step is calm and an earlier one is not yet forgotten."""
+    """What raised the level, the leading one first: a kind of change of the scene ("lighting",
+    "background", "clutter", "target", "embodiment", "camera", or "unknown"), "action_out_of_range",
+    "action_unfamiliar", "action_ignored", "model_disagreement", "low_confidence"; "sensor.*" and
+    "monitor.*" name faults; "held" says that an earlier, higher level is not yet forgotten."""
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
     """Every channel's score, those that did not run included."""
     trust_map: Float[np.ndarray, "*view h w"] | None = None

@@ -99,14 +99,17 @@ def test_cause_and_evidence_name_the_channel_that_found_it(monitor: RuntimeMonit
     rng = np.random.default_rng(2)
     bright = monitor.update(draw_frame(rng, bright=100.0), ACTION)
     assert bright.level == Level.STOP
-    assert set(bright.causes) == {"appearance", "region"}
-    evidence = bright.evidence["appearance"]
-    assert evidence.score > evidence.threshold
+    assert bright.causes == ("appearance",)
+    for name in ("appearance", "region"):
+        evidence = bright.evidence[name]
+        assert evidence.score > evidence.threshold
+        assert "unlike the 20 familiar episodes" in evidence.note
+        assert f"score {evidence.score:.3g}, threshold {evidence.threshold:.3g}." in evidence.note
     monitor.reset()
     frame = calm_frame(monitor, rng)
     doubtful = monitor.update(frame, ACTION, ImaginedFrame(np.full((2, 4, 4), 0.1), 5))
     assert doubtful.level == Level.STOP
-    assert doubtful.causes == ("confidence",)
+    assert doubtful.causes == ("low_confidence",)
 
 
 def test_verdict_says_which_channel_did_not_run(monitor: RuntimeMonitor) -> None:
