@@ -23,6 +23,7 @@ COMMANDS = {
     "watch": "run the monitor over recorded episodes, or as a service for robots",
     "evaluate": "evaluate policies in imagination",
     "benchmark calibration": "compare ways to state confidence on nominal and shifted episodes",
+    "benchmark detection": "measure the monitor on shifted, faulty and harmless episodes",
     "report": "write the HTML report of a rollout log",
 }
 """Subcommand -> one line of help; its words joined by _ name a module with `Command` and `run`."""

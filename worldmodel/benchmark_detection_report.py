@@ -1,0 +1,220 @@
+"""The detection benchmark as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from scipy.stats import binomtest
+
+from worldmodel.benchmark_detection import (
+    ACTIONS,
+    LOOKS,
+    Cell,
+    Watched,
+    first_cause,
+    highest_level,
+    main_cause,
+)
+from worldmodel.monitors.channels import SIGNALS
+from worldmodel.monitors.detection import auroc, summarize_detection
+from worldmodel.monitors.judge import EpisodeJudge
+from worldmodel.monitors.verdict import Level
+from worldmodel.report import Table
+
+Results = Mapping[Cell, Sequence[Watched]]
+
+CAUSE_OF = {"object": "target", "end_effector": "embodiment"}
+"""Factor -> its cause, where the two have other names."""
+STRONG = (2, 3)
+"""Severities that count for the naming of causes."""
+KINDS = {
+    "looks": "scene",
+    "wiring": "fault behind the policy",
+    "policy": "fault of the policy",
+}
+
+
+def tables(results: Results, judge: EpisodeJudge) -> list[Table]:
+    """All of them, in reading order."""
+    return [
+        detection(results, judge),
+        by_signal(results),
+        false_alarms(results),
+        causes(results, first_cause, "the first alarm"),
+        causes(results, main_cause, "most alarms of the episode"),
+        harmless(results),
+    ]
+
+
+def nominal_of(results: Results) -> Sequence[Watched]:
+    """The nominal episodes."""
+    return results[Cell(kind="nominal", name="nominal")]
+
+
+def shifted_cells(results: Results) -> Iterator[tuple[Cell, Sequence[Watched]]]:
+    """Cells of shifts and faults, by kind, name, onset and severity."""
+    order = [*LOOKS, *ACTIONS]
+    chosen = [cell for cell in results if cell.kind in KINDS]
+    for cell in sorted(
+        chosen,
+        key=lambda c: (list(KINDS).index(c.kind), order.index(c.name), c.onset, c.severity),
+    ):
+        yield cell, results[cell]
+
+
+def detection(results: Results, judge: EpisodeJudge) -> Table:
+    """Every shift against nominal episodes."""
+    calm = [row.as_episode(judge) for row in nominal_of(results)]
+    rows = []
+    for cell, watched in shifted_cells(results):
+        odd = [row.as_episode(judge) for row in watched]
+        d = summarize_detection(calm, odd, onset=cell.onset)
+        delay = "-" if d.median_delay is None else f"{d.median_delay:g}"
+        rows.append((
+            f"{KINDS[cell.kind]}: {cell.name}", str(cell.severity), str(cell.onset),
+            interval(d.auroc, *d.auroc_interval), f"{d.aupr:.2f}", f"{d.fpr95:.2f}",
+            interval(d.detected_rate, *d.detected_interval), delay,
+        ))  # fmt: skip
+    n, m = len(calm), max(len(w) for _, w in shifted_cells(results))
+    return Table(
+        caption=f"Detection: {m} episodes a row against {n} nominal ones (base rate "
+        f"{m / (n + m):.2f}), from the onset frame on. AUROC of the episode's largest surprise, "
+        "with 95% intervals; AUPR: average precision; detected: share with any alarm, by "
+        "thresholds of nominal calibration episodes alone, 95% Wilson interval; delay: median "
+        "frames from onset to alarm. Behind the policy: the robot does something else than the "
+        "policy said, and the monitor knows what it said.",
+        columns=("shift", "severity", "onset", "AUROC", "AUPR", "FPR@95", "detected", "delay"),
+        rows=rows,
+    )
+
+
+def by_signal(results: Results) -> Table:
+    """Which signal sees what, at the two stronger severities."""
+    calm = nominal_of(results)
+    rows = []
+    groups: dict[tuple[str, str], list[tuple[Cell, Watched]]] = {}
+    for cell, watched in shifted_cells(results):
+        if cell.severity in STRONG:
+            groups.setdefault((cell.kind, cell.name), []).extend((cell, row) for row in watched)
+    for (kind, name), odd in groups.items():
+        cells = []
+        for signal in SIGNALS:
+            scores = np.array([largest(row, signal, cell.onset) for cell, row in odd])
+            onsets = [cell.onset for cell, _ in odd]
+            base = np.array([largest(row, signal, onset) for row in calm for onset in set(onsets)])
+            both = np.isfinite(scores).all() and np.isfinite(base).all()
+            cells.append(f"{auroc(base, scores):.2f}" if both else "-")
+        rows.append((f"{KINDS[kind]}: {name}", str(len(odd)), *cells))
+    return Table(
+        caption="AUROC of single signals (largest score of an episode), severities 2 and 3 and "
+        "both onsets together.",
+        columns=("shift", "n", *SIGNALS),
+        rows=rows,
+    )
+
+
+def largest(row: Watched, signal: str, onset: int) -> float:
+    """The largest score of a signal from the onset on."""
+    scores = np.array(row.scores[signal][onset:])
+    return float(np.nanmax(scores)) if np.isfinite(scores).any() else float("nan")
+
+
+def false_alarms(results: Results) -> Table:
+    """Alarms where nothing is wrong."""
+    rows = []
+    for cell, watched in results.items():
+        if cell.kind not in ("nominal", "benign"):
+            continue
+        n = len(watched)
+        levels = [highest_level(row, 0) for row in watched]
+        rows.append((
+            "new nominal scenes" if cell.kind == "nominal" else f"policy {cell.name}", str(n),
+            *(rate(sum(level >= limit for level in levels), n) for limit in list(Level)[1:]),
+        ))  # fmt: skip
+    return Table(
+        caption="Benign change: share of episodes that ever reach a level, 95% Wilson intervals. "
+        "Scenes, object positions and camera poses are new ones of the training distribution; "
+        "policies of its mixture act alone.",
+        columns=("episodes", "n", "notice or more", "degrade or more", "stop"),
+        rows=rows,
+    )
+
+
+def causes(results: Results, named: Callable[[Watched, int], str | None], when: str) -> Table:
+    """Confusion of causes over detected episodes, severities 2 and 3."""
+    counts: dict[str, dict[str, int]] = {}
+    for cell, watched in shifted_cells(results):
+        if cell.severity not in STRONG:
+            continue
+        truth = f"{KINDS[cell.kind]}: {cell.name}"
+        for row in watched:
+            cause = named(row, cell.onset)
+            if cause is not None:
+                line = counts.setdefault(truth, {})
+                line[cause] = line.get(cause, 0) + 1
+    columns = sorted({cause for line in counts.values() for cause in line})
+    rows = []
+    right = wrong = total = 0
+    for truth, line in counts.items():
+        n, good = sum(line.values()), sum(line.get(c, 0) for c in right_causes(truth))
+        other = n - good - line.get("unknown", 0)
+        right, wrong, total = right + good, wrong + other, total + n
+        cells = (str(line.get(cause, "")) for cause in columns)
+        rows.append((truth, str(n), *cells, rate(good, n), f"{other / n:.2f}"))
+    rows.append(("all", str(total), *("" for _ in columns), rate(right, total),
+                 f"{wrong / total:.2f}"))  # fmt: skip
+    return Table(
+        caption=f"Cause named first at {when}, severities 2 and 3, both onsets, detected episodes. "
+        "Right: with 95% Wilson interval; wrong: another cause than the true one or unknown.",
+        columns=("shift", "n", *columns, "right", "wrong"),
+        rows=rows,
+    )
+
+
+def right_causes(truth: str) -> tuple[str, ...]:
+    """The causes that are right for a row of the table."""
+    kind, _, name = truth.partition(": ")
+    if kind == KINDS["looks"]:
+        return (CAUSE_OF.get(name, name),)
+    actions = ("action_out_of_range", "action_unfamiliar")
+    return actions if kind == KINDS["policy"] else (*actions, "action_ignored")
+
+
+def harmless(results: Results) -> Table:
+    """Shifts of the scene by what they do to the model's error, and the level they reach."""
+    calm = nominal_of(results)
+    rows = []
+    for high in (False, True):
+        found: list[int] = []
+        for cell, watched in shifted_cells(results):
+            if cell.kind != "looks":
+                continue
+            usual = np.quantile([row.model_error(cell.onset) for row in calm], 0.95)
+            for row in watched:
+                if (row.model_error(cell.onset) > usual) == high:
+                    found.append(highest_level(row, cell.onset))
+        n = len(found)
+        at = [found.count(limit) for limit in Level]
+        rows.append((
+            "high" if high else "usual", str(n), *(f"{count / max(n, 1):.2f}" for count in at),
+            rate(at[0] + at[1], n) if n else "-",
+        ))  # fmt: skip
+    return Table(
+        caption="Shifts of the scene, all severities and onsets, by the model's error from the "
+        "onset on: usual if within the 95th percentile of nominal episodes. Share of episodes by "
+        "the highest level reached.",
+        columns=("model error", "n", *(level.name.lower() for level in Level), "notice at most"),
+        rows=rows,
+    )
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """A figure and its interval."""
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def rate(count: int, n: int) -> str:
+    """A share and its 95% Wilson interval."""
+    bounds = binomtest(count, n).proportion_ci(method="wilson")
+    return interval(count / n, bounds.low, bounds.high)

@@ -1,0 +1,66 @@
+"""Measure the monitor on the embedded tabletop: shifts of the scene, action faults, benign change.
+
+Everything is simulated with scenes that nothing was fitted on. Started again, the command goes on
+where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Which model and monitor, how many episodes, and where results go."""
+
+    out: Path = Path("runs/benchmark-detection")
+    """Folder of the results: one file per kind of episode, tables.json, report.html."""
+    model: str = "tabletop"
+    """Calibrated checkpoint of the tabletop: its folder or a shipped name."""
+    monitor: Path | None = None
+    """Folder that `worldmodel calibrate` wrote; None: `monitor` in the checkpoint."""
+    nominal: int = 100
+    """Nominal episodes."""
+    shifted: int = 16
+    """Episodes per factor or fault, severity and onset."""
+    onset: int = 10
+    """Frame of the later of two onsets; the other is 0."""
+    seed: int = 5_000_003
+    """Seed of episodes and rollouts."""
+    workers: int = 2
+    """Processes that simulate."""
+    json: bool = False
+    """Print the tables as JSON."""
+
+
+def run(command: Command) -> int:
+    """Watch, print the tables, and write them."""
+    from worldmodel.benchmark_detection import DetectionConfig, load_watcher
+    from worldmodel.benchmark_detection import run as measure
+    from worldmodel.benchmark_detection_report import tables
+    from worldmodel.report import Section, write_report
+
+    config = DetectionConfig(
+        nominal=command.nominal,
+        shifted=command.shifted,
+        onset=command.onset,
+        seed=command.seed,
+        workers=command.workers,
+    )
+    model, trust = load_watcher(command.model, command.monitor)
+    results = measure(model, trust, config, command.out)
+    made = tables(results, trust.monitor.judge_)
+    plain = [{"caption": t.caption, "columns": t.columns, "rows": t.rows} for t in made]
+    written = json.dumps(plain, indent=1)
+    (command.out / "tables.json").write_text(written + "\n")
+    titles = ("Detection", "Signals", "Benign change", "Causes", "Causes of episodes", "Harm")
+    sections = [Section(title, [table]) for title, table in zip(titles, made, strict=True)]
+    write_report(command.out / "report.html", "Detection by the runtime monitor", sections)
+    if command.json:
+        print(written)
+        return 0
+    print("\n\n".join(table.to_text() for table in made))
+    print(f"\nWritten: {command.out / 'tables.json'}, {command.out / 'report.html'}")
+    return 0
