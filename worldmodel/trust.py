@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel, resize
 from worldmodel.monitors.action import recent_actions
 from worldmodel.monitors.artefact import Artefact
+from worldmodel.monitors.causes import CauseModel
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.recalibration import CameraRecalibration, HorizonRecalibration
@@ -31,8 +33,13 @@ from worldmodel.monitors.surprise import error_ratio
 from worldmodel.rollouts import EPSILONS, EpisodeRollouts, count_reliability
 from worldmodel.tokenizers import to_model, to_pixels
 
+LOG = logging.getLogger(__name__)
 MONITOR_EPSILON = 0.5
 """Error level, in latent standard deviations, whose confidence the monitor looks at."""
+CAUSE_EPISODES = 60
+"""Familiar episodes that causes are learned from."""
+CLIP_FRAMES = 8
+"""Frames of each that are edited."""
 RECALIBRATION = "recalibration.safetensors"
 
 Curves = HorizonRecalibration | CameraRecalibration
@@ -245,6 +252,25 @@ def data_hash(episodes: Iterable[Episode]) -> str:
     return digest.hexdigest()[:16]
 
 
+def fit_causes(
+    films: Sequence[UInt8[np.ndarray, "_ view height width 3"]],
+) -> CauseModel | None:
+    """What names a change of the scene, learned from edits of familiar episodes.
+
+    None if they are too alike, too few or too short to learn it from: alarms are then called
+    "appearance".
+    """
+    from worldmodel.cause_edits import edited_episodes
+
+    chosen = np.linspace(0, len(films) - 1, min(len(films), CAUSE_EPISODES)).round().astype(int)
+    nominal = [films[i] for i in chosen]
+    try:
+        return CauseModel().fit(nominal, edited_episodes(nominal, clip_frames=CLIP_FRAMES, seed=0))
+    except ValueError as error:
+        LOG.warning("note: causes of unfamiliar frames will not be named: %s", error)
+        return None
+
+
 def fit_trust(
     model: WorldModel,
     calibration: Sequence[Rolled],
@@ -271,12 +297,14 @@ def fit_trust(
     artefact = replace(
         artefact or Artefact(),
         action_spec=model.config.action_spec.as_dict(),
+        cameras=model.config.cameras,
         data_hash=data_hash(episode for episode, _ in (*calibration, *reference)),
     )
     monitor = RuntimeMonitor(config, features=features).fit(
         [signals(features, *rolled) for rolled in calibration],
         frame_shape=tuple(calibration[0][0].frames.shape[1:]),
         reference=[signals(features, *rolled) for rolled in reference],
+        causes=fit_causes([episode.frames.numpy() for episode, _ in reference]),
         artefact=artefact,
     )
     curves = fit_recalibration([rollouts for _, rollouts in calibration], method=method)
