@@ -3,6 +3,8 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,11 @@ from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes import load_episodes
 from worldmodel.model import WorldModel
+from worldmodel.monitors.replay import replay
 from worldmodel.monitors.verdict import Level
 from worldmodel.rollouts import roll_out
 from worldmodel.trust import FrameFeatures, Trust, signals
-from worldmodel.watching import summarize_watch
+from worldmodel.watching import logged_steps, summarize_watch
 
 Refused = Callable[..., str]
 
@@ -131,6 +134,67 @@ def test_a_monitor_of_other_weights_is_refused(
         assert message.startswith(f"The monitor in {calibrated / 'monitor'} was fitted for the ")
         assert message.endswith("; give the monitor of this model, or calibrate one for it.")
     assert not out.exists()
+
+
+def test_a_stale_monitor_degrades_every_frame_and_says_so_once(
+    calibrated: Path, scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says when it was watched, so that the verdicts can be had again."""
+    model, expires = WorldModel.load(calibrated), datetime(2020, 1, 31, 12, tzinfo=UTC)
+    trust = Trust.load(calibrated / "monitor", model)
+    artefact = replace(trust.monitor.artefact_, created=expires - timedelta(9), expires=expires)
+    trust.monitor.artefact_ = artefact
+    trust.save(tmp_path / "stale")
+    out = tmp_path / "log.zarr"
+    options = ("--monitor", tmp_path / "stale", "--only", "train/[01]", "--out", out)
+    assert watch(calibrated, scenes, *options) == 1
+    stale = [record.message for record in caplog.records if "stale" in record.message]
+    (note,) = stale
+    assert note.startswith(f"note: the monitor in {tmp_path / 'stale'} is stale: the calibration ")
+    assert "expired on 2020-01-31, " in note
+    log = RolloutLog.open(out)
+    assert (log.read("train/0")["level"] == "degrade").all()
+    assert set(log.read("train/1")["causes"]) == {("monitor.stale_calibration",)}
+    again = Trust.load(tmp_path / "stale", model).monitor
+    day, steps = datetime.fromisoformat(log.attributes["watched_at"]), log.read("train/0")
+    for verdict in replay(again, logged_steps(steps), today=day):
+        found = verdict.evidence["monitor.stale_calibration"]
+        assert found.score == (day - expires) / timedelta(days=1)
+    fresh = replay(again, logged_steps(steps), today=expires)
+    assert {verdict.level for verdict in fresh} == {Level.TRUST}
+
+
+def test_drift_of_a_fleet_is_found_and_changes_no_exit_code(
+    calibrated: Path,
+    tmp_path: Path,
+    make_store: Callable[..., Path],
+    make_scene: Callable[..., Trajectory],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of a monitor whose thresholds nothing exceeds any more."""
+    trust = Trust.load(calibrated / "monitor", WorldModel.load(calibrated))
+    judge = trust.monitor.judge_
+    judge.thresholds_ = dict.fromkeys(judge.thresholds_, 1e9)
+    judge.config = replace(judge.config, alpha_notice=0.5)
+    trust.save(tmp_path / "deaf")
+    odd = [make_scene(f"odd/{i}", i, num_frames=5, odd=True) for i in range(5)]
+    data = make_store("odd.zarr", *odd)
+    assert watch(calibrated, data, "--monitor", tmp_path / "deaf", "--json") == 0
+    drift = json.loads(capsys.readouterr().out)["drift"]
+    assert (drift["alpha"], drift["num_left_out"]) == (0.5, 0)
+    assert drift["capital"] >= 2
+    assert drift["found_after"] == f"odd/{drift['num_episodes'] - 1}"
+    assert drift["num_episodes"] < 5
+    judge.maxima_ = None
+    trust.save(tmp_path / "old")
+    options = ("--monitor", tmp_path / "old", "--only", "odd/0")
+    watch(calibrated, data, *options)
+    assert capsys.readouterr().out.endswith(
+        "\nDrift of the fleet: not tested, for this monitor keeps no scores of its calibration "
+        "episodes; calibrate it again.\n"
+    )
+    watch(calibrated, data, *options, "--json")
+    assert json.loads(capsys.readouterr().out)["drift"] is None
 
 
 def test_wrong_input_is_refused_and_nothing_written(
