@@ -163,6 +163,7 @@ PEERS: dict[str, tuple[Callable[[str, str], str], str]] = {
     "an array of objects": (says(pack({"observation": OBJECTS})), ERROR),
     "an array without its bytes": (shows({**OBJECTS, b"dtype": "|u1", b"shape": [2**40]}), ERROR),
     "text of no length, 2^40 times": (shows({**OBJECTS, b"dtype": "S0", b"shape": [2**40]}), ERROR),
+    "a dtype of a million fields": (shows({**OBJECTS, b"dtype": "f4," * MIB}), ERROR),
     "no frame at all": (shows(None), "stop"),
     "a frame of NaN": (shows(np.full((64, 64, 3), np.nan, np.float32)), "stop"),
     "a frame of 15 MiB": (shows(np.zeros((2048, 2560, 3), np.uint8)), "stop"),
@@ -186,7 +187,7 @@ SLOW = (
     "a message byte by byte",
     "reads no answer",
 )
-"""Peers that are left alone until the service's own patience ends: 10 s and about 40 s."""
+"""Peers that are left alone until the service's own patience ends, after 10 s to 40 s."""
 
 
 def abuse(address: str, key: str, *, quick: bool) -> list[Outcome]:

@@ -9,6 +9,12 @@ from typing import Any
 from service_abuse import Outcome  # the script beside this one
 
 
+NUM_ROUNDS = 4
+"""Rounds of abuse whose memory is compared with that after as many more."""
+MAX_GROWTH_MIB = 16.0
+"""Most by which memory may grow over a second round of the same."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Check:
     """One thing that was checked."""
@@ -34,6 +40,8 @@ class Latency:
 
     robots: int
     updates: int
+    load: float
+    """Of the machine in the last minute, this measurement included."""
     p50_ms: float
     p99_ms: float
     monitor_p50_ms: float
@@ -55,7 +63,7 @@ class Report:
         told = "; ".join(f"{name}: {value}" for name, value in self.facts.items())
         checks = [(c.what, c.found, "yes" if c.kept else "NO") for c in self.checks]
         latencies = [
-            (x.robots, x.updates, *(f"{ms:.1f}" for ms in list(asdict(x).values())[2:]))
+            (x.robots, x.updates, x.load, *(f"{ms:.1f}" for ms in list(asdict(x).values())[3:]))
             for x in self.latencies
         ]
         outcomes = [
@@ -67,7 +75,7 @@ class Report:
             table(("check", "found", "kept"), checks),
             "Round trips as the robots see them, all of them threads of one process on the same "
             "machine, each asking as fast as it is answered; and the monitor's own time.\n",
-            table(("robots at once", "updates", "p50 (ms)", "p99 (ms)",
+            table(("robots at once", "updates", "load", "p50 (ms)", "p99 (ms)",
                    "monitor p50 (ms)", "monitor p99 (ms)"), latencies),
             "What the service's process holds.\n",
             table(("when", "file descriptors", "threads", "RSS (MiB)"),
@@ -75,6 +83,30 @@ class Report:
             "Peers that misbehave, what the service did, and after how long.\n",
             table(("peer", "the service", "s", "as it must"), outcomes),
         ])  # fmt: skip
+
+
+def leaks(used: Sequence[Usage], abused: Sequence[Usage]) -> list[Check]:
+    """Whether file descriptors came back to where they were, and memory stopped growing.
+
+    How many messages of 16 MiB meet is chance, and the allocator keeps their space: what is held
+    after several rounds is compared with what was held after as many before.
+    """
+    first, *_, visited, again, _ = used
+    last, rss = abused[-1].file_descriptors, [one.rss_mib for one in abused]
+    growths = {
+        "the second round of visitors": again.rss_mib - visited.rss_mib,
+        f"{NUM_ROUNDS} rounds of abuse after {NUM_ROUNDS}, the least held": (
+            min(rss[NUM_ROUNDS:]) - min(rss[:NUM_ROUNDS])
+        ),
+    }
+    what = "file descriptors at the end, at most those at the start"
+    found = f"{last} and {first.file_descriptors}"
+    checks = [Check(what=what, found=found, kept=last <= first.file_descriptors)]
+    for part, growth in growths.items():
+        what = f"memory over {part}: at most {MAX_GROWTH_MIB:g} MiB more"
+        kept = growth <= MAX_GROWTH_MIB
+        checks.append(Check(what=what, found=f"{growth:+.1f} MiB", kept=kept))
+    return checks
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import os
 import socket
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
@@ -29,6 +30,8 @@ REASON_BYTES = 120
 """A websocket's close reason holds 123."""
 CLOSE_TIMEOUT_S = 2.0
 """How long a peer may take to say goodbye."""
+REPLY_TIMEOUT_S = 10.0
+"""How long a peer may take to take a reply."""
 LOG = logging.getLogger(__name__)
 LOG.addFilter(lambda record: record.getMessage() != "opening handshake failed")
 
@@ -46,7 +49,7 @@ class ServiceConfig:
     """Robots at once."""
     max_message_bytes: int = 16 * 2**20
     idle_timeout_s: float = 60.0
-    """A peer that sends no whole message, or takes no reply, for so long is disconnected."""
+    """A peer that sends no whole message for so long is disconnected."""
     out: Path | None = None
     """Folder for one file of JSON lines per session; None: verdicts are not kept."""
 
@@ -185,22 +188,37 @@ class MonitorService:
 
     async def _answer_all(self, connection: ServerConnection, session: WatchSession) -> None:
         loop, limit_s = asyncio.get_running_loop(), self.config.idle_timeout_s
+        await _send(connection, self._metadata)
         try:
-            await asyncio.wait_for(connection.send(self._metadata), limit_s)
             while True:
                 message = await asyncio.wait_for(connection.recv(), limit_s)
                 if isinstance(message, str):
                     reason = "send msgpack in binary messages, not text"
                     await connection.close(CloseCode.UNSUPPORTED_DATA, reason)
                     return
-                reply = await loop.run_in_executor(self._worker, session.answer, message)
-                await asyncio.wait_for(connection.send(reply), limit_s)
+                await _send(
+                    connection, await loop.run_in_executor(self._worker, session.answer, message)
+                )
         except NotMsgpackError as error:
             text = f"the message is no msgpack: {error}".encode()[:REASON_BYTES]
             await connection.close(CloseCode.INVALID_DATA, text.decode(errors="ignore"))
         except TimeoutError:
-            reason = f"no message, or no reply taken, for {limit_s:g} s"
+            reason = f"no message for {limit_s:g} s"
             await connection.close(CloseCode.POLICY_VIOLATION, reason)
+
+
+async def _send(connection: ServerConnection, reply: bytes) -> None:
+    """Send, or cut the connection off: a goodbye to one who reads nothing would wait for ever."""
+    try:
+        await asyncio.wait_for(connection.send(reply), REPLY_TIMEOUT_S)
+    except TimeoutError:
+        LOG.warning("a robot took no reply for %g s and was cut off", REPLY_TIMEOUT_S)
+        reset = struct.pack("ii", 1, 0)  # the operating system forgets what was not read
+        peer = connection.transport.get_extra_info("socket")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        connection.transport.abort()
+        await connection.wait_closed()
+        raise ConnectionClosedError(None, None) from None
 
 
 def _address(server: Server) -> tuple[str, int]:

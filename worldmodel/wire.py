@@ -14,6 +14,10 @@ MAX_PARTS = 1000
 of nothing but empty maps would otherwise take seconds to read, and eighty times its size."""
 
 
+MAX_DTYPE = 16
+"""Characters of a dtype, such as "<f4" or "<U12"."""
+
+
 class ArrayError(ValueError):
     """A message with a part that no step holds: an array of objects, or far too many parts."""
 
@@ -46,10 +50,15 @@ def _decode(value: dict[Any, Any]) -> Any:
     if not is_array and b"__npgeneric__" not in value:
         return value
     try:
-        data, dtype = value[b"data"], np.dtype(str(value[b"dtype"]))
+        data, name = value[b"data"], str(value[b"dtype"])
+        if len(name) > MAX_DTYPE:  # records of a million fields take seconds to parse
+            raise ArrayError(f"A dtype has at most {MAX_DTYPE} characters, got {len(name)}.")
+        dtype = np.dtype(name)
         if dtype.kind not in ("biufSU" if is_array else "biuf") or not dtype.itemsize:
             raise ArrayError(f"An array must hold numbers or text, got dtype {dtype}.")
         if not is_array:
+            if not isinstance(data, int | float):
+                raise TypeError(f"{type(data).__name__} is no number")
             return dtype.type(data)
         shape = tuple(value[b"shape"])
         if math.prod(shape) * dtype.itemsize != len(data):

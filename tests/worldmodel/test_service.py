@@ -1,10 +1,11 @@
 """The monitor behind a websocket: the same verdicts, one session per robot, and no way to hang."""
 
 import asyncio
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgpack
@@ -26,6 +27,13 @@ CAMERAS = ("front", "wrist")
 SHAPE = (2, 16, 16, 3)
 ACTION = np.array([0.01, 0, 0, 0, 0, 0, 1], np.float32)
 CONFIG = MonitorConfig(alpha_notice=0.2, alpha_degrade=0.1, alpha_stop=0.05, calm_steps=3)
+ABOUT: dict[str, object] = {"cameras": CAMERAS}
+"""What the service says of itself."""
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+"""A websocket's opening request."""
 Served = Callable[..., str]
 
 
@@ -59,7 +67,7 @@ def serving(monitor: RuntimeMonitor, **settings: object) -> Iterator[str]:
     """A service on a free port of this machine, in a thread; its address."""
     config = ServiceConfig(**{"host": "127.0.0.1", "port": 0, **settings})
     server = MonitorService(
-        lambda log: WatchSession(monitor.sibling(), CAMERAS, log), {"cameras": CAMERAS}, config
+        lambda log: WatchSession(monitor.sibling(), CAMERAS, log), {**ABOUT}, config
     )
     ready, address, handles = threading.Event(), [], []
 
@@ -237,17 +245,34 @@ def test_what_is_no_message_ends_the_session(
 def test_a_half_closed_and_a_silent_peer_are_left(served: Served) -> None:
     address = served(idle_timeout_s=0.2)
     with talk(address) as silent:
-        assert closed(silent) == (1008, "no message, or no reply taken, for 0.2 s")
+        assert closed(silent) == (1008, "no message for 0.2 s")
     host, port = split_address(address.removeprefix("ws://"))
     with socket.create_connection((host, port), timeout=30) as half:
-        half.sendall(
-            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
+        half.sendall(UPGRADE)
         assert half.recv(12) == b"HTTP/1.1 101"
         half.shutdown(socket.SHUT_WR)
         while half.recv(4096):
             pass
+
+
+def test_a_peer_that_reads_nothing_is_cut_off(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first message larger than all buffers; and the only session is free again."""
+    monkeypatch.setitem(ABOUT, "ballast", bytes(2**24))
+    monkeypatch.setattr(service, "REPLY_TIMEOUT_S", 0.1)
+    address = served(max_sessions=1)
+    with socket.create_connection(split_address(address.removeprefix("ws://"))) as deaf:
+        deaf.sendall(UPGRADE)
+        poller = select.poll()
+        poller.register(deaf, 0)  # errors alone
+        assert poller.poll(30_000)
+    monkeypatch.setattr(service, "REPLY_TIMEOUT_S", 30.0)
+    for _ in range(100):
+        with connect(address, compression=None, max_size=None) as peer, suppress(ConnectionClosed):
+            assert len(peer.recv(timeout=30)) > 2**24
+            return
+    pytest.fail("the session is not free")
 
 
 def test_frames_of_another_size_are_scaled_and_of_other_proportions_refused(

@@ -38,6 +38,7 @@ def fake(**changes: object) -> bytes:
         fake(dtype="|V8"),
         fake(dtype="f4,i4"),
         fake(dtype="no such type"),
+        fake(dtype="f4," * 2**20),
         fake(dtype=None),
         fake(dtype="S0", shape=[2**40], data=b""),
         fake(shape=[2]),
@@ -51,6 +52,8 @@ def fake(**changes: object) -> bytes:
         msgpack.packb({b"__ndarray__": True}),
         msgpack.packb({b"__npgeneric__": True, b"data": 10**12, b"dtype": "S"}),
         msgpack.packb({b"__npgeneric__": True, b"data": 300, b"dtype": "|u1"}),
+        msgpack.packb({b"__npgeneric__": True, b"data": "1", b"dtype": "<f8"}),
+        msgpack.packb({b"__npgeneric__": True, b"data": [1], b"dtype": "<f8"}),
     ],
 )
 def test_arrays_that_cannot_be_are_refused(data: bytes) -> None:
@@ -60,7 +63,7 @@ def test_arrays_that_cannot_be_are_refused(data: bytes) -> None:
 
 def test_random_bytes_are_a_message_or_a_value_error() -> None:
     rng = np.random.default_rng(0)
-    for _ in range(1000):
+    for _ in range(300):
         try:
             unpack(rng.bytes(rng.integers(1, 60)))
         except ValueError:
