@@ -22,6 +22,7 @@ from worldmodel.monitors.causes import CauseModel
 from worldmodel.monitors.channels import SIGNALS, SMOOTHED, Scores, recent_mean
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig, held_levels
+from worldmodel.monitors.mounting import Mounting
 from worldmodel.monitors.sensor import SensorChannel, SensorError
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.storage import load_judge, save_judge
@@ -101,6 +102,7 @@ class RuntimeMonitor:
         reference: Sequence[EpisodeSignals] | None = None,
         causes: CauseModel | None = None,
         artefact: Artefact | None = None,
+        rate_hz: float | None = None,
     ) -> RuntimeMonitor:
         """Learn thresholds from nominal `calibration` episodes that the model was not trained on.
 
@@ -113,19 +115,24 @@ class RuntimeMonitor:
                 is called "appearance".
             artefact: What the monitor is for and when it expires; None: it never does. The date and
                 the name of the features are filled in.
+            rate_hz: Frames per second that the cameras are to give, for frames that come with their
+                times; None: only the order of the times is checked.
         """
+        sensor = SensorChannel(frame_shape, rate_hz=rate_hz)
         if reference is None:
             reference, calibration = calibration[::2], calibration[1::2]
         self.judge_ = EpisodeJudge(self.config).fit(calibration, reference=reference)
         created, name = self.today().replace(microsecond=0), getattr(self.features, "name", None)
         self.artefact_ = replace(artefact or Artefact(), created=created, features=name)
         self.judge_.causes_ = causes
-        self._start(frame_shape)
+        films = [episode.frames for episode in reference if episode.frames is not None]
+        if len(films) == len(reference):
+            sensor.mounting = Mounting().fit(films)
+        self._start(sensor)
         return self
 
-    def _start(self, frame_shape: tuple[int, ...]) -> None:
-        self.frame_shape_ = tuple(frame_shape)
-        self._sensor = SensorChannel(self.frame_shape_)
+    def _start(self, sensor: SensorChannel) -> None:
+        self.frame_shape_, self._sensor = sensor.frame_shape, sensor
         cameras = self.artefact_.cameras or ()
         self._attribution = Attribution(self.judge_, self.judge_.causes_, cameras)
         self.reset()
@@ -134,7 +141,7 @@ class RuntimeMonitor:
         """A monitor with an episode of its own that shares what was fitted: one for each robot."""
         require_fitted(self, "judge_")
         other = copy.copy(self)
-        other._start(self.frame_shape_)
+        other._start(copy.copy(self._sensor))
         return other
 
     def reset(self) -> None:
@@ -154,8 +161,10 @@ class RuntimeMonitor:
         """Judge one step.
 
         Args:
-            observation: A uint8 frame of the fitted shape, or a mapping that holds it as "image".
-                Anything else is a `stop`, never an exception.
+            observation: A uint8 frame of the fitted shape, or a mapping that holds it as "image"
+                and may hold the time it was taken as "time_s": seconds from any origin that does
+                not go back, one number or one per view. Anything else is a `stop`, never an
+                exception.
             action: The canonical action commanded at this frame, [7], or None.
             imagined: The world model's prediction of this frame, if there is one.
         """
@@ -261,7 +270,7 @@ class RuntimeMonitor:
     def save(self, folder: str | Path) -> None:
         """Write everything but the feature function."""
         require_fitted(self, "judge_")
-        save_judge(self.judge_, self.frame_shape_, Path(folder), self.artefact_)
+        save_judge(self.judge_, self._sensor, Path(folder), self.artefact_)
 
     @classmethod
     def load(
@@ -280,13 +289,13 @@ class RuntimeMonitor:
             ValueError: a file is corrupt, or the monitor was fitted for another model, for actions
                 of another meaning, or with features of another name, where both sides say.
         """
-        judge, frame_shape, artefact = load_judge(Path(folder))
+        judge, sensor, artefact = load_judge(Path(folder))
         name = getattr(features, "name", None)
         use = Artefact(model_hash=model_hash, action_spec=action_spec, features=name)
         artefact.check_fits(str(folder), use)
         monitor = cls(judge.config, features=features, deadline_s=deadline_s)
         monitor.judge_, monitor.artefact_ = judge, artefact
-        monitor._start(frame_shape)
+        monitor._start(sensor)
         return monitor
 
 

@@ -21,6 +21,8 @@ from worldmodel.monitors.channels import CHANNELS, Channels
 from worldmodel.monitors.colour import ColourChannel
 from worldmodel.monitors.confidence import ConfidenceChannel
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig, Scale
+from worldmodel.monitors.mounting import Mounting
+from worldmodel.monitors.sensor import SensorChannel
 from worldmodel.monitors.surprise import SurpriseChannel
 from worldmodel.monitors.threshold import smallest_alpha
 from worldmodel.monitors.verdict import Level
@@ -31,13 +33,15 @@ MAXIMA = "calibration.maxima"
 """Array of the largest surprise of each calibration episode."""
 CAUSES = "causes/"
 """Start of the names of the cause model's arrays."""
+MOUNTING = "mounting/"
+"""The same of what is known of the cameras' mounting."""
 JSON_NAME, ARRAYS_NAME = "monitor.json", "monitor.safetensors"
 
 
 def save_judge(
-    judge: EpisodeJudge, frame_shape: tuple[int, ...], folder: Path, artefact: Artefact
+    judge: EpisodeJudge, sensor: SensorChannel, folder: Path, artefact: Artefact
 ) -> None:
-    """Write `judge`, its frames' shape and where it comes from.
+    """Write `judge`, what the sensor channel knows and where they come from.
 
     Both files are written whole beside those of an earlier monitor, which stays usable until they
     take its place, one after the other; a kill between the two leaves a monitor that is refused.
@@ -47,12 +51,15 @@ def save_judge(
     folder.mkdir(parents=True, exist_ok=True)
     maxima = {} if judge.maxima_ is None else {MAXIMA: judge.maxima_}
     causes = {} if judge.causes_ is None else judge.causes_.arrays()
+    mounting = {} if sensor.mounting is None else sensor.mounting.arrays()
     named = {CAUSES + name: np.ascontiguousarray(array) for name, array in causes.items()}
+    named |= {MOUNTING + name: np.ascontiguousarray(array) for name, array in mounting.items()}
     arrays = save(_arrays(judge.channels_) | maxima | named)
     fields = {
         "format": FORMAT,
         **artefact.as_dict(),
-        "frame_shape": frame_shape,
+        "frame_shape": sensor.frame_shape,
+        "rate_hz": sensor.rate_hz,
         "config": asdict(judge.config),
         "thresholds": {level.name.lower(): value for level, value in judge.thresholds_.items()},
         "scales": {name: asdict(scale) for name, scale in judge.scales_.items()},
@@ -67,8 +74,8 @@ def save_judge(
     _replace({folder / ARRAYS_NAME: arrays, folder / JSON_NAME: text.encode()})
 
 
-def load_judge(folder: Path) -> tuple[EpisodeJudge, tuple[int, ...], Artefact]:
-    """The judge that `save_judge` wrote, the shape of its frames, and where it comes from."""
+def load_judge(folder: Path) -> tuple[EpisodeJudge, SensorChannel, Artefact]:
+    """The judge and the sensor channel that `save_judge` wrote, and where they come from."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -85,9 +92,11 @@ def load_judge(folder: Path) -> tuple[EpisodeJudge, tuple[int, ...], Artefact]:
             raise ValueError(f"{JSON_NAME} was changed after it was written")
         if hashlib.sha256(blob).hexdigest() != fields["arrays_sha256"]:
             raise ValueError(f"{ARRAYS_NAME} is not the file that {JSON_NAME} was written with")
-        judge = _judge(fields, load(blob))
+        arrays = load(blob)
+        sensor = _sensor(fields, arrays)
+        judge = _judge(fields, arrays)
         _check_numbers(judge)
-        return judge, tuple(fields["frame_shape"]), Artefact.from_dict(fields)
+        return judge, sensor, Artefact.from_dict(fields)
     except (ValueError, LookupError, TypeError, AttributeError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
@@ -103,6 +112,15 @@ def _arrays(channels: Channels) -> dict[str, np.ndarray]:
         if channel is not None
         for name, array in channel.arrays().items()
     }
+
+
+def _sensor(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> SensorChannel:
+    """Takes its arrays out of `arrays`."""
+    names = [name for name in arrays if name.startswith(MOUNTING)]
+    parts = {name.removeprefix(MOUNTING): arrays.pop(name) for name in names}
+    mounting = Mounting.from_arrays(parts) if parts else None
+    shape = tuple(fields["frame_shape"])
+    return SensorChannel(shape, rate_hz=fields.get("rate_hz"), mounting=mounting)
 
 
 def _judge(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> EpisodeJudge:

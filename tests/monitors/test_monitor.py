@@ -201,8 +201,8 @@ def test_failing_features_are_a_stop_with_their_cause(
 @pytest.mark.parametrize(
     ("observation", "action", "cause"),
     [
-        (None, ACTION, "sensor.missing"),
-        ({"picture": 1}, ACTION, "sensor.missing"),
+        (None, ACTION, "sensor.dropped"),
+        ({"picture": 1}, ACTION, "sensor.dropped"),
         (np.zeros(SHAPE, np.uint8), ACTION, "sensor.black"),
         (np.full(SHAPE, np.nan), ACTION, "sensor.nan"),
         (np.zeros((8, 8, 3), np.uint8), ACTION, "sensor.shape"),

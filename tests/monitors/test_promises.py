@@ -11,6 +11,7 @@ from scipy.stats import beta
 
 from worldmodel.monitors.artefact import Artefact
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig
+from worldmodel.monitors.sensor import SensorChannel
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.storage import load_judge, save_judge
 from worldmodel.monitors.threshold import EpisodeThreshold, episodes_needed, smallest_alpha
@@ -100,7 +101,7 @@ def test_delta_is_stored_and_monitors_from_before_it_still_load(tmp_path: Path) 
     rng = np.random.default_rng(1)
     config = MonitorConfig(alpha_notice=0.3, alpha_degrade=0.2, alpha_stop=0.1, delta=0.05)
     judge = EpisodeJudge(config).fit(signals(rng, 30), reference=signals(rng, 8))
-    save_judge(judge, (4, 4, 3), tmp_path, Artefact())
+    save_judge(judge, SensorChannel((4, 4, 3)), tmp_path, Artefact())
     assert load_judge(tmp_path)[0].config == config
     stored = json.loads((tmp_path / "monitor.json").read_text())
     del stored["config"]["delta"]

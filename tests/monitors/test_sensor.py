@@ -23,10 +23,10 @@ def fault(observation: object, action: object = None) -> str:
 @pytest.mark.parametrize(
     ("observation", "code"),
     [
-        (None, "missing"),
-        ({}, "missing"),
-        ({"image": "file.jpg"}, "missing"),
-        ([[1, 2], [3, 4]], "missing"),
+        (None, "dropped"),
+        ({}, "dropped"),
+        ({"image": "file.jpg"}, "dropped"),
+        ([[1, 2], [3, 4]], "dropped"),
         (np.full(SHAPE, np.nan), "nan"),
         (np.full(SHAPE, np.inf, np.float32), "nan"),
         (picture(0).astype(np.float32), "dtype"),
@@ -34,7 +34,7 @@ def fault(observation: object, action: object = None) -> str:
         (np.zeros(SHAPE, dtype=object), "dtype"),
         (picture(0)[..., :1], "shape"),
         (picture(0)[None], "shape"),
-        (np.zeros((0,), np.uint8), "shape"),
+        (np.zeros((0,), np.uint8), "dropped"),
         (np.zeros(SHAPE, np.uint8), "black"),
         (np.full(SHAPE, 255, np.uint8), "blank"),
         (np.full(SHAPE, 90, np.uint8), "blank"),
