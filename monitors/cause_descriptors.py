@@ -34,7 +34,7 @@ NUM_DESCRIPTORS = 18 + NUM_COLOURS
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Small = UInt8[np.ndarray, "64 64 3"]
-Film = UInt8[np.ndarray, "time height width 3"]
+Film = UInt8[np.ndarray, "_ height width 3"]
 Colours = Float64[np.ndarray, "16 16 3"]
 Places = Float64[np.ndarray, "16 16"]
 LEARNED = [
@@ -156,7 +156,8 @@ def _surfaces(films: Sequence[Film], palette: Palette) -> Bool[np.ndarray, "n 16
     """The places of each large surface, those of at least four."""
     still = np.stack([np.median(film, axis=0).astype(np.uint8) for film in films])
     labels = palette.labels(still)
-    cover = [block_means((labels == k).mean(axis=0)[..., None])[..., 0] for k in palette.surface_]
+    masks = [np.isin(labels, surface) for surface in palette.surfaces_]
+    cover = [block_means(mask.mean(axis=0)[..., None])[..., 0] for mask in masks]
     surfaces = [places > 0.6 for places in cover if (places > 0.6).sum() >= 4]
     return np.array(surfaces, dtype=bool).reshape(-1, GRID, GRID)
 

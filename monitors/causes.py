@@ -29,12 +29,12 @@ CLIP_LENGTHS = (1, 3, 8)
 """Numbers of frames over which the evidence of an edited clip is averaged to learn from it."""
 LIKELY = 0.5
 """Least probability of a cause that is named."""
-OUTSIDE = 3.0
-"""Distance beyond the edits' range, in distances of the farthest edits, at which it is unknown."""
+OUTSIDE = 1.2
+"""Distance beyond the edits' range, in their spreads, from which a picture is like no edit."""
 NARROW = 0.05
 """Least nominal spread of a descriptor, in its spreads over the edits."""
 
-Episode = UInt8[np.ndarray, "time view height width 3"]
+Episode = UInt8[np.ndarray, "_ view height width 3"]
 Frame = UInt8[np.ndarray, "view height width 3"]
 Descriptors = Float64[np.ndarray, " d"]
 
@@ -126,7 +126,10 @@ class CauseModel:
             evidence.add(view.reference.depart(picture))
 
     def posterior(self) -> dict[str, float]:
-        """Probability of each cause by the most deviating view; empty before the first frame."""
+        """Probability of each cause by the most deviating view; empty before the first frame.
+
+        A cause called "unknown" among the edits stands for all that is no cause.
+        """
         if not self._seen():
             return {}
         view, descriptors = self._deviating()
@@ -134,7 +137,7 @@ class CauseModel:
         return dict(zip(self.causes_, chances.tolist(), strict=True))
 
     def name(self) -> tuple[str, float]:
-        """The likeliest cause and its probability; "unknown" if unlikely or like no edit."""
+        """The likeliest cause and its probability; "unknown" where it is unlikely, or no cause."""
         posterior = self.posterior()
         if not posterior:
             return UNKNOWN, 0.0
@@ -216,7 +219,10 @@ def _learn_view(
     plain = np.concatenate(
         [_examples(reference, film[start:]) for film in nominal for start in (0, len(film) // 2)]
     )
-    rows = [np.concatenate([_examples(reference, clip) for clip in some]) for some in clips]
+    rows = [
+        np.concatenate([np.empty((0, plain.shape[1])), *(_examples(reference, c) for c in some)])
+        for some in clips
+    ]
     spread = np.concatenate(rows).std(axis=0)
     floor = np.sqrt(plain.var(axis=0) + (NARROW * spread) ** 2 + 1e-12)
     view = ViewCauses(reference, CurveRegression(), np.stack([plain.mean(axis=0), floor]))

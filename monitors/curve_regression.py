@@ -13,9 +13,7 @@ TAIL = 0.01
 """Share of the examples' values beyond which a descriptor counts as no larger, or no smaller."""
 PENALTY = 0.035
 """Of the squared weights, against the mean loss."""
-LEAST_EXCESS = 1e-3
-"""Distance beyond the examples' range, in standard deviations, that counts as none."""
-LEARNED = ["range_", "spread_", "knots_", "centre_", "scale_", "weights_", "farthest_"]
+LEARNED = ["range_", "spread_", "knots_", "centre_", "scale_", "weights_"]
 
 Examples = Float64[np.ndarray, "n d"]
 
@@ -35,7 +33,6 @@ class CurveRegression:
         curves = self._curves(examples)
         self.centre_, self.scale_ = curves.mean(axis=0), curves.std(axis=0) + 1e-6
         self.weights_ = softmax_regression(self._curves(examples), np.eye(number)[classes])
-        self.farthest_ = np.quantile(self._excess(examples), [1 - TAIL])
         return self
 
     def posterior(self, example: Float64[np.ndarray, " d"]) -> Float64[np.ndarray, " k"]:
@@ -45,12 +42,9 @@ class CurveRegression:
         return odds / odds.sum()
 
     def outside(self, example: Float64[np.ndarray, " d"]) -> float:
-        """How far beyond the examples' range it lies; 1 for the farthest of them."""
-        return float(self._excess(example[None])[0] / self.farthest_[0])
-
-    def _excess(self, examples: Examples) -> Float64[np.ndarray, " n"]:
-        beyond = (examples - examples.clip(*self.range_)) / self.spread_
-        return np.sqrt((beyond**2).mean(axis=1)) + LEAST_EXCESS
+        """How far beyond the examples' range it lies: root mean square, in their spreads."""
+        beyond = (example - example.clip(*self.range_)) / self.spread_
+        return float(np.sqrt((beyond**2).mean()))
 
     def _curves(self, examples: Examples) -> Float64[np.ndarray, "n f"]:
         """Each descriptor within the examples' range, and its smooth steps at the knots."""

@@ -3,7 +3,7 @@
 Nobody has labelled examples of what will go wrong around a robot. These edits stand in for them:
 new light, other surfaces, new things, another target, another arm, a moved camera, painted into
 the frames of nominal episodes with the help of a colour palette and of what moves. The monitor
-learns from them to name causes.
+learns from them to name causes; distorted frames teach it what to call "unknown".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from worldmodel.monitors.palette import SAME_HUE, Palette, coordinates, departs
 Film = Float64[np.ndarray, "time height width 3"]
 """Frames of one camera in [0, 1]."""
 Mask = Bool[np.ndarray, "time height width"]
-Episode = UInt8[np.ndarray, "time view height width 3"]
+Episode = UInt8[np.ndarray, "_ view height width 3"]
 Mapped = Float64[np.ndarray, "height width"]
 
 SHADE = (0.3, 1.4)
@@ -92,7 +92,7 @@ def take_apart(
     foreground = binary_opening(departs(frames)[cut] & ~shadow, np.ones((1, 2, 2), bool))
     still_labels = palette.labels(np.round(255 * still).astype(np.uint8))
     width = max(still_labels.shape) // 8
-    surfaces = [_closed(still_labels == k, width) for k in palette.surface_]
+    surfaces = [_closed(np.isin(still_labels, surface), width) for surface in palette.surfaces_]
     surfaces = sorted((mask for mask in surfaces if mask.any()), key=np.count_nonzero, reverse=True)
     return Scene(
         film=film,
@@ -181,18 +181,20 @@ def _pattern(shape: tuple[int, ...], rng: np.random.Generator) -> Mapped:
 
 
 def strew(scene: Scene, rng: np.random.Generator) -> Film:
-    """One to eight small things on the still surfaces, behind whatever moves."""
+    """One to eight small things on the still surfaces, behind whatever moves; or a large one."""
     shape = scene.still.shape[:2]
     ground = np.any(scene.surfaces, axis=0) if scene.surfaces else np.ones(shape, bool)
     behind = ~scene.foreground & ~scene.target & ~scene.arm
     places, film = np.argwhere(ground), scene.film
-    for _ in range(rng.integers(1, 9)):
+    large = rng.random() < 0.2
+    for _ in range(1 if large else rng.integers(1, 9)):
         y, x = _turned(shape, places[rng.integers(len(places))], rng.uniform(0, np.pi))
-        radius, flatness = rng.uniform(0.03, 0.07) * max(shape), rng.uniform(1, 2.5)
+        radius = rng.uniform(*(0.1, 0.25) if large else (0.03, 0.07)) * max(shape)
+        flatness = rng.uniform(1, 2.5)
         norm = (np.hypot, lambda *sides: np.maximum(*np.abs(sides)))[rng.integers(2)]
         thing = norm(x, y * flatness) < radius
         shading = np.where(y > 0, 0.65, 1)[..., None]
-        film = _painted(film, thing & behind, _any_colour(rng) * shading)
+        film = _painted(film, thing & (behind | large), _any_colour(rng) * shading)
     return film
 
 
@@ -285,6 +287,19 @@ def move_camera(scene: Scene, rng: np.random.Generator) -> Film:
     return _warped(scene.film, old @ np.linalg.inv(new))
 
 
+def distort(scene: Scene, rng: np.random.Generator) -> Film:
+    """What is none of the other causes: noise, blur, a negative, exchanged colours."""
+    from scipy.ndimage import gaussian_filter
+
+    film, kind = scene.film, rng.integers(4)
+    if kind == 0:
+        return film + rng.normal(0, rng.uniform(0.03, 0.2), film.shape)
+    if kind == 1:
+        blur = rng.uniform(0.01, 0.05) * max(film.shape[1:3])
+        return gaussian_filter(film, (0, blur, blur, 0))
+    return 1 - film if kind == 2 else film[..., ::-1]
+
+
 def _plane_view(
     elevation: float, azimuth: float = 0.0, roll: float = 0.0, distance: float = 1.0
 ) -> Float64[np.ndarray, "3 3"]:
@@ -327,5 +342,6 @@ EDITS: dict[str, Callable[[Scene, np.random.Generator], Film | None]] = {
     "target": swap_target,
     "embodiment": refit_arm,
     "camera": move_camera,
+    "unknown": distort,
 }
 """Cause -> edit; None where the scene has nothing to edit."""
