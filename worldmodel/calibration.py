@@ -39,7 +39,9 @@ LOG = logging.getLogger(__name__)
 HORIZONS = (1, 4, 8, 16)
 """Frames ahead at which calibration is reported."""
 MAX_REFERENCE = 200
-"""Reference episodes used of a larger data set, evenly spaced."""
+"""Reference episodes used of a larger data set, evenly spaced: rare colours need many."""
+GATE_REFERENCE = 60
+"""About so many of them are imagined for the gate, which looks at confidence alone."""
 BATCH = 32
 """Episodes imagined at once."""
 RECORD = "calibration.json"
@@ -294,7 +296,7 @@ def calibrate(
     gate = fit_gate(
         model,
         [e.batch for e in calibration],
-        [e.batch for e in familiar],
+        [e.batch for e in familiar[:: max(1, len(familiar) // GATE_REFERENCE)]],
         artefact=trust.monitor.artefact_,
     )
     return Calibrated(trust, gate, tables, trusted_shares(rollouts))
