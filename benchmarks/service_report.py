@@ -8,7 +8,6 @@ from typing import Any
 
 from service_abuse import Outcome  # the script beside this one
 
-
 NUM_ROUNDS = 4
 """Rounds of abuse whose memory is compared with that after as many more."""
 MAX_GROWTH_MIB = 16.0
