@@ -306,6 +306,7 @@ def fit_trust(
         reference=[signals(features, *rolled) for rolled in reference],
         causes=fit_causes([episode.frames.numpy() for episode, _ in reference]),
         artefact=artefact,
+        rate_hz=model.config.rate_hz,
     )
     curves = fit_recalibration([rollouts for _, rollouts in calibration], method=method)
     return Trust(monitor, curves, horizon)

@@ -30,7 +30,8 @@ class Request:
     """One step of a robot."""
 
     observation: Any
-    """Camera -> frame, or an array of all views; anything else is the monitor's to refuse."""
+    """Camera -> frame, or an array of all views; anything else is the monitor's to refuse. Beside
+    the cameras, "time_s" may be the time they were taken, as the monitor takes it."""
     action: Any
     """The canonical action commanded at this frame, or None."""
     reset: bool
@@ -122,8 +123,10 @@ class WatchSession:
             self.monitor.reset()
             self.episode, self.step = self.episode + 1, -1
         self.step += 1
-        camera, frames = self._frames(request.observation)
-        verdict = _named(self.monitor.update(frames, request.action), camera)
+        camera, shown = self._frames(request.observation)
+        if isinstance(request.observation, Mapping) and "time_s" in request.observation:
+            shown = {"image": shown, "time_s": request.observation["time_s"]}
+        verdict = _named(self.monitor.update(shown, request.action), camera)
         try:
             self._keep(verdict)
         except (OSError, ValueError) as error:

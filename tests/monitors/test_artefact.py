@@ -200,7 +200,7 @@ def test_after_the_expiry_no_verdict_is_better_than_degrade(monitor: RuntimeMoni
     assert set(worse.causes) & {"appearance", "region"}
     broken = monitor.update(None, None)
     assert broken.level == Level.STOP
-    assert broken.causes == ("sensor.missing", "monitor.stale_calibration")
+    assert broken.causes == ("sensor.dropped", "monitor.stale_calibration")
 
 
 def test_a_calibration_without_expiry_never_goes_stale(monitor: RuntimeMonitor) -> None:

@@ -288,8 +288,22 @@ def test_frames_of_another_size_are_scaled_and_of_other_proportions_refused(
         (note,) = (found["note"] for found in wide["evidence"].values())
         assert note.startswith("camera 'front': the image must have shape")
         missing = client.update({"front": frame[0]}, ACTION)
-        assert missing["causes"] == ["sensor.missing"]
-        assert missing["evidence"]["sensor.missing"]["note"].startswith("camera 'wrist': ")
+        assert missing["causes"] == ["sensor.dropped"]
+        assert missing["evidence"]["sensor.dropped"]["note"].startswith("camera 'wrist': ")
+
+
+def test_capture_times_beside_the_cameras_reach_the_monitor(fitted: RuntimeMonitor) -> None:
+    session = WatchSession(fitted.sibling(), CAMERAS)
+
+    def causes(frame: np.ndarray, time_s: object) -> list[str]:
+        observation = {**dict(zip(CAMERAS, frame, strict=True)), "time_s": time_s}
+        return unpack(session.answer(pack({"observation": observation})))["causes"]
+
+    frames = draw_frames(np.random.default_rng(8), 4)
+    assert "sensor.late" not in causes(frames[0], 10.0)
+    assert "sensor.late" not in causes(frames[1], [10.2, 10.2])
+    assert causes(frames[2], np.array([10.4, 10.2])) == ["sensor.late"]
+    assert causes(frames[3], "now") == ["sensor.late"]
 
 
 @pytest.mark.parametrize("observation", [None, 1, "x", {}, {"front": np.zeros(SHAPE, np.uint8)}])
