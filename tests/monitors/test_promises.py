@@ -86,7 +86,7 @@ def test_a_monitor_with_delta_has_higher_thresholds_and_needs_more_episodes() ->
     alphas = {"alpha_notice": 0.3, "alpha_degrade": 0.2, "alpha_stop": 0.1}
     config = MonitorConfig(**alphas)
     strict = replace(config, delta=0.05)
-    calibration, reference = signals(rng, 40), signals(rng, 8)
+    calibration, reference = signals(rng, 60), signals(rng, 8)  # both leave some for scales
     loose = EpisodeJudge(config).fit(calibration, reference=reference).thresholds_
     tight = EpisodeJudge(strict).fit(calibration, reference=reference).thresholds_
     assert all(tight[level] > loose[level] for level in loose)
