@@ -34,6 +34,8 @@ ACTIONS = ("scale", "flip_y", "swap_xy", "jitter", "delay", "invert_gripper", "u
 """Action faults."""
 BENIGN = ("clean", "noise_010", "bias_010")
 """Policies of the training mixture, each alone."""
+SETTLED = 5
+"""Frames from the first alarm on in which a cause may settle."""
 BATCH = 32
 """Episodes imagined at once."""
 
@@ -70,9 +72,11 @@ class Cell:
 
     def collection(self, seed: int) -> Collection:
         """How its episodes are recorded; looks and faults of equal number share a scene."""
-        if self.kind in ("nominal", "benign"):
-            policy = "mixed" if self.kind == "nominal" else self.name
-            return Collection(renderer="ray", seed=seed, policy=policy)
+        if self.kind == "nominal":
+            return Collection(renderer="ray", seed=seed)
+        if self.kind == "benign":
+            own = seed + 2 + BENIGN.index(self.name)
+            return Collection(renderer="ray", seed=own, policy=self.name)
         return Collection(
             renderer="ray",
             seed=seed + 1,
@@ -217,19 +221,25 @@ def summed_up(verdicts: Sequence[Verdict], error: Float[np.ndarray, " time"]) ->
 
 def first_cause(row: Watched, onset: int) -> str | None:
     """The first cause of the first alarm from the onset on; None without an alarm."""
-    for t in range(onset, len(row.levels)):
-        if row.levels[t] > Level.TRUST:
-            return row.causes[t][0]
-    return None
+    alarms = (t for t in range(onset, len(row.levels)) if is_alarm(row, t))
+    first = next(alarms, None)
+    return None if first is None else row.causes[first][0]
+
+
+def settled_cause(row: Watched, onset: int) -> str | None:
+    """The first cause of the last alarm within `SETTLED` frames from the first; None: no alarm."""
+    alarms = [t for t in range(onset, len(row.levels)) if is_alarm(row, t)]
+    return row.causes[max(t for t in alarms if t < alarms[0] + SETTLED)][0] if alarms else None
+
+
+def is_alarm(row: Watched, t: int) -> bool:
+    """Whether frame t itself raised the level, and not an earlier one that is still held."""
+    return row.levels[t] > Level.TRUST and row.causes[t][0] != "held"
 
 
 def main_cause(row: Watched, onset: int) -> str | None:
     """The first cause of most alarms from the onset on, the earliest of equals; None: no alarm."""
-    named = [
-        causes[0]
-        for level, causes in zip(row.levels[onset:], row.causes[onset:], strict=True)
-        if level > Level.TRUST and causes[0] != "held"
-    ]
+    named = [row.causes[t][0] for t in range(onset, len(row.levels)) if is_alarm(row, t)]
     return max(dict.fromkeys(named), key=named.count) if named else None
 
 

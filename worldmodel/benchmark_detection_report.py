@@ -10,11 +10,13 @@ from scipy.stats import binomtest
 from worldmodel.benchmark_detection import (
     ACTIONS,
     LOOKS,
+    SETTLED,
     Cell,
     Watched,
     first_cause,
     highest_level,
     main_cause,
+    settled_cause,
 )
 from worldmodel.monitors.channels import SIGNALS
 from worldmodel.monitors.detection import auroc, summarize_detection
@@ -41,8 +43,9 @@ def tables(results: Results, judge: EpisodeJudge) -> list[Table]:
         detection(results, judge),
         by_signal(results),
         false_alarms(results),
-        causes(results, first_cause, "the first alarm"),
-        causes(results, main_cause, "most alarms of the episode"),
+        causes(results, first_cause, "in the first frame of the alarm"),
+        causes(results, settled_cause, f"{SETTLED} frames into the alarm"),
+        causes(results, main_cause, "in most frames of the alarm"),
         harmless(results),
     ]
 
@@ -165,7 +168,7 @@ def causes(results: Results, named: Callable[[Watched, int], str | None], when: 
     rows.append(("all", str(total), *("" for _ in columns), rate(right, total),
                  f"{wrong / total:.2f}"))  # fmt: skip
     return Table(
-        caption=f"Cause named first at {when}, severities 2 and 3, both onsets, detected episodes. "
+        caption=f"Cause named first {when}, severities 2 and 3, both onsets, detected episodes. "
         "Right: with 95% Wilson interval; wrong: another cause than the true one or unknown.",
         columns=("shift", "n", *columns, "right", "wrong"),
         rows=rows,

@@ -55,7 +55,10 @@ def run(command: Command) -> int:
     plain = [{"caption": t.caption, "columns": t.columns, "rows": t.rows} for t in made]
     written = json.dumps(plain, indent=1)
     (command.out / "tables.json").write_text(written + "\n")
-    titles = ("Detection", "Signals", "Benign change", "Causes", "Causes of episodes", "Harm")
+    titles = (
+        "Detection", "Signals", "Benign change", "Causes at once", "Causes soon",
+        "Causes on the whole", "Harm",
+    )  # fmt: skip
     sections = [Section(title, [table]) for title, table in zip(titles, made, strict=True)]
     write_report(command.out / "report.html", "Detection by the runtime monitor", sections)
     if command.json:
