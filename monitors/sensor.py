@@ -111,7 +111,8 @@ class SensorChannel:
             raise SensorError("dtype", f"the image must be uint8, got {frame.dtype}.")
         if frame.shape != self.frame_shape:
             given = len(frame) if frame.ndim == 4 else 1
-            if frame.shape[-3:] == self.frame_shape[-3:] and given < self.num_views:
+            picture = frame.ndim in (3, 4) and frame.shape[-3:] == self.frame_shape[-3:]
+            if picture and given < self.num_views:
                 raise SensorError("dropped", f"only {given} of {self.num_views} views are there.")
             raise SensorError(
                 "shape", f"the image must have shape {self.frame_shape}, got {frame.shape}."
@@ -138,10 +139,10 @@ class SensorChannel:
             return ""
         gaps = times - before
         view = int(gaps.argmin())
-        if not gaps[view] > 0:
-            return (
-                f"view {view} was taken {-gaps[view]:.3g} s before the frame before it, or with it."
-            )
+        if gaps[view] == 0:
+            return f"view {view} was taken at the same time as the frame before it."
+        if gaps[view] < 0:
+            return f"view {view} was taken {-gaps[view]:.3g} s before the frame before it."
         view = int(gaps.argmax())
         if self.rate_hz and gaps[view] * self.rate_hz > LARGEST_GAP:
             return (
