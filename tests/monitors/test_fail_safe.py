@@ -117,8 +117,22 @@ BROKEN_FRAMES = st.one_of(
     st.just(picture(0).view([("r", "u1")])),
     st.just(np.broadcast_to(np.uint8(77), SHAPE)),
 )
+LATEST = 1e11
+"""Seconds; a time beyond is none."""
+BROKEN_TIMES = st.one_of(
+    st.none() | st.booleans() | st.text(max_size=3) | st.binary(max_size=3) | st.complex_numbers(),
+    st.floats(allow_nan=True).filter(lambda x: not abs(x) <= LATEST),
+    st.integers().map(lambda n: n + int(LATEST) + 1 if n >= 0 else n - int(LATEST) - 1),
+    st.lists(st.floats()).filter(lambda values: len(values) != 1),
+    st.lists(st.none() | st.lists(st.floats()), min_size=1),
+    ANY_ARRAY.filter(lambda a: a.shape not in ((), (1,)) or a.dtype.kind not in "iuf"),
+    st.just(np.ma.masked_array([1.0], mask=True)),
+    st.dictionaries(st.text(max_size=2), st.floats(0, 1)),
+)
 BROKEN_OBSERVATIONS = BROKEN_FRAMES | st.one_of(
     st.fixed_dictionaries({"image": BROKEN_FRAMES}),
+    st.fixed_dictionaries({"image": BROKEN_FRAMES, "time_s": BROKEN_TIMES | st.floats()}),
+    st.fixed_dictionaries({"image": st.just(picture(0)), "time_s": BROKEN_TIMES}),
     st.just({"picture": picture(0)}),
     st.just({"image": {"image": picture(0)}}),
     st.just(defaultdict(dict)),
@@ -181,6 +195,21 @@ def test_garbage_is_a_stop_with_its_cause(
     assert verdict.causes
     assert verdict.causes[0].startswith(("sensor.", "monitor."))
     assert verdict.evidence[verdict.causes[0]].note
+
+
+@MANY
+@given(times=st.lists(st.floats(-3, 3) | st.floats(), min_size=2, max_size=6))
+def test_trust_needs_times_that_go_forward(monitor: RuntimeMonitor, times: list[float]) -> None:
+    monitor.reset()
+    before = None
+    for seed, time_s in enumerate(times):
+        frame, action, imagined = good(seed)
+        verdict = monitor.update({"image": frame, "time_s": time_s}, action, imagined)
+        usable = abs(time_s) <= LATEST
+        in_order = usable and (before is None or time_s > before)
+        assert ("sensor.late" in verdict.causes) == (not in_order)
+        assert in_order or verdict.level == Level.STOP
+        before = time_s if usable else None
 
 
 @FEW
