@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 
+from worldmodel.monitors.cause_descriptors import reduced
 from worldmodel.monitors.palette import SAME_HUE, Palette, coordinates, departs
 
 Film = Float64[np.ndarray, "time height width 3"]
 """Frames of one camera in [0, 1]."""
 Mask = Bool[np.ndarray, "time height width"]
 Episode = UInt8[np.ndarray, "_ view height width 3"]
+Clip = UInt8[np.ndarray, "_ _ 64 64 3"]
 Mapped = Float64[np.ndarray, "height width"]
 
 SHADE = (0.3, 1.4)
@@ -43,7 +45,7 @@ class Scene:
 
 def edited_episodes(
     episodes: Sequence[Episode], *, clip_frames: int, seed: int
-) -> dict[str, list[Episode]]:
+) -> dict[str, list[Clip]]:
     """A clip of every episode under every kind of change.
 
     Args:
@@ -53,7 +55,8 @@ def edited_episodes(
 
     Returns:
         Cause -> clips, one per episode and change that applies: without anything that looks like
-        an arm or a target, there are no clips of that cause.
+        an arm or a target, there are no clips of that cause. They have 64 x 64 pixels, as many
+        as the monitor looks at to name causes.
     """
     if not episodes or clip_frames < 1:
         raise ValueError(
@@ -61,10 +64,11 @@ def edited_episodes(
             f"{len(episodes)} and {clip_frames}."
         )
     rng = np.random.default_rng(seed)
-    views = range(episodes[0].shape[1])
-    palettes = [Palette().fit([e[:, view] for e in episodes], rng=rng) for view in views]
-    clips: dict[str, list[Episode]] = {cause: [] for cause in EDITS}
-    for episode in episodes:
+    small = [np.stack([[reduced(view) for view in frame] for frame in e]) for e in episodes]
+    views = range(small[0].shape[1])
+    palettes = [Palette().fit([e[:, view] for e in small], rng=rng) for view in views]
+    clips: dict[str, list[Clip]] = {cause: [] for cause in EDITS}
+    for episode in small:
         start = int(rng.integers(max(1, len(episode) - clip_frames + 1)))
         cut = slice(start, start + clip_frames)
         scenes = [take_apart(episode[:, view], palettes[view], cut) for view in views]

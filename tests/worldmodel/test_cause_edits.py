@@ -138,6 +138,13 @@ def test_a_scene_without_arm_or_target_has_no_such_edits() -> None:
     ]
 
 
+def test_large_frames_give_the_same_clips(episodes: list[np.ndarray]) -> None:
+    large = [episode[:5].repeat(2, axis=2).repeat(3, axis=3) for episode in episodes[:2]]
+    small = [episode[:5] for episode in episodes[:2]]
+    clips = [edited_episodes(some, clip_frames=1, seed=0) for some in (small, large)]
+    np.testing.assert_array_equal(clips[0]["camera"], clips[1]["camera"])
+
+
 def test_bad_input_is_refused(episodes: list[np.ndarray]) -> None:
     with pytest.raises(ValueError, match="`episodes` must not be empty"):
         edited_episodes([], clip_frames=3, seed=0)
