@@ -34,7 +34,7 @@ OUTSIDE = 1.2
 NARROW = 0.05
 """Least nominal spread of a descriptor, in its spreads over the edits."""
 
-Episode = UInt8[np.ndarray, "_ view height width 3"]
+Episode = UInt8[np.ndarray, "_ view _ _ 3"]
 Frame = UInt8[np.ndarray, "view height width 3"]
 Descriptors = Float64[np.ndarray, " d"]
 
