@@ -6,7 +6,7 @@
 Two monitors are fitted on the recorded episodes, one for their camera and one for it and a second
 view made of it; two thirds of the episodes are the reference. Then fresh nominal episodes are shown
 to them: as they are, and with each fault from frame 10 on. Episodes with a change of the scene are
-shown too, to count how often one is called swapped. Exit code 1 if a fault is missed or named wrong.
+shown too, to count how often one is called swapped. Exit code 1 if a fault is missed or misnamed.
 """
 
 from __future__ import annotations
