@@ -72,8 +72,8 @@ class Mounting:
     fitted on reference frames alone, which are made wrong by hand, and scores a frame 1 on average
     and -1 with the mistake. A frame is called swapped if it scores as low as frames with the
     mistake do and, put right, looks like a reference frame in every view concerned: a strange
-    picture is not called swapped. A mistake that some reference frame seems to make (scenes that
-    look alike in a mirror, views that change places, grey pictures) is not looked for.
+    picture is not called swapped. A mistake that some reference frame comes half way to making
+    (scenes that look alike in a mirror, views that change places, grey pictures) is not looked for.
     """
 
     def fit(self, films: Sequence[Film]) -> Mounting:
@@ -100,9 +100,10 @@ class Mounting:
                 (rows[middle:] @ _discriminant(rows[:middle])).min(),
                 (rows[:middle] @ _discriminant(rows[middle:])).min(),
             )
-            if lowest > 0:
+            telling = _discriminant(rows)
+            if lowest > -LEAST / 2 and telling.any():
                 weights = np.zeros(values.shape[1])
-                weights[first] = _discriminant(rows) / max(lowest, LEAST)
+                weights[first] = telling / max(lowest, LEAST)
                 weights[second] = -weights[first]
                 self.weights_[mix_up] = weights
         return self

@@ -113,6 +113,28 @@ def test_a_mistake_that_changes_nothing_that_can_be_told_is_not_looked_for() -> 
     assert "cameras" not in {mix_up.kind for mix_up in Mounting().fit(list(same)).weights_}
 
 
+def test_a_grey_camera_is_still_told_to_be_upside_down() -> None:
+    def grey(seed: int) -> np.ndarray:
+        return np.repeat(film(seed)[..., :1], 3, axis=-1)
+
+    mounting = Mounting().fit([grey(seed) for seed in range(30)])
+    assert "colours" not in {mix_up.kind for mix_up in mounting.weights_}
+    found = mounting.find(grey(100)[:1, ::-1])
+    assert found is not None
+    assert found.kind == "flipped"
+
+
+def test_one_reference_frame_that_looks_mirrored_does_not_blind(mounting: Mounting) -> None:
+    films = [film(seed) for seed in range(30)]
+    plain = (TABLE + TABLE[:, ::-1]) / 2  # neither mirrored nor not
+    films[3][2] = film(3, plain)[2]
+    kinds = {mix_up.kind for mix_up in Mounting().fit(films).weights_}
+    assert kinds == {mix_up.kind for mix_up in mounting.weights_}
+    films[3][2] = films[3][2, :, ::-1]
+    films[4][1] = film(4)[1, :, ::-1]
+    assert "mirrored" not in {mix_up.kind for mix_up in Mounting().fit(films).weights_}
+
+
 def test_too_few_episodes_teach_nothing() -> None:
     mounting = Mounting().fit([film(seed) for seed in range(9)])
     assert mounting.weights_ == {}
