@@ -87,17 +87,17 @@ class Channels:
         return name in self.names and signals.pooled is not None
 
     def trust_map(
-        self, signals: EpisodeSignals, *, usual_distance: float
+        self, signals: EpisodeSignals, *, usual: Mapping[str, float]
     ) -> Float64[np.ndarray, "*view h w"] | None:
         """Trust in [0, 1] per latent position of the first frame, the least any channel grants.
 
-        The appearance channel grants 1 up to the usual distance and usual / distance beyond it; the
-        model grants its confidence.
+        Features and colours grant 1 up to their usual distance (`usual`, by signal) and usual /
+        distance beyond it; the model grants its confidence.
         """
         maps = []
         if self.appearance and signals.positions is not None:
             distance = self.appearance.position_scores(signals.positions[:1])[0]
-            maps.append(usual_distance / distance.clip(usual_distance))
+            maps.append(usual["region"] / distance.clip(usual["region"]))
         imagined = signals.imagined()
         if imagined:
             maps.append(position_means(checked(imagined[1]))[0])
@@ -106,6 +106,9 @@ class Channels:
                 "`positions` and `confidence` must describe the same latent positions, "
                 f"got {maps[0].shape} and {maps[1].shape}."
             )
+        if self.colour and maps and signals.frames is not None:
+            distance = self.colour.place_scores(signals.frames[:1], maps[0].shape)[0]
+            maps.append(usual["colour"] / distance.clip(usual["colour"]))
         return np.minimum.reduce(maps) if maps else None
 
 

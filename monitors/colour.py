@@ -54,6 +54,26 @@ class ColourChannel:
         worst = np.partition(views, -count, axis=-1)[..., -count:]
         return worst.mean(axis=-1).max(axis=-1)
 
+    def place_scores(
+        self, film: Film, shape: tuple[int, ...]
+    ) -> Float64[np.ndarray, "time *view h w"]:
+        """Mean distance of the least familiar eighth of the pixels at each place of a coarser map.
+
+        `shape` is that of the map: [h, w] or [view, h, w]. A place takes in every pixel that any
+        part of it covers.
+        """
+        pixels = self.pixel_scores(film).reshape(len(film), *shape[:-2], *film.shape[-3:-1])
+        rows, columns = (
+            _parts(side, count) for side, count in zip(pixels.shape[-2:], shape[-2:], strict=True)
+        )
+        scores = np.zeros((len(film), *shape))
+        for i, row in enumerate(rows):
+            for k, column in enumerate(columns):
+                block = pixels[..., row, column].reshape(*scores.shape[:-2], -1)
+                count = max(1, block.shape[-1] // 8)
+                scores[..., i, k] = np.sort(block, axis=-1)[..., -count:].mean(axis=-1)
+        return scores
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything learned, as plain arrays."""
         require_fitted(self, "table_")
@@ -71,3 +91,8 @@ def _cells(film: Film) -> np.ndarray:
     """Index of the colour cell of every pixel."""
     parts = (film >> SHIFT).astype(np.int32)
     return (parts[..., 0] * SIDE + parts[..., 1]) * SIDE + parts[..., 2]
+
+
+def _parts(side: int, count: int) -> list[slice]:
+    """Cut `side` pixels into `count` parts, overlapping where it does not divide."""
+    return [slice(i * side // count, -(-(i + 1) * side // count)) for i in range(count)]

@@ -211,11 +211,15 @@ class EpisodeJudge:
     def trust_map(self, signals: EpisodeSignals) -> Float64[np.ndarray, "*view h w"] | None:
         """Trust in [0, 1] per latent position of the first frame; None if nothing maps it.
 
-        The usual distance is that of an episode's least familiar region: its median over the
-        reference episodes.
+        The usual distance is that of an episode's least familiar region: its median over nominal
+        episodes; of colours, what gives notice.
         """
-        usual = self.scales_["region"].centre if "region" in self.scales_ else 0.0
-        return self.channels_.trust_map(signals, usual_distance=max(usual, MIN_SPREAD))
+        usual = {}
+        if "region" in self.scales_:
+            usual["region"] = max(self.scales_["region"].centre, MIN_SPREAD)
+        if "colour" in self.scales_:
+            usual["colour"] = max(self.threshold("colour"), MIN_SPREAD)
+        return self.channels_.trust_map(signals, usual=usual)
 
     def threshold(self, name: str, level: Level = Level.NOTICE) -> float:
         """The score of signal `name`, in its own unit, above which it raises `level`."""

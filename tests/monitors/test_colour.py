@@ -50,6 +50,17 @@ def test_the_strangest_view_counts(channel: ColourChannel) -> None:
     assert (channel.score(frames) > alone + 100).all()
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (5, 3)])
+def test_places_hold_the_pixels_they_cover(channel: ColourChannel, shape: tuple[int, ...]) -> None:
+    frames = film(np.random.default_rng(6), 1)
+    frames[0, 13:15, 1:3] = (0, 0, 255)
+    places = channel.place_scores(frames, shape)[0]
+    assert places.shape == shape
+    row, column = 14 * shape[0] // 16, 2 * shape[1] // 16
+    assert places[row, column] == places.max() > 50
+    assert (places > 50).sum() <= 2
+
+
 def test_saved_and_loaded_scores_are_equal(channel: ColourChannel) -> None:
     frames = np.random.default_rng(5).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     again = ColourChannel.from_arrays(channel.arrays())
