@@ -1,6 +1,6 @@
 """Does a monitor fitted on one real data set find the other? Bridge and DROID, camera by camera.
 
-    OMP_NUM_THREADS=1 python benchmarks/real_data_monitor.py  # about ten minutes of one core
+    OMP_NUM_THREADS=1 python benchmarks/real_data_monitor.py  # about seven minutes of one core
 
 Reads `droid`, `bridge_worldgym` and `bridge_rlds/1.0.0` below WORLDMODEL_DATA, or below
 `shared/data` beside the checkout; exits with 2 if they are not there. Only looks are watched
