@@ -208,6 +208,7 @@ def glances(
     signals = EpisodeSignals(
         pooled=pooled,
         positions=positions,
+        frames=last[None].numpy(),
         confidence=confidence[None, ..., EPSILONS.index(MONITOR_EPSILON)],
         horizon=np.array([horizon]),
     )
