@@ -195,7 +195,7 @@ def watch_batch(
     model: WorldModel, trust: Trust, episodes: Sequence[Episode], seed: int
 ) -> list[Watched]:
     """Imagine and watch some episodes."""
-    rollouts = roll_out(model, [e.batch for e in episodes], horizon=trust.horizon, seed=seed)
+    rollouts = roll_out(model, [e.batch for e in episodes], horizon=trust.watch_horizon, seed=seed)
     rows = []
     for episode, rollout in zip(episodes, rollouts, strict=True):
         verdicts = list(watch(trust, episode, rollout))

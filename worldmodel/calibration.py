@@ -26,10 +26,11 @@ from worldmodel.monitors.threshold import episodes_needed, smallest_alpha
 from worldmodel.provenance import fingerprint
 from worldmodel.rollouts import START, EpisodeRollouts, Forecasts, count_reliability, roll_out
 from worldmodel.trust import (
+    WATCH_HORIZON,
     Episode,
     Trust,
+    fit_monitor,
     fit_recalibration,
-    fit_trust,
     recalibrated,
 )
 from worldmodel.trusted_shares import TrustedShare, trusted_shares
@@ -281,15 +282,15 @@ def calibrate(
         )
     familiar = load_named(model, plan.reference_data, plan.reference)
     rollouts = roll_out_all(model, calibration, horizon=horizon)
-    trust = fit_trust(
+    ahead = min(horizon, WATCH_HORIZON)
+    monitor = fit_monitor(
         model,
-        list(zip(calibration, rollouts, strict=True)),
-        list(zip(familiar, roll_out_all(model, familiar, horizon=horizon), strict=True)),
+        list(zip(calibration, roll_out_all(model, calibration, horizon=ahead), strict=True)),
+        list(zip(familiar, roll_out_all(model, familiar, horizon=ahead), strict=True)),
         config=config,
-        horizon=horizon,
-        method=method,
         artefact=artefact,
     )
+    trust = Trust(monitor, fit_recalibration(rollouts, method=method), horizon, ahead)
     tables = {"as stated": calibration_table(rollouts)}
     if len(rollouts) > 1:
         tables["recalibrated"] = calibration_table(cross_fitted(rollouts, method=method))

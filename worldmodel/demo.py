@@ -205,13 +205,13 @@ def simulate(
 @torch.inference_mode()
 def imagine_group(loaded: Loaded, episodes: Sequence[Episode], *, seed: int) -> Group:
     """Imagine episodes of one kind and let the monitor watch them."""
-    features = FrameFeatures(loaded.model)
-    rollouts = roll_out(
-        loaded.model, [e.batch for e in episodes], horizon=loaded.trust.horizon, seed=seed
-    )
+    features, trust = FrameFeatures(loaded.model), loaded.trust
+    batches = [episode.batch for episode in episodes]
+    rollouts = roll_out(loaded.model, batches, horizon=trust.horizon, seed=seed)
+    claims = roll_out(loaded.model, batches, horizon=trust.watch_horizon, seed=seed)
     watched = [
-        loaded.trust.monitor.watch(signals(features, episode, rollout))
-        for episode, rollout in zip(episodes, rollouts, strict=True)
+        trust.monitor.watch(signals(features, episode, claim))
+        for episode, claim in zip(episodes, claims, strict=True)
     ]
     return Group(episodes, rollouts, watched)
 

@@ -171,7 +171,7 @@ def watch_episodes(
     with tqdm(names, "watch", unit="episode") as bar:
         for name in bar:
             episode = load_episode(model, dataset.episode(name), cameras)
-            (rollouts,) = roll_out(model, [episode.batch], horizon=trust.horizon, seed=seed)
+            (rollouts,) = roll_out(model, [episode.batch], horizon=trust.watch_horizon, seed=seed)
             shown = open_view(view, name, cameras=cameras, rate_hz=rate_hz) if view else None
             with shown or nullcontext() as show:
                 rows = list(watched_steps(model, trust, episode, rollouts, show=show))
