@@ -49,6 +49,7 @@ class DetectionConfig:
     """Episodes per factor or fault, severity and onset."""
     onset: int = 10
     """Frame of the later onset; the other one is 0."""
+    severities: tuple[int, ...] = SEVERITIES[::-1]
     seed: int = 5_000_003
     workers: int = 2
 
@@ -113,7 +114,7 @@ def plan(config: DetectionConfig) -> Iterator[tuple[Cell, int]]:
     yield Cell(kind="nominal", name="nominal"), config.nominal
     for policy in BENIGN:
         yield Cell(kind="benign", name=policy), config.nominal // 2
-    for severity in reversed(SEVERITIES):
+    for severity in config.severities:
         for onset in (0, config.onset):
             for kind, names in (("looks", LOOKS), ("wiring", ACTIONS), ("policy", ACTIONS)):
                 for name in names:
@@ -137,7 +138,9 @@ def run(
         ValueError: `folder` holds results of other settings or another monitor.
     """
     limits = {level.name: value for level, value in trust.monitor.judge_.thresholds_.items()}
-    check_settings(folder, {**asdict(config), "workers": 0, "thresholds": limits})
+    settings = {**asdict(config), "workers": 0, "thresholds": limits}
+    del settings["severities"]  # more of them may be added later
+    check_settings(folder, settings)
     cells = list(plan(config))
     for cell, number in tqdm(cells, "watch", unit="kind"):
         file = folder / cell.file

@@ -25,6 +25,8 @@ class Command:
     """Nominal episodes."""
     shifted: int = 16
     """Episodes per factor or fault, severity and onset."""
+    severities: tuple[int, ...] = (3, 2, 1)
+    """Strengths of the shifts and faults, of 1, 2 and 3."""
     onset: int = 10
     """Frame of the later of two onsets; the other is 0."""
     seed: int = 5_000_003
@@ -42,10 +44,13 @@ def run(command: Command) -> int:
     from worldmodel.benchmark_detection_report import tables
     from worldmodel.report import Section, write_report
 
+    if not command.severities or min(command.nominal // 2, command.shifted) < 1:
+        raise ValueError("`--severities`, `--nominal` (2) and `--shifted` (1) must not be too few.")
     config = DetectionConfig(
         nominal=command.nominal,
         shifted=command.shifted,
         onset=command.onset,
+        severities=command.severities,
         seed=command.seed,
         workers=command.workers,
     )
