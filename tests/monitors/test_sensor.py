@@ -217,7 +217,7 @@ def test_a_broken_time_is_late_and_then_forgotten() -> None:
         np.datetime64("2026-01-01"), np.ma.masked_array([1.0], mask=True), np.zeros((1, 1)),
         np.array(1.0, dtype=object), object(),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_what_is_no_time_is_late(time_s: object) -> None:
     assert fault({"image": picture(0), "time_s": time_s}) == "late"
