@@ -99,7 +99,8 @@ def test_episodes_are_converted_to_worldgym_actions(
     log, episode = RolloutLog.open(tmp_path / "log.zarr"), open_dataset(scenes).episode("train/0")
     actions = log.read("train/0")["action"]
     assert actions.shape == (len(episode), 10)
-    np.testing.assert_allclose(actions[:, :3], 35 * episode.actions[:, :3], rtol=1e-5)
+    np.testing.assert_allclose(actions[:-1, :3], 35 * episode.actions[:-1, :3], rtol=1e-5)
+    assert np.isnan(actions[-1]).all()  # nothing is commanded at the last frame
     np.testing.assert_allclose(actions[:-1, 6], 1 - 2 * episode.actions[:-1, 6], rtol=1e-4)
 
 
