@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64, Int, UInt8
 
 from worldmodel.monitors.errors import require_fitted
 
@@ -60,19 +60,16 @@ class ColourChannel:
         """Mean distance of the least familiar eighth of the pixels at each place of a coarser map.
 
         `shape` is that of the map: [h, w] or [view, h, w]. A place takes in every pixel that any
-        part of it covers.
+        part of it covers, and where the sides do not divide a row or column more.
         """
         pixels = self.pixel_scores(film).reshape(len(film), *shape[:-2], *film.shape[-3:-1])
         rows, columns = (
-            _parts(side, count) for side, count in zip(pixels.shape[-2:], shape[-2:], strict=True)
+            _windows(side, count) for side, count in zip(pixels.shape[-2:], shape[-2:], strict=True)
         )
-        scores = np.zeros((len(film), *shape))
-        for i, row in enumerate(rows):
-            for k, column in enumerate(columns):
-                block = pixels[..., row, column].reshape(*scores.shape[:-2], -1)
-                count = max(1, block.shape[-1] // 8)
-                scores[..., i, k] = np.sort(block, axis=-1)[..., -count:].mean(axis=-1)
-        return scores
+        blocks = pixels[..., rows[:, None, :, None], columns[None, :, None, :]]
+        flat = blocks.reshape(*blocks.shape[:-2], -1)
+        count = max(1, flat.shape[-1] // 8)
+        return np.partition(flat, -count, axis=-1)[..., -count:].mean(axis=-1)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything learned, as plain arrays."""
@@ -93,6 +90,8 @@ def _cells(film: Film) -> np.ndarray:
     return (parts[..., 0] * SIDE + parts[..., 1]) * SIDE + parts[..., 2]
 
 
-def _parts(side: int, count: int) -> list[slice]:
-    """Cut `side` pixels into `count` parts, overlapping where it does not divide."""
-    return [slice(i * side // count, -(-(i + 1) * side // count)) for i in range(count)]
+def _windows(side: int, count: int) -> Int[np.ndarray, "count length"]:
+    """Indices of `count` windows of one length that cover `side` pixels evenly."""
+    starts = np.arange(count) * side // count
+    length = int((-(-(np.arange(count) + 1) * side // count) - starts).max())
+    return np.minimum(starts, side - length)[:, None] + np.arange(length)
