@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -12,15 +11,14 @@ from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.gaussian import fit_whitening
 from worldmodel.monitors.neighbours import distance_sample
 
-if TYPE_CHECKING:
-    from scipy.spatial import KDTree
-
 CANDIDATES = 50_000
 """Reference positions looked at, drawn evenly; twice as many brought nothing on the tabletop."""
 BANK_SIZE = 5000
 """Reference positions kept; on the tabletop they find as much as 40,000 drawn evenly."""
-REGION_SHARE = 1 / 16
-"""Share of a frame's positions that make its least familiar region."""
+REGION_SHARE = 1 / 8
+"""Share of a view's positions that make its least familiar region."""
+CHUNK = 4096
+"""Positions compared with the reference at once."""
 LEARNED = ("mean_", "whitener_", "place_", "position_mean_", "position_whitener_", "bank_")
 
 
@@ -56,7 +54,7 @@ class AppearanceChannel:
         whitened = (rows - self.position_mean_) @ self.position_whitener_.T
         self.bank_ = distance_sample(whitened, BANK_SIZE, rng=rng).astype(np.float32)
         self.place_ = np.array(positions.shape[1:-1])
-        self._tree = _tree(self.bank_)
+        self._prepare()
         return self
 
     def score(self, pooled: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
@@ -76,8 +74,22 @@ class AppearanceChannel:
         _check_shape("positions", positions.shape[1:], (*self.place_.tolist(), num_features))
         _check_finite(positions)
         whitened = (positions - self.position_mean_) @ self.position_whitener_.T
-        distance, _ = self._tree.query(whitened)
-        return distance / np.sqrt(num_features)
+        rows = whitened.reshape(-1, num_features)
+        parts = [self._nearest(rows[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)]
+        return np.sqrt(np.concatenate(parts) / num_features).reshape(positions.shape[:-1])
+
+    def _nearest(self, rows: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, " n"]:
+        """Squared distance to the nearest reference position.
+
+        All of them are compared: at this many features trees are slower.
+        """
+        farther = self._squares - 2 * rows @ self._columns
+        return (farther.min(axis=1) + (rows**2).sum(axis=1)).clip(0)
+
+    def _prepare(self) -> None:
+        """What the distances need of the bank, computed once."""
+        bank = self.bank_.astype(np.float64)
+        self._columns, self._squares = bank.T, (bank**2).sum(axis=1)
 
     def region_score(
         self, positions: Float[np.ndarray, " n *place c"]
@@ -96,25 +108,25 @@ class AppearanceChannel:
         channel = cls()
         for name in LEARNED:
             setattr(channel, name, arrays[name])
-        channel._tree = _tree(channel.bank_)
+        channel._prepare()
         return channel
 
 
-def region_score(position_scores: Float64[np.ndarray, " n *place"]) -> Float64[np.ndarray, " n"]:
-    """Mean score of the least familiar sixteenth of each frame's positions, of at least one.
+def region_score(
+    position_scores: Float64[np.ndarray, " n *place"],
+) -> Float64[np.ndarray, " n"]:
+    """Mean score of the least familiar eighth of a view's positions, of at least one.
+
+    The view's whose mean is largest; places with three axes are [view, h, w], others one view.
 
     >>> region_score(np.array([[1.0, 3.0], [0.0, 0.5]]))
     array([3. , 0.5])
     """
-    flat = position_scores.reshape(len(position_scores), -1)
-    num_worst = max(1, round(REGION_SHARE * flat.shape[1]))
-    return np.sort(flat, axis=1)[:, -num_worst:].mean(axis=1)
-
-
-def _tree(bank: Float[np.ndarray, "m c"]) -> KDTree:
-    from scipy.spatial import KDTree
-
-    return KDTree(bank)
+    count = len(position_scores)
+    views = position_scores.shape[1] if position_scores.ndim == 4 else 1
+    flat = position_scores.reshape(count, views, -1)
+    num_worst = max(1, round(REGION_SHARE * flat.shape[2]))
+    return np.sort(flat, axis=2)[..., -num_worst:].mean(axis=2).max(axis=1)
 
 
 def _check_finite(*features: np.ndarray) -> None:

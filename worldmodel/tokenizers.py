@@ -207,3 +207,58 @@ class Tokenizer(nn.Module):
         (folder / WHITENING).write_text(
             json.dumps({"mean": self.mean.tolist(), "std": self.std.tolist()})
         )
+
+
+class BottleneckInput:
+    """What a tokenizer's encoder has made of frames just before it squeezes them into latents.
+
+    The input of the encoder's last convolution, where the pass through it ends. Weights are shared
+    with the tokenizer, which itself is left as it is: no hooks, so threads need not take turns.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        convolutions = [
+            name
+            for name, part in tokenizer.autoencoder.named_modules()
+            if name.startswith("encoder.") and isinstance(part, nn.Conv2d | nn.Conv3d)
+        ]
+        last = next((name for name in convolutions if name.endswith("conv_out")), convolutions[-1])
+        self._cut = _replaced(tokenizer.autoencoder, last.split("."), _End())
+
+    def __call__(
+        self, frames: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch c h w"]:
+        """Features of frames in [-1, 1], one per latent position."""
+        try:
+            self.tokenizer.kind.encode(self._cut, frames)
+        except _ReachedError as reached:
+            features = reached.features
+        else:
+            raise RuntimeError("the encoder's last convolution was not reached.")
+        features = features[:, :, 0] if self.tokenizer.kind.video else features
+        height, width = (side // self.tokenizer.stride for side in frames.shape[-2:])
+        return nn.functional.adaptive_avg_pool2d(features, (height, width))
+
+
+class _ReachedError(Exception):
+    """Carries features out of the middle of a network."""
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.features = features
+
+
+class _End(nn.Module):
+    """Ends a forward pass."""
+
+    def forward(self, features: Tensor, *_: object, **__: object) -> Tensor:
+        raise _ReachedError(features)
+
+
+def _replaced(module: nn.Module, path: list[str], new: nn.Module) -> nn.Module:
+    """The module with another part at `path`; all other parts are shared."""
+    twin = copy.copy(module)
+    part = new if len(path) == 1 else _replaced(module.get_submodule(path[0]), path[1:], new)
+    twin._modules = {**module._modules, path[0]: part}
+    return twin

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Float, Float64, UInt8
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
@@ -31,7 +31,7 @@ from worldmodel.monitors.reliability import Reliability
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.surprise import error_ratio
 from worldmodel.rollouts import EPSILONS, EpisodeRollouts, count_reliability
-from worldmodel.tokenizers import to_model, to_pixels
+from worldmodel.tokenizers import BottleneckInput, to_model, to_pixels
 
 LOG = logging.getLogger(__name__)
 MONITOR_EPSILON = 0.5
@@ -43,6 +43,8 @@ CAUSE_EPISODES = 60
 """Familiar episodes that causes are learned from."""
 CLIP_FRAMES = 8
 """Frames of each that are edited."""
+PROJECTED = 32
+"""Most features of a position."""
 RECALIBRATION = "recalibration.safetensors"
 
 Curves = HorizonRecalibration | CameraRecalibration
@@ -57,22 +59,24 @@ def to_model_size(
 
 
 class FrameFeatures:
-    """Features of real frames for the appearance channel, from the tokenizer alone.
+    """Features of real frames for the appearance channel, from the tokenizer's encoder alone.
 
-    Whole frame: mean, standard deviation and largest magnitude of each latent channel and of the
-    round-trip residual. Position: its latent and its residual. A tokenizer reconstructs what it was
-    not trained on badly.
+    Of its last layer before the latents: those keep what a decoder needs to paint the familiar,
+    that layer still tells an unfamiliar shape apart (docs/monitor.md has the comparison). Position:
+    the layer's channels, or a fixed random projection of them where they are more than 32 (Johnson
+    and Lindenstrauss 1984). Whole frame: mean and standard deviation over each view's positions.
     """
 
     def __init__(self, model: WorldModel) -> None:
         self.model = model
+        self._encoder = BottleneckInput(model.tokenizer)
 
     @property
     def name(self) -> str:
         """Of these features alone: with a hash of the tokenizer's weights and whitening."""
         state = self.model.tokenizer.state_dict()
         blob = save({name: value.cpu().contiguous() for name, value in state.items()})
-        return f"{type(self).__name__} {hashlib.sha256(blob).hexdigest()[:16]}"
+        return f"{type(self).__name__} 2 {hashlib.sha256(blob).hexdigest()[:16]}"
 
     def __call__(
         self, frame: UInt8[np.ndarray, "*view height width 3"]
@@ -90,22 +94,25 @@ class FrameFeatures:
         views = frames.shape[1]
         flat = rearrange(frames, "t v h w c -> (t v) h w c")
         parts = [self._positions(flat[i : i + chunk]) for i in range(0, len(flat), chunk)]
-        positions = rearrange(torch.cat(parts), "(t v) c h w -> t v h w c", v=views)
-        pooled = torch.cat([
-            reduce(positions, "t v h w c -> t (v c)", "mean"),
-            rearrange(positions.std((2, 3)), "t v c -> t (v c)"),
-            reduce(positions.abs(), "t v h w c -> t (v c)", "max"),
-        ], dim=1)  # fmt: skip
+        positions = rearrange(torch.cat(parts), "(t v) h w c -> t v h w c", v=views)
+        spread, mean = torch.std_mean(positions, dim=(2, 3), correction=0)
+        pooled = rearrange(torch.cat([mean, spread], dim=-1), "t v c -> t (v c)")
         return pooled.cpu().numpy(), positions.cpu().numpy()
 
-    def _positions(self, frames: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n c h w"]:
-        tokenizer = self.model.tokenizer
-        pixels = resize(to_model(frames.to(tokenizer.mean.device)), self.model.config.image_size)
-        latents = tokenizer.encode(pixels)
-        error = (tokenizer.decode(latents) - pixels).abs().mean(1, keepdim=True)
-        height, width = latents.shape[-2:]
-        residual = torch.nn.functional.adaptive_avg_pool2d(error, (height, width))
-        return torch.cat((latents, residual.clamp_min(1e-4).log()), dim=1)
+    def _positions(self, frames: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n h w c"]:
+        pixels = to_model(frames.to(self.model.tokenizer.mean.device))
+        layer = self._encoder(resize(pixels, self.model.config.image_size))
+        return project(rearrange(layer, "n c h w -> n h w c"))
+
+
+def project(features: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
+    """`PROJECTED` random directions of features that have more; the same in every process."""
+    channels = features.shape[-1]
+    if channels <= PROJECTED:
+        return features
+    # The stream of RandomState is frozen; that of a Generator may change between versions.
+    draw = np.random.RandomState(0).standard_normal((channels, PROJECTED)) / PROJECTED**0.5
+    return features @ torch.from_numpy(draw).to(features)
 
 
 @dataclass(frozen=True)
