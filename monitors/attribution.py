@@ -24,6 +24,11 @@ GROUPS = {
 looks odd, an odd picture that the model is wrong, and both that it doubts itself."""
 TOGETHER = 2
 """Frames within which groups count as having come at once; of others the earlier one leads."""
+SUSPECT = 1.0
+"""Standardised look from which a broken claim may be owed to it: one in ten nominal episodes ever
+reaches 1."""
+EVERYWHERE = ("camera", "lighting", "background")
+"""Causes that may break claims all over the picture before its look alone is an alarm."""
 AXES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 
@@ -65,11 +70,20 @@ class Attribution:
             return (), {}
         self._calm_since = self._step
         groups = [group for group, names in GROUPS.items() if set(names) & set(found)]
+        evidence = {name: self._sentence(name, signals, scores) for name in found}
+        named = {}
+        if "surprise" in groups and "looks" not in groups and self._suspects_look(standard):
+            look = self._look(frame, evidence)
+            if look in EVERYWHERE:
+                groups, named = ["looks", *groups], {"looks": look}
         for group in groups:
             self._began.setdefault(group, self._step)
-        evidence = {name: self._sentence(name, signals, scores) for name in found}
-        named = {group: self._name(group, frame, signals, evidence) for group in groups}
+        named |= {g: self._name(g, frame, signals, evidence) for g in groups if g not in named}
         return tuple(named[group] for group in sorted(groups, key=self._rank)), evidence
+
+    def _suspects_look(self, standard: Mapping[str, float]) -> bool:
+        """Whether the frame looks odd enough to explain a broken claim, though not for an alarm."""
+        return "looks" in self._began or any(standard.get(n, 0.0) > SUSPECT for n in LOOKS)
 
     def _forget_alarm(self) -> None:
         self._began = {}

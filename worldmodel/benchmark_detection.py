@@ -24,7 +24,6 @@ from worldmodel.monitors.channels import SIGNALS
 from worldmodel.monitors.judge import EpisodeJudge
 from worldmodel.monitors.monitor import WatchedEpisode
 from worldmodel.monitors.verdict import Level, Verdict
-from worldmodel.rollouts import roll_out
 from worldmodel.trust import Episode, Trust
 from worldmodel.watching import watch
 
@@ -198,7 +197,7 @@ def watch_batch(
     model: WorldModel, trust: Trust, episodes: Sequence[Episode], seed: int
 ) -> list[Watched]:
     """Imagine and watch some episodes."""
-    rollouts = roll_out(model, [e.batch for e in episodes], horizon=trust.watch_horizon, seed=seed)
+    rollouts = trust.claims(model, [e.batch for e in episodes], seed=seed)
     rows = []
     for episode, rollout in zip(episodes, rollouts, strict=True):
         verdicts = list(watch(trust, episode, rollout))

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from worldmodel.provenance import fingerprint
 from worldmodel.rollouts import START, EpisodeRollouts, Forecasts, count_reliability, roll_out
 from worldmodel.trust import (
     WATCH_HORIZON,
+    WATCH_START,
     Episode,
     Trust,
     fit_monitor,
@@ -201,14 +203,14 @@ def monitor_config(
 
 
 def roll_out_all(
-    model: WorldModel, episodes: Sequence[Episode], *, horizon: int
+    model: WorldModel, episodes: Sequence[Episode], *, horizon: int, start: int = START
 ) -> list[EpisodeRollouts]:
     """`roll_out` over any number of episodes, with a progress bar."""
     rollouts: list[EpisodeRollouts] = []
     with tqdm(total=len(episodes), desc="imagine", unit="episode") as bar:
         for first in range(0, len(episodes), BATCH):
             batch = [episode.batch for episode in episodes[first : first + BATCH]]
-            rollouts += roll_out(model, batch, horizon=horizon, seed=first)
+            rollouts += roll_out(model, batch, start=start, horizon=horizon, seed=first)
             bar.update(len(batch))
     return rollouts
 
@@ -283,10 +285,11 @@ def calibrate(
     familiar = load_named(model, plan.reference_data, plan.reference)
     rollouts = roll_out_all(model, calibration, horizon=horizon)
     ahead = min(horizon, WATCH_HORIZON)
+    claims = partial(roll_out_all, model, horizon=ahead, start=WATCH_START)
     monitor = fit_monitor(
         model,
-        list(zip(calibration, roll_out_all(model, calibration, horizon=ahead), strict=True)),
-        list(zip(familiar, roll_out_all(model, familiar, horizon=ahead), strict=True)),
+        list(zip(calibration, claims(calibration), strict=True)),
+        list(zip(familiar, claims(familiar), strict=True)),
         config=config,
         artefact=artefact,
     )
@@ -314,20 +317,20 @@ def check_target(folder: Path) -> None:
 def save_trust(trust: Trust, gate: Gate, folder: Path, record: dict[str, Any]) -> None:
     """Write monitor, recalibration, gate and `record`, in place of earlier ones when whole."""
     check_target(folder)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    part = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(part, ignore_errors=True)
     try:
-        trust.save(partial)
-        gate.save(partial / "gate")
-        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        trust.save(part)
+        gate.save(part / "gate")
+        (part / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     except BaseException:  # Ctrl-C too: nothing half-written is left
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
         raise
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
-    os.replace(partial, folder)
+    os.replace(part, folder)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -208,7 +208,7 @@ def imagine_group(loaded: Loaded, episodes: Sequence[Episode], *, seed: int) -> 
     features, trust = FrameFeatures(loaded.model), loaded.trust
     batches = [episode.batch for episode in episodes]
     rollouts = roll_out(loaded.model, batches, horizon=trust.horizon, seed=seed)
-    claims = roll_out(loaded.model, batches, horizon=trust.watch_horizon, seed=seed)
+    claims = trust.claims(loaded.model, batches, seed=seed)
     watched = [
         trust.monitor.watch(signals(features, episode, claim))
         for episode, claim in zip(episodes, claims, strict=True)

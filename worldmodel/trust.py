@@ -30,7 +30,13 @@ from worldmodel.monitors.recalibration import CameraRecalibration, HorizonRecali
 from worldmodel.monitors.reliability import Reliability
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.surprise import error_ratio
-from worldmodel.rollouts import EPSILONS, EpisodeRollouts, count_reliability
+from worldmodel.rollouts import (
+    EPSILONS,
+    START,
+    EpisodeRollouts,
+    count_reliability,
+    roll_out,
+)
 from worldmodel.tokenizers import BottleneckInput, to_model, to_pixels
 
 LOG = logging.getLogger(__name__)
@@ -39,6 +45,8 @@ MONITOR_EPSILON = 0.5
 WATCH_HORIZON = 4
 """Frames ahead that the monitor lets the model imagine. Claims of more are too wide to be broken:
 at 16, action faults were found about ten frames later."""
+WATCH_START = 1
+"""Real frames before the first one that it imagines: faults of the first frames count, too."""
 CAUSE_EPISODES = 60
 """Familiar episodes that causes are learned from."""
 CLIP_FRAMES = 8
@@ -161,13 +169,27 @@ class Trust:
     """Frames ahead that the recalibration knows."""
     watch_horizon: int
     """Frames imagined before what the monitor watches starts from real frames again."""
+    watch_start: int = WATCH_START
+    """Real frames of an episode before the first one that is imagined for the monitor."""
+
+    def claims(
+        self, model: WorldModel, episodes: Sequence[LatentBatch], *, seed: int
+    ) -> list[EpisodeRollouts]:
+        """What the model claims of recorded episodes, for the monitor to check."""
+        return roll_out(
+            model, episodes, start=self.watch_start, horizon=self.watch_horizon, seed=seed
+        )
 
     def save(self, folder: Path) -> None:
         """Write everything into `folder`."""
         self.monitor.save(folder)
         curves = save_arrays(self.recalibration.arrays())
         (folder / RECALIBRATION).write_bytes(curves)
-        horizons = {"horizon": self.horizon, "watch_horizon": self.watch_horizon}
+        horizons = {
+            "horizon": self.horizon,
+            "watch_horizon": self.watch_horizon,
+            "watch_start": self.watch_start,
+        }
         rollouts = {**horizons, "curves_sha256": hashlib.sha256(curves).hexdigest()}
         (folder / "rollouts.json").write_text(json.dumps(rollouts) + "\n")
 
@@ -196,6 +218,7 @@ class Trust:
             rollouts = json.loads((folder / "rollouts.json").read_text())
             horizon, written = int(rollouts["horizon"]), rollouts.get("curves_sha256")
             watch_horizon = int(rollouts.get("watch_horizon", horizon))  # 0.1.0 had one of both
+            watch_start = int(rollouts.get("watch_start", START))
             if written not in (None, hashlib.sha256(curves).hexdigest()):
                 raise ValueError(f"{RECALIBRATION} was changed after it was written.")
             recalibration = restored_curves(load_arrays(curves))
@@ -203,7 +226,7 @@ class Trust:
             raise ValueError(
                 f"The monitor in {folder} cannot be read; calibrate it again."
             ) from error
-        return cls(monitor, recalibration, horizon, watch_horizon)
+        return cls(monitor, recalibration, horizon, watch_horizon, watch_start)
 
 
 def restored_curves(arrays: Mapping[str, np.ndarray]) -> Curves:
@@ -299,7 +322,7 @@ def fit_monitor(
         model: the world model.
         calibration: nominal episodes no part of the model was trained on; they set thresholds.
         reference: episodes that count as familiar; no episode may be in both. All are imagined
-            `WATCH_HORIZON` frames ahead.
+            `WATCH_HORIZON` frames ahead, from frame `WATCH_START` on.
         config: alarm rates.
         artefact: what else is known of the model and for how long the monitor is good.
     """

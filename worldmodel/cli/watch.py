@@ -164,14 +164,13 @@ def watch_episodes(
 
     from worldmodel.episodes import choose_cameras, load_episode
     from worldmodel.live_view import open_view
-    from worldmodel.rollouts import roll_out
     from worldmodel.watching import watched_steps
 
     cameras, rate_hz = choose_cameras(model, dataset), model.config.rate_hz
     with tqdm(names, "watch", unit="episode") as bar:
         for name in bar:
             episode = load_episode(model, dataset.episode(name), cameras)
-            (rollouts,) = roll_out(model, [episode.batch], horizon=trust.watch_horizon, seed=seed)
+            (rollouts,) = trust.claims(model, [episode.batch], seed=seed)
             shown = open_view(view, name, cameras=cameras, rate_hz=rate_hz) if view else None
             with shown or nullcontext() as show:
                 rows = list(watched_steps(model, trust, episode, rollouts, show=show))
