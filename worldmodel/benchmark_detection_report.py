@@ -18,11 +18,12 @@ from worldmodel.benchmark_detection import (
     main_cause,
     settled_cause,
 )
-from worldmodel.monitors.channels import SIGNALS
+from worldmodel.monitors.channels import SIGNALS, SMOOTHED
 from worldmodel.monitors.detection import auroc, summarize_detection
-from worldmodel.monitors.judge import EpisodeJudge
+from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig
 from worldmodel.monitors.verdict import Level
 from worldmodel.report import Table
+from worldmodel.trust import WATCH_HORIZON
 
 Results = Mapping[Cell, Sequence[Watched]]
 
@@ -30,6 +31,16 @@ CAUSE_OF = {"object": "target", "end_effector": "embodiment"}
 """Factor -> its cause, where the two have other names."""
 STRONG = (2, 3)
 """Severities that count for the naming of causes."""
+SEEN = WATCH_HORIZON + SMOOTHED["surprise"] + MonitorConfig.calm_steps - 1
+"""Frames after which no claim on a changed scene is from before the change, nor a held level."""
+WINDOWS = (
+    ("all, shifted from the first one on", False, 0),
+    ("from a change in mid-episode on", True, 0),
+    (f"from {SEEN} frames after it on", True, SEEN),
+)
+"""Name, whether the onset is the later one, and frames left out after it."""
+NO_FACTOR = ("unknown", "low_confidence", "model_disagreement")
+"""Causes that say what is wrong with the model's claims and blame no factor."""
 KINDS = {
     "looks": "scene",
     "wiring": "fault behind the policy",
@@ -161,16 +172,17 @@ def causes(results: Results, named: Callable[[Watched, int], str | None], when: 
     right = wrong = total = 0
     for truth, line in counts.items():
         n, good = sum(line.values()), sum(line.get(c, 0) for c in right_causes(truth))
-        other = n - good - line.get("unknown", 0)
+        other = n - good - sum(line.get(c, 0) for c in NO_FACTOR)
         right, wrong, total = right + good, wrong + other, total + n
         cells = (str(line.get(cause, "")) for cause in columns)
-        rows.append((truth, str(n), *cells, rate(good, n), f"{other / n:.2f}"))
+        rows.append((truth, str(n), *cells, rate(good, n), rate(other, n)))
     rows.append(("all", str(total), *("" for _ in columns), rate(right, total),
-                 f"{wrong / total:.2f}"))  # fmt: skip
+                 rate(wrong, total)))  # fmt: skip
     return Table(
         caption=f"Cause named first {when}, severities 2 and 3, both onsets, detected episodes. "
-        "Right: with 95% Wilson interval; wrong: another cause than the true one or unknown.",
-        columns=("shift", "n", *columns, "right", "wrong"),
+        "Right, and blamed on another factor (none is blamed by "
+        f"{', '.join(NO_FACTOR)}): with 95% Wilson intervals.",
+        columns=("shift", "n", *columns, "right", "another factor"),
         rows=rows,
     )
 
@@ -187,28 +199,34 @@ def right_causes(truth: str) -> tuple[str, ...]:
 def harmless(results: Results) -> Table:
     """Shifts of the scene by what they do to the model's error, and the level they reach."""
     calm = nominal_of(results)
-    rows = []
-    for high in (False, True):
-        found: list[int] = []
-        for cell, watched in shifted_cells(results):
-            if cell.kind != "looks":
+    looks = [(cell, rows) for cell, rows in shifted_cells(results) if cell.kind == "looks"]
+    table = []
+    for when, later, wait in WINDOWS:
+        found: dict[str, list[int]] = {"usual": [], "high": []}
+        for cell, watched in looks:
+            start = cell.onset + wait
+            if (cell.onset > 0) != later or start >= len(watched[0].levels):
                 continue
-            usual = np.quantile([row.model_error(cell.onset) for row in calm], 0.95)
+            usual = np.quantile([row.model_error(start) for row in calm], 0.95)
             for row in watched:
-                if (row.model_error(cell.onset) > usual) == high:
-                    found.append(highest_level(row, cell.onset))
-        n = len(found)
-        at = [found.count(limit) for limit in Level]
-        rows.append((
-            "high" if high else "usual", str(n), *(f"{count / max(n, 1):.2f}" for count in at),
-            rate(at[0] + at[1], n) if n else "-",
-        ))  # fmt: skip
+                error = "usual" if row.model_error(start) <= usual else "high"
+                found[error].append(highest_level(row, start))
+        for error, levels in found.items():
+            n, at = len(levels), [levels.count(limit) for limit in Level]
+            shares = (f"{count / max(n, 1):.2f}" for count in at)
+            table.append((when, error, str(n), *shares, rate(at[0] + at[1], n) if n else "-"))
     return Table(
-        caption="Shifts of the scene, all severities and onsets, by the model's error from the "
-        "onset on: usual if within the 95th percentile of nominal episodes. Share of episodes by "
-        "the highest level reached.",
-        columns=("model error", "n", *(level.name.lower() for level in Level), "notice at most"),
-        rows=rows,
+        caption="Shifts of the scene, all severities, by the model's error: usual if within the "
+        "95th percentile of nominal episodes over the same frames. Share of episodes by the "
+        "highest level reached there. A change in mid-episode breaks what was imagined from frames "
+        f"before it; {SEEN} frames later every claim is of the changed scene and no level is held "
+        "from before.",
+        columns=(
+            *("frames", "model error", "n"),
+            *(level.name.lower() for level in Level),
+            "notice at most",
+        ),
+        rows=table,
     )
 
 

@@ -218,13 +218,10 @@ class BottleneckInput:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        convolutions = [
-            name
-            for name, part in tokenizer.autoencoder.named_modules()
-            if name.startswith("encoder.") and isinstance(part, nn.Conv2d | nn.Conv3d)
-        ]
-        last = next((name for name in convolutions if name.endswith("conv_out")), convolutions[-1])
-        self._cut = _replaced(tokenizer.autoencoder, last.split("."), _End())
+        encoder = tokenizer.autoencoder.encoder
+        named = [n for n, part in encoder.named_modules() if isinstance(part, nn.Conv2d)]
+        last = "conv_out" if hasattr(encoder, "conv_out") else named[-1]
+        self._cut = _replaced(tokenizer.autoencoder, ["encoder", *last.split(".")], _End())
 
     def __call__(
         self, frames: Float[Tensor, "batch 3 height width"]

@@ -120,11 +120,18 @@ def test_distance_sampling_copes_with_copies() -> None:
     assert {tuple(p) for p in sample} == {(1, 0, 0), (0, 1, 0), (0, 0, 1)}
 
 
-def test_region_is_the_worst_sixteenth() -> None:
-    scores = np.zeros((1, 8, 8))
-    scores[0, 0, :4] = [1.0, 2.0, 3.0, 4.0]
-    scores[0, 5, 5] = 0.5
+def test_region_is_the_worst_eighth() -> None:
+    scores = np.zeros((1, 4, 4))
+    scores[0, 0, :2] = [1.0, 4.0]
+    scores[0, 3, 3] = 0.5
     assert region_score(scores) == pytest.approx(2.5)
+
+
+def test_region_lies_within_one_view() -> None:
+    scores = np.zeros((1, 2, 4, 4))
+    scores[0, :, 0, 0] = 3.0, 4.0
+    scores[0, 0, 1, 1] = 3.0
+    assert region_score(scores) == pytest.approx(3.0)
 
 
 def test_arrays_restore_the_channel() -> None:

@@ -28,7 +28,7 @@ from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig, Scale
 from worldmodel.monitors.verdict import Level
 
 TIME = 20
-CONFIG = DetectionConfig(nominal=4, shifted=2, onset=8)
+CONFIG = DetectionConfig(nominal=4, shifted=2, onset=6)
 
 
 def judge() -> EpisodeJudge:
@@ -89,17 +89,20 @@ def test_tables_of_a_perfect_monitor(results: dict[Cell, list[Watched]]) -> None
     assert all(row[colour] == "1.00" for row in signals.rows)
     assert all(str(row[2]).startswith("0.00 [0.00") for row in benign.rows)
     assert str(at_once.rows[-1][-2]).startswith("0.00")
-    assert at_once.rows[-1][-1] == "0.00"  # "unknown" is not right, nor is it another cause
+    assert str(at_once.rows[-1][-1]).startswith(
+        "0.00"
+    )  # "unknown" is not right, nor is it another cause
     for table in (soon, most):
         assert all(str(row[-2]).startswith("1.00") for row in table.rows)
-    assert sum(int(row[1]) for row in harm.rows) == 2 * 6 * len(LOOKS)
+    assert sum(int(row[2]) for row in harm.rows) == 2 * 9 * len(LOOKS)  # mid-episode ones twice
+    assert {row[-1][:4] for row in harm.rows if row[2] != "0"} == {"1.00"}
 
 
 def test_a_wrong_name_counts_as_wrong(results: dict[Cell, list[Watched]]) -> None:
     cell = Cell(kind="looks", name="camera", severity=3, onset=0)
     spoilt = {**results, cell: [watched(cell, seed=0, cause="lighting")] * 2}
     row = next(r for r in tables(spoilt, judge())[4].rows if r[0] == "scene: camera")
-    assert row[-1] == "0.25"
+    assert str(row[-1]).startswith("0.25")
 
 
 def test_what_is_held_is_no_alarm_of_its_own() -> None:

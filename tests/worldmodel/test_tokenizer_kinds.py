@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.tokenizer_kinds import KINDS, kind_of
-from worldmodel.tokenizers import Tokenizer
+from worldmodel.tokenizers import BottleneckInput, Tokenizer
 
 
 def kl(**changes: object) -> Any:
@@ -186,6 +186,25 @@ def test_a_frame_is_what_the_autoencoder_itself_makes_of_it(name: str, tmp_path:
     mean, std = (value[:, None, None] for value in (tokenizer.mean, tokenizer.std))
     torch.testing.assert_close(tokenizer.encode(frame) * std + mean, raw)
     torch.testing.assert_close(tokenizer.decode((raw - mean) / std), back)
+
+
+@every_autoencoder
+@torch.no_grad()
+def test_what_comes_before_the_latents_is_the_input_of_the_last_convolution(
+    name: str, tmp_path: Path
+) -> None:
+    tokenizer, frames = made(name, tmp_path), draw_frames()
+    before = tokenizer.encode(frames)
+    encoder = tokenizer.autoencoder.encoder
+    last = encoder.layers[-1] if name == "tiny" else encoder.conv_out
+    seen: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    tokenizer.encode(frames)
+    hook.remove()
+    features = BottleneckInput(tokenizer)(frames)
+    assert features.shape[-2:] == before.shape[-2:]
+    torch.testing.assert_close(features, seen[0].reshape(features.shape))
+    torch.testing.assert_close(tokenizer.encode(frames), before)  # it is left whole
 
 
 @every_autoencoder
