@@ -21,6 +21,7 @@ from worldmodel.model import WorldModel
 from worldmodel.monitors.artefact import Artefact
 from worldmodel.monitors.recalibration import HorizonRecalibration
 from worldmodel.provenance import fingerprint
+from worldmodel.rollouts import START
 from worldmodel.trust import FrameFeatures, Trust
 
 Refused = Callable[..., str]
@@ -224,6 +225,17 @@ def test_a_trust_of_another_model_or_action_spec_is_refused(
     config.write_text(config.read_text().replace('"num_steps": 1', '"num_steps": 2'))
     with pytest.raises(ValueError, match="was fitted for the model"):
         Loaded.from_checkpoint(model)
+
+
+def test_a_monitor_from_before_the_first_frames_were_imagined_watches_as_it_was_fitted(
+    calibrated: Path, model: Path
+) -> None:
+    folder = Path(shutil.copytree(calibrated / "monitor", model / "monitor"))
+    assert load_trust(WorldModel.load(model), model).watch_start == 1
+    kept = json.loads((folder / "rollouts.json").read_text())
+    del kept["watch_start"]
+    (folder / "rollouts.json").write_text(json.dumps(kept))
+    assert load_trust(WorldModel.load(model), model).watch_start == START
 
 
 def test_a_monitor_that_keeps_no_hash_is_known_by_its_record(calibrated: Path, model: Path) -> None:

@@ -19,7 +19,6 @@ from worldmodel.episodes import load_episodes
 from worldmodel.model import WorldModel
 from worldmodel.monitors.replay import replay
 from worldmodel.monitors.verdict import Level
-from worldmodel.rollouts import roll_out
 from worldmodel.trust import FrameFeatures, Trust, signals
 from worldmodel.watching import logged_steps, summarize_watch
 
@@ -81,7 +80,7 @@ def test_frame_by_frame_is_what_the_monitor_says_of_the_whole(
     trust = Trust.load(calibrated / "monitor", model)
     log = RolloutLog.open(out)
     for episode in load_episodes(model, open_dataset(scenes), only="train/[78]"):
-        (rollouts,) = roll_out(model, [episode.batch], horizon=trust.horizon)
+        (rollouts,) = trust.claims(model, [episode.batch], seed=0)
         whole = trust.monitor.watch(signals(FrameFeatures(model), episode, rollouts))
         read = log.read(episode.name)
         assert [Level[str(name).upper()] for name in read["level"]] == whole.levels.tolist()
@@ -89,7 +88,7 @@ def test_frame_by_frame_is_what_the_monitor_says_of_the_whole(
             np.testing.assert_allclose(read[f"score.{name}"], scores, atol=1e-4)
         assert (read["latency_s"] > 0).all()
         assert ((read["trust_map"] >= 0) & (read["trust_map"] <= 1)).all()
-        assert read["horizon"].tolist() == [0, 0, 0, 0, 1, 2, 3, 4, 1, 2, 3, 4]
+        assert read["horizon"].tolist() == [0, 1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3]
 
 
 def test_a_broken_camera_is_a_fault_of_the_sensor(
