@@ -81,15 +81,20 @@ class AppearanceChannel:
     def _nearest(self, rows: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, " n"]:
         """Squared distance to the nearest reference position.
 
-        All of them are compared: at this many features trees are slower.
+        All of them are compared, in single precision: at this many features trees are slower. The
+        distance to the one that is found is then computed in double precision.
         """
-        farther = self._squares - 2 * rows @ self._columns
-        return (farther.min(axis=1) + (rows**2).sum(axis=1)).clip(0)
+        import torch  # NumPy's threads would wait in the way of those that made the features
+
+        ones = np.ones((len(rows), 1), dtype=np.float32)
+        ours = torch.from_numpy(np.hstack([rows.astype(np.float32), ones]))
+        nearest = (ours @ torch.from_numpy(self._columns)).numpy().argmin(axis=1)
+        return ((rows - self.bank_[nearest]) ** 2).sum(axis=1)
 
     def _prepare(self) -> None:
-        """What the distances need of the bank, computed once."""
-        bank = self.bank_.astype(np.float64)
-        self._columns, self._squares = bank.T, (bank**2).sum(axis=1)
+        """What the comparison needs of the bank, computed once: -2 b and |b|^2 of each b."""
+        squares = (self.bank_.astype(np.float64) ** 2).sum(axis=1)
+        self._columns = np.vstack([-2 * self.bank_.T, squares]).astype(np.float32)
 
     def region_score(
         self, positions: Float[np.ndarray, " n *place c"]

@@ -212,21 +212,26 @@ class Tokenizer(nn.Module):
 class BottleneckInput:
     """What a tokenizer's encoder has made of frames just before it squeezes them into latents.
 
-    The input of the encoder's last convolution, where the pass through it ends. Weights are shared
-    with the tokenizer, which itself is left as it is: no hooks, so threads need not take turns.
+    The input of the encoder's last convolution, where the pass through it ends. Works on a copy of
+    the encoder, laid out for fast convolutions: no hooks, so threads need not take turns.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        encoder = tokenizer.autoencoder.encoder
+        self.device = tokenizer.mean.device
+        encoder = copy.deepcopy(tokenizer.autoencoder.encoder)
+        if not tokenizer.kind.video:
+            encoder = encoder.to(memory_format=torch.channels_last)
         named = [n for n, part in encoder.named_modules() if isinstance(part, nn.Conv2d)]
-        last = "conv_out" if hasattr(encoder, "conv_out") else named[-1]
-        self._cut = _replaced(tokenizer.autoencoder, ["encoder", *last.split(".")], _End())
+        encoder.set_submodule("conv_out" if hasattr(encoder, "conv_out") else named[-1], _End())
+        self._cut = copy.copy(tokenizer.autoencoder)
+        self._cut._modules = {**tokenizer.autoencoder._modules, "encoder": encoder}
 
     def __call__(
         self, frames: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch c h w"]:
         """Features of frames in [-1, 1], one per latent position."""
+        frames = frames.to(self.device).contiguous(memory_format=torch.channels_last)
         try:
             self.tokenizer.kind.encode(self._cut, frames)
         except _ReachedError as reached:
@@ -235,6 +240,8 @@ class BottleneckInput:
             raise RuntimeError("the encoder's last convolution was not reached.")
         features = features[:, :, 0] if self.tokenizer.kind.video else features
         height, width = (side // self.tokenizer.stride for side in frames.shape[-2:])
+        if features.shape[-2:] == (height, width):
+            return features
         return nn.functional.adaptive_avg_pool2d(features, (height, width))
 
 
@@ -251,11 +258,3 @@ class _End(nn.Module):
 
     def forward(self, features: Tensor, *_: object, **__: object) -> Tensor:
         raise _ReachedError(features)
-
-
-def _replaced(module: nn.Module, path: list[str], new: nn.Module) -> nn.Module:
-    """The module with another part at `path`; all other parts are shared."""
-    twin = copy.copy(module)
-    part = new if len(path) == 1 else _replaced(module.get_submodule(path[0]), path[1:], new)
-    twin._modules = {**module._modules, path[0]: part}
-    return twin

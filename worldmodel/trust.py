@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,7 @@ class FrameFeatures:
         return pooled.cpu().numpy(), positions.cpu().numpy()
 
     def _positions(self, frames: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n h w c"]:
-        pixels = to_model(frames.to(self.model.tokenizer.mean.device))
+        pixels = to_model(frames.to(self._encoder.device))
         layer = self._encoder(resize(pixels, self.model.config.image_size))
         return project(rearrange(layer, "n c h w -> n h w c"))
 
@@ -118,9 +119,15 @@ def project(features: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
     channels = features.shape[-1]
     if channels <= PROJECTED:
         return features
+    return features @ directions(channels).to(features)
+
+
+@cache
+def directions(channels: int) -> Float[Tensor, "{channels} d"]:
+    """Random directions, drawn once."""
     # The stream of RandomState is frozen; that of a Generator may change between versions.
     draw = np.random.RandomState(0).standard_normal((channels, PROJECTED)) / PROJECTED**0.5
-    return features @ torch.from_numpy(draw).to(features)
+    return torch.from_numpy(draw).float()
 
 
 @dataclass(frozen=True)
