@@ -104,14 +104,18 @@ class FrameFeatures:
         flat = rearrange(frames, "t v h w c -> (t v) h w c")
         parts = [self._positions(flat[i : i + chunk]) for i in range(0, len(flat), chunk)]
         positions = rearrange(torch.cat(parts), "(t v) h w c -> t v h w c", v=views)
-        spread, mean = torch.std_mean(positions, dim=(2, 3), correction=0)
-        pooled = rearrange(torch.cat([mean, spread], dim=-1), "t v c -> t (v c)")
-        return pooled.cpu().numpy(), positions.cpu().numpy()
+        return whole_frame(positions).cpu().numpy(), positions.cpu().numpy()
 
     def _positions(self, frames: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n h w c"]:
         pixels = to_model(frames.to(self._encoder.device))
         layer = self._encoder(resize(pixels, self.model.config.image_size))
         return project(rearrange(layer, "n c h w -> n h w c"))
+
+
+def whole_frame(positions: Float[Tensor, "time view h w c"]) -> Float[Tensor, "time d"]:
+    """Mean and standard deviation of features over the positions of each view."""
+    spread, mean = torch.std_mean(positions, dim=(2, 3), correction=0)
+    return rearrange(torch.cat([mean, spread], dim=-1), "t v c -> t (v c)")
 
 
 def project(features: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
