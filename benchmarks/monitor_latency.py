@@ -347,7 +347,7 @@ def main() -> int:
         "commit": git_commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
-    runs = [in_process(given.model, threads, quick=given.quick) for threads in (1, 2)]
+    runs = [in_process(given.model, threads, quick=given.quick) for threads in (2, 1)]
     facts["hardware"] = runs[0]["hardware"].split(",")[0]
     text, kept = write_up(facts, runs)
     print(text)

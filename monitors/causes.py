@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64, Int, UInt8
 
 from worldmodel.monitors.cause_descriptors import (
     FAR,
@@ -207,12 +207,19 @@ def region(places: Float64[np.ndarray, "height width"]) -> str:
         return "the whole picture"
     if min(places.shape) < 3:
         places = np.kron(places, np.ones((3, 3)))
-    rows, columns = (np.array_split(np.arange(side), 3) for side in places.shape)
-    cells = np.array([[places[np.ix_(r, c)].mean() for c in columns] for r in rows])
+    (top, height), (left, width) = (_thirds(side) for side in places.shape)
+    sums = np.add.reduceat(np.add.reduceat(places, top, axis=0), left, axis=1)
+    cells = sums / (height[:, None] * width)
     row, column = divmod(int(cells.argmax()), 3)
     vertical, horizontal = ("upper", "middle", "lower")[row], ("left", "", "right")[column]
     words = (vertical, horizontal, "third") if (row, column) != (1, 1) else ("centre",)
     return " ".join(word for word in words if word)
+
+
+def _thirds(side: int) -> tuple[Int[np.ndarray, " third"], Int[np.ndarray, " third"]]:
+    """Where each third of a side starts, and its length; the first are the longer ones."""
+    length = side // 3 + (np.arange(3) < side % 3)
+    return np.cumsum(length) - length, length
 
 
 def _learn_view(
