@@ -52,6 +52,7 @@ def tables(results: Results, judge: EpisodeJudge) -> list[Table]:
     """All of them, in reading order."""
     return [
         detection(results, judge),
+        pooled(results),
         by_signal(results),
         false_alarms(results),
         causes(results, first_cause, "in the first frame of the alarm"),
@@ -99,6 +100,27 @@ def detection(results: Results, judge: EpisodeJudge) -> Table:
         "frames from onset to alarm. Behind the policy: the robot does something else than the "
         "policy said, and the monitor knows what it said.",
         columns=("shift", "severity", "onset", "AUROC", "AUPR", "FPR@95", "detected", "delay"),
+        rows=rows,
+    )
+
+
+def pooled(results: Results) -> Table:
+    """What becomes of each shift at the two stronger severities, both onsets together."""
+    groups: dict[tuple[str, str], list[tuple[int, Watched]]] = {}
+    for cell, watched in shifted_cells(results):
+        if cell.severity in STRONG:
+            groups.setdefault((cell.kind, cell.name), []).extend((cell.onset, r) for r in watched)
+    rows = []
+    for (kind, name), odd in groups.items():
+        alarms = [np.flatnonzero(np.array(row.levels[onset:])) for onset, row in odd]
+        delays = [found[0] for found in alarms if len(found)]
+        middle, late = np.quantile(delays, [0.5, 0.9]) if delays else (np.nan, np.nan)
+        cells = (rate(len(delays), len(odd)), f"{middle:g}", f"{late:.3g}")
+        rows.append((f"{KINDS[kind]}: {name}", str(len(odd)), *cells))
+    return Table(
+        caption="Severities 2 and 3 and both onsets together: detected share with 95% Wilson "
+        "interval; frames from onset to alarm, the median and what nine in ten alarms keep.",
+        columns=("shift", "n", "detected", "delay, median", "delay, 0.9 quantile"),
         rows=rows,
     )
 

@@ -80,11 +80,13 @@ def test_the_plan_has_every_shift_severity_and_onset() -> None:
 
 
 def test_tables_of_a_perfect_monitor(results: dict[Cell, list[Watched]]) -> None:
-    detection, signals, benign, at_once, soon, most, harm = tables(results, judge())
+    detection, both, signals, benign, at_once, soon, most, harm = tables(results, judge())
     assert len(detection.rows) == 6 * (len(LOOKS) + 2 * len(ACTIONS))
     for row in detection.rows:
         assert str(row[3]).startswith("1.00 [")
         assert row[-1] == "0"
+    assert all(row[1:] == ("8", row[2], "0", "0") for row in both.rows)
+    assert all(str(row[2]).startswith("1.00") for row in both.rows)
     colour = signals.columns.index("colour")
     assert all(row[colour] == "1.00" for row in signals.rows)
     assert all(str(row[2]).startswith("0.00 [0.00") for row in benign.rows)
@@ -101,7 +103,7 @@ def test_tables_of_a_perfect_monitor(results: dict[Cell, list[Watched]]) -> None
 def test_a_wrong_name_counts_as_wrong(results: dict[Cell, list[Watched]]) -> None:
     cell = Cell(kind="looks", name="camera", severity=3, onset=0)
     spoilt = {**results, cell: [watched(cell, seed=0, cause="lighting")] * 2}
-    row = next(r for r in tables(spoilt, judge())[4].rows if r[0] == "scene: camera")
+    row = next(r for r in tables(spoilt, judge())[5].rows if r[0] == "scene: camera")
     assert str(row[-1]).startswith("0.25")
 
 

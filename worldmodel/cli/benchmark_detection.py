@@ -61,7 +61,7 @@ def run(command: Command) -> int:
     written = json.dumps(plain, indent=1)
     (command.out / "tables.json").write_text(written + "\n")
     titles = (
-        "Detection", "Signals", "Benign change", "Causes at once", "Causes soon",
+        "Detection", "Shifts", "Signals", "Benign change", "Causes at once", "Causes soon",
         "Causes on the whole", "Harm",
     )  # fmt: skip
     sections = [Section(title, [table]) for title, table in zip(titles, made, strict=True)]
