@@ -96,12 +96,6 @@ class AppearanceChannel:
         squares = (self.bank_.astype(np.float64) ** 2).sum(axis=1)
         self._columns = np.vstack([-2 * self.bank_.T, squares]).astype(np.float32)
 
-    def region_score(
-        self, positions: Float[np.ndarray, " n *place c"]
-    ) -> Float64[np.ndarray, " n"]:
-        """How unfamiliar each frame's least familiar region is."""
-        return region_score(self.position_scores(positions))
-
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything learned, as plain arrays."""
         require_fitted(self, "bank_")

@@ -140,9 +140,9 @@ class Attribution:
 
     def _finding(self, name: str, signals: EpisodeSignals) -> str:
         channels, n = self.judge.channels_, self.judge.num_reference_
-        if name == "region" and channels.appearance and signals.positions is not None:
-            places = channels.appearance.position_scores(signals.positions[:1])[0]
-            return f"{self._peak(places)} is unlike the {n} familiar episodes"
+        places = channels.placed(signals).places
+        if name == "region" and places is not None:
+            return f"{self._peak(places[0])} is unlike the {n} familiar episodes"
         if name == "colour" and channels.colour and signals.frames is not None:
             pixels = channels.colour.pixel_scores(signals.frames[:1])[0]
             return f"{self._peak(pixels)} has colours that the {n} familiar episodes lack"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float64
 
 from worldmodel.monitors.action import ActionChannel
-from worldmodel.monitors.appearance import AppearanceChannel
+from worldmodel.monitors.appearance import AppearanceChannel, region_score
 from worldmodel.monitors.calibration import checked
 from worldmodel.monitors.colour import ColourChannel
 from worldmodel.monitors.confidence import ConfidenceChannel
@@ -55,12 +55,19 @@ class Channels:
         """The signals that were fitted."""
         return tuple(s for c, names in CHANNELS.items() if getattr(self, c) for s in names)
 
+    def placed(self, signals: EpisodeSignals) -> EpisodeSignals:
+        """Signals with their `places`, if there are positions to look at."""
+        if signals.places is not None or signals.positions is None or self.appearance is None:
+            return signals
+        return replace(signals, places=self.appearance.position_scores(signals.positions))
+
     def scores(self, signals: EpisodeSignals) -> Scores:
         """Each signal's score per frame, on its own."""
+        places = self.placed(signals).places
         scores = {name: np.full(len(signals), np.nan) for name in self.names}
-        if self.appearance and signals.pooled is not None and signals.positions is not None:
+        if self.appearance and signals.pooled is not None and places is not None:
             scores["appearance"] = self.appearance.score(signals.pooled)
-            scores["region"] = self.appearance.region_score(signals.positions)
+            scores["region"] = region_score(places)
         if self.colour and signals.frames is not None:
             scores["colour"] = self.colour.score(signals.frames)
         if self.action and signals.actions is not None:
@@ -95,9 +102,9 @@ class Channels:
         distance beyond it; the model grants its confidence.
         """
         maps = []
-        if self.appearance and signals.positions is not None:
-            distance = self.appearance.position_scores(signals.positions[:1])[0]
-            maps.append(usual["region"] / distance.clip(usual["region"]))
+        places = self.placed(signals).places
+        if places is not None:
+            maps.append(usual["region"] / places[0].clip(usual["region"]))
         imagined = signals.imagined()
         if imagined:
             maps.append(position_means(checked(imagined[1]))[0])

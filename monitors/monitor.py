@@ -191,7 +191,7 @@ class RuntimeMonitor:
         self, observation: object, action: object, imagined: ImaginedFrame | None
     ) -> Verdict:
         frame = self._sensor.check(observation, action)
-        signals = self._signals(frame, action, imagined)
+        signals = self.judge_.channels_.placed(self._signals(frame, action, imagined))
         scores = self._smoothed(self.judge_.channels_.scores(signals))
         for name, score in scores.items():
             given = self.judge_.channels_.has_input(name, signals)

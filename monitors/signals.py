@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Float64, Int, UInt8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,9 @@ class EpisodeSignals:
     positions: Float[np.ndarray, "time *place c"] | None = None
     """Features of every latent position: place is [h, w] or [view, h, w]. None exactly if `pooled`
     is."""
+    places: Float64[np.ndarray, " time *place"] | None = None
+    """How unfamiliar every position is, once the appearance channel has been asked: scores, trust
+    and evidence share the answer."""
     frames: UInt8[np.ndarray, "time *view height width 3"] | None = None
     """The frames themselves, for what looks at colours."""
     confidence: Float[np.ndarray, " time *map"] | None = None
