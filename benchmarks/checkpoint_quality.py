@@ -55,7 +55,8 @@ On held-out episodes of seed {seed}, {date}. Every figure carries its n or its i
 Simulation only; nothing is claimed of real robots. One task was trained, at 64x64 pixels. Small
 objects blur in long rollouts, and whether a grasp holds is not always resolved: do not rely on the
 imagined success of a single episode. Calibration under shifts is shown pooled over severities: it
-promises nothing for one kind of scene, and a shift of the object is not noticed by the monitor.
+promises nothing for one kind of scene. The monitor often misses the weakest clutter and the weakest
+change of the end effector; docs/monitor.md has what else it finds, and what not.
 """
 
 
