@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-
-import numpy as np
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float, UInt8
-from safetensors.torch import save
 from torch import Tensor
 
 from worldmodel.model import WorldModel, resize
 from worldmodel.tokenizers import to_model
 from worldmodel.transformer import Dynamics, FrameInputs
-from worldmodel.trust import project, whole_frame
+from worldmodel.trust import FrameFeatures, project
 
 
-class DynamicsFeatures:
+class DynamicsFeatures(FrameFeatures):
     """A feature function for the monitor: what the dynamics network makes of a frame on its own.
 
     Hidden states that its confidence head would read, of the frame without noise, past or action.
@@ -38,32 +34,11 @@ class DynamicsFeatures:
             )
         self.model, self.dynamics = model, model.dynamics
 
-    @property
-    def name(self) -> str:
-        """Of these features alone: with a hash of the weights of tokenizer and dynamics."""
+    def _weights(self) -> dict[str, Tensor]:
         parts = {"tokenizer": self.model.tokenizer, "dynamics": self.dynamics}
-        state = {
-            f"{name}.{key}": value.cpu().contiguous()
-            for name, part in parts.items()
-            for key, value in part.state_dict().items()
+        return {
+            f"{n}.{key}": value for n, p in parts.items() for key, value in p.state_dict().items()
         }
-        return f"{type(self).__name__} {hashlib.sha256(save(state)).hexdigest()[:16]}"
-
-    def __call__(
-        self, frame: UInt8[np.ndarray, "*view height width 3"]
-    ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "view h w c"]]:
-        """Features of one frame at the model's size."""
-        views = frame.reshape(-1, *frame.shape[-3:])
-        pooled, positions = self.of_episode(torch.from_numpy(views)[None])
-        return pooled[0], positions[0]
-
-    @torch.inference_mode()
-    def of_episode(
-        self, frames: UInt8[Tensor, "time view height width 3"], *, chunk: int = 32
-    ) -> tuple[Float[np.ndarray, "time d"], Float[np.ndarray, "time view h w c"]]:
-        """Features of every frame of an episode, each as if it were the first."""
-        positions = torch.cat([self._positions(part) for part in torch.split(frames, chunk)])
-        return whole_frame(positions).cpu().numpy(), positions.cpu().numpy()
 
     def _positions(
         self, frames: UInt8[Tensor, "n view height width 3"]

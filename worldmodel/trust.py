@@ -83,9 +83,8 @@ class FrameFeatures:
     @property
     def name(self) -> str:
         """Of these features alone: with a hash of the tokenizer's weights and whitening."""
-        state = self.model.tokenizer.state_dict()
-        blob = save({name: value.cpu().contiguous() for name, value in state.items()})
-        return f"{type(self).__name__} 2 {hashlib.sha256(blob).hexdigest()[:16]}"
+        state = {name: value.cpu().contiguous() for name, value in self._weights().items()}
+        return f"{type(self).__name__} 2 {hashlib.sha256(save(state)).hexdigest()[:16]}"
 
     def __call__(
         self, frame: UInt8[np.ndarray, "*view height width 3"]
@@ -99,23 +98,22 @@ class FrameFeatures:
     def of_episode(
         self, frames: UInt8[Tensor, "time view height width 3"], *, chunk: int = 64
     ) -> tuple[Float[np.ndarray, "time d"], Float[np.ndarray, "time view h w c"]]:
-        """Features of every frame of an episode."""
-        views = frames.shape[1]
-        flat = rearrange(frames, "t v h w c -> (t v) h w c")
-        parts = [self._positions(flat[i : i + chunk]) for i in range(0, len(flat), chunk)]
-        positions = rearrange(torch.cat(parts), "(t v) h w c -> t v h w c", v=views)
-        return whole_frame(positions).cpu().numpy(), positions.cpu().numpy()
+        """Features of every frame of an episode, `chunk` frames at a time."""
+        positions = torch.cat([self._positions(part) for part in torch.split(frames, chunk)])
+        spread, mean = torch.std_mean(positions, dim=(2, 3), correction=0)
+        pooled = rearrange(torch.cat([mean, spread], dim=-1), "t v c -> t (v c)")
+        return pooled.cpu().numpy(), positions.cpu().numpy()
 
-    def _positions(self, frames: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n h w c"]:
-        pixels = to_model(frames.to(self._encoder.device))
+    def _weights(self) -> dict[str, Tensor]:
+        """What the features depend on."""
+        return self.model.tokenizer.state_dict()
+
+    def _positions(
+        self, frames: UInt8[Tensor, "n view height width 3"]
+    ) -> Float[Tensor, "n view h w c"]:
+        pixels = to_model(frames.to(self._encoder.device).flatten(0, 1))
         layer = self._encoder(resize(pixels, self.model.config.image_size))
-        return project(rearrange(layer, "n c h w -> n h w c"))
-
-
-def whole_frame(positions: Float[Tensor, "time view h w c"]) -> Float[Tensor, "time d"]:
-    """Mean and standard deviation of features over the positions of each view."""
-    spread, mean = torch.std_mean(positions, dim=(2, 3), correction=0)
-    return rearrange(torch.cat([mean, spread], dim=-1), "t v c -> t (v c)")
+        return project(rearrange(layer, "(n v) c h w -> n v h w c", v=frames.shape[1]))
 
 
 def project(features: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
