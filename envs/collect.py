@@ -54,6 +54,10 @@ class Collection:
         for name in ("size", "num_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.onset >= self.num_steps:
+            raise ValueError(
+                f"`onset` must be below the number of frames, {self.num_steps}, got {self.onset}."
+            )
 
     @property
     def shift(self) -> Shift:

@@ -134,13 +134,16 @@ def run(
     """Simulate, imagine and watch every cell that `folder` does not hold yet.
 
     Raises:
-        ValueError: `folder` holds results of other settings or another monitor.
+        ValueError: a severity or onset that no episode has, or `folder` holds results of other
+            settings or another monitor.
     """
     limits = {level.name: value for level, value in trust.monitor.judge_.thresholds_.items()}
     settings = {**asdict(config), "workers": 0, "thresholds": limits}
     del settings["severities"]  # more of them may be added later
-    check_settings(folder, settings)
     cells = list(plan(config))
+    for cell, _ in cells:
+        cell.collection(config.seed)  # refuses what cannot be recorded before anything is written
+    check_settings(folder, settings)
     for cell, number in tqdm(cells, "watch", unit="kind"):
         file = folder / cell.file
         if not file.is_file():

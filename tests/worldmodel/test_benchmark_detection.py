@@ -22,6 +22,7 @@ from worldmodel.benchmark_detection import (
     settled_cause,
 )
 from worldmodel.benchmark_detection_report import tables
+from worldmodel.cli import main
 from worldmodel.envs.collect import Collection, record
 from worldmodel.monitors.channels import SIGNALS
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig, Scale
@@ -174,3 +175,21 @@ def test_it_writes_into_no_folder_of_others(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match="holds something else; give another `--out`"):
         bench.check_settings(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--severities", "7"], "`severity` must be 1, 2 or 3, got 7."),
+        (["--onset", "60"], "`onset` must be below the number of frames, 40, got 60."),
+        (["--onset", "0"], "`--onset` must be at least 1, got 0."),
+        (["--nominal", "1"], "`--nominal` must be at least 2, got 1."),
+        (["--shifted", "0"], "`--shifted` must be at least 1, got 0."),
+    ],
+)
+def test_wrong_input_is_one_line_and_writes_nothing(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["benchmark", "detection", "--out", str(tmp_path / "out"), *options]) == 2
+    assert f"error: {message}" in capsys.readouterr().err.splitlines()
+    assert not (tmp_path / "out").exists()

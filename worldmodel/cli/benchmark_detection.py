@@ -44,8 +44,15 @@ def run(command: Command) -> int:
     from worldmodel.benchmark_detection_report import tables
     from worldmodel.report import Section, write_report
 
-    if not command.severities or min(command.nominal // 2, command.shifted) < 1:
-        raise ValueError("`--severities`, `--nominal` (2) and `--shifted` (1) must not be too few.")
+    if not command.severities:
+        raise ValueError("`--severities` needs at least one of 1, 2 and 3.")
+    for name, value, least in (
+        ("nominal", command.nominal, 2),
+        ("shifted", command.shifted, 1),
+        ("onset", command.onset, 1),
+    ):
+        if value < least:
+            raise ValueError(f"`--{name}` must be at least {least}, got {value}.")
     config = DetectionConfig(
         nominal=command.nominal,
         shifted=command.shifted,
