@@ -24,11 +24,11 @@ GROUPS = {
 looks odd, an odd picture that the model is wrong, and both that it doubts itself."""
 TOGETHER = 2
 """Frames within which groups count as having come at once; of others the earlier one leads."""
-SUSPECT = 1.0
-"""Standardised look from which a broken claim may be owed to it: one in ten nominal episodes ever
-reaches 1."""
 EVERYWHERE = ("camera", "lighting", "background")
 """Causes that may break claims all over the picture before its look alone is an alarm."""
+SURE = 0.65
+"""Probability from which one of these is named behind a broken claim."""
+Frame = UInt8[np.ndarray, "*view height width 3"]
 AXES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 
@@ -52,7 +52,7 @@ class Attribution:
 
     def explain(
         self,
-        frame: UInt8[np.ndarray, "*view height width 3"],
+        frame: Frame,
         signals: EpisodeSignals,
         scores: Scores,
     ) -> tuple[tuple[str, ...], dict[str, Evidence]]:
@@ -71,19 +71,13 @@ class Attribution:
         self._calm_since = self._step
         groups = [group for group, names in GROUPS.items() if set(names) & set(found)]
         evidence = {name: self._sentence(name, signals, scores) for name in found}
-        named = {}
-        if "surprise" in groups and "looks" not in groups and self._suspects_look(standard):
-            look = self._look(frame, evidence)
-            if look in EVERYWHERE:
-                groups, named = ["looks", *groups], {"looks": look}
+        named: dict[str, str] = {}
+        if "surprise" in groups and "looks" not in groups and (look := self._behind(frame)):
+            groups, (named["looks"], evidence["cause"]) = ["looks", *groups], look
         for group in groups:
             self._began.setdefault(group, self._step)
         named |= {g: self._name(g, frame, signals, evidence) for g in groups if g not in named}
         return tuple(named[group] for group in sorted(groups, key=self._rank)), evidence
-
-    def _suspects_look(self, standard: Mapping[str, float]) -> bool:
-        """Whether the frame looks odd enough to explain a broken claim, though not for an alarm."""
-        return "looks" in self._began or any(standard.get(n, 0.0) > SUSPECT for n in LOOKS)
 
     def _forget_alarm(self) -> None:
         self._began = {}
@@ -98,12 +92,15 @@ class Attribution:
     def _name(
         self,
         group: str,
-        frame: UInt8[np.ndarray, "*view height width 3"],
+        frame: Frame,
         signals: EpisodeSignals,
         evidence: dict[str, Evidence],
     ) -> str:
         if group == "looks":
-            return self._look(frame, evidence)
+            if self.causes is None:
+                return "appearance"
+            name, evidence["cause"] = self._look(frame, self.causes)
+            return name
         if group == "action":
             return "action_out_of_range" if self._outside(signals) else "action_unfamiliar"
         if group == "confidence":
@@ -111,20 +108,23 @@ class Attribution:
         looks, errors = (self._began.get(name, np.inf) for name in ("looks", "surprise"))
         return "model_disagreement" if looks <= errors + TOGETHER else "action_ignored"
 
-    def _look(
-        self, frame: UInt8[np.ndarray, "*view height width 3"], evidence: dict[str, Evidence]
-    ) -> str:
+    def _behind(self, frame: Frame) -> tuple[str, Evidence] | None:
+        """A look that may have broken a claim though it is no alarm itself, and evidence for it."""
         if self.causes is None:
-            return "appearance"
-        self.causes.observe(frame.reshape(-1, *frame.shape[-3:]))
-        name, chance = self.causes.name()
-        where = self.causes.where()
+            return None
+        name, found = self._look(frame, self.causes)
+        return (name, found) if name in EVERYWHERE and (found.score or 0.0) >= SURE else None
+
+    def _look(self, frame: Frame, causes: CauseModel) -> tuple[str, Evidence]:
+        """What has changed in the picture since the alarm began."""
+        causes.observe(frame.reshape(-1, *frame.shape[-3:]))
+        name, chance = causes.name()
+        where = causes.where()
         place = "" if where is None else f", most of all {self._place(*where)}"
         note = f"{name.replace('_', ' ')} is the likeliest kind of change{place}."
         if name == UNKNOWN:
             note = f"no known kind of change fits{place}."
-        evidence["cause"] = Evidence(chance, LIKELY, note)
-        return name
+        return name, Evidence(chance, LIKELY, note)
 
     def _outside(self, signals: EpisodeSignals) -> list[int]:
         channel = self.judge.channels_.action

@@ -29,6 +29,8 @@ CLIP_LENGTHS = (1, 3, 8)
 """Numbers of frames over which the evidence of an edited clip is averaged to learn from it."""
 LIKELY = 0.5
 """Least probability of a cause that is named."""
+STANDS_OUT = 1.0
+"""Distance from nominal descriptors, in their spreads, from which a change is named."""
 OUTSIDE = 1.2
 """Distance beyond the edits' range, in their spreads, from which a picture is like no edit."""
 NARROW = 0.05
@@ -137,14 +139,18 @@ class CauseModel:
         return dict(zip(self.causes_, chances.tolist(), strict=True))
 
     def name(self) -> tuple[str, float]:
-        """The likeliest cause and its probability; "unknown" where it is unlikely, or no cause."""
+        """The likeliest cause and its probability.
+
+        "unknown" where it is unlikely, no cause, or the picture is like no edit or a nominal one.
+        """
         posterior = self.posterior()
         if not posterior:
             return UNKNOWN, 0.0
         cause = max(posterior, key=posterior.__getitem__)
         view, descriptors = self._deviating()
         strange = self.views_[view].regression.outside(descriptors) > OUTSIDE
-        known = posterior[cause] >= LIKELY and not strange
+        usual = self.views_[view].deviation(descriptors) < STANDS_OUT
+        known = posterior[cause] >= LIKELY and not strange and not usual
         return cause if known else UNKNOWN, posterior[cause]
 
     def where(self) -> tuple[int, str] | None:

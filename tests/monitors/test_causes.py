@@ -103,6 +103,11 @@ def test_what_is_no_cause_is_unknown(model: CauseModel) -> None:
         assert watched(model, film).name()[0] == UNKNOWN
 
 
+def test_a_nominal_picture_has_no_cause(model: CauseModel) -> None:
+    named = [watched(model, one_view(seed)).name()[0] for seed in range(60, 80)]
+    assert named.count(UNKNOWN) >= 16
+
+
 def test_nothing_seen_is_unknown(model: CauseModel) -> None:
     model.reset()
     assert model.name() == (UNKNOWN, 0.0)
