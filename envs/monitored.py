@@ -104,6 +104,7 @@ class MonitoredEnv(
         if not self.handed_over and verdict.level >= self.level:
             self.handed_over = True
             action = self.fallback(self._observation)
+        self.monitor.imagine(self.canonical(action))
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._see(observation)
         return observation, reward, terminated, truncated, {**info, **self._told(verdict)}

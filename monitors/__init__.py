@@ -18,6 +18,7 @@ from worldmodel.monitors.calibration import (
     max_calibration_error,
     per_video_calibration_error,
 )
+from worldmodel.monitors.claims import Claims, ImaginedFrame
 from worldmodel.monitors.confidence import ConfidenceChannel
 from worldmodel.monitors.conformal import RiskControl, risk_controls
 from worldmodel.monitors.decision_table import SubpatchMeans, evaluate_events
@@ -43,7 +44,7 @@ from worldmodel.monitors.localisation import (
     score_picture,
     summarize_localisation,
 )
-from worldmodel.monitors.monitor import ImaginedFrame, RuntimeMonitor, WatchedEpisode
+from worldmodel.monitors.monitor import RuntimeMonitor, WatchedEpisode
 from worldmodel.monitors.parametric import (
     BetaRecalibration,
     PlattRecalibration,
@@ -67,6 +68,7 @@ __all__ = [
     "BetaRecalibration",
     "CalibrationSummary",
     "CameraRecalibration",
+    "Claims",
     "ConfidenceChannel",
     "Decomposition",
     "DetectionSummary",

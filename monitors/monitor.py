@@ -20,6 +20,7 @@ from worldmodel.monitors.attribution import Attribution
 from worldmodel.monitors.calibration import checked
 from worldmodel.monitors.causes import CauseModel
 from worldmodel.monitors.channels import SIGNALS, SMOOTHED, Scores, recent_mean
+from worldmodel.monitors.claims import Claims, ImaginedFrame
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig, held_levels
 from worldmodel.monitors.mounting import Mounting
@@ -32,19 +33,6 @@ Features = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "*place c"]]
 FeatureFunction = Callable[[UInt8[np.ndarray, "*view height width 3"]], Features]
 """Frame -> features of the whole, and of every latent position (place is [h, w] or [view, h,
 w])."""
-
-
-@dataclass(frozen=True)
-class ImaginedFrame:
-    """What the monitor needs of the world model's prediction of a frame."""
-
-    confidence: Float[np.ndarray, "*map"]
-    """P(error <= epsilon) per subpatch: [h, w], [channel, h, w] or [view, channel, h, w]."""
-    horizon: int
-    """Steps ahead that the frame was imagined; 1 or more."""
-    error_ratio: Float[np.ndarray, "*map"] | None = None
-    """`error_ratio` of the same subpatches, now that the real frame is there; None: the surprise
-    channel does not run."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +59,7 @@ class RuntimeMonitor:
         config: MonitorConfig | None = None,
         *,
         features: FeatureFunction | None = None,
+        claims: Claims | None = None,
         deadline_s: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
         today: Callable[[], datetime] = utc_now,
@@ -80,6 +69,7 @@ class RuntimeMonitor:
         Args:
             config: Alarm rates, and what the channels look at.
             features: Frame -> features for the appearance channel.
+            claims: Imagines the next frame where `update` is given none; see `live_monitor`.
             deadline_s: A verdict that took longer is a `stop`; None: it may take any time. The
                 monitor cannot interrupt itself: the verdict still comes late.
             clock: Seconds from any origin, read twice per update.
@@ -90,6 +80,7 @@ class RuntimeMonitor:
             raise ValueError(f"`deadline_s` must be above 0 or None, got {deadline_s}.")
         self.config = config or MonitorConfig()
         self.features = features
+        self.claims = claims
         self.deadline_s = deadline_s
         self.clock = clock
         self.today = today
@@ -141,6 +132,7 @@ class RuntimeMonitor:
         """A monitor with an episode of its own that shares what was fitted: one for each robot."""
         require_fitted(self, "judge_")
         other = copy.copy(self)
+        other.claims = self.claims and self.claims.sibling()
         other._start(copy.copy(self._sensor))
         return other
 
@@ -153,6 +145,7 @@ class RuntimeMonitor:
         self._actions: deque[np.ndarray] = deque(maxlen=RECENT)
         self._scores = {name: deque[float](maxlen=count) for name, count in SMOOTHED.items()}
         self._num_frames = 0
+        self._drop_claims()
         self._stale = staleness(self.artefact_, self.today())
 
     def update(
@@ -166,17 +159,16 @@ class RuntimeMonitor:
                 not go back, one number or one per view. Anything else is a `stop`, never an
                 exception.
             action: The canonical action commanded at this frame, [7], or None.
-            imagined: The world model's prediction of this frame, if there is one.
+            imagined: The world model's prediction of this frame; None: that of `claims`, if any.
         """
         require_fitted(self, "judge_")
         started = self.clock()
         self._num_frames += 1
         try:
             verdict = self._judge_step(observation, action, imagined)
-        except SensorError as fault:
-            verdict = _failure(f"sensor.{fault.code}", str(fault))
         except Exception as error:  # noqa: BLE001 (fail-safe: an interrupt or exit alone may pass)
-            verdict = _failure("monitor.error", f"{type(error).__name__}: {error}")
+            verdict = _failed(error)
+            self._drop_claims()
         latency_s = self.clock() - started
         if self.deadline_s is not None and not latency_s <= self.deadline_s:
             verdict = _late(verdict, latency_s, self.deadline_s)
@@ -187,10 +179,39 @@ class RuntimeMonitor:
         causes = verdict.causes if level == verdict.level else (*verdict.causes, "held")
         return Verdict(level, causes, verdict.evidence, verdict.trust_map, latency_s)
 
+    def _drop_claims(self) -> None:
+        """Nothing is claimed of the next frame; a failure in it is told with the next verdict."""
+        self._unclaimed: Exception | None = None
+        try:
+            if self.claims is not None:
+                self.claims.reset()
+        except Exception as error:  # noqa: BLE001
+            self._unclaimed = error
+
+    def imagine(self, executed: object = None) -> None:
+        """Let `claims` imagine the next frame now; the next `update` does it otherwise.
+
+        Call it when the verdict is passed on and the robot moves. What goes wrong in it is a `stop`
+        at the next step.
+
+        Args:
+            executed: The canonical action that the robot got, if not the one that was judged.
+        """
+        if self.claims is None:
+            return
+        try:
+            self.claims.imagine(None if executed is None else action_row(executed))
+        except Exception as error:  # noqa: BLE001 (told with the next verdict)
+            self._unclaimed = error
+
     def _judge_step(
         self, observation: object, action: object, imagined: ImaginedFrame | None
     ) -> Verdict:
         frame = self._sensor.check(observation, action)
+        if self._unclaimed is not None:
+            raise self._unclaimed
+        if imagined is None and self.claims is not None:
+            imagined = self.claims.observe(frame, action_row(action))
         signals = self.judge_.channels_.placed(self._signals(frame, action, imagined))
         scores = self._smoothed(self.judge_.channels_.scores(signals))
         for name, score in scores.items():
@@ -253,7 +274,7 @@ class RuntimeMonitor:
 
     def _recent_actions(self, action: object) -> Float64[np.ndarray, "1 recent a"]:
         """As `recent_actions` has them; the sensor channel has checked this one."""
-        row = np.full(7, np.nan) if action is None else np.asarray(action, dtype=np.float64)
+        row = action_row(action)
         while len(self._actions) < RECENT:
             self._actions.append(row)
         self._actions.append(row)
@@ -327,6 +348,18 @@ def whole(name: str, number: object) -> int:
     if not isinstance(number, int | np.integer) or isinstance(number, bool):
         raise ValueError(f"`{name}` must be an integer, got {number!r}.")
     return int(number)
+
+
+def action_row(action: object) -> Float64[np.ndarray, " a"]:
+    """An action as numbers; NaN where it is unknown."""
+    return np.full(7, np.nan) if action is None else np.asarray(action, dtype=np.float64)
+
+
+def _failed(error: Exception) -> Verdict:
+    """A `stop` for an exception: a fault of the input, or of the monitor itself."""
+    if isinstance(error, SensorError):
+        return _failure(f"sensor.{error.code}", str(error))
+    return _failure("monitor.error", f"{type(error).__name__}: {error}")
 
 
 def _failure(cause: str, note: str) -> Verdict:

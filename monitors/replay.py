@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from worldmodel.monitors.monitor import ImaginedFrame, RuntimeMonitor
+from worldmodel.monitors.claims import ImaginedFrame
+from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Verdict
 
 

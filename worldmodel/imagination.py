@@ -132,7 +132,49 @@ def begin(
     return DynamicsRollout(network, context, sampling, draw)
 
 
-@torch.inference_mode()
+class Imagination:
+    """A batch of rollouts under way, for which each action may come only after the frame before."""
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        network: Dynamics | Reference,
+        inputs: RolloutInputs,
+        *,
+        sampling: Sampling,
+        epsilon: Float[Tensor, " levels"] | None = None,
+    ) -> None:
+        """Take in the context of `inputs`; of its actions only those between its frames."""
+        if inputs.context.device.type == "cpu" and not network.training:
+            lay_out_for_inference(network)
+        context = context_frames(inputs)
+        self._previous = context.noisy[:, -1:]
+        self._views = inputs.imagined_views
+        self._draw = RowNoise(inputs.seeds, self._previous)
+        levels = self._previous.new_empty(0) if epsilon is None else epsilon
+        self._rollout = begin(network, context, sampling, self._draw, levels)
+
+    @torch.inference_mode()
+    def step(
+        self,
+        actions: Float[Tensor, "batch 1 action"],
+        action_valid: Bool[Tensor, "batch 1"],
+        noise: Float[Tensor, "batch 1 view channel h w"] | None = None,
+    ) -> ImaginedFrame:
+        """The next frame, after these actions; `noise` None: drawn from the seeds."""
+        frame = FrameInputs(
+            noisy=self._draw() if noise is None else noise,
+            previous=self._previous,
+            level=self._previous.new_ones(len(self._previous), 1),
+            actions=actions,
+            action_valid=action_valid,
+            view_valid=self._views,
+        )
+        imagined = self._rollout.next_frame(frame)
+        self._previous = imagined.latent[:, None]
+        return imagined
+
+
 def frames(
     network: Dynamics | Reference,
     inputs: RolloutInputs,
@@ -141,29 +183,12 @@ def frames(
     epsilon: Float[Tensor, " levels"] | None = None,
 ) -> Iterator[ImaginedFrame]:
     """Imagine one frame after the other; memory does not grow with their number."""
-    if inputs.context.device.type == "cpu" and not network.training:
-        lay_out_for_inference(network)
-    start = inputs.context.shape[1]
-    context = context_frames(inputs)
-    previous = context.noisy[:, -1:]
-    draw = RowNoise(inputs.seeds, previous)
-    rollout = begin(
-        network, context, sampling, draw, previous.new_empty(0) if epsilon is None else epsilon
-    )
+    rollouts = Imagination(network, inputs, sampling=sampling, epsilon=epsilon)
+    first = inputs.context.shape[1] - 1
     for index in range(inputs.num_frames):
-        t = start - 1 + index
-        noise = draw() if inputs.noise is None else inputs.noise[:, index : index + 1]
-        frame = FrameInputs(
-            noisy=noise,
-            previous=previous,
-            level=previous.new_ones(len(previous), 1),
-            actions=inputs.actions[:, t : t + 1],
-            action_valid=inputs.action_valid[:, t : t + 1],
-            view_valid=inputs.imagined_views,
-        )
-        imagined = rollout.next_frame(frame)
-        previous = imagined.latent[:, None]
-        yield imagined
+        row = slice(first + index, first + index + 1)
+        noise = None if inputs.noise is None else inputs.noise[:, index : index + 1]
+        yield rollouts.step(inputs.actions[:, row], inputs.action_valid[:, row], noise)
 
 
 @torch.inference_mode()
@@ -198,14 +223,19 @@ def state_confidence(
     head: Head,
     features: Float[Tensor, "batch time tokens dim"],
     epsilon: Float[Tensor, " levels"],
+    *,
+    first_horizon: int = 1,
 ) -> Float[Tensor, "batch time view channel h w levels"]:
-    """P(error <= ε) of rollouts from their first imagined frame on, a few frames at a time."""
+    """P(error <= ε) of imagined frames in a row, the first of them `first_horizon` ahead.
+
+    A few frames at a time.
+    """
     batch, time, tokens, _ = features.shape
     at_once = max(1, TOKENS_AT_ONCE // (batch * tokens))
     parts = []
     for first in range(0, time, at_once):
         part = features[:, first : first + at_once]
-        ahead = torch.arange(first, first + part.shape[1], device=part.device).to(part) + 1
+        ahead = torch.arange(part.shape[1], device=part.device).to(part) + first + first_horizon
         per_token = head.confidence(part.flatten(0, 1), ahead.repeat(batch), epsilon)
         stated = to_subpatches(per_token, network)
         parts.append(rearrange(stated, "(b t) ... -> b t ...", b=batch))

@@ -133,7 +133,8 @@ class MonitorService:
         """Serve until `stop` is set; `on_ready` gets the address once robots can connect.
 
         One thread judges for all robots in turn, each of which has at most one message in it: the
-        event loop stays free, and nobody waits for more than one step of every other robot.
+        event loop stays free, and nobody waits for more than one step of every other robot. What
+        the model imagines of a robot's next frame comes after that robot's reply.
         """
         config = self.config
         if config.out:
@@ -196,9 +197,9 @@ class MonitorService:
                     reason = "send msgpack in binary messages, not text"
                     await connection.close(CloseCode.UNSUPPORTED_DATA, reason)
                     return
-                await _send(
-                    connection, await loop.run_in_executor(self._worker, session.answer, message)
-                )
+                reply = await loop.run_in_executor(self._worker, session.answer, message)
+                await _send(connection, reply)
+                await loop.run_in_executor(self._worker, session.imagine)
         except NotMsgpackError as error:
             text = f"the message is no msgpack: {error}".encode()[:REASON_BYTES]
             await connection.close(CloseCode.INVALID_DATA, text.decode(errors="ignore"))

@@ -169,6 +169,10 @@ class WatchSession:
             self._lines = AlertLog(self.log, trust_maps=True)
         self._lines.write(Alert(step=self.step, verdict=verdict, episode=str(self.episode)))
 
+    def imagine(self) -> None:
+        """Let the model imagine the next frame while the robot moves, if it runs beside."""
+        self.monitor.imagine()
+
     def close(self) -> None:
         """Close the log."""
         if self._lines is not None:

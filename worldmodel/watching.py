@@ -13,7 +13,7 @@ from torch import Tensor
 
 from worldmodel.logged_rollouts import commanded, steps
 from worldmodel.model import WorldModel, resize
-from worldmodel.monitors.monitor import ImaginedFrame
+from worldmodel.monitors.claims import ImaginedFrame
 from worldmodel.monitors.replay import RecordedStep
 from worldmodel.monitors.surprise import error_ratio
 from worldmodel.monitors.verdict import Level, Verdict

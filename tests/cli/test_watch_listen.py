@@ -12,8 +12,10 @@ import pytest
 
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
+from worldmodel.live_claims import live_monitor
 from worldmodel.model import WorldModel
 from worldmodel.monitor_client import MonitorClient, MonitorError
+from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Verdict
 from worldmodel.trust import Trust
 
@@ -57,21 +59,37 @@ def serve_robot(
     return shown, told
 
 
+def judged(monitor: RuntimeMonitor, frames: np.ndarray) -> list[Verdict]:
+    return [monitor.update(frame[None], ACTION) for frame in frames]
+
+
 def test_a_robot_gets_the_monitors_verdicts_until_sigterm(
     calibrated: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frames = np.asarray(open_dataset(scenes).episode("train/7").frames["front"][:6]).copy()
     out = tmp_path / "log"
-    shown, told = serve_robot(frames, "--model", str(calibrated), "--out", str(out))
+    options = ("--model", str(calibrated), "--out", str(out))
+    shown, told = serve_robot(frames, *options)
     assert capsys.readouterr().out.startswith("Listening at ws://127.0.0.1:")
     assert told["cameras"] == ["front"]
     assert told["frame_shape"] == [1, 16, 16, 3]
     assert told["deadline_s"] is None
-    monitor = Trust.load(calibrated / "monitor", WorldModel.load(calibrated)).monitor
-    wanted = [monitor.update(frame[None], ACTION) for frame in frames]
+    assert told["imagines"] is True
+    model = WorldModel.load(calibrated)
+    trust = Trust.load(calibrated / "monitor", model)
+    wanted = judged(live_monitor(model, trust), frames)
     assert [Verdict.from_dict(verdict) for verdict in shown] == wanted
+    assert wanted[-1].evidence["surprise"].score is not None
     assert any(verdict["level"] == "trust" for verdict in shown)
     assert len(next(out.glob("session-*.jsonl")).read_text().splitlines()) == 6
+
+
+def test_it_serves_without_imagining(calibrated: Path, scenes: Path) -> None:
+    frames = np.asarray(open_dataset(scenes).episode("train/7").frames["front"][:3]).copy()
+    shown, told = serve_robot(frames, "--model", str(calibrated), "--no-imagine")
+    assert told["imagines"] is False
+    monitor = Trust.load(calibrated / "monitor", WorldModel.load(calibrated)).monitor
+    assert [Verdict.from_dict(verdict) for verdict in shown] == judged(monitor, frames)
 
 
 def test_a_verdict_past_the_deadline_is_a_stop(calibrated: Path, scenes: Path) -> None:
@@ -88,6 +106,7 @@ def test_a_verdict_past_the_deadline_is_a_stop(calibrated: Path, scenes: Path) -
     [
         ([], "Give either `--data` with episodes to watch, or `--listen` HOST:PORT."),
         (["--data", "x", "--listen", "127.0.0.1:0"], "Give either `--data`"),
+        (["--data", "x", "--no-imagine"], "`--no-imagine` goes with `--listen`"),
         (["--data", "x", "--deadline-ms", "9"], "`--deadline-ms` goes with `--listen`"),
         (["--listen", "127.0.0.1:0", "--deadline-ms", "0"], "`deadline_ms` must be above 0"),
         (["--listen", "127.0.0.1:0", "--deadline-ms", "nan"], "`deadline_ms` must be above 0"),

@@ -137,6 +137,33 @@ def test_what_a_policy_draws_on_its_observation_is_not_judged(monitor: RuntimeMo
     assert env.step(MOVE)[4]["verdict"].level == Level.TRUST
 
 
+class Listens:
+    """A model that keeps what it is told of executed actions, and claims nothing."""
+
+    def __init__(self) -> None:
+        self.told: list[np.ndarray | None] = []
+
+    def observe(self, frame: np.ndarray, action: np.ndarray) -> None:
+        """It says nothing."""
+
+    def imagine(self, executed: np.ndarray | None = None) -> None:
+        self.told.append(executed)
+
+    def reset(self) -> None:
+        """It keeps no episode."""
+
+    def sibling(self) -> "Listens":
+        return self
+
+
+def test_a_model_beside_it_imagines_what_is_executed(monitor: RuntimeMonitor) -> None:
+    watcher = monitor.sibling()
+    watcher.claims = claims = Listens()
+    rows = played(MonitoredEnv(Camera(4), watcher, hold_still), seed=1)[1:]
+    assert rows[4][4]["handed_over"]
+    np.testing.assert_array_equal(claims.told, [row[4]["executed"] for row in rows])
+
+
 def test_a_lower_level_hands_over_if_asked(monitor: RuntimeMonitor) -> None:
     env = MonitoredEnv(Camera(), monitor, hold_still, level=Level.TRUST)
     env.reset(seed=1)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from worldmodel.monitors.action import recent_actions
+from worldmodel.monitors.claims import ImaginedFrame
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig
-from worldmodel.monitors.monitor import ImaginedFrame, RuntimeMonitor
+from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.verdict import Level
 

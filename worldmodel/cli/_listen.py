@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from worldmodel.cli.watch import Command
     from worldmodel.model import WorldModel
+    from worldmodel.monitors.monitor import RuntimeMonitor
     from worldmodel.service import MonitorService
-    from worldmodel.trust import Trust
     from worldmodel.watch_session import WatchSession
 
 
 def listen(command: Command) -> int:
     """Serve until the process is told to stop."""
     from worldmodel.cli.watch import load_watcher
+    from worldmodel.live_claims import live_monitor
     from worldmodel.service import MonitorService, ServiceConfig, read_api_key, split_address
 
     host, port = split_address(command.listen or "")
@@ -34,9 +35,10 @@ def listen(command: Command) -> int:
         out=command.out,
     )
     model, trust, *folders = load_watcher(command)
-    trust.monitor.deadline_s = deadline_s
-    metadata = service_metadata(model, trust, *folders)
-    asyncio.run(serve_until_told(MonitorService(sessions(model, trust), metadata, config)))
+    monitor = live_monitor(model, trust) if command.imagine else trust.monitor
+    monitor.deadline_s = deadline_s
+    metadata = service_metadata(model, monitor, *folders)
+    asyncio.run(serve_until_told(MonitorService(sessions(model, monitor), metadata, config)))
     return 0
 
 
@@ -47,16 +49,16 @@ def seconds(deadline_ms: float | None) -> float | None:
     return None if deadline_ms is None else deadline_ms / 1000
 
 
-def sessions(model: WorldModel, trust: Trust) -> Callable[[Path | None], WatchSession]:
+def sessions(model: WorldModel, monitor: RuntimeMonitor) -> Callable[[Path | None], WatchSession]:
     """Makes sessions that share one model and one fitted monitor, with its deadline."""
     from worldmodel.watch_session import WatchSession
 
     cameras = model.config.cameras
-    return lambda log: WatchSession(trust.monitor.sibling(), cameras, log)
+    return lambda log: WatchSession(monitor.sibling(), cameras, log)
 
 
 def service_metadata(
-    model: WorldModel, trust: Trust, checkpoint: Path, monitor: Path
+    model: WorldModel, monitor: RuntimeMonitor, checkpoint: Path, folder: Path
 ) -> dict[str, Any]:
     """What every robot is told first."""
     from worldmodel.provenance import fingerprint
@@ -65,13 +67,14 @@ def service_metadata(
         "server": "worldmodel watch",
         "version": version("worldmodel"),
         "cameras": list(model.config.cameras),
-        "frame_shape": list(trust.monitor.frame_shape_),
-        "deadline_s": trust.monitor.deadline_s,
+        "frame_shape": list(monitor.frame_shape_),
+        "deadline_s": monitor.deadline_s,
         "rate_hz": model.config.rate_hz,
         "action_spec": asdict(model.config.action_spec),
         "model_hash": fingerprint(checkpoint),
-        "monitor_hash": fingerprint(monitor),
-        "channels": list(trust.monitor.judge_.channels_.names),
+        "monitor_hash": fingerprint(folder),
+        "channels": list(monitor.judge_.channels_.names),
+        "imagines": monitor.claims is not None,
     }
 
 

@@ -55,6 +55,9 @@ class Command:
     deadline_ms: float | None = None
     """With `--listen`: a verdict that took the monitor longer is a stop, with the cause
     "monitor.deadline"; None: it may take any time."""
+    imagine: bool = True
+    """With `--listen`: imagine every robot's next frame and check it when it comes: needed to find
+    actions that the robot does not obey. Takes a few times as long as a verdict, after it."""
 
 
 def run(command: Command) -> int:
@@ -66,6 +69,8 @@ def run(command: Command) -> int:
     if command.data is not None:
         if command.deadline_ms is not None:
             raise ValueError("`--deadline-ms` goes with `--listen`, not with `--data`.")
+        if not command.imagine:
+            raise ValueError("`--no-imagine` goes with `--listen`, not with `--data`.")
         return watch_data(command, command.data)
     if command.only is not None or command.json or command.view is not None:
         raise ValueError("`--only`, `--json` and `--view` go with `--data`, not with `--listen`.")

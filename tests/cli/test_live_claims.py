@@ -1,0 +1,142 @@
+"""Claims beside a robot: those that a recording would get, without knowing what comes next."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from worldmodel.calibration import load_trust
+from worldmodel.datasets.open_dataset import open_dataset
+from worldmodel.episodes import load_episode
+from worldmodel.live_claims import LiveClaims, live_monitor
+from worldmodel.logged_rollouts import commanded
+from worldmodel.model import WorldModel
+from worldmodel.monitors import ImaginedFrame
+from worldmodel.monitors.verdict import Level, Verdict
+from worldmodel.rollouts import CONTEXT
+from worldmodel.trust import Episode, Trust
+from worldmodel.watching import claimed, known, watch
+
+HORIZON = 4
+ROUNDING = 2e-3
+"""Claims are kept in half precision."""
+Loaded = tuple[WorldModel, Trust, Episode]
+
+
+@pytest.fixture(scope="module")
+def loaded(calibrated: Path, scenes: Path) -> Loaded:
+    model = WorldModel.load(calibrated)
+    episode = load_episode(model, open_dataset(scenes).episode("train/7"), ("front",))
+    return model, load_trust(model, calibrated), episode
+
+
+def action_at(episode: Episode, t: int) -> np.ndarray:
+    return commanded(episode, t).astype(np.float64)
+
+
+def observed(claims: LiveClaims, episode: Episode) -> list[ImaginedFrame | None]:
+    """What was claimed of every frame, one after the other."""
+    return [
+        claims.observe(frame.numpy(), action_at(episode, t))
+        for t, frame in enumerate(episode.frames)
+    ]
+
+
+@pytest.mark.parametrize("start", [1, 3, CONTEXT + 1])
+@pytest.mark.parametrize("horizon", [1, HORIZON])
+def test_they_are_those_of_the_recording(loaded: Loaded, start: int, horizon: int) -> None:
+    model, trust, episode = loaded
+    recorded = Trust(trust.monitor, trust.recalibration, HORIZON, horizon, start)
+    (rollouts,) = recorded.claims(model, [episode.batch], seed=5)
+    live = observed(LiveClaims(model, start=start, horizon=horizon, seed=5), episode)
+    assert [claim is None for claim in live] == [t < start for t in range(len(live))]
+    for t, claim in enumerate(live):
+        error = rollouts.error[t].half().numpy()
+        wanted = claimed(rollouts.confidence[t].numpy(), error, int(rollouts.horizon[t]))
+        if wanted is None or claim is None:
+            assert claim is wanted
+            continue
+        assert claim.horizon == wanted.horizon
+        np.testing.assert_allclose(claim.confidence, wanted.confidence, atol=ROUNDING)
+        np.testing.assert_allclose(claim.error_ratio, wanted.error_ratio, rtol=0.02, atol=ROUNDING)
+
+
+def beside(loaded: Loaded, *, imagine: bool) -> list[Verdict]:
+    model, trust, episode = loaded
+    monitor, verdicts = live_monitor(model, trust), []
+    for t, frame in enumerate(episode.frames):
+        verdicts.append(monitor.update(frame.numpy(), known(commanded(episode, t))))
+        if imagine:
+            monitor.imagine()
+    return verdicts
+
+
+def test_the_monitor_runs_every_channel_beside_a_robot(loaded: Loaded) -> None:
+    model, trust, episode = loaded
+    (rollouts,) = trust.claims(model, [episode.batch], seed=0)
+    recorded = list(watch(trust, episode, rollouts))
+    live = beside(loaded, imagine=True)
+    assert [verdict.level for verdict in live] == [verdict.level for verdict in recorded]
+    for verdict, wanted in zip(live[1:], recorded[1:], strict=True):
+        for name in ("confidence", "surprise"):
+            score, other = verdict.evidence[name].score, wanted.evidence[name].score
+            assert score == pytest.approx(other, rel=0.02, abs=ROUNDING)
+    assert live == beside(loaded, imagine=False)  # late, but the same
+
+
+def test_after_a_broken_frame_nothing_is_claimed_of_the_next(loaded: Loaded) -> None:
+    model, trust, episode = loaded
+    monitor = live_monitor(model, trust)
+    frames = [frame.numpy() for frame in episode.frames[:6]]
+    frames[3] = np.zeros_like(frames[3])
+    verdicts = []
+    for t, frame in enumerate(frames):
+        verdicts.append(monitor.update(frame, known(commanded(episode, t))))
+        monitor.imagine()
+    ran = ["surprise" in v.evidence and v.evidence["surprise"].score is not None for v in verdicts]
+    assert ran == [False, True, True, False, False, True]
+    assert verdicts[3].causes == ("sensor.black",)
+    assert min(v.level for v in verdicts[3:6]) == Level.STOP  # held
+
+
+def test_what_the_robot_did_counts_and_not_what_was_asked(loaded: Loaded) -> None:
+    model, _, episode = loaded
+    frames = [frame.numpy() for frame in episode.frames[:2]]
+    asked, done = np.zeros(7), np.full(7, 3.0)
+
+    def ratio(action: np.ndarray, executed: np.ndarray | None) -> np.ndarray:
+        claims = LiveClaims(model, start=1, horizon=HORIZON)
+        claims.observe(frames[0], action)
+        claims.imagine(executed)
+        claim = claims.observe(frames[1], asked)
+        assert claim is not None
+        assert claim.error_ratio is not None
+        return claim.error_ratio
+
+    assert (ratio(asked, done) == ratio(done, None)).all()
+    assert (ratio(asked, done) != ratio(asked, None)).any()
+    unknown = ratio(np.full(7, np.nan), None)
+    assert np.isfinite(unknown).all()
+    assert (unknown != ratio(asked, None)).any()
+
+
+def test_robots_do_not_share_an_episode(loaded: Loaded) -> None:
+    model, _, episode = loaded
+    one = LiveClaims(model, start=1, horizon=HORIZON)
+    one.observe(episode.frames[0].numpy(), np.zeros(7))
+    other = one.sibling()
+    assert other.observe(episode.frames[5].numpy(), np.zeros(7)) is None
+    assert one.observe(episode.frames[1].numpy(), np.zeros(7)) is not None
+    one.reset()
+    assert one.observe(episode.frames[2].numpy(), np.zeros(7)) is None
+
+
+def test_actions_that_are_not_canonical_are_refused(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, trust, _ = loaded
+    chunked = model.config.action_spec.side_by_side(5)
+    monkeypatch.setattr(model, "config", SimpleNamespace(action_spec=chunked))
+    with pytest.raises(ValueError, match="of 7 numbers, one per frame; this one takes 35"):
+        live_monitor(model, trust)
