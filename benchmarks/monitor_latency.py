@@ -3,11 +3,13 @@
     python benchmarks/monitor_latency.py          # about ten minutes, if nothing else runs
     python benchmarks/monitor_latency.py --quick  # a minute; writes no file
 
-The shipped tabletop model and monitor, simulated nominal episodes that neither has seen, without
-imagined frames. Every update takes turns with its features alone, with one round trip through the
-tokenizer and with a plain encode of the same frame; on one thread and on two, in a process each.
-Then memory over 100,000 updates whose features are remembered from the first time a frame was
-shown, to keep it short, and over 5,000 whose features are computed. Exit code 1 if a bar is missed.
+The shipped tabletop model and monitor, simulated nominal episodes that neither has seen. Every
+update without imagined frames takes turns with its features alone, with one round trip through the
+tokenizer and with a plain encode of the same frame, and is followed by an update that checks what
+the model claimed of the frame and by the imagination of the next one; on one thread and on two, in
+a process each. Then memory over 100,000 updates whose features are remembered from the first time a
+frame was shown, to keep it short, over 5,000 whose features are computed, and over 1,000 beside the
+model. Exit code 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,7 @@ from sampler_quality import hardware
 from worldmodel.calibration import load_trust
 from worldmodel.demo import simulate
 from worldmodel.envs.collect import Collection
+from worldmodel.live_claims import live_monitor
 from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.tokenizers import to_model
@@ -49,6 +53,7 @@ MAX_GROWTH_MIB = 8.0
 """Most by which memory may grow after the first tenth of the updates."""
 WARM_UP = 50
 UPDATE = "update"
+CHECK, IMAGINE = "update that checks a claim", "imagining the next frame"
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -60,12 +65,13 @@ class Size:
     updates: int = 1000
     remembered: int = 100_000
     computed: int = 5000
+    beside: int = 1000
     limit_s: float = 600.0
     """Timing ends after so long, with the updates it has: two threads on a machine whose cores are
     taken wait for one another, a hundred times longer than they work."""
 
 
-QUICK = Size(episodes=2, updates=100, remembered=5000, computed=200, limit_s=60.0)
+QUICK = Size(episodes=2, updates=100, remembered=5000, computed=200, beside=100, limit_s=60.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +178,11 @@ def elapsed_ms(run: Callable[[], Any]) -> tuple[float, float]:
 
 @torch.inference_mode()
 def timings(
-    model: WorldModel, monitor: RuntimeMonitor, steps: Sequence[Step], size: Size
+    model: WorldModel,
+    monitor: RuntimeMonitor,
+    live: RuntimeMonitor,
+    steps: Sequence[Step],
+    size: Size,
 ) -> tuple[list[Timing], Counter[str]]:
     """Each of the parts in turns, and how often the monitor gave each level."""
     levels, rows = Counter[str](), list[dict[str, tuple[float, float]]]()
@@ -183,8 +193,12 @@ def timings(
         todo = list(parts(model, monitor, step, levels).items())
         turn = number % len(todo)  # nothing is always the first to see a frame
         rows.append({name: elapsed_ms(run) for name, run in todo[turn:] + todo[:turn]})
+        if step.first:
+            live.reset()
+        rows[-1][CHECK] = elapsed_ms(partial(live.update, step.frame, step.action))
+        rows[-1][IMAGINE] = elapsed_ms(live.imagine)
     found = []
-    for name, _ in todo:
+    for name in sorted(rows[-1], key=[*dict(todo), CHECK, IMAGINE].index):
         wall, cpu = np.array([row[name] for row in rows[WARM_UP:]]).T
         whole = np.array([row[UPDATE][0] for row in rows[WARM_UP:]])
         found.append(
@@ -219,9 +233,10 @@ def measure(name: str, size: Size, threads: int, *, with_memory: bool) -> dict[s
     torch.set_num_threads(threads)
     folder = checkpoint_folder(name)
     model = WorldModel.load(folder)
-    monitor = load_trust(model, folder).monitor
+    trust = load_trust(model, folder)
+    monitor, live = trust.monitor, live_monitor(model, trust)
     steps, load = nominal_steps(model, size.episodes), os.getloadavg()[0]
-    times, levels = timings(model, monitor, steps, size)
+    times, levels = timings(model, monitor, live, steps, size)
     found: dict[str, Any] = {
         "threads": threads,
         "hardware": hardware(),
@@ -232,6 +247,7 @@ def measure(name: str, size: Size, threads: int, *, with_memory: bool) -> dict[s
     }
     if with_memory:
         held = [memory("computed", monitor, steps, size.computed)]
+        held.append(memory("computed, beside the model", live, steps, size.beside))
         assert monitor.features is not None
         remembered = Remembered(monitor.features)
         monitor.features = remembered

@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/service.py          # about fifteen minutes on two cores
     OMP_NUM_THREADS=1 python benchmarks/service.py --quick  # two minutes; writes no file
 
-Starts `worldmodel watch --listen` in a process of its own, then
+Starts `worldmodel watch --listen` in a process of its own, lets one robot and then five send 100
+steps each, and starts it again with `--no-imagine`. Then
 1. one robot sends 500 steps, as fast as it can;
 2. 20 robots send 500 steps each at once. Every robot's frames are its own, and the answer to each
    step must carry its number and be that of the same monitor called directly on that frame;
@@ -44,9 +45,10 @@ import psutil
 from checkpoint_quality import git_commit  # the scripts beside this one
 from sampler_quality import hardware
 from service_abuse import ACTION, HEAVY, PEERS, SLOW, Outcome, abuse, upgrade
-from service_report import Check, Latency, Report, Usage, leaks
+from service_report import Check, Latency, Report, Usage, leaks, usage
 
 from worldmodel.calibration import load_trust
+from worldmodel.live_claims import live_monitor
 from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitor_client import MonitorClient, MonitorError
 from worldmodel.monitors.alerts import read_alerts
@@ -86,9 +88,9 @@ class Ride:
 
 
 @contextmanager
-def service(model: str, out: Path) -> Iterator[tuple[str, psutil.Process]]:
+def service(model: str, out: Path, *options: str) -> Iterator[tuple[str, psutil.Process]]:
     """The service on a free port; its address and process."""
-    command = [sys.executable, "-m", "worldmodel", "watch", "--model", model]
+    command = [sys.executable, "-m", "worldmodel", "watch", "--model", model, *options]
     command += ["--listen", "127.0.0.1:0", "--out", str(out)]
     environment = {**os.environ, "WORLDMODEL_API_KEY": KEY}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -102,21 +104,6 @@ def service(model: str, out: Path) -> Iterator[tuple[str, psutil.Process]]:
             yield line.removeprefix("Listening at ").split(";")[0], psutil.Process(process.pid)
         finally:
             process.kill()
-
-
-def usage(process: psutil.Process, when: str, *, at_most: int | None = None) -> Usage:
-    """What the service holds, once it is down to `at_most` file descriptors or half a minute on."""
-    end = time.monotonic() + 30
-    while at_most is not None and process.num_fds() > at_most and time.monotonic() < end:
-        time.sleep(0.1)
-    memory, fds = process.memory_info().rss / 2**20, process.num_fds()
-    found = Usage(
-        when=when, file_descriptors=fds, threads=process.num_threads(), rss_mib=round(memory, 1)
-    )
-    print(
-        f"  {when}: {fds} file descriptors, {found.threads} threads, {memory:.0f} MiB", flush=True
-    )
-    return found
 
 
 def pictures(robot: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -185,8 +172,9 @@ def crowd(
     distinct = len({str(one.shown[0]["evidence"]) for one in rides if one.shown})
     wait = 1e3 * np.concatenate([one.waits_s for one in rides])
     inside = 1e3 * np.array([verdict["latency_s"] for one in rides for verdict in one.shown])
+    imagines = monitor.claims is not None
     latency = Latency(
-        robots=num_robots, updates=len(wait), load=round(os.getloadavg()[0], 1),
+        imagines=imagines, robots=num_robots, updates=len(wait), load=round(os.getloadavg()[0], 1),
         p50_ms=float(np.median(wait)), p99_ms=float(np.quantile(wait, 0.99)),
         monitor_p50_ms=float(np.median(inside)), monitor_p99_ms=float(np.quantile(inside, 0.99)),
     )  # fmt: skip
@@ -195,9 +183,8 @@ def crowd(
         "told apart by their first answer"
     )
     kept = lost == numbered == mixed == 0 and distinct == num_robots
-    return Check(what=f"{num_robots} robots x {steps} updates at once", found=found, kept=kept), (
-        latency
-    )
+    what = f"{num_robots} robots x {steps} updates at once{', imagining' * imagines}"
+    return Check(what=what, found=found, kept=kept), latency
 
 
 def come_and_go(address: str, visits: int) -> Check:
@@ -325,18 +312,25 @@ def measure(name: str, size: Size, facts: dict[str, Any], *, quick: bool) -> Rep
     """Run all parts."""
     folder = checkpoint_folder(name)
     model = WorldModel.load(folder)
-    monitor = load_trust(model, folder).monitor
+    trust = load_trust(model, folder)
+    monitor = trust.monitor
     report = Report({**facts, "frames": monitor.frame_shape_}, [], [], [], [])
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "log"
-        with service(name, out) as (address, process):
-            report.used.append(usage(process, "start"))
-            rest = report.used[0].file_descriptors
-            for robots in (1, size.robots):
-                check, latency = crowd(address, monitor, robots, size.steps)
+
+        def crowds(watcher: RuntimeMonitor, robots: int, steps: int) -> None:
+            for number in (1, robots):
+                check, latency = crowd(address, watcher, number, steps)
                 report.checks.append(check)
                 report.latencies.append(latency)
                 print(check, latency, flush=True)
+
+        with service(name, out) as (address, _):
+            crowds(live_monitor(model, trust), size.robots // 4, size.steps // 5)
+        with service(name, out, "--no-imagine") as (address, process):
+            report.used.append(usage(process, "start"))
+            rest = report.used[0].file_descriptors
+            crowds(monitor, size.robots, size.steps)
             report.used.append(usage(process, "after the crowd", at_most=rest))
             for turn in ("first", "second"):
                 report.checks.append(come_and_go(address, size.visits))

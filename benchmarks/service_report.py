@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import psutil
 from service_abuse import Outcome  # the script beside this one
 
 MAX_GROWTH_MIB = 16.0
@@ -35,6 +37,8 @@ class Usage:
 class Latency:
     """Milliseconds per update: round trip, and the monitor's own share."""
 
+    imagines: bool
+    """Whether the model imagines every next frame, after the answer."""
     robots: int
     updates: int
     load: float
@@ -60,7 +64,13 @@ class Report:
         told = "; ".join(f"{name}: {value}" for name, value in self.facts.items())
         checks = [(c.what, c.found, "yes" if c.kept else "NO") for c in self.checks]
         latencies = [
-            (x.robots, x.updates, x.load, *(f"{ms:.1f}" for ms in list(asdict(x).values())[3:]))
+            (
+                "yes" if x.imagines else "no",
+                x.robots,
+                x.updates,
+                x.load,
+                *(f"{ms:.1f}" for ms in list(asdict(x).values())[4:]),
+            )
             for x in self.latencies
         ]
         outcomes = [
@@ -72,7 +82,7 @@ class Report:
             table(("check", "found", "kept"), checks),
             "Round trips as the robots see them, all of them threads of one process on the same "
             "machine, each asking as fast as it is answered; and the monitor's own time.\n",
-            table(("robots at once", "updates", "load", "p50 (ms)", "p99 (ms)",
+            table(("imagining", "robots at once", "updates", "load", "p50 (ms)", "p99 (ms)",
                    "monitor p50 (ms)", "monitor p99 (ms)"), latencies),
             "What the service's process holds.\n",
             table(("when", "file descriptors", "threads", "RSS (MiB)"),
@@ -80,6 +90,21 @@ class Report:
             "Peers that misbehave, what the service did, and after how long.\n",
             table(("peer", "the service", "s", "as it must"), outcomes),
         ])  # fmt: skip
+
+
+def usage(process: psutil.Process, when: str, *, at_most: int | None = None) -> Usage:
+    """What the service holds, once it is down to `at_most` file descriptors or half a minute on."""
+    end = time.monotonic() + 30
+    while at_most is not None and process.num_fds() > at_most and time.monotonic() < end:
+        time.sleep(0.1)
+    memory, fds = process.memory_info().rss / 2**20, process.num_fds()
+    found = Usage(
+        when=when, file_descriptors=fds, threads=process.num_threads(), rss_mib=round(memory, 1)
+    )
+    print(
+        f"  {when}: {fds} file descriptors, {found.threads} threads, {memory:.0f} MiB", flush=True
+    )
+    return found
 
 
 def leaks(used: Sequence[Usage]) -> list[Check]:
