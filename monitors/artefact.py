@@ -46,6 +46,11 @@ class Artefact:
             if date is not None and date.tzinfo is None:
                 raise ValueError(f"`{name}` must have a time zone, got {date}.")
 
+    @property
+    def action_rows(self) -> int:
+        """Canonical actions that are commanded, side by side, at a frame."""
+        return int((self.action_spec or {}).get("rows", 1))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; dates as in ISO 8601."""
         dates = {"created": self.created, "expires": self.expires}

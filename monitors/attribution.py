@@ -147,7 +147,8 @@ class Attribution:
             pixels = channels.colour.pixel_scores(signals.frames[:1])[0]
             return f"{self._peak(pixels)} has colours that the {n} familiar episodes lack"
         if name == "action":
-            axes = ", ".join(AXES[axis] for axis in self._outside(signals))
+            found = (AXES[axis % len(AXES)] for axis in self._outside(signals))
+            axes = ", ".join(dict.fromkeys(found))
             odd = f"lies outside their range on {axes}" if axes else "is far from any of theirs"
             return f"after the one before it, the action {odd} ({n} familiar episodes)"
         return FINDINGS[name].format(n=n)

@@ -9,7 +9,15 @@ import numpy as np
 from jaxtyping import Float64, Int
 
 from worldmodel.monitors.causes import CauseModel
-from worldmodel.monitors.channels import CLAIMS, LOOKS, Channels, Scores, fit_channels, smoothed
+from worldmodel.monitors.channels import (
+    CLAIMS,
+    LOOKS,
+    WEIGHTS,
+    Channels,
+    Scores,
+    fit_channels,
+    smoothed,
+)
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.threshold import EpisodeThreshold, episodes_needed, smallest_alpha
@@ -88,7 +96,7 @@ class Scale:
     centre: float
     """Median over nominal episodes."""
     spread: float
-    """From there to the 0.9 quantile: how far its upper tail reaches."""
+    """From there to the score that its share of alpha_notice exceeds."""
 
 
 class EpisodeJudge:
@@ -97,8 +105,9 @@ class EpisodeJudge:
     A signal is standardised by the median and spread of its episode maxima on nominal episodes;
     the thresholds bound the episode maximum of the largest standardised signal, its surprise. So
     the promise holds for all signals together, and with any of them missing: leaving one out only
-    lowers the maximum. Each signal's own scale makes their tails comparable, or the one with the
-    longest would set the threshold of all.
+    lowers the maximum. Each signal's own scale reaches as far as its share of the alarms (a
+    weighted Bonferroni correction, `WEIGHTS`), or the one with the longest tail would set the
+    threshold of all; how many signals alarm in the same episodes is the threshold's to learn.
     """
 
     def __init__(self, config: MonitorConfig) -> None:
@@ -121,10 +130,10 @@ class EpisodeJudge:
         self.channels_ = self._fit_channels(reference)
         third = len(calibration[::3])
         if third >= LEAST_SCALED and len(calibration) - third >= self._num_needed():
-            self.scales_ = _scales([_maxima(self.scores(e)) for e in calibration[::3]])
+            self.scales_ = self._scales([_maxima(self.scores(e)) for e in calibration[::3]])
             calibration = [episode for i, episode in enumerate(calibration) if i % 3]
         else:
-            self.scales_ = _scales(self._cross_scored(reference))
+            self.scales_ = self._scales(self._cross_scored(reference))
         maxima = np.array(
             [self.surprise(self.scores(e)).max() for e in calibration], dtype=np.float64
         )
@@ -163,6 +172,18 @@ class EpisodeJudge:
             channels = self._fit_channels(reference[1 - half :: 2])
             scored += [_maxima(smoothed(channels.scores(e))) for e in reference[half::2]]
         return scored
+
+    def _scales(self, maxima: Sequence[Mapping[str, float]]) -> dict[str, Scale]:
+        """The scale of every signal from the largest scores of episodes."""
+        names = dict.fromkeys(name for episode in maxima for name in episode)
+        weights = {name: WEIGHTS.get(name, 1.0) for name in names}
+        scales = {}
+        for name, weight in weights.items():
+            alpha = self.config.alpha_notice * weight / sum(weights.values())
+            values = [episode[name] for episode in maxima if name in episode]
+            middle, high = np.quantile(values, [0.5, 1 - alpha])
+            scales[name] = Scale(float(middle), max(float(high - middle), MIN_SPREAD))
+        return scales
 
     def scores(self, signals: EpisodeSignals) -> Scores:
         """Every signal's score of every frame, in its own unit; NaN where it could not run."""
@@ -230,16 +251,6 @@ class EpisodeJudge:
 def _maxima(scores: Scores) -> dict[str, float]:
     """Each signal's largest score; one that never ran is left out."""
     return {name: float(np.nanmax(s)) for name, s in scores.items() if np.isfinite(s).any()}
-
-
-def _scales(maxima: Sequence[Mapping[str, float]]) -> dict[str, Scale]:
-    """The scale of every signal from the largest scores of episodes."""
-    scales = {}
-    for name in dict.fromkeys(name for episode in maxima for name in episode):
-        values = [episode[name] for episode in maxima if name in episode]
-        middle, high = np.quantile(values, [0.5, 0.9])
-        scales[name] = Scale(float(middle), max(float(high - middle), MIN_SPREAD))
-    return scales
 
 
 def held_levels(levels: Int[np.ndarray, " time"], calm_steps: int) -> Int[np.ndarray, " time"]:

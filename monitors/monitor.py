@@ -109,12 +109,14 @@ class RuntimeMonitor:
             rate_hz: Frames per second that the cameras are to give, for frames that come with their
                 times; None: only the order of the times is checked.
         """
-        sensor = SensorChannel(frame_shape, rate_hz=rate_hz)
+        artefact = artefact or Artefact()
+        rows = artefact.action_rows
+        sensor = SensorChannel(frame_shape, rate_hz=rate_hz, action_rows=rows)
         if reference is None:
             reference, calibration = calibration[::2], calibration[1::2]
         self.judge_ = EpisodeJudge(self.config).fit(calibration, reference=reference)
         created, name = self.today().replace(microsecond=0), getattr(self.features, "name", None)
-        self.artefact_ = replace(artefact or Artefact(), created=created, features=name)
+        self.artefact_ = replace(artefact, created=created, features=name)
         self.judge_.causes_ = causes
         films = [episode.frames for episode in reference if episode.frames is not None]
         if len(films) == len(reference):
@@ -158,7 +160,8 @@ class RuntimeMonitor:
                 and may hold the time it was taken as "time_s": seconds from any origin that does
                 not go back, one number or one per view. Anything else is a `stop`, never an
                 exception.
-            action: The canonical action commanded at this frame, [7], or None.
+            action: The canonical action commanded at this frame, [7], or None; where a model's
+                frames are several commands apart, all of them side by side.
             imagined: The world model's prediction of this frame; None: that of `claims`, if any.
         """
         require_fitted(self, "judge_")
@@ -200,7 +203,7 @@ class RuntimeMonitor:
         if self.claims is None:
             return
         try:
-            self.claims.imagine(None if executed is None else action_row(executed))
+            self.claims.imagine(None if executed is None else self._row(executed))
         except Exception as error:  # noqa: BLE001 (told with the next verdict)
             self._unclaimed = error
 
@@ -211,7 +214,7 @@ class RuntimeMonitor:
         if self._unclaimed is not None:
             raise self._unclaimed
         if imagined is None and self.claims is not None:
-            imagined = self.claims.observe(frame, action_row(action))
+            imagined = self.claims.observe(frame, self._row(action))
         signals = self.judge_.channels_.placed(self._signals(frame, action, imagined))
         scores = self._smoothed(self.judge_.channels_.scores(signals))
         for name, score in scores.items():
@@ -272,9 +275,15 @@ class RuntimeMonitor:
             actions=self._recent_actions(action),
         )
 
+    def _row(self, action: object) -> Float64[np.ndarray, " a"]:
+        """An action as numbers; NaN where it is unknown."""
+        if action is None:
+            return np.full(7 * self._sensor.action_rows, np.nan)
+        return np.asarray(action, dtype=np.float64)
+
     def _recent_actions(self, action: object) -> Float64[np.ndarray, "1 recent a"]:
         """As `recent_actions` has them; the sensor channel has checked this one."""
-        row = action_row(action)
+        row = self._row(action)
         while len(self._actions) < RECENT:
             self._actions.append(row)
         self._actions.append(row)
@@ -348,11 +357,6 @@ def whole(name: str, number: object) -> int:
     if not isinstance(number, int | np.integer) or isinstance(number, bool):
         raise ValueError(f"`{name}` must be an integer, got {number!r}.")
     return int(number)
-
-
-def action_row(action: object) -> Float64[np.ndarray, " a"]:
-    """An action as numbers; NaN where it is unknown."""
-    return np.full(7, np.nan) if action is None else np.asarray(action, dtype=np.float64)
 
 
 def _failed(error: Exception) -> Verdict:

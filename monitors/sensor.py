@@ -43,6 +43,7 @@ class SensorChannel:
         frame_shape: Shape of a frame in order, [height, width, 3] or [view, height, width, 3].
         rate_hz: Frames per second; None: not known, and of times only their order is checked.
         mounting: How the cameras are wired and mounted; None: that is not checked.
+        action_rows: Canonical actions, side by side, that are commanded at a frame.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class SensorChannel:
         *,
         rate_hz: float | None = None,
         mounting: Mounting | None = None,
+        action_rows: int = 1,
     ) -> None:
         if rate_hz is not None and not 0 < rate_hz < np.inf:
             raise ValueError(f"`rate_hz` must be above 0 and finite, or None, got {rate_hz}.")
         self.frame_shape, self.rate_hz, self.mounting = tuple(frame_shape), rate_hz, mounting
+        self.action_rows = action_rows
         self.num_views = int(np.prod(self.frame_shape[:-3]))
         self.reset()
 
@@ -77,7 +80,7 @@ class SensorChannel:
         frame = self._frame(observation)
         views = frame.reshape(-1, *frame.shape[-3:])
         self._track(views)
-        self._motion = commanded_motion(action)
+        self._motion = commanded_motion(action, self.action_rows)
         for view, pixels in enumerate(views):
             if pixels.std() < BLANK_DEVIATION:
                 code = "black" if pixels.mean() < BLACK_MEAN else "blank"
@@ -161,23 +164,27 @@ class SensorChannel:
         self._last = views.copy()
 
 
-def commanded_motion(action: object) -> Float64[np.ndarray, " 6"]:
-    """Translation and rotation of a canonical action; zero if there is none."""
+def commanded_motion(action: object, rows: int = 1) -> Float64[np.ndarray, " 6"]:
+    """Translation and rotation of `rows` canonical actions side by side; zero if there is none.
+
+    Rotations are added up as if small.
+    """
+    width = 7 * rows
     if action is None:
         return np.zeros(6)
     if not isinstance(action, np.ndarray) or isinstance(action, np.ma.MaskedArray):
         got = type(action).__name__
-        raise SensorError("action", f"the action must be an array of 7 numbers, got {got}.")
+        raise SensorError("action", f"the action must be an array of {width} numbers, got {got}.")
     numbers = np.asarray(action)
-    if numbers.shape != (7,):
-        got = str(numbers.shape)
-        raise SensorError("action", f"the action must be an array of 7 numbers, got shape {got}.")
+    if numbers.shape != (width,):
+        got = f"shape {numbers.shape}"
+        raise SensorError("action", f"the action must be an array of {width} numbers, got {got}.")
     if not np.issubdtype(numbers.dtype, np.floating) or not np.isfinite(numbers).all():
         raise SensorError("action", "the action must hold finite floating-point numbers.")
     if np.abs(numbers).max() > LARGEST_COMMAND:
         largest = f"more than {LARGEST_COMMAND:g} metres, radians or openings"
         raise SensorError("action", f"the action asks for {largest}, as no arm can do.")
-    return numbers[:6].astype(np.float64)
+    return numbers.astype(np.float64).reshape(rows, 7)[:, :6].sum(axis=0)
 
 
 def capture_times(time_s: object, num_views: int) -> Float64[np.ndarray, " view"] | None:

@@ -120,7 +120,8 @@ def _sensor(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> SensorC
     parts = {name.removeprefix(MOUNTING): arrays.pop(name) for name in names}
     mounting = Mounting.from_arrays(parts) if parts else None
     shape = tuple(fields["frame_shape"])
-    return SensorChannel(shape, rate_hz=fields.get("rate_hz"), mounting=mounting)
+    rows = Artefact.from_dict(fields).action_rows
+    return SensorChannel(shape, rate_hz=fields.get("rate_hz"), mounting=mounting, action_rows=rows)
 
 
 def _judge(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> EpisodeJudge:

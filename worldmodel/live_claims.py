@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from worldmodel.datasets.actions import CANONICAL
 from worldmodel.imagination import Imagination, state_confidence
 from worldmodel.model import WorldModel
 from worldmodel.monitors.claims import ImaginedFrame
@@ -25,9 +24,6 @@ def live_monitor(model: WorldModel, trust: Trust, *, seed: int = 0) -> RuntimeMo
 
     So its confidence and surprise channels run without a recording: `update` compares a frame with
     what was claimed of it, and `imagine` makes the next claim.
-
-    Raises:
-        ValueError: the model does not take one canonical action per frame.
     """
     monitor = trust.monitor.sibling()
     monitor.claims = LiveClaims(
@@ -44,12 +40,6 @@ class LiveClaims:
     """
 
     def __init__(self, model: WorldModel, *, start: int, horizon: int, seed: int = 0) -> None:
-        width, canonical = model.config.action_spec.dim, CANONICAL.dim
-        if width != canonical:
-            raise ValueError(
-                f"Beside a robot a model imagines from canonical actions of {canonical} numbers, "
-                f"one per frame; this one takes {width}."
-            )
         self.model, self.start, self.horizon, self.seed = model, start, horizon, seed
         self._device = model.tokenizer.mean.device
         self._levels = torch.tensor(EPSILONS, device=self._device)
@@ -76,7 +66,7 @@ class LiveClaims:
 
         Args:
             frame: At the model's size.
-            action: The canonical action commanded at it; NaN where it is unknown.
+            action: The model's action commanded at it; NaN where it is unknown.
         """
         self.imagine()
         views = torch.from_numpy(frame.reshape(-1, *frame.shape[-3:]))

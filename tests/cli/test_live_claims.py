@@ -1,12 +1,13 @@
 """Claims beside a robot: those that a recording would get, without knowing what comes next."""
 
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from worldmodel.calibration import load_trust
+from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.episodes import load_episode
 from worldmodel.live_claims import LiveClaims, live_monitor
@@ -132,11 +133,20 @@ def test_robots_do_not_share_an_episode(loaded: Loaded) -> None:
     assert one.observe(episode.frames[2].numpy(), np.zeros(7)) is None
 
 
-def test_actions_that_are_not_canonical_are_refused(
-    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+def test_commands_side_by_side_are_watched_as_one_action(
+    untrained: Path, scenes: Path, tmp_path: Path
 ) -> None:
-    model, trust, _ = loaded
-    chunked = model.config.action_spec.side_by_side(5)
-    monkeypatch.setattr(model, "config", SimpleNamespace(action_spec=chunked))
-    with pytest.raises(ValueError, match="of 7 numbers, one per frame; this one takes 35"):
-        live_monitor(model, trust)
+    """A model at half the rate of its data, which reads both commands between its frames."""
+    model = WorldModel.load(untrained)
+    two = model.config.action_spec.side_by_side(2)
+    dynamics = replace(model.config.dynamics, action_dim=two.dim)
+    slow = WorldModel(replace(model.config, dynamics=dynamics, action_spec=two), model.tokenizer)
+    slow.save(tmp_path / "slow")
+    assert main(["calibrate", "--model", str(tmp_path / "slow"), "--data", str(scenes)]) == 0
+    model = WorldModel.load(tmp_path / "slow")
+    episode = load_episode(model, open_dataset(scenes).episode("train/7"), ("front",))
+    verdicts = beside((model, load_trust(model, tmp_path / "slow"), episode), imagine=True)
+    assert len(verdicts) == 6
+    assert not any(cause.startswith("sensor") for v in verdicts for cause in v.causes)
+    for name in ("action", "surprise"):
+        assert verdicts[2].evidence[name].score is not None

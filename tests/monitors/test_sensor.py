@@ -59,6 +59,21 @@ def test_broken_action_is_named(action: object) -> None:
     assert fault(picture(0), action) == "action"
 
 
+def test_commands_side_by_side_add_up() -> None:
+    """Two commands a frame that together go nowhere freeze no picture; one alone is too few."""
+    there_and_back = np.concatenate([MOVE, -MOVE])
+    channel = SensorChannel(SHAPE, action_rows=2)
+    for _ in range(10):
+        channel.check(picture(0), there_and_back)
+    with pytest.raises(SensorError, match="must be an array of 14 numbers, got shape"):
+        channel.check(picture(0), MOVE)
+    channel.reset()
+    for _ in range(3):
+        channel.check(picture(0), np.concatenate([MOVE, MOVE]))
+    with pytest.raises(SensorError, match="while the robot moves"):
+        channel.check(picture(0), np.concatenate([MOVE, MOVE]))
+
+
 def test_healthy_frames_pass_plain_or_in_a_mapping() -> None:
     channel = SensorChannel(SHAPE)
     for seed in range(10):
