@@ -156,10 +156,10 @@ class RuntimeMonitor:
         """Judge one step.
 
         Args:
-            observation: A uint8 frame of the fitted shape, or a mapping that holds it as "image"
-                and may hold the time it was taken as "time_s": seconds from any origin that does
-                not go back, one number or one per view. Anything else is a `stop`, never an
-                exception.
+            observation: A uint8 frame of the fitted shape, without its axis of views if there is
+                but one, or a mapping that holds it as "image" and may hold the time it was taken as
+                "time_s": seconds from any origin that does not go back, one number or one per view.
+                Anything else is a `stop`, never an exception.
             action: The canonical action commanded at this frame, [7], or None; where a model's
                 frames are several commands apart, all of them side by side.
             imagined: The world model's prediction of this frame; None: that of `claims`, if any.

@@ -112,6 +112,8 @@ class SensorChannel:
             raise SensorError("nan", "the image holds NaN or infinite values.")
         if frame.dtype != np.uint8:
             raise SensorError("dtype", f"the image must be uint8, got {frame.dtype}.")
+        if self.frame_shape == (1, *frame.shape):
+            frame = frame[None]  # the only view needs no axis of its own
         if frame.shape != self.frame_shape:
             given = len(frame) if frame.ndim == 4 else 1
             picture = frame.ndim in (3, 4) and frame.shape[-3:] == self.frame_shape[-3:]

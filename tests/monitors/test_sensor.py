@@ -82,6 +82,12 @@ def test_healthy_frames_pass_plain_or_in_a_mapping() -> None:
         channel.check(picture(seed + 200), None)
 
 
+def test_the_only_view_needs_no_axis() -> None:
+    channel = SensorChannel((1, *SHAPE))
+    np.testing.assert_array_equal(channel.check(picture(0), MOVE), picture(0)[None])
+    np.testing.assert_array_equal(channel.check(picture(1)[None], MOVE), picture(1)[None])
+
+
 def first_frozen(frames: list[np.ndarray], action: np.ndarray) -> int | None:
     """Index of the first frame that is refused."""
     channel = SensorChannel(frames[0].shape)
