@@ -34,9 +34,10 @@ CLAIMS = ("confidence", "surprise")
 """Signals of what the model claimed, and what became of it."""
 SMOOTHED = {"surprise": 4}
 """Signal -> frames that its score is the mean of: errors of single frames are noisy."""
-WEIGHTS = {"surprise": 5.0}
-"""Signal -> its part of the nominal alarms, if each other one has 1: surprise alone finds actions
-that are not obeyed, and its tail is the longest."""
+WEIGHTS = {"surprise": 20.0, "region": 3.0, "colour": 3.0}
+"""Signal -> its part of the nominal alarms, if each other one has 1. Surprise alone finds actions
+that are not obeyed, and its tail is the longest; regions and colours find things and tools. What
+the others find stands far out."""
 
 Scores = dict[str, Float64[np.ndarray, " time"]]
 """Signal -> score per frame in its own unit, higher is more surprising; NaN where it could not

@@ -106,13 +106,13 @@ def test_threshold_in_a_signals_own_unit_is_where_it_alarms(judge: EpisodeJudge)
 
 
 def test_a_signals_scale_reaches_as_far_as_its_share_of_the_alarms() -> None:
-    """Surprise has five parts, two others one each: of 0.28 it may raise 0.2."""
-    config = MonitorConfig(alpha_notice=0.28, alpha_degrade=0.1, alpha_stop=0.1)
+    """Surprise has 20 parts, region 3 and action 1: of 0.24 it may raise 0.2."""
+    config = MonitorConfig(alpha_notice=0.24, alpha_degrade=0.1, alpha_stop=0.1)
     values = np.linspace(0, 1, 101)
     maxima = [dict.fromkeys(("region", "action", "surprise"), value) for value in values]
     scales = EpisodeJudge(config)._scales(maxima)
     assert [scale.centre for scale in scales.values()] == [0.5] * 3
-    assert [scale.spread for scale in scales.values()] == pytest.approx([0.46, 0.46, 0.3])
+    assert [scale.spread for scale in scales.values()] == pytest.approx([0.47, 0.49, 0.3])
 
 
 def test_levels_are_nested(judge: EpisodeJudge) -> None:

@@ -29,7 +29,7 @@ class Command:
     """Strengths of the shifts and faults, of 1, 2 and 3."""
     onset: int = 10
     """Frame of the later of two onsets; the other is 0."""
-    seed: int = 7_500_003
+    seed: int = 8_500_003
     """Seed of episodes and rollouts."""
     workers: int = 2
     """Processes that simulate."""
