@@ -5,9 +5,9 @@
 
 The shipped tabletop model and monitor, simulated nominal episodes that neither has seen. Every
 update without imagined frames takes turns with its features alone, with one round trip through the
-tokenizer and with a plain encode of the same frame, and is followed by an update that checks what
-the model claimed of the frame and by the imagination of the next one; on one thread and on two, in
-a process each. Then memory over 100,000 updates whose features are remembered from the first time a
+tokenizer and with a plain encode of the same frame. Then updates that check what the model claimed
+of a frame take turns with the imagination of the next one. On one thread and on two, in a process
+each. Then memory over 100,000 updates whose features are remembered from the first time a
 frame was shown, to keep it short, over 5,000 whose features are computed, and over 1,000 beside the
 model. Exit code 1 if a bar is missed.
 """
@@ -178,29 +178,44 @@ def elapsed_ms(run: Callable[[], Any]) -> tuple[float, float]:
 
 @torch.inference_mode()
 def timings(
-    model: WorldModel,
-    monitor: RuntimeMonitor,
-    live: RuntimeMonitor,
-    steps: Sequence[Step],
-    size: Size,
+    model: WorldModel, monitor: RuntimeMonitor, steps: Sequence[Step], size: Size
 ) -> tuple[list[Timing], Counter[str]]:
     """Each of the parts in turns, and how often the monitor gave each level."""
     levels, rows = Counter[str](), list[dict[str, tuple[float, float]]]()
-    asked, end = WARM_UP + size.updates, time.monotonic() + size.limit_s
-    for number, step in enumerate(itertools.islice(rehearse(monitor, steps), asked)):
-        if time.monotonic() > end and number > 2 * WARM_UP:
-            break
+    for number, step in enumerate(timed(monitor, steps, size)):
         todo = list(parts(model, monitor, step, levels).items())
         turn = number % len(todo)  # nothing is always the first to see a frame
         rows.append({name: elapsed_ms(run) for name, run in todo[turn:] + todo[:turn]})
-        if step.first:
-            live.reset()
-        rows[-1][CHECK] = elapsed_ms(partial(live.update, step.frame, step.action))
-        rows[-1][IMAGINE] = elapsed_ms(live.imagine)
+    return summed_up(rows, [name for name, _ in todo]), levels
+
+
+def beside_model(live: RuntimeMonitor, steps: Sequence[Step], size: Size) -> list[Timing]:
+    """An update that checks what the model claimed of the frame, then the next claim."""
+    rows = [
+        {
+            CHECK: elapsed_ms(partial(live.update, step.frame, step.action)),
+            IMAGINE: elapsed_ms(live.imagine),
+        }
+        for step in timed(live, steps, size)
+    ]
+    return summed_up(rows, [CHECK, IMAGINE])
+
+
+def timed(monitor: RuntimeMonitor, steps: Sequence[Step], size: Size) -> Iterator[Step]:
+    """As many steps as are to be timed, or as there is time for."""
+    asked, end = WARM_UP + size.updates, time.monotonic() + size.limit_s
+    for number, step in enumerate(itertools.islice(rehearse(monitor, steps), asked)):
+        if time.monotonic() > end and number > 2 * WARM_UP:
+            return
+        yield step
+
+
+def summed_up(rows: Sequence[dict[str, tuple[float, float]]], names: Sequence[str]) -> list[Timing]:
+    """The times of each part; the first one is the update that the others are compared with."""
     found = []
-    for name in sorted(rows[-1], key=[*dict(todo), CHECK, IMAGINE].index):
+    for name in names:
         wall, cpu = np.array([row[name] for row in rows[WARM_UP:]]).T
-        whole = np.array([row[UPDATE][0] for row in rows[WARM_UP:]])
+        whole = np.array([row[names[0]][0] for row in rows[WARM_UP:]])
         found.append(
             Timing(
                 what=name,
@@ -213,7 +228,7 @@ def timings(
                 update_ratio=float(np.median(whole / wall)),
             )
         )
-    return found, levels
+    return found
 
 
 def memory(what: str, monitor: RuntimeMonitor, steps: Sequence[Step], updates: int) -> Memory:
@@ -236,7 +251,8 @@ def measure(name: str, size: Size, threads: int, *, with_memory: bool) -> dict[s
     trust = load_trust(model, folder)
     monitor, live = trust.monitor, live_monitor(model, trust)
     steps, load = nominal_steps(model, size.episodes), os.getloadavg()[0]
-    times, levels = timings(model, monitor, live, steps, size)
+    times, levels = timings(model, monitor, steps, size)
+    times += beside_model(live, steps, size)
     found: dict[str, Any] = {
         "threads": threads,
         "hardware": hardware(),

@@ -57,7 +57,8 @@ class Command:
     "monitor.deadline"; None: it may take any time."""
     imagine: bool = True
     """With `--listen`: imagine every robot's next frame and check it when it comes: needed to find
-    actions that the robot does not obey. Takes a few times as long as a verdict, after it."""
+    actions that the robot does not obey. A step takes about four times as long in all, most of it
+    after the verdict."""
 
 
 def run(command: Command) -> int:
