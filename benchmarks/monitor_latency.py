@@ -8,7 +8,7 @@ update without imagined frames takes turns with its features alone, with one rou
 tokenizer and with a plain encode of the same frame. Then updates that check what the model claimed
 of a frame take turns with the imagination of the next one. On one thread and on two, in a process
 each. Then memory over 100,000 updates whose features are remembered from the first time a
-frame was shown, to keep it short, over 5,000 whose features are computed, and over 1,000 beside the
+frame was shown, to keep it short, over 5,000 whose features are computed, and over 2,000 beside the
 model. Exit code 1 if a bar is missed.
 """
 
@@ -65,7 +65,7 @@ class Size:
     updates: int = 1000
     remembered: int = 100_000
     computed: int = 5000
-    beside: int = 1000
+    beside: int = 2000
     limit_s: float = 600.0
     """Timing ends after so long, with the updates it has: two threads on a machine whose cores are
     taken wait for one another, a hundred times longer than they work."""
