@@ -174,6 +174,11 @@ class Imagination:
         self._previous = imagined.latent[:, None]
         return imagined
 
+    def end(self) -> None:
+        """Free the past at once; the garbage collector may leave its circles for long."""
+        if isinstance(self._rollout, DynamicsRollout):
+            self._rollout.cache.layers.clear()
+
 
 def frames(
     network: Dynamics | Reference,

@@ -43,6 +43,7 @@ class LiveClaims:
         self.model, self.start, self.horizon, self.seed = model, start, horizon, seed
         self._device = model.tokenizer.mean.device
         self._levels = torch.tensor(EPSILONS, device=self._device)
+        self._rollout: Imagination | None = None
         self.reset()
 
     def sibling(self) -> LiveClaims:
@@ -54,7 +55,7 @@ class LiveClaims:
         self._latents: deque[Tensor] = deque(maxlen=CONTEXT)
         self._actions: deque[np.ndarray] = deque(maxlen=CONTEXT)
         self._num_frames = 0
-        self._rollout: Imagination | None = None
+        self._end_rollout()
         self._claim: tuple[Tensor, Tensor] | None = None
         self._is_due = False
 
@@ -101,6 +102,7 @@ class LiveClaims:
         actions = torch.where(known[..., None], actions, 0.0)
         ahead = self._ahead(self._num_frames)
         if ahead == 1:
+            self._end_rollout()
             number = (self._num_frames - self.start) // self.horizon
             self._rollout = self._begin(actions, known, self.seed + number)
         assert self._rollout is not None  # the first claim is one ahead
@@ -114,6 +116,11 @@ class LiveClaims:
             ]
         assert stated is not None  # who has no head states it of its own
         self._claim = made.latent[0].cpu(), stated[0].cpu()
+
+    def _end_rollout(self) -> None:
+        if self._rollout is not None:
+            self._rollout.end()
+            self._rollout = None
 
     def _begin(self, actions: Tensor, known: Tensor, seed: int) -> Imagination:
         context = torch.stack(tuple(self._latents))[None].to(self._device)

@@ -1,11 +1,13 @@
 """Claims beside a robot: those that a recording would get, without knowing what comes next."""
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from worldmodel.cache import LayerCache
 from worldmodel.calibration import load_trust
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
@@ -120,6 +122,20 @@ def test_what_the_robot_did_counts_and_not_what_was_asked(loaded: Loaded) -> Non
     unknown = ratio(np.full(7, np.nan), None)
     assert np.isfinite(unknown).all()
     assert (unknown != ratio(asked, None)).any()
+
+
+def test_a_past_that_is_over_is_freed_without_the_garbage_collector(loaded: Loaded) -> None:
+    model, _, episode = loaded
+    claims = LiveClaims(model, start=1, horizon=2)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            observed(claims, episode)
+            claims.reset()
+        assert not [x for x in gc.get_objects() if type(x) is LayerCache]
+    finally:
+        gc.enable()
 
 
 def test_robots_do_not_share_an_episode(loaded: Loaded) -> None:
