@@ -28,8 +28,9 @@ EVERYWHERE = ("camera", "lighting", "background")
 """Causes that may break claims all over the picture before its look alone is an alarm."""
 SURE = 0.65
 """Probability from which one of these is named behind a broken claim."""
-Frame = UInt8[np.ndarray, "*view height width 3"]
 AXES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+
+Frame = UInt8[np.ndarray, "*view height width 3"]
 
 
 class Attribution:

@@ -107,13 +107,11 @@ class LiveClaims:
             self._rollout = self._begin(actions, known, self.seed + number)
         assert self._rollout is not None  # the first claim is one ahead
         made = self._rollout.step(actions[:, -1:], known[:, -1:])
-        head, stated = self.model.confidence, made.confidence
+        network, head, stated = self.model.dynamics, self.model.confidence, made.confidence
         if head is not None:
-            features = made.features[:, None]
-            network = self.model.dynamics
-            stated = state_confidence(network, head, features, self._levels, first_horizon=ahead)[
-                :, 0
-            ]
+            stated = state_confidence(
+                network, head, made.features[:, None], self._levels, first_horizon=ahead
+            ).squeeze(1)
         assert stated is not None  # who has no head states it of its own
         self._claim = made.latent[0].cpu(), stated[0].cpu()
 
