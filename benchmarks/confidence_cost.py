@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldmodel.confidence import EPSILONS, ConfidenceConfig, Head, build_head
 from worldmodel.imagination import imagine, state_confidence
 from worldmodel.model import WorldModel
-from worldmodel.rollout_io import RolloutInputs
+from worldmodel.networks.confidence_heads import EPSILONS, ConfidenceConfig, Head, build_head
+from worldmodel.networks.rollout import RolloutInputs
 
 RESULTS = Path(__file__).parent / "results"
 START = 4

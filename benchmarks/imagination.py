@@ -31,12 +31,13 @@ from plain_reference import PlainConfig, PlainDiT, plain_rollout  # the script b
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from worldmodel import WorldModel, attention, imagination, reference_rollout
+from worldmodel import WorldModel, imagination
+from worldmodel.c3_import import load_reference
 from worldmodel.imagination import frames
-from worldmodel.reference import Reference
-from worldmodel.reference_import import load_reference
-from worldmodel.rollout_io import RolloutInputs
-from worldmodel.sampler import Sampling
+from worldmodel.networks import attention, c3_rollout
+from worldmodel.networks.c3 import Reference
+from worldmodel.networks.rollout import RolloutInputs
+from worldmodel.networks.sampler import Sampling
 
 RESULTS = Path(__file__).parent / "results"
 WINDOW = 10
@@ -153,26 +154,26 @@ def published(network: PlainDiT, size: Size, batch: int) -> np.ndarray:
 
 def without_cache() -> Any:
     """Context computed anew at every step of the sampler."""
-    denoise = reference_rollout.Step.denoise
+    denoise = c3_rollout.Step.denoise
 
     def anew(step: Any, noisy: torch.Tensor, level: float) -> torch.Tensor:
         step.rollout.waiting = None
         step.rollout.restart()
         return denoise(step, noisy, level)
 
-    return patch.object(reference_rollout.Step, "denoise", anew)
+    return patch.object(c3_rollout.Step, "denoise", anew)
 
 
 def with_confidence_at_every_step() -> Any:
     """The confidence head asked after every step of the sampler."""
-    denoise = reference_rollout.Step.denoise
+    denoise = c3_rollout.Step.denoise
 
     def both(step: Any, noisy: torch.Tensor, level: float) -> torch.Tensor:
         clean = denoise(step, noisy, level)
         step.confidence()
         return clean
 
-    return patch.object(reference_rollout.Step, "denoise", both)
+    return patch.object(c3_rollout.Step, "denoise", both)
 
 
 def slow_gelu(x: torch.Tensor) -> torch.Tensor:

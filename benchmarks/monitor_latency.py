@@ -43,7 +43,7 @@ from worldmodel.envs.collect import Collection
 from worldmodel.live_claims import live_monitor
 from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitors.monitor import RuntimeMonitor
-from worldmodel.tokenizers import to_model
+from worldmodel.networks.tokenizer import to_model
 
 SEED = 5_000_011
 """Of the simulated episodes."""

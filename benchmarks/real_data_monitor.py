@@ -42,10 +42,10 @@ from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.verdict import Level
+from worldmodel.networks.tokenizer import Tokenizer, to_model
 from worldmodel.presets import SMOKE
 from worldmodel.statistics import wilson_interval
 from worldmodel.tokenizer_objective import TokenizerObjective
-from worldmodel.tokenizers import Tokenizer, to_model
 from worldmodel.training import fit as train
 from worldmodel.trust import FrameFeatures, fit_causes, to_model_size
 

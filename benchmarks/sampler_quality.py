@@ -30,9 +30,9 @@ from worldmodel.demo import simulate
 from worldmodel.envs.collect import Collection
 from worldmodel.latent_clips import LatentBatch, collate_latents
 from worldmodel.model import WorldModel
+from worldmodel.networks.sampler import Sampling
 from worldmodel.quality import psnr_per_frame
 from worldmodel.rollouts import EPSILONS, EpisodeRollouts
-from worldmodel.sampler import Sampling
 from worldmodel.trust import Episode
 
 HORIZONS = (1, 5, 10, 16)

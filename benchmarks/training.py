@@ -28,13 +28,13 @@ from worldmodel.flops import flops_per_item, peak_flops, wait_for
 from worldmodel.imagination import frames
 from worldmodel.loop_config import Computing
 from worldmodel.memory import GIB, Workload, footprint, random_clips
+from worldmodel.networks.dynamics import Dynamics, DynamicsConfig
+from worldmodel.networks.rollout import RolloutInputs
+from worldmodel.networks.sampler import Sampling
 from worldmodel.objectives import DynamicsObjective
 from worldmodel.parallel import all_processes, blocks
 from worldmodel.presets import PRESETS, Preset
-from worldmodel.rollout_io import RolloutInputs
-from worldmodel.sampler import Sampling
 from worldmodel.training import advance, move_weights, prepare
-from worldmodel.transformer import Dynamics, DynamicsConfig
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {"no": "float32", "bf16": "bf16"}

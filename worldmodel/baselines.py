@@ -18,13 +18,13 @@ from torch import Generator, Tensor
 from worldmodel.imagination import imagine
 from worldmodel.latent_clips import LatentBatch, latents_name
 from worldmodel.model import WorldModel
+from worldmodel.networks.dynamics import Dynamics
+from worldmodel.networks.noise_schedule import Flow
+from worldmodel.networks.rollout import RolloutInputs, RowNoise
+from worldmodel.networks.sampler import Sampling
+from worldmodel.networks.tokenizer import to_model
 from worldmodel.revisiting import Moment, Score, Scores, Window, by_window, revisit
-from worldmodel.rollout_io import RolloutInputs, RowNoise
 from worldmodel.rollouts import EpisodeRollouts
-from worldmodel.sampler import Sampling
-from worldmodel.schedule import Flow
-from worldmodel.tokenizers import to_model
-from worldmodel.transformer import Dynamics
 
 NUM_SAMPLES = 8
 """Samples of a rollout, the judged one included, or passes with dropout."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from worldmodel.checkpoint import fingerprint
 from worldmodel.datasets.dataset import Dataset
 from worldmodel.episodes import load_named
 from worldmodel.gate import Gate, fit_gate
@@ -24,7 +25,6 @@ from worldmodel.monitors.calibration import ReliabilityBins
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.reliability import CalibrationSummary, summarize
 from worldmodel.monitors.threshold import episodes_needed, smallest_alpha
-from worldmodel.provenance import fingerprint
 from worldmodel.rollouts import START, EpisodeRollouts, Forecasts, count_reliability, roll_out
 from worldmodel.trust import (
     WATCH_HORIZON,

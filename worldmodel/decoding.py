@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from worldmodel.model import WorldModel
-from worldmodel.rollout_io import ImaginedFrame
+from worldmodel.networks.rollout import ImaginedFrame
 
 Pixels = UInt8[Tensor, "batch view height width 3"]
 

@@ -20,9 +20,9 @@ from worldmodel.logged_rollouts import LoggedRollout
 from worldmodel.model import WorldModel
 from worldmodel.monitors.association import kendall_tau
 from worldmodel.monitors.decomposition import Decomposition, decompose
+from worldmodel.networks.dynamics import Dynamics
+from worldmodel.networks.sampler import Sampling
 from worldmodel.rollouts import CONTEXT
-from worldmodel.sampler import Sampling
-from worldmodel.transformer import Dynamics
 
 MAX_DIM = 512
 """Longer embeddings are projected to so many dimensions."""

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from worldmodel.calibration import load_trust
+from worldmodel.checkpoint import check_trained, fingerprint
 from worldmodel.envs.collect import Collection, record
 from worldmodel.envs.factors import FACTORS, SEVERITIES
 from worldmodel.episodes import load_episode
@@ -24,7 +25,6 @@ from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitors.detection import DetectionSummary, summarize_detection
 from worldmodel.monitors.monitor import WatchedEpisode
 from worldmodel.monitors.reliability import CalibrationSummary, Reliability, summarize
-from worldmodel.provenance import check_trained, fingerprint
 from worldmodel.quality import QualityRow, image_quality
 from worldmodel.rollouts import EpisodeRollouts, count_reliability, roll_out
 from worldmodel.trust import Episode, FrameFeatures, Trust, recalibrated, signals

@@ -8,8 +8,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from worldmodel.model import WorldModel, resize
-from worldmodel.tokenizers import to_model
-from worldmodel.transformer import Dynamics, FrameInputs
+from worldmodel.networks.dynamics import Dynamics, FrameInputs
+from worldmodel.networks.tokenizer import to_model
 from worldmodel.trust import FrameFeatures, project
 
 

@@ -19,9 +19,9 @@ from worldmodel.draws import step_draws
 from worldmodel.imagination import to_tokens
 from worldmodel.latent_clips import LatentBatch, collate_latents
 from worldmodel.model import WorldModel
+from worldmodel.networks.noise_schedule import add_noise, training_levels
 from worldmodel.objectives import DynamicsObjective
 from worldmodel.rollouts import CONTEXT
-from worldmodel.schedule import add_noise, training_levels
 from worldmodel.stages import own_dynamics
 
 EVENTS = ("velocity", "one_step", "rollout")

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from worldmodel.model import resize
-from worldmodel.tokenizer_kinds import KINDS
+from worldmodel.networks.autoencoders import KINDS
 
 MAPS = ("last_hidden_state", "x_norm_patchtokens", "latent", "latents")
 """Where outputs of transformers, of DINOv2's own code and of diffusers keep their features."""

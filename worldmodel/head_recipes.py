@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from worldmodel.confidence import EPSILONS, ConfidenceConfig, Head, build_head
 from worldmodel.feature_bank import FeatureBank
 from worldmodel.imagination import to_subpatches
 from worldmodel.model import WorldModel
+from worldmodel.networks.confidence_heads import EPSILONS, ConfidenceConfig, Head, build_head
 from worldmodel.rollouts import EpisodeRollouts
 
 BATCH = 96

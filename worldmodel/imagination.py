@@ -10,11 +10,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from worldmodel.attention import lay_out_for_inference
-from worldmodel.confidence import Head
-from worldmodel.reference import Reference
-from worldmodel.reference_rollout import ReferenceRollout
-from worldmodel.rollout_io import (
+from worldmodel.networks.attention import lay_out_for_inference
+from worldmodel.networks.c3 import Reference
+from worldmodel.networks.c3_rollout import ReferenceRollout
+from worldmodel.networks.confidence_heads import Head
+from worldmodel.networks.dynamics import Dynamics, FrameInputs, only_valid
+from worldmodel.networks.noise_schedule import Flow
+from worldmodel.networks.rollout import (
     ImaginedFrame,
     Rollout,
     RolloutInputs,
@@ -22,9 +24,7 @@ from worldmodel.rollout_io import (
     leading_actions,
     previous_frames,
 )
-from worldmodel.sampler import Draw, Sampling, sample
-from worldmodel.schedule import Flow
-from worldmodel.transformer import Dynamics, FrameInputs, only_valid
+from worldmodel.networks.sampler import Draw, Sampling, sample
 
 TOKENS_AT_ONCE = 512
 """Tokens that confidence is stated for in one call: what lies between its maps stays in a CPU's

@@ -13,7 +13,7 @@ from worldmodel.imagination import Imagination, state_confidence
 from worldmodel.model import WorldModel
 from worldmodel.monitors.claims import ImaginedFrame
 from worldmodel.monitors.monitor import RuntimeMonitor
-from worldmodel.rollout_io import RolloutInputs
+from worldmodel.networks.rollout import RolloutInputs
 from worldmodel.rollouts import CONTEXT, EPSILONS
 from worldmodel.trust import Trust
 from worldmodel.watching import claimed

@@ -26,8 +26,8 @@ from worldmodel.monitors.localisation import (
     summarize_localisation,
 )
 from worldmodel.monitors.signals import EpisodeSignals
+from worldmodel.networks.tokenizer import to_model
 from worldmodel.rollouts import EPSILONS, START, EpisodeRollouts, roll_out
-from worldmodel.tokenizers import to_model
 from worldmodel.trust import MONITOR_EPSILON, Episode, FrameFeatures
 
 HORIZONS = (1, 4)

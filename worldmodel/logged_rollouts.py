@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int, UInt8
 from torch import Tensor
 
+from worldmodel.checkpoint import fingerprint
 from worldmodel.datasets.dataset import EpisodeSummary
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.model import WorldModel
-from worldmodel.provenance import fingerprint
 from worldmodel.rollouts import EPSILONS, EpisodeRollouts, psnr_db
 from worldmodel.trust import Episode
 

@@ -19,11 +19,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from worldmodel.draws import step_draws
 from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel
+from worldmodel.networks.dynamics import Dynamics, DynamicsConfig
 from worldmodel.objectives import DynamicsObjective
 from worldmodel.optimizers import is_hidden_matrix
 from worldmodel.parallel import all_processes
 from worldmodel.presets import Preset
-from worldmodel.transformer import Dynamics, DynamicsConfig
 
 GIB = 2**30
 COLUMNS = ("weights", "gradients", "optimizer", "average", "activations")

@@ -21,15 +21,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.confidence import ConfidenceConfig, Head, build_head
 from worldmodel.datasets.actions import ActionSpec
 from worldmodel.imagination import Imagined, imagine
-from worldmodel.judge import ActionJudge, LatentJudge
-from worldmodel.reference import Reference, ReferenceConfig
-from worldmodel.rollout_io import RolloutInputs
-from worldmodel.sampler import Sampling
-from worldmodel.tokenizers import Tokenizer, to_model, to_pixels
-from worldmodel.transformer import Dynamics, DynamicsConfig, only_valid
+from worldmodel.networks.c3 import Reference, ReferenceConfig
+from worldmodel.networks.confidence_heads import ConfidenceConfig, Head, build_head
+from worldmodel.networks.dynamics import Dynamics, DynamicsConfig, only_valid
+from worldmodel.networks.rollout import RolloutInputs
+from worldmodel.networks.sampler import Sampling
+from worldmodel.networks.success import ActionJudge, LatentJudge
+from worldmodel.networks.tokenizer import Tokenizer, to_model, to_pixels
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 """Checkpoints inside the package, loaded by their folder's name."""

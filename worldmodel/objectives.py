@@ -10,22 +10,26 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.confidence import mean_over
 from worldmodel.draws import Draws
 from worldmodel.imagination import frames, to_tokens
-from worldmodel.judge import ActionJudge, LatentJudge
 from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel
-from worldmodel.reference import Reference
-from worldmodel.rollout_io import RolloutInputs, leading_actions, previous_frames
-from worldmodel.schedule import add_noise, posterior_under_persistence, training_levels
-from worldmodel.transformer import (
+from worldmodel.networks.c3 import Reference
+from worldmodel.networks.confidence_heads import mean_over
+from worldmodel.networks.dynamics import (
     Dynamics,
     Estimate,
     FrameInputs,
     only_valid,
     two_stream_mask,
 )
+from worldmodel.networks.noise_schedule import (
+    add_noise,
+    posterior_under_persistence,
+    training_levels,
+)
+from worldmodel.networks.rollout import RolloutInputs, leading_actions, previous_frames
+from worldmodel.networks.success import ActionJudge, LatentJudge
 
 
 class DynamicsObjective(nn.Module):

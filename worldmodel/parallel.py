@@ -20,7 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from worldmodel.attention import Block
+from worldmodel.networks.attention import Block
 
 PATIENCE = timedelta(hours=6)
 """Processes wait so long for one that encodes or validates."""

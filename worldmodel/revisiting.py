@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from worldmodel.attention import lay_out_for_inference
 from worldmodel.imagination import context_frames
 from worldmodel.latent_clips import LatentBatch, collate_latents
 from worldmodel.model import WorldModel
-from worldmodel.rollout_io import RolloutInputs
+from worldmodel.networks.attention import lay_out_for_inference
+from worldmodel.networks.dynamics import Dynamics, FrameInputs
+from worldmodel.networks.rollout import RolloutInputs
 from worldmodel.rollouts import CONTEXT, EpisodeRollouts, Stretch
-from worldmodel.transformer import Dynamics, FrameInputs
 
 BATCH = 32
 """Rollouts at once, as `roll_out` has them."""

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldmodel.confidence import EPSILONS as EPSILONS  # part of this module, too
 from worldmodel.latent_clips import LatentBatch, collate_latents
 from worldmodel.model import WorldModel
 from worldmodel.monitors.reliability import Reliability
-from worldmodel.sampler import Sampling
+from worldmodel.networks.confidence_heads import EPSILONS as EPSILONS  # part of this module, too
+from worldmodel.networks.sampler import Sampling
 
 START = 4
 """Real frames before the first imagined one, where nothing else is said."""

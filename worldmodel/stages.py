@@ -29,6 +29,8 @@ from worldmodel.latent_clips import (
 )
 from worldmodel.memory import plan
 from worldmodel.model import WorldModel, resize
+from worldmodel.networks.dynamics import Dynamics
+from worldmodel.networks.tokenizer import to_model
 from worldmodel.objectives import (
     ConfidenceObjective,
     DynamicsObjective,
@@ -39,10 +41,8 @@ from worldmodel.presets import get_preset
 from worldmodel.splits import check_lengths, split_episodes
 from worldmodel.stopping import Stop
 from worldmodel.tokenizer_objective import TokenizerObjective
-from worldmodel.tokenizers import to_model
 from worldmodel.training import Validate
 from worldmodel.training_run import Run, prepare
-from worldmodel.transformer import Dynamics
 from worldmodel.validation import (
     NUM_CLIPS,
     HeldOut,

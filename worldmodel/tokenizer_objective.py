@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from worldmodel.draws import Draws
 from worldmodel.model import resize
+from worldmodel.networks.tokenizer import Tokenizer, to_model
 from worldmodel.tokenizer_losses import PerceptualDistance, structural_similarity
-from worldmodel.tokenizers import Tokenizer, to_model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from worldmodel.draws import step_draws, step_seed
 from worldmodel.loop_config import Computing, LoopConfig
+from worldmodel.networks.dynamics import Dynamics
 from worldmodel.optimizers import (
     optimizers,
     set_learning_rates,
@@ -37,7 +38,6 @@ from worldmodel.parallel import (
 from worldmodel.stopping import Stop, TrainingStopped
 from worldmodel.training_log import Speed, StageLog
 from worldmodel.training_state import TrainingState, resume, save_checkpoint
-from worldmodel.transformer import Dynamics
 
 Validate = Callable[[Any, int], None]
 """Shows how good the objective's parts are: writes to a TensorBoard writer, at a step."""

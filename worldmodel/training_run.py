@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from worldmodel.checkpoint import check_trained
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.dataset import Dataset as Episodes
 from worldmodel.datasets.resampling import resampled
 from worldmodel.loop_config import LoopConfig
 from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.networks.tokenizer import Tokenizer
 from worldmodel.presets import Preset
-from worldmodel.provenance import check_trained
 from worldmodel.splits import Split
 from worldmodel.stopping import Stop
-from worldmodel.tokenizers import Tokenizer
 from worldmodel.training import Items, Validate, fit
 from worldmodel.untrained import model_actions, new_model
 

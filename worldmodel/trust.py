@@ -31,6 +31,7 @@ from worldmodel.monitors.recalibration import CameraRecalibration, HorizonRecali
 from worldmodel.monitors.reliability import Reliability
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.surprise import error_ratio
+from worldmodel.networks.tokenizer import BottleneckInput, to_model, to_pixels
 from worldmodel.rollouts import (
     EPSILONS,
     START,
@@ -38,7 +39,6 @@ from worldmodel.rollouts import (
     count_reliability,
     roll_out,
 )
-from worldmodel.tokenizers import BottleneckInput, to_model, to_pixels
 
 LOG = logging.getLogger(__name__)
 MONITOR_EPSILON = 0.5

@@ -10,8 +10,8 @@ import torch
 from worldmodel.datasets.actions import ActionSpec
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.networks.tokenizer import Tokenizer
 from worldmodel.presets import Preset
-from worldmodel.tokenizers import Tokenizer
 
 
 def model_size(

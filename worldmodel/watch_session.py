@@ -16,7 +16,7 @@ from worldmodel.monitor_client import pack
 from worldmodel.monitors.alerts import Alert, AlertLog
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Evidence, Level, Verdict
-from worldmodel.tokenizers import to_model, to_pixels
+from worldmodel.networks.tokenizer import to_model, to_pixels
 from worldmodel.watching import MAX_STRETCH
 from worldmodel.wire import ArrayError, unpack
 

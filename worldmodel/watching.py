@@ -17,8 +17,8 @@ from worldmodel.monitors.claims import ImaginedFrame
 from worldmodel.monitors.replay import RecordedStep
 from worldmodel.monitors.surprise import error_ratio
 from worldmodel.monitors.verdict import Level, Verdict
+from worldmodel.networks.tokenizer import to_model, to_pixels
 from worldmodel.rollouts import EPSILONS, EpisodeRollouts
-from worldmodel.tokenizers import to_model, to_pixels
 from worldmodel.trust import MONITOR_EPSILON, Episode, Trust
 
 MAX_STRETCH = 0.1

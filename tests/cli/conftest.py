@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from worldmodel.cli import main
-from worldmodel.confidence import ConfidenceConfig
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.model import ModelConfig, WorldModel
-from worldmodel.tokenizers import Tokenizer, TokenizerConfig
-from worldmodel.transformer import DynamicsConfig
+from worldmodel.networks.confidence_heads import ConfidenceConfig
+from worldmodel.networks.dynamics import DynamicsConfig
+from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
 
 NUM_FRAMES = 12
 SPLIT = {

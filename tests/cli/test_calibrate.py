@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import load_file
 
 from worldmodel.calibration import load_trust, save_trust
+from worldmodel.checkpoint import fingerprint
 from worldmodel.cli import main
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.trajectory import Trajectory
@@ -20,7 +21,6 @@ from worldmodel.gate import Gate
 from worldmodel.model import WorldModel
 from worldmodel.monitors.artefact import Artefact
 from worldmodel.monitors.recalibration import HorizonRecalibration
-from worldmodel.provenance import fingerprint
 from worldmodel.rollouts import START
 from worldmodel.trust import FrameFeatures, Trust
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from worldmodel.checkpoint import check_trained
 from worldmodel.model import WorldModel
-from worldmodel.provenance import check_trained
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.model import resize
-from worldmodel.tokenizers import to_model
+from worldmodel.networks.tokenizer import to_model
 
 SIZES = ["--heads", "2", "--window", "4", "--height", "8", "--width", "8"]
 Refused = Callable[..., str]
@@ -189,7 +189,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     def fail(*arguments: object, **options: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("worldmodel.tokenizers.Tokenizer.save", fail)
+    monkeypatch.setattr("worldmodel.networks.tokenizer.Tokenizer.save", fail)
     line = refused(
         "import", checkpoint, "--tokenizer", vae, "--out", tmp_path / "model",
         "--actions", "canonical", *SIZES,

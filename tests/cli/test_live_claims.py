@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldmodel.cache import LayerCache
 from worldmodel.calibration import load_trust
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
@@ -17,6 +16,7 @@ from worldmodel.logged_rollouts import commanded
 from worldmodel.model import WorldModel
 from worldmodel.monitors import ImaginedFrame
 from worldmodel.monitors.verdict import Level, Verdict
+from worldmodel.networks.cache import LayerCache
 from worldmodel.rollouts import CONTEXT
 from worldmodel.trust import Episode, Trust
 from worldmodel.watching import claimed, known, watch

@@ -12,15 +12,15 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
-from worldmodel.confidence import ConfidenceConfig
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.networks.confidence_heads import ConfidenceConfig
+from worldmodel.networks.dynamics import Dynamics, DynamicsConfig, FrameInputs
+from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
 from worldmodel.presets import Preset
-from worldmodel.tokenizers import Tokenizer, TokenizerConfig
 from worldmodel.training import LoopConfig
-from worldmodel.transformer import Dynamics, DynamicsConfig, FrameInputs
 
 CAMERA = "front"
 

@@ -15,9 +15,9 @@ from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes import load_episodes, open_for
 from worldmodel.latent_clips import encode_episode, encode_store, latents_name
 from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.networks.sampler import Sampling
 from worldmodel.presets import PRESETS, Preset
 from worldmodel.rollouts import roll_out
-from worldmodel.sampler import Sampling
 from worldmodel.stages import train
 from worldmodel.untrained import model_actions, new_model
 

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.attention import (
+from worldmodel.networks.attention import (
     ROWS,
     SpatialBlock,
     TemporalBlock,
@@ -15,7 +15,7 @@ from worldmodel.attention import (
     rotary_angles,
     rotary_table,
 )
-from worldmodel.cache import TemporalCache
+from worldmodel.networks.cache import TemporalCache
 
 DIM, HEADS = 16, 2
 

@@ -21,9 +21,9 @@ from worldmodel.imagination import DynamicsRollout
 from worldmodel.latent_clips import LatentBatch, views_there
 from worldmodel.model import WorldModel
 from worldmodel.monitors.calibration import bin_forecasts, expected_calibration_error
+from worldmodel.networks.sampler import Sampling
 from worldmodel.revisiting import Moment, by_window, revisit, windows
 from worldmodel.rollouts import EPSILONS, EpisodeRollouts, roll_out
-from worldmodel.sampler import Sampling
 from worldmodel.score_confidence import ScoreConfidence, fit_scores, with_confidence
 
 LENGTHS = (6, 8)

@@ -5,8 +5,8 @@ import torch
 
 from worldmodel.draws import step_draws
 from worldmodel.latent_clips import LatentBatch
+from worldmodel.networks.dynamics import Dynamics
 from worldmodel.objectives import DynamicsObjective
-from worldmodel.transformer import Dynamics
 
 
 def batch() -> LatentBatch:

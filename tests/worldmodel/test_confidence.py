@@ -8,7 +8,7 @@ import torch
 from scipy.stats import halfnorm
 from torch import Generator, Tensor
 
-from worldmodel.confidence import (
+from worldmodel.networks.confidence_heads import (
     RULES,
     ConfidenceConfig,
     Distribution,

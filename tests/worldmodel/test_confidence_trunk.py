@@ -11,8 +11,14 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.decomposition import PCA
 from torch import Generator, Tensor
 
-from worldmodel.confidence import RULES, ConfidenceConfig, Familiarity, Head, build_head
 from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.networks.confidence_heads import (
+    RULES,
+    ConfidenceConfig,
+    Familiarity,
+    Head,
+    build_head,
+)
 
 HORIZON = torch.tensor([1.0, 7.0])
 EPSILON = torch.tensor([0.1, 0.5, 1.0])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from worldmodel.decoding import decode_behind
 from worldmodel.model import WorldModel
-from worldmodel.rollout_io import ImaginedFrame
+from worldmodel.networks.rollout import ImaginedFrame
 
 
 def make_frames(model: WorldModel, count: int) -> list[ImaginedFrame]:

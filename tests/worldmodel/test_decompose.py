@@ -25,7 +25,7 @@ from worldmodel.monitors.decomposition import (
     direction_entropy,
     entropy,
 )
-from worldmodel.sampler import Sampling
+from worldmodel.networks.sampler import Sampling
 
 
 @pytest.fixture

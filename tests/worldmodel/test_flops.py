@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from worldmodel.draws import Draws
 from worldmodel.flops import flops_per_item, peak_flops
 from worldmodel.latent_clips import LatentBatch
+from worldmodel.networks.dynamics import Dynamics
 from worldmodel.objectives import DynamicsObjective
-from worldmodel.transformer import Dynamics
 
 
 class Product(nn.Module):

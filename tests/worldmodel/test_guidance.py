@@ -8,10 +8,10 @@ import torch
 from torch import Generator, Tensor
 
 from worldmodel.imagination import DynamicsRollout, context_frames, frames
-from worldmodel.rollout_io import ImaginedFrame, RolloutInputs, RowNoise
-from worldmodel.sampler import Sampling, sample
-from worldmodel.schedule import Flow
-from worldmodel.transformer import Dynamics, FrameInputs
+from worldmodel.networks.dynamics import Dynamics, FrameInputs
+from worldmodel.networks.noise_schedule import Flow
+from worldmodel.networks.rollout import ImaginedFrame, RolloutInputs, RowNoise
+from worldmodel.networks.sampler import Sampling, sample
 
 Build = Callable[..., Dynamics]
 

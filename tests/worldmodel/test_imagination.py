@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.confidence import ConfidenceConfig, Distribution, build_head
 from worldmodel.imagination import (
     Imagined,
     imagine,
     to_subpatches,
     to_tokens,
 )
-from worldmodel.rollout_io import RolloutInputs, leading_actions, previous_frames
-from worldmodel.sampler import Sampling
-from worldmodel.schedule import Flow
-from worldmodel.transformer import Dynamics, Estimate, FrameInputs, window_mask
+from worldmodel.networks.confidence_heads import ConfidenceConfig, Distribution, build_head
+from worldmodel.networks.dynamics import Dynamics, Estimate, FrameInputs, window_mask
+from worldmodel.networks.noise_schedule import Flow
+from worldmodel.networks.rollout import RolloutInputs, leading_actions, previous_frames
+from worldmodel.networks.sampler import Sampling
 
 Build = Callable[..., Dynamics]
 EPSILON = torch.tensor([0.1, 0.5])

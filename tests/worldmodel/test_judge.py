@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from worldmodel.judge import ActionJudge, LatentJudge
+from worldmodel.networks.success import ActionJudge, LatentJudge
 
 
 def draw(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:

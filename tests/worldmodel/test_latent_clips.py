@@ -11,7 +11,7 @@ from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.latent_clips import encode_episode, encode_store, latents_name
 from worldmodel.model import WorldModel
-from worldmodel.tokenizers import Tokenizer, TokenizerConfig
+from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
 
 
 @pytest.fixture

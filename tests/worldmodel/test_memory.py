@@ -6,14 +6,15 @@ import torch
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from worldmodel import attention, memory
+from worldmodel import memory
 from worldmodel.draws import step_draws
 from worldmodel.memory import Workload, activations, footprint, plan, random_clips, saved_bytes
 from worldmodel.model import WorldModel
+from worldmodel.networks import attention
+from worldmodel.networks.dynamics import Dynamics, DynamicsConfig
 from worldmodel.objectives import DynamicsObjective
 from worldmodel.optimizers import optimizers, start_average
 from worldmodel.presets import TABLETOP
-from worldmodel.transformer import Dynamics, DynamicsConfig
 
 WORK = Workload(
     dynamics=DynamicsConfig(

@@ -16,7 +16,7 @@ from worldmodel.model import (
     checkpoint_folder,
     resize,
 )
-from worldmodel.tokenizers import Tokenizer, TokenizerConfig, to_model
+from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig, to_model
 
 Build = Callable[..., WorldModel]
 

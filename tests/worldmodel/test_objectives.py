@@ -7,16 +7,16 @@ from torch import Generator
 from torch.nn import functional as F
 
 from worldmodel.draws import Draws, step_draws
-from worldmodel.judge import ActionJudge, LatentJudge
 from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel
+from worldmodel.networks.dynamics import Dynamics
+from worldmodel.networks.success import ActionJudge, LatentJudge
 from worldmodel.objectives import (
     ConfidenceObjective,
     DynamicsObjective,
     JudgeObjective,
     activity_weight,
 )
-from worldmodel.transformer import Dynamics
 
 Build = Callable[..., Dynamics]
 

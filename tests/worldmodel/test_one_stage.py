@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from worldmodel.calibration import trained_on
-from worldmodel.confidence import ConfidenceConfig
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.model import WorldModel
+from worldmodel.networks.confidence_heads import ConfidenceConfig
 from worldmodel.presets import PRESETS, Preset
 from worldmodel.stages import train
 

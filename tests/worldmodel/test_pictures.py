@@ -9,8 +9,8 @@ from torch import Tensor
 
 from worldmodel.draws import step_draws
 from worldmodel.latent_clips import LatentBatch, LatentClips, collate_latents
+from worldmodel.networks.dynamics import Dynamics
 from worldmodel.objectives import DynamicsObjective
-from worldmodel.transformer import Dynamics
 
 Build = Callable[..., Dynamics]
 

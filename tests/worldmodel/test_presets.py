@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.networks.dynamics import Dynamics
 from worldmodel.presets import Preset, get_preset
-from worldmodel.transformer import Dynamics
 from worldmodel.untrained import new_model
 
 Store = Callable[..., ClipStore]

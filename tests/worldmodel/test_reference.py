@@ -10,7 +10,7 @@ from plain_reference import ROTARY, PlainConfig, PlainDiT, plain_rollout
 from torch import Tensor
 
 from worldmodel import load_reference
-from worldmodel.reference import PUBLISHED, Reference, ReferenceConfig
+from worldmodel.networks.c3 import PUBLISHED, Reference, ReferenceConfig
 
 WINDOW = 4
 HEIGHT, WIDTH, CHANNELS, ACTION = 4, 6, 3, 5

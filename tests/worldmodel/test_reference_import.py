@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from worldmodel import load_reference
-from worldmodel.reference import ReferenceConfig
+from worldmodel.networks.c3 import ReferenceConfig
 
 SMALL = {"heads": 2, "window": 4, "height": 4, "width": 4}
 State = dict[str, Tensor]

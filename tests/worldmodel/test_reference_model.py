@@ -14,12 +14,12 @@ from plain_reference import PlainConfig, PlainDiT
 from torch import Tensor
 
 from worldmodel import WorldModel, load_reference
+from worldmodel.c3_import import as_world_model
+from worldmodel.checkpoint import check_trained
 from worldmodel.datasets.actions import CANONICAL
-from worldmodel.provenance import check_trained
-from worldmodel.reference import Reference
-from worldmodel.reference_import import as_world_model
-from worldmodel.sampler import Sampling
-from worldmodel.tokenizers import Tokenizer
+from worldmodel.networks.c3 import Reference
+from worldmodel.networks.sampler import Sampling
+from worldmodel.networks.tokenizer import Tokenizer
 
 Make = Callable[..., WorldModel]
 SCALE = 1.5

@@ -5,8 +5,8 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import Generator, Tensor
 
-from worldmodel.sampler import METHODS, Denoise, Sampling, first_order, heun, sample
-from worldmodel.schedule import Flow, Schedule, SigmoidDiffusion
+from worldmodel.networks.noise_schedule import Flow, Schedule, SigmoidDiffusion
+from worldmodel.networks.sampler import METHODS, Denoise, Sampling, first_order, heun, sample
 
 MEAN, DEVIATION = 1.5, 0.6
 

@@ -5,7 +5,7 @@ from scipy.integrate import trapezoid
 from scipy.special import expit
 from scipy.stats import kstest, norm
 
-from worldmodel.schedule import (
+from worldmodel.networks.noise_schedule import (
     Flow,
     SigmoidDiffusion,
     add_noise,

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from sklearn.metrics import brier_score_loss, log_loss
 from torch import Tensor
 
-from worldmodel.scoring import (
+from worldmodel.networks.scoring_rules import (
     PROBABILITY_FLOOR,
     brier,
     categorical_brier,

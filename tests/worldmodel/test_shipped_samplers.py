@@ -5,7 +5,7 @@ import torch
 from torch import Generator, Tensor
 
 from worldmodel.model import WorldModel
-from worldmodel.sampler import METHODS, Sampling
+from worldmodel.networks.sampler import METHODS, Sampling
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,13 @@ from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.latent_clips import LatentBatch, LatentClips, collate_latents, encode_store
 from worldmodel.model import WorldModel
+from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
 from worldmodel.presets import PRESETS, Preset
 from worldmodel.stages import (
     FramePairs,
     fit_normalisers,
     train,
 )
-from worldmodel.tokenizers import Tokenizer, TokenizerConfig
 from worldmodel.untrained import model_size, new_model
 
 Store = Callable[..., ClipStore]

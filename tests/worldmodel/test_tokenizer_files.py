@@ -8,8 +8,8 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from worldmodel.tokenizer_files import WHITENING
-from worldmodel.tokenizers import Tokenizer, TokenizerConfig
+from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
+from worldmodel.networks.tokenizer_files import WHITENING
 
 SMALL = TokenizerConfig(channels=4, widths=(4, 8, 8), layers=(0, 1, 1))
 WEIGHTS = "diffusion_pytorch_model.safetensors"

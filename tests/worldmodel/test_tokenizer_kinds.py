@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worldmodel.tokenizer_kinds import KINDS, kind_of
-from worldmodel.tokenizers import BottleneckInput, Tokenizer
+from worldmodel.networks.autoencoders import KINDS, kind_of
+from worldmodel.networks.tokenizer import BottleneckInput, Tokenizer
 
 
 def kl(**changes: object) -> Any:

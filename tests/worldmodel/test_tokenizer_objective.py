@@ -8,12 +8,12 @@ from torch.nn import functional as F
 
 from worldmodel.draws import Draws, step_draws
 from worldmodel.model import WorldModel
+from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
 from worldmodel.tokenizer_objective import (
     TokenizerLoss,
     TokenizerObjective,
     distance_from_unit_scale,
 )
-from worldmodel.tokenizers import Tokenizer, TokenizerConfig
 
 PIXELS = TokenizerLoss(structure=0.0, perceptual=0.0)
 EVERYTHING = TokenizerLoss(structure=0.3, perceptual=0.5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.tokenizers import Tokenizer, TokenizerConfig, to_model, to_pixels
+from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig, to_model, to_pixels
 
 SMALL = TokenizerConfig(channels=4, widths=(4, 8, 8), layers=(0, 1, 1))
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from worldmodel.attention import rotary_angles, rotary_table, rotate, softmax_attention
-from worldmodel.transformer import (
+from worldmodel.networks.attention import rotary_angles, rotary_table, rotate, softmax_attention
+from worldmodel.networks.dynamics import (
     Dynamics,
     DynamicsConfig,
     FrameInputs,

@@ -9,8 +9,8 @@ from torch import Generator, Tensor
 
 from worldmodel.imagination import Imagined
 from worldmodel.model import WorldModel
-from worldmodel.rollout_io import check_views
-from worldmodel.transformer import Dynamics, Estimate, FrameInputs, window_mask
+from worldmodel.networks.dynamics import Dynamics, Estimate, FrameInputs, window_mask
+from worldmodel.networks.rollout import check_views
 
 Build = Callable[..., Dynamics]
 DrawInputs = Callable[..., FrameInputs]

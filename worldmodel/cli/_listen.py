@@ -61,7 +61,7 @@ def service_metadata(
     model: WorldModel, monitor: RuntimeMonitor, checkpoint: Path, folder: Path
 ) -> dict[str, Any]:
     """What every robot is told first."""
-    from worldmodel.provenance import fingerprint
+    from worldmodel.checkpoint import fingerprint
 
     return {
         "server": "worldmodel watch",

@@ -61,11 +61,11 @@ def run(command: Command) -> int:
         plan_calibration,
         save_trust,
     )
+    from worldmodel.checkpoint import check_trained, fingerprint
     from worldmodel.episodes import open_for
     from worldmodel.model import WorldModel, checkpoint_folder
     from worldmodel.monitors.artefact import Artefact
     from worldmodel.monitors.recalibration import curve_kind
-    from worldmodel.provenance import check_trained, fingerprint
 
     curve_kind(command.recalibration)
     if command.horizon < 1:

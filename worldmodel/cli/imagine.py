@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.logged_rollouts import LoggedRollout
     from worldmodel.model import WorldModel
+    from worldmodel.networks.sampler import Sampling
     from worldmodel.rollouts import EpisodeRollouts
-    from worldmodel.sampler import Sampling
     from worldmodel.trust import Episode, Trust
 
 HORIZONS = (1, 4, 5, 8, 10, 16)
@@ -72,11 +72,11 @@ class Command:
 def run(command: Command) -> int:
     """Log what is missing, then print how good all logged rollouts are."""
     from worldmodel.calibration import load_trust, long_enough, note_seen
+    from worldmodel.checkpoint import check_trained
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes import open_for, select_episodes
     from worldmodel.logged_rollouts import open_log, read_rollouts, steps, write_rollout
     from worldmodel.model import WorldModel, checkpoint_folder
-    from worldmodel.provenance import check_trained
 
     if command.start < 1 or command.horizon < 1 or command.seed < 0:
         raise ValueError("`--start` and `--horizon` must be at least 1, `--seed` at least 0.")

@@ -81,8 +81,8 @@ def run(command: Command) -> int:
 def load_watcher(command: Command) -> tuple[WorldModel, Trust, Path, Path]:
     """The model, its monitor, and the folders of both."""
     from worldmodel.calibration import load_trust
+    from worldmodel.checkpoint import check_trained
     from worldmodel.model import WorldModel, checkpoint_folder
-    from worldmodel.provenance import check_trained
 
     folder = checkpoint_folder(command.model)
     model = WorldModel.load(folder)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from worldmodel.transformer import FrameInputs
+from worldmodel.networks.dynamics import FrameInputs
 
 
 @dataclass(frozen=True, kw_only=True)

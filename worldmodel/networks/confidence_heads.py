@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from worldmodel.confidence_binary import ContinuousScale, FixedScale
-from worldmodel.confidence_trunk import (
+from worldmodel.networks.c3_heads import ContinuousScale, FixedScale
+from worldmodel.networks.head_trunk import (
     EPSILONS,
     RULES,
     ConfidenceConfig,
@@ -25,7 +25,7 @@ from worldmodel.confidence_trunk import (
     TrunkAndOutput,
     mean_over,
 )
-from worldmodel.scoring import (
+from worldmodel.networks.scoring_rules import (
     categorical_brier,
     categorical_logarithmic,
     categorical_spherical,

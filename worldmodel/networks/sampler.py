@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from worldmodel.schedule import Flow, Schedule
+from worldmodel.networks.noise_schedule import Flow, Schedule
 
 Denoise = Callable[[Tensor, float], Tensor]
 """(x, level) -> estimate of the latent z."""

@@ -14,8 +14,13 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from worldmodel.tokenizer_files import WHITENING, find_folder, load_autoencoder, read_whitening
-from worldmodel.tokenizer_kinds import kind_of
+from worldmodel.networks.autoencoders import kind_of
+from worldmodel.networks.tokenizer_files import (
+    WHITENING,
+    find_folder,
+    load_autoencoder,
+    read_whitening,
+)
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC

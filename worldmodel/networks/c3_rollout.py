@@ -14,13 +14,13 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from worldmodel.attention import Rotary
-from worldmodel.cache import TemporalCache
-from worldmodel.reference import CONTEXT_LEVEL, Reference, causal_mask, run_stack, split
-from worldmodel.rollout_io import ImaginedFrame
-from worldmodel.sampler import Draw, Sampling, sample
-from worldmodel.schedule import SigmoidDiffusion
-from worldmodel.transformer import FrameInputs
+from worldmodel.networks.attention import Rotary
+from worldmodel.networks.c3 import CONTEXT_LEVEL, Reference, causal_mask, run_stack, split
+from worldmodel.networks.cache import TemporalCache
+from worldmodel.networks.dynamics import FrameInputs
+from worldmodel.networks.noise_schedule import SigmoidDiffusion
+from worldmodel.networks.rollout import ImaginedFrame
+from worldmodel.networks.sampler import Draw, Sampling, sample
 
 SCHEDULE = SigmoidDiffusion()
 

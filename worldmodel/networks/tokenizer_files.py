@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldmodel.tokenizer_kinds import kind_of
+from worldmodel.networks.autoencoders import kind_of
 
 WHITENING = "whitening.json"
 HUB_NAME = re.compile(r"(\w[\w.-]*/[\w.-]+)((?:/[\w.-]+)*)")

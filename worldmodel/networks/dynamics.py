@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from worldmodel.attention import (
+from worldmodel.networks.attention import (
     Modulation,
     SpatialBlock,
     TemporalBlock,
@@ -26,8 +26,8 @@ from worldmodel.attention import (
     rotary_angles,
     rotary_table,
 )
-from worldmodel.cache import TemporalCache
-from worldmodel.schedule import posterior_under_persistence
+from worldmodel.networks.cache import TemporalCache
+from worldmodel.networks.noise_schedule import posterior_under_persistence
 
 
 @dataclass(frozen=True, kw_only=True)

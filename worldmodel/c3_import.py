@@ -27,11 +27,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from worldmodel.confidence import ConfidenceConfig
 from worldmodel.datasets.actions import ActionSpec
 from worldmodel.model import ModelConfig, WorldModel
-from worldmodel.reference import PUBLISHED, Reference, ReferenceConfig
-from worldmodel.tokenizers import Tokenizer
+from worldmodel.networks.c3 import PUBLISHED, Reference, ReferenceConfig
+from worldmodel.networks.confidence_heads import ConfidenceConfig
+from worldmodel.networks.tokenizer import Tokenizer
 
 FILE = re.compile(r"ckpt_\d+\.pt")
 """Checkpoints of a C3 run, in its folder."""

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.cache import LayerCache
+from worldmodel.networks.cache import LayerCache
 
 
 def rotary_angles(

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from worldmodel.confidence_trunk import ConfidenceConfig, TrunkAndOutput, mean_over
-from worldmodel.scoring import brier, logarithmic, spherical
+from worldmodel.networks.head_trunk import ConfidenceConfig, TrunkAndOutput, mean_over
+from worldmodel.networks.scoring_rules import brier, logarithmic, spherical
 
 BINARY = {"brier": brier, "logarithmic": logarithmic, "spherical": spherical}
 """Scoring rules of a probability at one ε."""

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.attention import (
+from worldmodel.networks.attention import (
     Modulation,
     Rotary,
     SpatialBlock,
@@ -32,9 +32,9 @@ from worldmodel.attention import (
     rotary_angles,
     write_time,
 )
-from worldmodel.cache import TemporalCache
-from worldmodel.rollout_io import RolloutInputs
-from worldmodel.sampler import Sampling
+from worldmodel.networks.cache import TemporalCache
+from worldmodel.networks.rollout import RolloutInputs
+from worldmodel.networks.sampler import Sampling
 
 if TYPE_CHECKING:
     from worldmodel.imagination import Imagined

@@ -1,0 +1,1 @@
+"""PyTorch modules: tokenizer, dynamics, confidence heads, samplers and scoring rules."""
