@@ -27,14 +27,14 @@ from tqdm import tqdm
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.decompose import Intent, agreement, decompose_rollout
 from worldmodel.latent_clips import LatentBatch, LatentClips, encode_episode, encode_store
-from worldmodel.loop_config import LoopConfig
 from worldmodel.model import WorldModel
 from worldmodel.networks.confidence_heads import ConfidenceConfig, build_head
 from worldmodel.networks.dynamics import Dynamics, DynamicsConfig
-from worldmodel.objectives import DynamicsObjective
 from worldmodel.rollouts import START, roll_out
-from worldmodel.stages import fit_normalisers
-from worldmodel.training import fit
+from worldmodel.training.config import LoopConfig
+from worldmodel.training.loop import fit
+from worldmodel.training.objectives import DynamicsObjective
+from worldmodel.training.stages import fit_normalisers
 
 WIDTHS = (0.05, 0.1, 0.2)
 HORIZON = 8

@@ -43,10 +43,10 @@ from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.verdict import Level
 from worldmodel.networks.tokenizer import Tokenizer, to_model
-from worldmodel.presets import SMOKE
 from worldmodel.statistics import wilson_interval
-from worldmodel.tokenizer_objective import TokenizerObjective
-from worldmodel.training import fit as train
+from worldmodel.training.loop import fit as train
+from worldmodel.training.presets import SMOKE
+from worldmodel.training.tokenizer_objective import TokenizerObjective
 from worldmodel.trust import FrameFeatures, fit_causes, to_model_size
 
 SETS = {

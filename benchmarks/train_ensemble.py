@@ -17,14 +17,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from worldmodel.datasets.clip_store import ClipStore
-from worldmodel.loop_config import Computing, LoopConfig
 from worldmodel.model import WorldModel, checkpoint_folder
-from worldmodel.presets import Preset, get_preset
-from worldmodel.splits import Split
-from worldmodel.stages import train_dynamics
-from worldmodel.stopping import Stop
-from worldmodel.training_run import Run
-from worldmodel.untrained import new_model
+from worldmodel.training.config import Computing, LoopConfig
+from worldmodel.training.new_model import new_model
+from worldmodel.training.presets import Preset, get_preset
+from worldmodel.training.run import Run
+from worldmodel.training.splits import Split
+from worldmodel.training.stages import train_dynamics
+from worldmodel.training.stopping import Stop
 
 
 def member_preset(preset: Preset, seed: int, size: argparse.Namespace) -> Preset:

@@ -24,17 +24,17 @@ from typing import Any
 import torch
 import torch._dynamo
 
-from worldmodel.flops import flops_per_item, peak_flops, wait_for
 from worldmodel.imagination import frames
-from worldmodel.loop_config import Computing
-from worldmodel.memory import GIB, Workload, footprint, random_clips
 from worldmodel.networks.dynamics import Dynamics, DynamicsConfig
 from worldmodel.networks.rollout import RolloutInputs
 from worldmodel.networks.sampler import Sampling
-from worldmodel.objectives import DynamicsObjective
-from worldmodel.parallel import all_processes, blocks
-from worldmodel.presets import PRESETS, Preset
-from worldmodel.training import advance, move_weights, prepare
+from worldmodel.training.config import Computing
+from worldmodel.training.flops import flops_per_item, peak_flops, wait_for
+from worldmodel.training.loop import advance, move_weights, prepare
+from worldmodel.training.memory import GIB, Workload, footprint, random_clips
+from worldmodel.training.objectives import DynamicsObjective
+from worldmodel.training.parallel import all_processes, blocks
+from worldmodel.training.presets import PRESETS, Preset
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {"no": "float32", "bf16": "bf16"}

@@ -15,14 +15,14 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from worldmodel.draws import step_draws
 from worldmodel.imagination import to_tokens
 from worldmodel.latent_clips import LatentBatch, collate_latents
 from worldmodel.model import WorldModel
 from worldmodel.networks.noise_schedule import add_noise, training_levels
-from worldmodel.objectives import DynamicsObjective
 from worldmodel.rollouts import CONTEXT
-from worldmodel.stages import own_dynamics
+from worldmodel.training.objectives import DynamicsObjective
+from worldmodel.training.randomness import step_draws
+from worldmodel.training.stages import own_dynamics
 
 EVENTS = ("velocity", "one_step", "rollout")
 """Events a head can be trained on, from C3's to the deployed one."""

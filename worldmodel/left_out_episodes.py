@@ -15,9 +15,9 @@ from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.episodes import load_named
 from worldmodel.head_recipes import HeadRecipe
 from worldmodel.model import WorldModel
-from worldmodel.presets import get_preset
 from worldmodel.rollouts import START
-from worldmodel.stages import train
+from worldmodel.training.presets import get_preset
+from worldmodel.training.stages import train
 
 LEFT_OUT = "left out"
 """The group of episodes everything is judged on."""

@@ -9,8 +9,8 @@ import pytest
 from accelerate.state import PartialState
 
 from worldmodel.cli import main
-from worldmodel.loop_config import LoopConfig
-from worldmodel.presets import PRESETS, SMOKE
+from worldmodel.training.config import LoopConfig
+from worldmodel.training.presets import PRESETS, SMOKE
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,8 @@ Trajectories = Callable[..., object]
 
 PRESET = (
     "from dataclasses import replace\n"
-    "from worldmodel.presets import PRESETS, SMOKE\n"
-    "from worldmodel.loop_config import LoopConfig\n"
+    "from worldmodel.training.presets import PRESETS, SMOKE\n"
+    "from worldmodel.training.config import LoopConfig\n"
     "loop = LoopConfig(steps=12, batch_size=2, checkpoint_every=5)\n"
     "names = ('tokenizer', 'dynamics', 'rollout', 'confidence', 'judge')\n"
     "PRESETS['brief'] = replace(SMOKE, image_height=16, clip_frames=4, horizon=3,\n"

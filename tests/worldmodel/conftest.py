@@ -19,8 +19,8 @@ from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.networks.confidence_heads import ConfidenceConfig
 from worldmodel.networks.dynamics import Dynamics, DynamicsConfig, FrameInputs
 from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
-from worldmodel.presets import Preset
-from worldmodel.training import LoopConfig
+from worldmodel.training.loop import LoopConfig
+from worldmodel.training.presets import Preset
 
 CAMERA = "front"
 

@@ -7,12 +7,12 @@ import torch
 from torch import Generator
 
 from worldmodel.latent_clips import LatentBatch, LatentClips
-from worldmodel.loop_config import Computing, LoopConfig
 from worldmodel.networks.dynamics import Dynamics, DynamicsConfig
-from worldmodel.objectives import DynamicsObjective
-from worldmodel.parallel import all_processes, is_sharded
-from worldmodel.stopping import Stop, TrainingStopped
-from worldmodel.training import fit
+from worldmodel.training.config import Computing, LoopConfig
+from worldmodel.training.loop import fit
+from worldmodel.training.objectives import DynamicsObjective
+from worldmodel.training.parallel import all_processes, is_sharded
+from worldmodel.training.stopping import Stop, TrainingStopped
 
 CONFIG = LoopConfig(
     steps=11, batch_size=4, warmup=2, checkpoint_every=4, muon_learning_rate=0.02, average_decay=0.6

@@ -16,10 +16,10 @@ from worldmodel.episodes import load_episodes, open_for
 from worldmodel.latent_clips import encode_episode, encode_store, latents_name
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.networks.sampler import Sampling
-from worldmodel.presets import PRESETS, Preset
 from worldmodel.rollouts import roll_out
-from worldmodel.stages import train
-from worldmodel.untrained import model_actions, new_model
+from worldmodel.training.new_model import model_actions, new_model
+from worldmodel.training.presets import PRESETS, Preset
+from worldmodel.training.stages import train
 
 Make = Callable[..., Trajectory]
 

@@ -3,10 +3,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from worldmodel.draws import step_draws
 from worldmodel.latent_clips import LatentBatch
 from worldmodel.networks.dynamics import Dynamics
-from worldmodel.objectives import DynamicsObjective
+from worldmodel.training.objectives import DynamicsObjective
+from worldmodel.training.randomness import step_draws
 
 
 def batch() -> LatentBatch:

@@ -7,10 +7,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from worldmodel.draws import Draws
 from worldmodel.latent_clips import LatentBatch, LatentClips
-from worldmodel.loop_config import LoopConfig
-from worldmodel.training import fit
+from worldmodel.training.config import LoopConfig
+from worldmodel.training.loop import fit
+from worldmodel.training.randomness import Draws
 
 GROWING = LoopConfig(
     steps=20, batch_size=2, checkpoint_every=3, curriculum=((0.0, 2), (0.25, 3), (0.5, 6))

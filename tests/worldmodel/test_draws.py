@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from worldmodel.draws import Draws, step_draws
+from worldmodel.training.randomness import Draws, step_draws
 
 
 def share(process: int, processes: int) -> Draws:

@@ -15,7 +15,7 @@ from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes import choose_cameras, load_episode, load_episodes, select_episodes
 from worldmodel.latent_clips import encode_episode
 from worldmodel.model import WorldModel
-from worldmodel.objectives import LatentBatch
+from worldmodel.training.objectives import LatentBatch
 from worldmodel.trust import Episode
 from worldmodel.watching import unstretched
 

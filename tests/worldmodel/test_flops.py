@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worldmodel.draws import Draws
-from worldmodel.flops import flops_per_item, peak_flops
 from worldmodel.latent_clips import LatentBatch
 from worldmodel.networks.dynamics import Dynamics
-from worldmodel.objectives import DynamicsObjective
+from worldmodel.training.flops import flops_per_item, peak_flops
+from worldmodel.training.objectives import DynamicsObjective
+from worldmodel.training.randomness import Draws
 
 
 class Product(nn.Module):

@@ -6,15 +6,22 @@ import torch
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from worldmodel import memory
-from worldmodel.draws import step_draws
-from worldmodel.memory import Workload, activations, footprint, plan, random_clips, saved_bytes
 from worldmodel.model import WorldModel
 from worldmodel.networks import attention
 from worldmodel.networks.dynamics import Dynamics, DynamicsConfig
-from worldmodel.objectives import DynamicsObjective
-from worldmodel.optimizers import optimizers, start_average
-from worldmodel.presets import TABLETOP
+from worldmodel.training import memory
+from worldmodel.training.memory import (
+    Workload,
+    activations,
+    footprint,
+    plan,
+    random_clips,
+    saved_bytes,
+)
+from worldmodel.training.objectives import DynamicsObjective
+from worldmodel.training.optimizers import optimizers, start_average
+from worldmodel.training.presets import TABLETOP
+from worldmodel.training.randomness import step_draws
 
 WORK = Workload(
     dynamics=DynamicsConfig(

@@ -15,15 +15,15 @@ from worldmodel.datasets.clip_dataset import ClipDataset
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.draws import step_draws
 from worldmodel.episodes import choose_cameras, load_episode
 from worldmodel.latent_clips import LatentBatch, LatentClips, collate_latents, encode_store
 from worldmodel.logged_rollouts import psnr_pair, read_rollouts, steps, write_rollout
 from worldmodel.model import WorldModel
-from worldmodel.objectives import ConfidenceObjective, DynamicsObjective
-from worldmodel.presets import PRESETS, Preset
 from worldmodel.rollouts import EPSILONS, count_reliability, psnr_db, roll_out
-from worldmodel.stages import FramePairs, changes_of, train
+from worldmodel.training.objectives import ConfidenceObjective, DynamicsObjective
+from worldmodel.training.presets import PRESETS, Preset
+from worldmodel.training.randomness import step_draws
+from worldmodel.training.stages import FramePairs, changes_of, train
 
 Make, Model = Callable[..., Trajectory], Callable[..., WorldModel]
 BOTH = ("front", "wrist")

@@ -6,17 +6,17 @@ import torch
 from torch import Generator
 from torch.nn import functional as F
 
-from worldmodel.draws import Draws, step_draws
 from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.networks.success import ActionJudge, LatentJudge
-from worldmodel.objectives import (
+from worldmodel.training.objectives import (
     ConfidenceObjective,
     DynamicsObjective,
     JudgeObjective,
     activity_weight,
 )
+from worldmodel.training.randomness import Draws, step_draws
 
 Build = Callable[..., Dynamics]
 

@@ -11,8 +11,8 @@ from worldmodel.calibration import trained_on
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.model import WorldModel
 from worldmodel.networks.confidence_heads import ConfidenceConfig
-from worldmodel.presets import PRESETS, Preset
-from worldmodel.stages import train
+from worldmodel.training.presets import PRESETS, Preset
+from worldmodel.training.stages import train
 
 Store = Callable[..., ClipStore]
 

@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from worldmodel.parallel import own_share, whole
+from worldmodel.training.parallel import own_share, whole
 
 SCRIPT = Path(__file__).with_name("parallel_run.py")
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "fsdp.yaml"

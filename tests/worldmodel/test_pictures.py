@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.draws import step_draws
 from worldmodel.latent_clips import LatentBatch, LatentClips, collate_latents
 from worldmodel.networks.dynamics import Dynamics
-from worldmodel.objectives import DynamicsObjective
+from worldmodel.training.objectives import DynamicsObjective
+from worldmodel.training.randomness import step_draws
 
 Build = Callable[..., Dynamics]
 

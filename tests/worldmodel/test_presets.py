@@ -6,8 +6,8 @@ import torch
 
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.networks.dynamics import Dynamics
-from worldmodel.presets import Preset, get_preset
-from worldmodel.untrained import new_model
+from worldmodel.training.new_model import new_model
+from worldmodel.training.presets import Preset, get_preset
 
 Store = Callable[..., ClipStore]
 

@@ -5,8 +5,8 @@ import pytest
 
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.presets import Preset
-from worldmodel.splits import Split, check_lengths, split_episodes
+from worldmodel.training.presets import Preset
+from worldmodel.training.splits import Split, check_lengths, split_episodes
 
 Store = Callable[..., ClipStore]
 

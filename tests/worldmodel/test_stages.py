@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel import training_run
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.latent_clips import LatentBatch, LatentClips, collate_latents, encode_store
 from worldmodel.model import WorldModel
 from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
-from worldmodel.presets import PRESETS, Preset
-from worldmodel.stages import (
+from worldmodel.training import run as training_run
+from worldmodel.training.new_model import model_size, new_model
+from worldmodel.training.presets import PRESETS, Preset
+from worldmodel.training.stages import (
     FramePairs,
     fit_normalisers,
     train,
 )
-from worldmodel.untrained import model_size, new_model
 
 Store = Callable[..., ClipStore]
 
@@ -290,7 +290,7 @@ def test_two_processes_train_one_model(make_store: Store, tmp_path: Path) -> Non
         "spec = importlib.util.spec_from_file_location('conftest', sys.argv[1])\n"
         "conftest = sys.modules['conftest'] = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(conftest)\n"
-        "from worldmodel import presets, stages\n"
+        "from worldmodel.training import presets, stages\n"
         "presets.PRESETS['micro'] = conftest.MICRO\n"
         "store = stages.ClipStore.open(sys.argv[2])\n"
         "model = stages.train(store, 'micro', pathlib.Path(sys.argv[3]))\n"

@@ -2,7 +2,7 @@ import signal
 
 import pytest
 
-from worldmodel.stopping import Stop, TrainingStopped
+from worldmodel.training.stopping import Stop, TrainingStopped
 
 
 def test_the_signal_is_taken_over_and_given_back() -> None:
@@ -16,7 +16,7 @@ def test_the_signal_is_taken_over_and_given_back() -> None:
 
 
 def test_importing_the_training_code_leaves_signals_alone() -> None:
-    import worldmodel.stages  # noqa: F401
+    import worldmodel.training.stages  # noqa: F401
 
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 

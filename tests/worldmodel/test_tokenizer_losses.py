@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-from worldmodel.tokenizer_losses import (
+from worldmodel.training.tokenizer_losses import (
     SCALE_WEIGHTS,
     PerceptualDistance,
     num_scales,

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldmodel.draws import Draws, step_draws
 from worldmodel.model import WorldModel
 from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
-from worldmodel.tokenizer_objective import (
+from worldmodel.training.randomness import Draws, step_draws
+from worldmodel.training.tokenizer_objective import (
     TokenizerLoss,
     TokenizerObjective,
     distance_from_unit_scale,

@@ -12,12 +12,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Generator, Tensor, nn
 from torch.utils.data import Dataset
 
-from worldmodel.draws import Draws
-from worldmodel.loop_config import LoopConfig
-from worldmodel.optimizers import average_decay, optimizers
-from worldmodel.stopping import Stop, TrainingStopped
-from worldmodel.training import NonFiniteLossError, StepSampler, fit
-from worldmodel.training_state import latest_checkpoint
+from worldmodel.training.config import LoopConfig
+from worldmodel.training.loop import NonFiniteLossError, StepSampler, fit
+from worldmodel.training.optimizers import average_decay, optimizers
+from worldmodel.training.randomness import Draws
+from worldmodel.training.state import latest_checkpoint
+from worldmodel.training.stopping import Stop, TrainingStopped
 
 CONFIG = LoopConfig(
     steps=7, batch_size=4, warmup=2, checkpoint_every=2, muon_learning_rate=0.02, average_decay=0.6

@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel
 from worldmodel.networks.confidence_heads import ConfidenceConfig
-from worldmodel.validation import (
+from worldmodel.training.validation import (
     EPSILONS,
     HeldOut,
     held_out,

@@ -44,9 +44,9 @@ class Command:
 
 def run(command: Command) -> int:
     """Train; the model ends up in `<out>/model`."""
-    from worldmodel.parallel import all_processes
-    from worldmodel.stages import train
-    from worldmodel.stopping import TrainingStopped
+    from worldmodel.training.parallel import all_processes
+    from worldmodel.training.stages import train
+    from worldmodel.training.stopping import TrainingStopped
 
     store = ClipStore.open(command.data)
     out = command.out or Path("runs") / f"{store.path.stem}-{command.preset}"

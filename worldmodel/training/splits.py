@@ -8,7 +8,7 @@ import numpy as np
 
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.dataset import Dataset as Episodes
-from worldmodel.presets import Preset
+from worldmodel.training.presets import Preset
 
 
 @dataclass(frozen=True)

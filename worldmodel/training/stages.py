@@ -27,23 +27,23 @@ from worldmodel.latent_clips import (
     collate_latents,
     encode_store,
 )
-from worldmodel.memory import plan
 from worldmodel.model import WorldModel, resize
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.networks.tokenizer import to_model
-from worldmodel.objectives import (
+from worldmodel.training.loop import Validate
+from worldmodel.training.memory import plan
+from worldmodel.training.objectives import (
     ConfidenceObjective,
     DynamicsObjective,
     JudgeObjective,
 )
-from worldmodel.parallel import all_processes, is_sharded
-from worldmodel.presets import get_preset
-from worldmodel.splits import check_lengths, split_episodes
-from worldmodel.stopping import Stop
-from worldmodel.tokenizer_objective import TokenizerObjective
-from worldmodel.training import Validate
-from worldmodel.training_run import Run, prepare
-from worldmodel.validation import (
+from worldmodel.training.parallel import all_processes, is_sharded
+from worldmodel.training.presets import get_preset
+from worldmodel.training.run import Run, prepare
+from worldmodel.training.splits import check_lengths, split_episodes
+from worldmodel.training.stopping import Stop
+from worldmodel.training.tokenizer_objective import TokenizerObjective
+from worldmodel.training.validation import (
     NUM_CLIPS,
     HeldOut,
     held_out,

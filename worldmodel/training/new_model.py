@@ -11,7 +11,7 @@ from worldmodel.datasets.actions import ActionSpec
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.networks.tokenizer import Tokenizer
-from worldmodel.presets import Preset
+from worldmodel.training.presets import Preset
 
 
 def model_size(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from worldmodel.draws import step_draws
+from worldmodel.training.randomness import step_draws
 
 PROBES = 3
 """Steps counted: what an objective computes may depend on what it draws."""

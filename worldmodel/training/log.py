@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from worldmodel.flops import flops_per_item, peak_flops
-from worldmodel.loop_config import Computing
-from worldmodel.parallel import all_processes
+from worldmodel.training.config import Computing
+from worldmodel.training.flops import flops_per_item, peak_flops
+from worldmodel.training.parallel import all_processes
 
 EVERY = 10
 """Steps between figures."""

@@ -17,14 +17,14 @@ from worldmodel.checkpoint import check_trained
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.dataset import Dataset as Episodes
 from worldmodel.datasets.resampling import resampled
-from worldmodel.loop_config import LoopConfig
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.networks.tokenizer import Tokenizer
-from worldmodel.presets import Preset
-from worldmodel.splits import Split
-from worldmodel.stopping import Stop
-from worldmodel.training import Items, Validate, fit
-from worldmodel.untrained import model_actions, new_model
+from worldmodel.training.config import LoopConfig
+from worldmodel.training.loop import Items, Validate, fit
+from worldmodel.training.new_model import model_actions, new_model
+from worldmodel.training.presets import Preset
+from worldmodel.training.splits import Split
+from worldmodel.training.stopping import Stop
 
 PARTS = {
     "tokenizer": ("tokenizer",),

@@ -18,16 +18,16 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
-from worldmodel.draws import step_draws, step_seed
-from worldmodel.loop_config import Computing, LoopConfig
 from worldmodel.networks.dynamics import Dynamics
-from worldmodel.optimizers import (
+from worldmodel.training.config import Computing, LoopConfig
+from worldmodel.training.log import Speed, StageLog
+from worldmodel.training.optimizers import (
     optimizers,
     set_learning_rates,
     start_average,
     update_average,
 )
-from worldmodel.parallel import (
+from worldmodel.training.parallel import (
     all_processes,
     blocks,
     clip_gradients,
@@ -35,9 +35,9 @@ from worldmodel.parallel import (
     sum_over_processes,
     whole,
 )
-from worldmodel.stopping import Stop, TrainingStopped
-from worldmodel.training_log import Speed, StageLog
-from worldmodel.training_state import TrainingState, resume, save_checkpoint
+from worldmodel.training.randomness import step_draws, step_seed
+from worldmodel.training.state import TrainingState, resume, save_checkpoint
+from worldmodel.training.stopping import Stop, TrainingStopped
 
 Validate = Callable[[Any, int], None]
 """Shows how good the objective's parts are: writes to a TensorBoard writer, at a step."""

@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.draws import Draws
 from worldmodel.imagination import frames, to_tokens
 from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel
@@ -30,6 +29,7 @@ from worldmodel.networks.noise_schedule import (
 )
 from worldmodel.networks.rollout import RolloutInputs, leading_actions, previous_frames
 from worldmodel.networks.success import ActionJudge, LatentJudge
+from worldmodel.training.randomness import Draws
 
 
 class DynamicsObjective(nn.Module):

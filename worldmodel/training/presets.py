@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field, replace
 
-from worldmodel.loop_config import Computing, LoopConfig
 from worldmodel.networks.confidence_heads import ConfidenceConfig
 from worldmodel.networks.dynamics import DynamicsConfig
 from worldmodel.networks.tokenizer import TokenizerConfig
-from worldmodel.tokenizer_objective import TokenizerLoss
+from worldmodel.training.config import Computing, LoopConfig
+from worldmodel.training.tokenizer_objective import TokenizerLoss
 
 
 @dataclass(frozen=True, kw_only=True)

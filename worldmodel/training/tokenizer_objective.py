@@ -9,10 +9,10 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from worldmodel.draws import Draws
 from worldmodel.model import resize
 from worldmodel.networks.tokenizer import Tokenizer, to_model
-from worldmodel.tokenizer_losses import PerceptualDistance, structural_similarity
+from worldmodel.training.randomness import Draws
+from worldmodel.training.tokenizer_losses import PerceptualDistance, structural_similarity
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worldmodel.parallel import all_processes, own_share, whole
+from worldmodel.training.parallel import all_processes, own_share, whole
 
 STATE = "state.pt"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from worldmodel.parallel import sum_over_processes
+from worldmodel.training.parallel import sum_over_processes
 
 
 class TrainingStopped(Exception):  # noqa: N818 - no error: the run ended as it was asked to

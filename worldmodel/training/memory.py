@@ -16,14 +16,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from worldmodel.draws import step_draws
 from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel
 from worldmodel.networks.dynamics import Dynamics, DynamicsConfig
-from worldmodel.objectives import DynamicsObjective
-from worldmodel.optimizers import is_hidden_matrix
-from worldmodel.parallel import all_processes
-from worldmodel.presets import Preset
+from worldmodel.training.objectives import DynamicsObjective
+from worldmodel.training.optimizers import is_hidden_matrix
+from worldmodel.training.parallel import all_processes
+from worldmodel.training.presets import Preset
+from worldmodel.training.randomness import step_draws
 
 GIB = 2**30
 COLUMNS = ("weights", "gradients", "optimizer", "average", "activations")

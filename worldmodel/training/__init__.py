@@ -1,0 +1,1 @@
+"""Training: the job behind `worldmodel train`."""
