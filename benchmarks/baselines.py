@@ -29,7 +29,7 @@ from tqdm import tqdm
 from worldmodel.baselines import BASELINES, divided_by_motion, ensemble, sampled
 from worldmodel.calibration import untouched_episodes
 from worldmodel.datasets.clip_store import ClipStore
-from worldmodel.episodes import load_named
+from worldmodel.episodes.load import load_named
 from worldmodel.model import WorldModel
 from worldmodel.monitors.association import (
     AssociationSummary,

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.decompose import Intent, agreement, decompose_rollout
-from worldmodel.latent_clips import LatentBatch, LatentClips, encode_episode, encode_store
+from worldmodel.episodes.clips import LatentBatch, LatentClips, encode_episode, encode_store
 from worldmodel.model import WorldModel
 from worldmodel.networks.confidence_heads import ConfidenceConfig, build_head
 from worldmodel.networks.dynamics import Dynamics, DynamicsConfig

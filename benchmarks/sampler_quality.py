@@ -28,7 +28,7 @@ from tqdm import tqdm
 from worldmodel.calibration import calibration_table
 from worldmodel.demo import simulate
 from worldmodel.envs.collect import Collection
-from worldmodel.latent_clips import LatentBatch, collate_latents
+from worldmodel.episodes.clips import LatentBatch, collate_latents
 from worldmodel.model import WorldModel
 from worldmodel.networks.sampler import Sampling
 from worldmodel.quality import psnr_per_frame

@@ -24,7 +24,7 @@ from worldmodel.envs.layout import TRAIN_POOL, Distractor, Layout, free_position
 from worldmodel.envs.policies import MIXED
 from worldmodel.envs.scene import DISTRACTORS
 from worldmodel.envs.tabletop import TabletopEnv
-from worldmodel.episodes import load_episode
+from worldmodel.episodes.load import load_episode
 from worldmodel.localise import MarkedEpisode
 from worldmodel.model import WorldModel
 

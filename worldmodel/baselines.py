@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from worldmodel.episodes.clips import LatentBatch, latents_name
 from worldmodel.imagination import imagine
-from worldmodel.latent_clips import LatentBatch, latents_name
 from worldmodel.model import WorldModel
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.networks.noise_schedule import Flow

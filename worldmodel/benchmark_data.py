@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from worldmodel.corruptions import corrupt
 from worldmodel.demo import SHIFTS, Key
 from worldmodel.envs.collect import Collection, collect
 from worldmodel.envs.factors import SEVERITIES
-from worldmodel.episodes import load_named
+from worldmodel.episodes.clips import collate_latents
+from worldmodel.episodes.corruptions import corrupt
+from worldmodel.episodes.load import load_named
 from worldmodel.feature_bank import FeatureBank, rollout_bank, velocity_bank
-from worldmodel.latent_clips import collate_latents
 from worldmodel.model import WorldModel
 from worldmodel.rollouts import EpisodeRollouts, roll_out
 from worldmodel.trust import Episode

@@ -18,7 +18,7 @@ from worldmodel.calibration import load_trust
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.envs.collect import Collection, record
 from worldmodel.envs.factors import SEVERITIES
-from worldmodel.episodes import load_episode
+from worldmodel.episodes.load import load_episode
 from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitors.channels import SIGNALS
 from worldmodel.monitors.judge import EpisodeJudge

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from worldmodel.checkpoint import fingerprint
 from worldmodel.datasets.dataset import Dataset
-from worldmodel.episodes import load_named
+from worldmodel.episodes.load import load_named
 from worldmodel.gate import Gate, fit_gate
 from worldmodel.model import WorldModel
 from worldmodel.monitors.artefact import Artefact, staleness

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from worldmodel.latent_clips import LatentBatch
+from worldmodel.episodes.clips import LatentBatch
 from worldmodel.logged_rollouts import LoggedRollout
 from worldmodel.model import WorldModel
 from worldmodel.monitors.association import kendall_tau

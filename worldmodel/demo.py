@@ -18,7 +18,7 @@ from worldmodel.calibration import load_trust
 from worldmodel.checkpoint import check_trained, fingerprint
 from worldmodel.envs.collect import Collection, record
 from worldmodel.envs.factors import FACTORS, SEVERITIES
-from worldmodel.episodes import load_episode
+from worldmodel.episodes.load import load_episode
 from worldmodel.evaluation import Evaluation, evaluate
 from worldmodel.gate import Gate
 from worldmodel.model import WorldModel, checkpoint_folder

@@ -15,8 +15,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from worldmodel.episodes.clips import LatentBatch, collate_latents
 from worldmodel.imagination import to_tokens
-from worldmodel.latent_clips import LatentBatch, collate_latents
 from worldmodel.model import WorldModel
 from worldmodel.networks.noise_schedule import add_noise, training_levels
 from worldmodel.rollouts import CONTEXT

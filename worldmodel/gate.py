@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from worldmodel.latent_clips import LatentBatch
+from worldmodel.episodes.clips import LatentBatch
 from worldmodel.model import WorldModel
 from worldmodel.monitors.artefact import Artefact
 from worldmodel.monitors.judge import MonitorConfig

@@ -12,7 +12,7 @@ from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.convert import open_target
 from worldmodel.datasets.dataset import Dataset
 from worldmodel.datasets.open_dataset import open_dataset
-from worldmodel.episodes import load_named
+from worldmodel.episodes.load import load_named
 from worldmodel.head_recipes import HeadRecipe
 from worldmodel.model import WorldModel
 from worldmodel.rollouts import START

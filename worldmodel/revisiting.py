@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from worldmodel.episodes.clips import LatentBatch, collate_latents
 from worldmodel.imagination import context_frames
-from worldmodel.latent_clips import LatentBatch, collate_latents
 from worldmodel.model import WorldModel
 from worldmodel.networks.attention import lay_out_for_inference
 from worldmodel.networks.dynamics import Dynamics, FrameInputs

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldmodel.latent_clips import LatentBatch, collate_latents
+from worldmodel.episodes.clips import LatentBatch, collate_latents
 from worldmodel.model import WorldModel
 from worldmodel.monitors.reliability import Reliability
 from worldmodel.networks.confidence_heads import EPSILONS as EPSILONS  # part of this module, too

@@ -20,7 +20,7 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import save
 from torch import Tensor
 
-from worldmodel.latent_clips import LatentBatch
+from worldmodel.episodes.clips import LatentBatch
 from worldmodel.model import WorldModel, resize
 from worldmodel.monitors.action import recent_actions
 from worldmodel.monitors.artefact import Artefact

@@ -10,7 +10,7 @@ import pytest
 from worldmodel.calibration import load_trust
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
-from worldmodel.episodes import load_episode
+from worldmodel.episodes.load import load_episode
 from worldmodel.live_claims import LiveClaims, live_monitor
 from worldmodel.logged_rollouts import commanded
 from worldmodel.model import WorldModel

@@ -15,7 +15,7 @@ from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.episodes import load_episodes
+from worldmodel.episodes.load import load_episodes
 from worldmodel.model import WorldModel
 from worldmodel.monitors.replay import replay
 from worldmodel.monitors.verdict import Level

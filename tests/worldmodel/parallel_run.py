@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Generator
 
-from worldmodel.latent_clips import LatentBatch, LatentClips
+from worldmodel.episodes.clips import LatentBatch, LatentClips
 from worldmodel.networks.dynamics import Dynamics, DynamicsConfig
 from worldmodel.training.config import Computing, LoopConfig
 from worldmodel.training.loop import fit

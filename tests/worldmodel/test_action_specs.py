@@ -12,8 +12,8 @@ from worldmodel.datasets.actions import CANONICAL, ActionSpec
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.resampling import resample
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.episodes import load_episodes, open_for
-from worldmodel.latent_clips import encode_episode, encode_store, latents_name
+from worldmodel.episodes.clips import encode_episode, encode_store, latents_name
+from worldmodel.episodes.load import load_episodes, open_for
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.networks.sampler import Sampling
 from worldmodel.rollouts import roll_out

@@ -17,8 +17,8 @@ from worldmodel.baselines import (
     motion,
     passes_per_frame,
 )
+from worldmodel.episodes.clips import LatentBatch, views_there
 from worldmodel.imagination import DynamicsRollout
-from worldmodel.latent_clips import LatentBatch, views_there
 from worldmodel.model import WorldModel
 from worldmodel.monitors.calibration import bin_forecasts, expected_calibration_error
 from worldmodel.networks.sampler import Sampling

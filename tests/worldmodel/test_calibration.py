@@ -20,7 +20,7 @@ from worldmodel.calibration import (
 )
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.episodes import load_named
+from worldmodel.episodes.load import load_named
 from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitors.calibration import bin_forecasts
 from worldmodel.monitors.conformal import RiskControl

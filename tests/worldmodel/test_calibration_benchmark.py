@@ -14,7 +14,7 @@ from worldmodel.calibration_benchmark import SHIPPED, Bench, MethodResult, State
 from worldmodel.calibration_measures import measure
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.episodes import load_episode
+from worldmodel.episodes.load import load_episode
 from worldmodel.head_recipes import HeadRecipe
 from worldmodel.left_out_episodes import copied, deal
 from worldmodel.model import WorldModel

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from worldmodel.latent_clips import LatentBatch
+from worldmodel.episodes.clips import LatentBatch
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.training.objectives import DynamicsObjective
 from worldmodel.training.randomness import step_draws

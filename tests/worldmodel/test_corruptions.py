@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.corruptions import CORRUPTIONS, corrupt, corrupted_episode, insert_patches, noise
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.latent_clips import encode_episode
+from worldmodel.episodes.clips import encode_episode
+from worldmodel.episodes.corruptions import (
+    CORRUPTIONS,
+    corrupt,
+    corrupted_episode,
+    insert_patches,
+    noise,
+)
 from worldmodel.model import WorldModel
 
 

@@ -7,7 +7,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from worldmodel.latent_clips import LatentBatch, LatentClips
+from worldmodel.episodes.clips import LatentBatch, LatentClips
 from worldmodel.training.config import LoopConfig
 from worldmodel.training.loop import fit
 from worldmodel.training.randomness import Draws

@@ -17,7 +17,7 @@ from worldmodel.decompose import (
     embed_rollouts,
     embedded,
 )
-from worldmodel.latent_clips import LatentBatch, encode_episode
+from worldmodel.episodes.clips import LatentBatch, encode_episode
 from worldmodel.model import WorldModel
 from worldmodel.monitors.decomposition import (
     MAX_KAPPA,

@@ -12,8 +12,8 @@ import torch
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.episodes import choose_cameras, load_episode, load_episodes, select_episodes
-from worldmodel.latent_clips import encode_episode
+from worldmodel.episodes.clips import encode_episode
+from worldmodel.episodes.load import choose_cameras, load_episode, load_episodes, select_episodes
 from worldmodel.model import WorldModel
 from worldmodel.training.objectives import LatentBatch
 from worldmodel.trust import Episode

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from worldmodel.episodes.clips import LatentBatch
 from worldmodel.feature_bank import FeatureBank, draw_stretch, rollout_bank, velocity_bank
 from worldmodel.head_recipes import ABLATION, HeadRecipe, restated, train_head
-from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel
 from worldmodel.networks.confidence_heads import build_head
 from worldmodel.rollouts import CONTEXT, roll_out

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worldmodel.latent_clips import LatentBatch
+from worldmodel.episodes.clips import LatentBatch
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.training.flops import flops_per_item, peak_flops
 from worldmodel.training.objectives import DynamicsObjective

@@ -9,7 +9,7 @@ import torch
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.latent_clips import encode_episode, encode_store, latents_name
+from worldmodel.episodes.clips import encode_episode, encode_store, latents_name
 from worldmodel.model import WorldModel
 from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
 

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.envs.collect import Collection
 from worldmodel.envs.interventions import INSERTED, PATCHES, marked_episodes
-from worldmodel.episodes import load_episode
+from worldmodel.episodes.load import load_episode
 from worldmodel.localise import (
     ALL,
     MAPS,

@@ -15,8 +15,8 @@ from worldmodel.datasets.clip_dataset import ClipDataset
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.episodes import choose_cameras, load_episode
-from worldmodel.latent_clips import LatentBatch, LatentClips, collate_latents, encode_store
+from worldmodel.episodes.clips import LatentBatch, LatentClips, collate_latents, encode_store
+from worldmodel.episodes.load import choose_cameras, load_episode
 from worldmodel.logged_rollouts import psnr_pair, read_rollouts, steps, write_rollout
 from worldmodel.model import WorldModel
 from worldmodel.rollouts import EPSILONS, count_reliability, psnr_db, roll_out

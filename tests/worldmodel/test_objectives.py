@@ -6,7 +6,7 @@ import torch
 from torch import Generator
 from torch.nn import functional as F
 
-from worldmodel.latent_clips import LatentBatch
+from worldmodel.episodes.clips import LatentBatch
 from worldmodel.model import WorldModel
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.networks.success import ActionJudge, LatentJudge

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.latent_clips import LatentBatch, LatentClips, collate_latents
+from worldmodel.episodes.clips import LatentBatch, LatentClips, collate_latents
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.training.objectives import DynamicsObjective
 from worldmodel.training.randomness import step_draws

@@ -12,7 +12,7 @@ import torch
 
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.latent_clips import LatentBatch, LatentClips, collate_latents, encode_store
+from worldmodel.episodes.clips import LatentBatch, LatentClips, collate_latents, encode_store
 from worldmodel.model import WorldModel
 from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
 from worldmodel.training import run as training_run

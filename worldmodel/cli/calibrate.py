@@ -62,7 +62,7 @@ def run(command: Command) -> int:
         save_trust,
     )
     from worldmodel.checkpoint import check_trained, fingerprint
-    from worldmodel.episodes import open_for
+    from worldmodel.episodes.load import open_for
     from worldmodel.model import WorldModel, checkpoint_folder
     from worldmodel.monitors.artefact import Artefact
     from worldmodel.monitors.recalibration import curve_kind

@@ -74,7 +74,7 @@ def run(command: Command) -> int:
     from worldmodel.calibration import load_trust, long_enough, note_seen
     from worldmodel.checkpoint import check_trained
     from worldmodel.datasets.rollout_log import RolloutLog
-    from worldmodel.episodes import open_for, select_episodes
+    from worldmodel.episodes.load import open_for, select_episodes
     from worldmodel.logged_rollouts import open_log, read_rollouts, steps, write_rollout
     from worldmodel.model import WorldModel, checkpoint_folder
 
@@ -181,7 +181,7 @@ def imagine_episodes(
     from tqdm import tqdm
 
     from worldmodel.decompose import Intent, decompose_rollout
-    from worldmodel.episodes import choose_cameras, load_episode
+    from worldmodel.episodes.load import choose_cameras, load_episode
     from worldmodel.rollouts import roll_out
     from worldmodel.trust import recalibrated
 

@@ -95,7 +95,7 @@ def watch_data(command: Command, data: Path) -> int:
     """Watch recorded episodes; 1 if any raised an alarm."""
     from worldmodel.calibration import note_seen
     from worldmodel.datasets.rollout_log import RolloutLog
-    from worldmodel.episodes import open_for, select_episodes
+    from worldmodel.episodes.load import open_for, select_episodes
     from worldmodel.fleet import fleet_drift, largest_surprise
     from worldmodel.logged_rollouts import log_attributes, write_rollout
     from worldmodel.watching import VERDICT, summarize_watch
@@ -168,7 +168,7 @@ def watch_episodes(
 
     from tqdm import tqdm
 
-    from worldmodel.episodes import choose_cameras, load_episode
+    from worldmodel.episodes.load import choose_cameras, load_episode
     from worldmodel.live_view import open_view
     from worldmodel.watching import watched_steps
 

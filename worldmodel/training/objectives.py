@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.episodes.clips import LatentBatch
 from worldmodel.imagination import frames, to_tokens
-from worldmodel.latent_clips import LatentBatch
 from worldmodel.model import WorldModel
 from worldmodel.networks.c3 import Reference
 from worldmodel.networks.confidence_heads import mean_over

@@ -16,17 +16,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from worldmodel.corruptions import corrupted_episode
 from worldmodel.datasets.clip_dataset import found_cameras, stack_views
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.dataset import Dataset as Episodes
-from worldmodel.latent_clips import (
+from worldmodel.episodes.clips import (
     LatentBatch,
     LatentClips,
     cache_latents,
     collate_latents,
     encode_store,
 )
+from worldmodel.episodes.corruptions import corrupted_episode
 from worldmodel.model import WorldModel, resize
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.networks.tokenizer import to_model

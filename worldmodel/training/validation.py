@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldmodel.latent_clips import LatentBatch, collate_latents, views_there
+from worldmodel.episodes.clips import LatentBatch, collate_latents, views_there
 from worldmodel.model import WorldModel
 from worldmodel.monitors.calibration import expected_calibration_error
 from worldmodel.monitors.reliability import Reliability

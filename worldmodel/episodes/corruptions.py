@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from worldmodel.datasets.clip_dataset import stack_views
 from worldmodel.datasets.resampling import resample
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.latent_clips import LatentBatch, labelled, views_of
+from worldmodel.episodes.clips import LatentBatch, labelled, views_of
 from worldmodel.model import WorldModel
 from worldmodel.networks.tokenizer import to_model, to_pixels
 

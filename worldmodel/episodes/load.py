@@ -16,7 +16,7 @@ from worldmodel.datasets.dataset import Dataset
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.datasets.resampling import resample, resampled
 from worldmodel.datasets.trajectory import Frames, Trajectory
-from worldmodel.latent_clips import labelled, views_of
+from worldmodel.episodes.clips import labelled, views_of
 from worldmodel.model import WorldModel
 from worldmodel.trust import Episode, to_model_size
 
