@@ -37,9 +37,9 @@ from worldmodel.monitors.association import (
     summarize_association,
 )
 from worldmodel.monitors.calibration import bin_forecasts, expected_calibration_error
-from worldmodel.quality import psnr_per_frame
 from worldmodel.revisiting import Scores, by_window
-from worldmodel.rollouts import EPSILONS, START, EpisodeRollouts, roll_out
+from worldmodel.rollouts.open_loop import EPSILONS, START, EpisodeRollouts, roll_out
+from worldmodel.rollouts.quality import psnr_per_frame
 from worldmodel.score_confidence import fit_scores, with_confidence
 from worldmodel.trust import MONITOR_EPSILON, Episode
 

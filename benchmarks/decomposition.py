@@ -25,12 +25,12 @@ from sampler_quality import hardware
 from tqdm import tqdm
 
 from worldmodel.datasets.clip_store import ClipStore
-from worldmodel.decompose import Intent, agreement, decompose_rollout
 from worldmodel.episodes.clips import LatentBatch, LatentClips, encode_episode, encode_store
 from worldmodel.model import WorldModel
 from worldmodel.networks.confidence_heads import ConfidenceConfig, build_head
 from worldmodel.networks.dynamics import Dynamics, DynamicsConfig
-from worldmodel.rollouts import START, roll_out
+from worldmodel.rollouts.decomposition import Intent, agreement, decompose_rollout
+from worldmodel.rollouts.open_loop import START, roll_out
 from worldmodel.training.config import LoopConfig
 from worldmodel.training.loop import fit
 from worldmodel.training.objectives import DynamicsObjective

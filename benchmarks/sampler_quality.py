@@ -31,8 +31,8 @@ from worldmodel.envs.collect import Collection
 from worldmodel.episodes.clips import LatentBatch, collate_latents
 from worldmodel.model import WorldModel
 from worldmodel.networks.sampler import Sampling
-from worldmodel.quality import psnr_per_frame
-from worldmodel.rollouts import EPSILONS, EpisodeRollouts
+from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
+from worldmodel.rollouts.quality import psnr_per_frame
 from worldmodel.trust import Episode
 
 HORIZONS = (1, 5, 10, 16)

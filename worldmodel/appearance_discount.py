@@ -13,7 +13,7 @@ from torch import Tensor
 
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.judge import EpisodeJudge
-from worldmodel.rollouts import EPSILONS, EpisodeRollouts
+from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 from worldmodel.trust import Episode, FrameFeatures
 
 EXPONENTS = (0.0, 0.03, 0.1, 0.3, 1.0)

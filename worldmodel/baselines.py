@@ -24,7 +24,7 @@ from worldmodel.networks.rollout import RolloutInputs, RowNoise
 from worldmodel.networks.sampler import Sampling
 from worldmodel.networks.tokenizer import to_model
 from worldmodel.revisiting import Moment, Score, Scores, Window, by_window, revisit
-from worldmodel.rollouts import EpisodeRollouts
+from worldmodel.rollouts.open_loop import EpisodeRollouts
 
 NUM_SAMPLES = 8
 """Samples of a rollout, the judged one included, or passes with dropout."""

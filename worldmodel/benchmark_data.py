@@ -19,7 +19,7 @@ from worldmodel.episodes.corruptions import corrupt
 from worldmodel.episodes.load import load_named
 from worldmodel.feature_bank import FeatureBank, rollout_bank, velocity_bank
 from worldmodel.model import WorldModel
-from worldmodel.rollouts import EpisodeRollouts, roll_out
+from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
 from worldmodel.trust import Episode
 
 NOMINAL = "nominal"

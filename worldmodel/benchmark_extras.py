@@ -18,7 +18,7 @@ from worldmodel.monitors.decision_table import evaluate_events
 from worldmodel.monitors.decisions import EventConfidence
 from worldmodel.monitors.reliability import CalibrationSummary
 from worldmodel.report import Table
-from worldmodel.rollouts import EPSILONS, START, EpisodeRollouts, count_reliability
+from worldmodel.rollouts.open_loop import EPSILONS, START, EpisodeRollouts, count_reliability
 
 EPSILON = 0.5
 """Error level of the promise, in latent standard deviations."""

@@ -25,7 +25,13 @@ from worldmodel.monitors.calibration import ReliabilityBins
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.reliability import CalibrationSummary, summarize
 from worldmodel.monitors.threshold import episodes_needed, smallest_alpha
-from worldmodel.rollouts import START, EpisodeRollouts, Forecasts, count_reliability, roll_out
+from worldmodel.rollouts.open_loop import (
+    START,
+    EpisodeRollouts,
+    Forecasts,
+    count_reliability,
+    roll_out,
+)
 from worldmodel.trust import (
     WATCH_HORIZON,
     WATCH_START,

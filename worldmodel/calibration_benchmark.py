@@ -26,7 +26,7 @@ from worldmodel.head_recipes import ABLATION, HeadRecipe, restated, train_head
 from worldmodel.model import WorldModel
 from worldmodel.monitors.judge import EpisodeJudge
 from worldmodel.revisiting import Scores
-from worldmodel.rollouts import EpisodeRollouts
+from worldmodel.rollouts.open_loop import EpisodeRollouts
 from worldmodel.score_confidence import fit_scores, with_confidence
 from worldmodel.trust import FrameFeatures, fit_recalibration, recalibrated
 

@@ -25,8 +25,8 @@ from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitors.detection import DetectionSummary, summarize_detection
 from worldmodel.monitors.monitor import WatchedEpisode
 from worldmodel.monitors.reliability import CalibrationSummary, Reliability, summarize
-from worldmodel.quality import QualityRow, image_quality
-from worldmodel.rollouts import EpisodeRollouts, count_reliability, roll_out
+from worldmodel.rollouts.open_loop import EpisodeRollouts, count_reliability, roll_out
+from worldmodel.rollouts.quality import QualityRow, image_quality
 from worldmodel.trust import Episode, FrameFeatures, Trust, recalibrated, signals
 
 HORIZONS = (1, 4, 8, 16)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from worldmodel.gate import Gate
 from worldmodel.model import WorldModel
-from worldmodel.rollouts import roll_out
+from worldmodel.rollouts.open_loop import roll_out
 from worldmodel.statistics import (
     Correlation,
     Proportion,

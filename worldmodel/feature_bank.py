@@ -19,7 +19,7 @@ from worldmodel.episodes.clips import LatentBatch, collate_latents
 from worldmodel.imagination import to_tokens
 from worldmodel.model import WorldModel
 from worldmodel.networks.noise_schedule import add_noise, training_levels
-from worldmodel.rollouts import CONTEXT
+from worldmodel.rollouts.open_loop import CONTEXT
 from worldmodel.training.objectives import DynamicsObjective
 from worldmodel.training.randomness import step_draws
 from worldmodel.training.stages import own_dynamics

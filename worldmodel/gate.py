@@ -17,7 +17,7 @@ from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.threshold import smallest_alpha
 from worldmodel.monitors.verdict import Level
-from worldmodel.rollouts import EpisodeRollouts, roll_out
+from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
 from worldmodel.trust import confidence_maps
 
 ALPHA = 0.2

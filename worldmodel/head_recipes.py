@@ -13,7 +13,7 @@ from worldmodel.feature_bank import FeatureBank
 from worldmodel.imagination import to_subpatches
 from worldmodel.model import WorldModel
 from worldmodel.networks.confidence_heads import EPSILONS, ConfidenceConfig, Head, build_head
-from worldmodel.rollouts import EpisodeRollouts
+from worldmodel.rollouts.open_loop import EpisodeRollouts
 
 BATCH = 96
 """Frames of a training step."""

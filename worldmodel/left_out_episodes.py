@@ -15,7 +15,7 @@ from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.episodes.load import load_named
 from worldmodel.head_recipes import HeadRecipe
 from worldmodel.model import WorldModel
-from worldmodel.rollouts import START
+from worldmodel.rollouts.open_loop import START
 from worldmodel.training.presets import get_preset
 from worldmodel.training.stages import train
 

@@ -14,7 +14,7 @@ from worldmodel.model import WorldModel
 from worldmodel.monitors.claims import ImaginedFrame
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.networks.rollout import RolloutInputs
-from worldmodel.rollouts import CONTEXT, EPSILONS
+from worldmodel.rollouts.open_loop import CONTEXT, EPSILONS
 from worldmodel.trust import Trust
 from worldmodel.watching import claimed
 

@@ -27,7 +27,7 @@ from worldmodel.monitors.localisation import (
 )
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.networks.tokenizer import to_model
-from worldmodel.rollouts import EPSILONS, START, EpisodeRollouts, roll_out
+from worldmodel.rollouts.open_loop import EPSILONS, START, EpisodeRollouts, roll_out
 from worldmodel.trust import MONITOR_EPSILON, Episode, FrameFeatures
 
 HORIZONS = (1, 4)

@@ -12,11 +12,11 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from worldmodel.datasets.rollout_log import RolloutLog
-from worldmodel.logged_rollouts import LoggedRollout
 from worldmodel.monitors.heatmaps import LEGEND_WIDTH, heatmap, legend
 from worldmodel.report import Panel, encode_mp4
 from worldmodel.rollout_report import film, readable_rollouts
-from worldmodel.rollouts import EPSILONS
+from worldmodel.rollouts.log import LoggedRollout
+from worldmodel.rollouts.open_loop import EPSILONS
 from worldmodel.trust import MONITOR_EPSILON
 
 Picture = UInt8[np.ndarray, "height width 3"]

@@ -17,7 +17,7 @@ from worldmodel.model import WorldModel
 from worldmodel.networks.attention import lay_out_for_inference
 from worldmodel.networks.dynamics import Dynamics, FrameInputs
 from worldmodel.networks.rollout import RolloutInputs
-from worldmodel.rollouts import CONTEXT, EpisodeRollouts, Stretch
+from worldmodel.rollouts.open_loop import CONTEXT, EpisodeRollouts, Stretch
 
 BATCH = 32
 """Rollouts at once, as `roll_out` has them."""

@@ -11,7 +11,6 @@ from jaxtyping import Float, UInt8
 
 from worldmodel.calibration import HORIZONS, calibration_table
 from worldmodel.datasets.rollout_log import RolloutLog
-from worldmodel.logged_rollouts import LoggedRollout, psnr_table, read_rollouts
 from worldmodel.monitors.calibration import ReliabilityBins
 from worldmodel.monitors.heatmaps import overlay
 from worldmodel.monitors.verdict import Level
@@ -23,7 +22,8 @@ from worldmodel.report_figures import (
     lines,
     reliability_diagram,
 )
-from worldmodel.rollouts import EPSILONS, count_reliability
+from worldmodel.rollouts.log import LoggedRollout, psnr_table, read_rollouts
+from worldmodel.rollouts.open_loop import EPSILONS, count_reliability
 from worldmodel.trust import MONITOR_EPSILON
 from worldmodel.watching import VERDICT, WatchSummary, summarize_watch
 

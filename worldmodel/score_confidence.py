@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64, Int
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.recalibration import BANDS, IsotonicRecalibration
 from worldmodel.revisiting import Scores
-from worldmodel.rollouts import EPSILONS, EpisodeRollouts
+from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 
 NUM_RANKS = 400
 """Groups of equally many scores, in each of which the error is looked at."""

@@ -32,7 +32,7 @@ from worldmodel.monitors.reliability import Reliability
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.surprise import error_ratio
 from worldmodel.networks.tokenizer import BottleneckInput, to_model, to_pixels
-from worldmodel.rollouts import (
+from worldmodel.rollouts.open_loop import (
     EPSILONS,
     START,
     EpisodeRollouts,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from worldmodel.monitors.calibration import ReliabilityBins
 from worldmodel.monitors.conformal import NUM_BINS, RiskControl
-from worldmodel.rollouts import EpisodeRollouts
+from worldmodel.rollouts.open_loop import EpisodeRollouts
 from worldmodel.trust import MONITOR_EPSILON, count_all
 
 RISKS = (0.05, 0.1, 0.2)

@@ -11,14 +11,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from worldmodel.logged_rollouts import commanded, steps
 from worldmodel.model import WorldModel, resize
 from worldmodel.monitors.claims import ImaginedFrame
 from worldmodel.monitors.replay import RecordedStep
 from worldmodel.monitors.surprise import error_ratio
 from worldmodel.monitors.verdict import Level, Verdict
 from worldmodel.networks.tokenizer import to_model, to_pixels
-from worldmodel.rollouts import EPSILONS, EpisodeRollouts
+from worldmodel.rollouts.log import commanded, steps
+from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 from worldmodel.trust import MONITOR_EPSILON, Episode, Trust
 
 MAX_STRETCH = 0.1

@@ -21,7 +21,7 @@ from worldmodel.gate import Gate
 from worldmodel.model import WorldModel
 from worldmodel.monitors.artefact import Artefact
 from worldmodel.monitors.recalibration import HorizonRecalibration
-from worldmodel.rollouts import START
+from worldmodel.rollouts.open_loop import START
 from worldmodel.trust import FrameFeatures, Trust
 
 Refused = Callable[..., str]

@@ -12,12 +12,12 @@ from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.episodes.load import load_episode
 from worldmodel.live_claims import LiveClaims, live_monitor
-from worldmodel.logged_rollouts import commanded
 from worldmodel.model import WorldModel
 from worldmodel.monitors import ImaginedFrame
 from worldmodel.monitors.verdict import Level, Verdict
 from worldmodel.networks.cache import LayerCache
-from worldmodel.rollouts import CONTEXT
+from worldmodel.rollouts.log import commanded
+from worldmodel.rollouts.open_loop import CONTEXT
 from worldmodel.trust import Episode, Trust
 from worldmodel.watching import claimed, known, watch
 

@@ -11,7 +11,6 @@ from PIL import Image
 from worldmodel.cli import main
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.logged_rollouts import read_rollouts
 from worldmodel.monitors.heatmaps import LEGEND_WIDTH, heatmap, overlay, palette
 from worldmodel.report_heatmaps import (
     CELL_HEIGHT,
@@ -22,7 +21,8 @@ from worldmodel.report_heatmaps import (
     confidence_panels,
     grid,
 )
-from worldmodel.rollouts import EPSILONS
+from worldmodel.rollouts.log import read_rollouts
+from worldmodel.rollouts.open_loop import EPSILONS
 
 Refused = Callable[..., str]
 SCALE = 8

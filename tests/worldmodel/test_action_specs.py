@@ -16,7 +16,7 @@ from worldmodel.episodes.clips import encode_episode, encode_store, latents_name
 from worldmodel.episodes.load import load_episodes, open_for
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.networks.sampler import Sampling
-from worldmodel.rollouts import roll_out
+from worldmodel.rollouts.open_loop import roll_out
 from worldmodel.training.new_model import model_actions, new_model
 from worldmodel.training.presets import PRESETS, Preset
 from worldmodel.training.stages import train

@@ -23,7 +23,7 @@ from worldmodel.model import WorldModel
 from worldmodel.monitors.calibration import bin_forecasts, expected_calibration_error
 from worldmodel.networks.sampler import Sampling
 from worldmodel.revisiting import Moment, by_window, revisit, windows
-from worldmodel.rollouts import EPSILONS, EpisodeRollouts, roll_out
+from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts, roll_out
 from worldmodel.score_confidence import ScoreConfidence, fit_scores, with_confidence
 
 LENGTHS = (6, 8)

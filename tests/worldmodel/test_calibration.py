@@ -26,7 +26,7 @@ from worldmodel.monitors.calibration import bin_forecasts
 from worldmodel.monitors.conformal import RiskControl
 from worldmodel.monitors.recalibration import CameraRecalibration, HorizonRecalibration
 from worldmodel.monitors.verdict import Level
-from worldmodel.rollouts import EPSILONS, EpisodeRollouts
+from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 from worldmodel.trust import data_hash, fit_recalibration, recalibrated, restored_curves
 from worldmodel.trusted_shares import trusted_shares
 

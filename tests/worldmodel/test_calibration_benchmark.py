@@ -18,7 +18,7 @@ from worldmodel.episodes.load import load_episode
 from worldmodel.head_recipes import HeadRecipe
 from worldmodel.left_out_episodes import copied, deal
 from worldmodel.model import WorldModel
-from worldmodel.rollouts import EPSILONS, EpisodeRollouts
+from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 
 
 def made_up(num_frames: int, seed: int, *, honest: bool) -> EpisodeRollouts:

@@ -12,7 +12,7 @@ from worldmodel.envs.collect import Collection
 from worldmodel.model import SHIPPED
 from worldmodel.monitors.detection import auroc
 from worldmodel.monitors.reliability import summarize
-from worldmodel.quality import image_quality
+from worldmodel.rollouts.quality import image_quality
 from worldmodel.trust import recalibrated
 
 SEED = 3_000_017

@@ -8,15 +8,6 @@ import pytest
 import torch
 
 from worldmodel.datasets.clip_store import ClipStore
-from worldmodel.decompose import (
-    MAX_DIM,
-    ActionScale,
-    Intent,
-    agreement,
-    decompose_rollout,
-    embed_rollouts,
-    embedded,
-)
 from worldmodel.episodes.clips import LatentBatch, encode_episode
 from worldmodel.model import WorldModel
 from worldmodel.monitors.decomposition import (
@@ -26,6 +17,15 @@ from worldmodel.monitors.decomposition import (
     entropy,
 )
 from worldmodel.networks.sampler import Sampling
+from worldmodel.rollouts.decomposition import (
+    MAX_DIM,
+    ActionScale,
+    Intent,
+    agreement,
+    decompose_rollout,
+    embed_rollouts,
+    embedded,
+)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from worldmodel.feature_bank import FeatureBank, draw_stretch, rollout_bank, vel
 from worldmodel.head_recipes import ABLATION, HeadRecipe, restated, train_head
 from worldmodel.model import WorldModel
 from worldmodel.networks.confidence_heads import build_head
-from worldmodel.rollouts import CONTEXT, roll_out
+from worldmodel.rollouts.open_loop import CONTEXT, roll_out
 
 
 def noise_episode(length: int, seed: int) -> LatentBatch:

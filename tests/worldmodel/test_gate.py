@@ -10,7 +10,7 @@ import torch
 from worldmodel.gate import Gate, rollout_signals
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.monitor import RuntimeMonitor
-from worldmodel.rollouts import EPSILONS, EpisodeRollouts
+from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 
 HORIZON = 10
 

@@ -23,7 +23,7 @@ from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitors.heatmaps import upsample
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig
 from worldmodel.monitors.signals import EpisodeSignals
-from worldmodel.rollouts import EPSILONS, START, roll_out
+from worldmodel.rollouts.open_loop import EPSILONS, START, roll_out
 from worldmodel.trust import FrameFeatures, Trust
 
 LENGTH = START + 4

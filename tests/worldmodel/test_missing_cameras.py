@@ -17,9 +17,9 @@ from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes.clips import LatentBatch, LatentClips, collate_latents, encode_store
 from worldmodel.episodes.load import choose_cameras, load_episode
-from worldmodel.logged_rollouts import psnr_pair, read_rollouts, steps, write_rollout
 from worldmodel.model import WorldModel
-from worldmodel.rollouts import EPSILONS, count_reliability, psnr_db, roll_out
+from worldmodel.rollouts.log import psnr_pair, read_rollouts, steps, write_rollout
+from worldmodel.rollouts.open_loop import EPSILONS, count_reliability, psnr_db, roll_out
 from worldmodel.training.objectives import ConfidenceObjective, DynamicsObjective
 from worldmodel.training.presets import PRESETS, Preset
 from worldmodel.training.randomness import step_draws

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from worldmodel.quality import psnr_per_frame
+from worldmodel.rollouts.quality import psnr_per_frame
 
 
 def test_psnr_of_a_known_error() -> None:

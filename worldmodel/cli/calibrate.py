@@ -134,7 +134,7 @@ def note_limits(
 ) -> None:
     """Say what so few or such short episodes cannot support."""
     from worldmodel.monitors.threshold import episodes_needed
-    from worldmodel.rollouts import START
+    from worldmodel.rollouts.open_loop import START
 
     notes = []
     if command.alpha is None and config.alpha_notice > 0.05:

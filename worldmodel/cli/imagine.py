@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from worldmodel.datasets.dataset import Dataset
     from worldmodel.datasets.rollout_log import RolloutLog
-    from worldmodel.logged_rollouts import LoggedRollout
     from worldmodel.model import WorldModel
     from worldmodel.networks.sampler import Sampling
-    from worldmodel.rollouts import EpisodeRollouts
+    from worldmodel.rollouts.log import LoggedRollout
+    from worldmodel.rollouts.open_loop import EpisodeRollouts
     from worldmodel.trust import Episode, Trust
 
 HORIZONS = (1, 4, 5, 8, 10, 16)
@@ -75,8 +75,8 @@ def run(command: Command) -> int:
     from worldmodel.checkpoint import check_trained
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes.load import open_for, select_episodes
-    from worldmodel.logged_rollouts import open_log, read_rollouts, steps, write_rollout
     from worldmodel.model import WorldModel, checkpoint_folder
+    from worldmodel.rollouts.log import open_log, read_rollouts, steps, write_rollout
 
     if command.start < 1 or command.horizon < 1 or command.seed < 0:
         raise ValueError("`--start` and `--horizon` must be at least 1, `--seed` at least 0.")
@@ -109,8 +109,8 @@ def attributes_of(
     command: Command, model: WorldModel, folder: Path, monitor: Path | None, sampling: Sampling
 ) -> dict[str, Any]:
     """What the log says of this run; a run that goes on with it must say the same."""
-    from worldmodel.decompose import Intent
-    from worldmodel.logged_rollouts import log_attributes
+    from worldmodel.rollouts.decomposition import Intent
+    from worldmodel.rollouts.log import log_attributes
 
     common = log_attributes(
         model, command="imagine", checkpoint=folder, monitor=monitor, data=command.data
@@ -180,9 +180,9 @@ def imagine_episodes(
     """Load and imagine one episode after the other, with what is asked about its uncertainty."""
     from tqdm import tqdm
 
-    from worldmodel.decompose import Intent, decompose_rollout
     from worldmodel.episodes.load import choose_cameras, load_episode
-    from worldmodel.rollouts import roll_out
+    from worldmodel.rollouts.decomposition import Intent, decompose_rollout
+    from worldmodel.rollouts.open_loop import roll_out
     from worldmodel.trust import recalibrated
 
     cameras = choose_cameras(model, dataset)
@@ -211,8 +211,8 @@ def print_result(
 ) -> None:
     """How close the imagined frames came, and how far the confidence in them held."""
     from worldmodel.calibration import calibration_table
-    from worldmodel.logged_rollouts import psnr_table
     from worldmodel.report import Table
+    from worldmodel.rollouts.log import psnr_table
 
     psnr = psnr_table(rollouts, HORIZONS)
     calibration = calibration_table(rollouts, horizons=list(psnr))
@@ -248,7 +248,7 @@ def print_result(
 
 def split_facts(rollouts: Sequence[LoggedRollout]) -> dict[str, Any]:
     """Every rollout's uncertainty in parts, and how each part goes with the rollouts' errors."""
-    from worldmodel.decompose import agreement, first_error
+    from worldmodel.rollouts.decomposition import agreement, first_error
 
     rows = [
         {"episode": r.name, "error": first_error(r), **r.attributes["decomposition"]}

@@ -97,7 +97,7 @@ def watch_data(command: Command, data: Path) -> int:
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes.load import open_for, select_episodes
     from worldmodel.fleet import fleet_drift, largest_surprise
-    from worldmodel.logged_rollouts import log_attributes, write_rollout
+    from worldmodel.rollouts.log import log_attributes, write_rollout
     from worldmodel.watching import VERDICT, summarize_watch
 
     check_new(command.out)

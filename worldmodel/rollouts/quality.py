@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from worldmodel.model import WorldModel
-from worldmodel.rollouts import START, EpisodeRollouts, roll_out
+from worldmodel.rollouts.open_loop import START, EpisodeRollouts, roll_out
 from worldmodel.trust import Episode
 
 STEPS = (1, 5, 10, 16)

@@ -16,13 +16,13 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from worldmodel.episodes.clips import LatentBatch
-from worldmodel.logged_rollouts import LoggedRollout
 from worldmodel.model import WorldModel
 from worldmodel.monitors.association import kendall_tau
 from worldmodel.monitors.decomposition import Decomposition, decompose
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.networks.sampler import Sampling
-from worldmodel.rollouts import CONTEXT
+from worldmodel.rollouts.log import LoggedRollout
+from worldmodel.rollouts.open_loop import CONTEXT
 
 MAX_DIM = 512
 """Longer embeddings are projected to so many dimensions."""

@@ -17,7 +17,7 @@ from worldmodel.checkpoint import fingerprint
 from worldmodel.datasets.dataset import EpisodeSummary
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.model import WorldModel
-from worldmodel.rollouts import EPSILONS, EpisodeRollouts, psnr_db
+from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts, psnr_db
 from worldmodel.trust import Episode
 
 RESAMPLES = 1000

@@ -1,0 +1,1 @@
+"""Open-loop rollouts: the job behind `worldmodel imagine`."""
