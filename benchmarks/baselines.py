@@ -27,7 +27,8 @@ from sampler_quality import hardware
 from tqdm import tqdm
 
 from worldmodel.baselines import BASELINES, divided_by_motion, ensemble, sampled
-from worldmodel.calibration import untouched_episodes
+from worldmodel.calibration.calibrate import untouched_episodes
+from worldmodel.calibration.calibrated import MONITOR_EPSILON, Episode
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.episodes.load import load_named
 from worldmodel.model import WorldModel
@@ -41,7 +42,6 @@ from worldmodel.revisiting import Scores, by_window
 from worldmodel.rollouts.open_loop import EPSILONS, START, EpisodeRollouts, roll_out
 from worldmodel.rollouts.quality import psnr_per_frame
 from worldmodel.score_confidence import fit_scores, with_confidence
-from worldmodel.trust import MONITOR_EPSILON, Episode
 
 HORIZONS = (1, 4, 8, 16)
 HEAD = "confidence head"

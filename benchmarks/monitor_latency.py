@@ -37,7 +37,7 @@ import torch
 from checkpoint_quality import git_commit  # the scripts beside this one
 from sampler_quality import hardware
 
-from worldmodel.calibration import load_trust
+from worldmodel.calibration.calibrate import load_trust
 from worldmodel.demo import simulate
 from worldmodel.envs.collect import Collection
 from worldmodel.live_claims import live_monitor

@@ -35,6 +35,7 @@ from jaxtyping import Float, UInt8
 from sampler_quality import hardware
 from tqdm import tqdm
 
+from worldmodel.calibration.calibrated import FrameFeatures, fit_causes, to_model_size
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.model import WorldModel
 from worldmodel.monitors.detection import auroc_interval
@@ -47,7 +48,6 @@ from worldmodel.statistics import wilson_interval
 from worldmodel.training.loop import fit as train
 from worldmodel.training.presets import SMOKE
 from worldmodel.training.tokenizer_objective import TokenizerObjective
-from worldmodel.trust import FrameFeatures, fit_causes, to_model_size
 
 SETS = {
     "DROID": ("droid", "", 3, 6),

@@ -25,7 +25,8 @@ import torch
 from checkpoint_quality import git_commit  # the script beside this one
 from tqdm import tqdm
 
-from worldmodel.calibration import calibration_table
+from worldmodel.calibration.calibrate import calibration_table
+from worldmodel.calibration.calibrated import Episode
 from worldmodel.demo import simulate
 from worldmodel.envs.collect import Collection
 from worldmodel.episodes.clips import LatentBatch, collate_latents
@@ -33,7 +34,6 @@ from worldmodel.model import WorldModel
 from worldmodel.networks.sampler import Sampling
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 from worldmodel.rollouts.quality import psnr_per_frame
-from worldmodel.trust import Episode
 
 HORIZONS = (1, 5, 10, 16)
 START = 4

@@ -47,7 +47,7 @@ from sampler_quality import hardware
 from service_abuse import ACTION, HEAVY, PEERS, SLOW, Outcome, abuse, upgrade
 from service_report import Check, Latency, Report, Usage, leaks, usage
 
-from worldmodel.calibration import load_trust
+from worldmodel.calibration.calibrate import load_trust
 from worldmodel.live_claims import live_monitor
 from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitor_client import MonitorClient, MonitorError

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from worldmodel.calibration.calibrated import Episode
 from worldmodel.demo import SHIFTS, Key
 from worldmodel.envs.collect import Collection, collect
 from worldmodel.envs.factors import SEVERITIES
@@ -20,7 +21,6 @@ from worldmodel.episodes.load import load_named
 from worldmodel.feature_bank import FeatureBank, rollout_bank, velocity_bank
 from worldmodel.model import WorldModel
 from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
-from worldmodel.trust import Episode
 
 NOMINAL = "nominal"
 POOLED = "all shifts"

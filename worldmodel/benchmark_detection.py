@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
-from worldmodel.calibration import load_trust
+from worldmodel.calibration.calibrate import load_trust
+from worldmodel.calibration.calibrated import Episode, Trust
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.envs.collect import Collection, record
 from worldmodel.envs.factors import SEVERITIES
@@ -24,7 +25,6 @@ from worldmodel.monitors.channels import SIGNALS
 from worldmodel.monitors.judge import EpisodeJudge
 from worldmodel.monitors.monitor import WatchedEpisode
 from worldmodel.monitors.verdict import Level, Verdict
-from worldmodel.trust import Episode, Trust
 from worldmodel.watching import watch
 
 LOOKS = ("background", "lighting", "clutter", "object", "end_effector", "camera")

@@ -18,12 +18,12 @@ from worldmodel.benchmark_detection import (
     main_cause,
     settled_cause,
 )
+from worldmodel.calibration.calibrated import WATCH_HORIZON
 from worldmodel.monitors.channels import SIGNALS, SMOOTHED
 from worldmodel.monitors.detection import auroc, summarize_detection
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig
 from worldmodel.monitors.verdict import Level
 from worldmodel.report import Table
-from worldmodel.trust import WATCH_HORIZON
 
 Results = Mapping[Cell, Sequence[Watched]]
 

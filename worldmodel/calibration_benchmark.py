@@ -21,6 +21,7 @@ from tqdm import tqdm
 from worldmodel.appearance_discount import AppearanceDiscount
 from worldmodel.baselines import BASELINES, Baseline, divided_by_motion, ensemble
 from worldmodel.benchmark_data import Materials, RolledEpisodes
+from worldmodel.calibration.calibrated import FrameFeatures, fit_recalibration, recalibrated
 from worldmodel.calibration_measures import CalibrationRow, Figure, measure
 from worldmodel.head_recipes import ABLATION, HeadRecipe, restated, train_head
 from worldmodel.model import WorldModel
@@ -28,7 +29,6 @@ from worldmodel.monitors.judge import EpisodeJudge
 from worldmodel.revisiting import Scores
 from worldmodel.rollouts.open_loop import EpisodeRollouts
 from worldmodel.score_confidence import fit_scores, with_confidence
-from worldmodel.trust import FrameFeatures, fit_recalibration, recalibrated
 
 SHIPPED = "the model's own head"
 OWN = HeadRecipe()

@@ -14,20 +14,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from worldmodel.calibration import load_trust
+from worldmodel.calibration.calibrate import load_trust
+from worldmodel.calibration.calibrated import Episode, FrameFeatures, Trust, recalibrated, signals
+from worldmodel.calibration.gate import Gate
 from worldmodel.checkpoint import check_trained, fingerprint
 from worldmodel.envs.collect import Collection, record
 from worldmodel.envs.factors import FACTORS, SEVERITIES
 from worldmodel.episodes.load import load_episode
 from worldmodel.evaluation import Evaluation, evaluate
-from worldmodel.gate import Gate
 from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitors.detection import DetectionSummary, summarize_detection
 from worldmodel.monitors.monitor import WatchedEpisode
 from worldmodel.monitors.reliability import CalibrationSummary, Reliability, summarize
 from worldmodel.rollouts.open_loop import EpisodeRollouts, count_reliability, roll_out
 from worldmodel.rollouts.quality import QualityRow, image_quality
-from worldmodel.trust import Episode, FrameFeatures, Trust, recalibrated, signals
 
 HORIZONS = (1, 4, 8, 16)
 """Frames ahead at which calibration is shown."""

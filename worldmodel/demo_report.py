@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from worldmodel.calibration.calibrated import MONITOR_EPSILON, Trust, confidence_maps
 from worldmodel.demo import NOMINAL, SHIFTS, DemoResult, Group
 from worldmodel.envs.factors import SEVERITIES
 from worldmodel.evaluation import Agreement, Evaluation
@@ -20,7 +21,6 @@ from worldmodel.report_figures import (
     score_distributions,
 )
 from worldmodel.statistics import Correlation, Proportion
-from worldmodel.trust import MONITOR_EPSILON, Trust, confidence_maps
 
 
 def plus_minus(values: tuple[float, float, float]) -> str:

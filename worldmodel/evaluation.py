@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Bool
 from tqdm import tqdm
 
-from worldmodel.gate import Gate
+from worldmodel.calibration.calibrated import Episode
+from worldmodel.calibration.gate import Gate
 from worldmodel.model import WorldModel
 from worldmodel.rollouts.open_loop import roll_out
 from worldmodel.statistics import (
@@ -29,7 +30,6 @@ from worldmodel.statistics import (
     success_bounds,
     wilson_interval,
 )
-from worldmodel.trust import Episode
 
 LAST_FRAMES = 3
 """The judge's probabilities of so many last frames are averaged."""

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from worldmodel.calibration.calibrated import Trust
 from worldmodel.imagination import Imagination, state_confidence
 from worldmodel.model import WorldModel
 from worldmodel.monitors.claims import ImaginedFrame
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.networks.rollout import RolloutInputs
 from worldmodel.rollouts.open_loop import CONTEXT, EPSILONS
-from worldmodel.trust import Trust
 from worldmodel.watching import claimed
 
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from worldmodel.calibration.calibrated import MONITOR_EPSILON, Episode, FrameFeatures
 from worldmodel.model import WorldModel
 from worldmodel.monitors.heatmaps import upsample
 from worldmodel.monitors.judge import EpisodeJudge
@@ -28,7 +29,6 @@ from worldmodel.monitors.localisation import (
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.networks.tokenizer import to_model
 from worldmodel.rollouts.open_loop import EPSILONS, START, EpisodeRollouts, roll_out
-from worldmodel.trust import MONITOR_EPSILON, Episode, FrameFeatures
 
 HORIZONS = (1, 4)
 """Frames ahead at which maps are judged."""

@@ -11,13 +11,13 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
+from worldmodel.calibration.calibrated import MONITOR_EPSILON
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.monitors.heatmaps import LEGEND_WIDTH, heatmap, legend
 from worldmodel.report import Panel, encode_mp4
 from worldmodel.rollout_report import film, readable_rollouts
 from worldmodel.rollouts.log import LoggedRollout
 from worldmodel.rollouts.open_loop import EPSILONS
-from worldmodel.trust import MONITOR_EPSILON
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Sheet = UInt8[np.ndarray, "tall wide 3"]

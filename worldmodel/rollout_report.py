@@ -9,7 +9,8 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float, UInt8
 
-from worldmodel.calibration import HORIZONS, calibration_table
+from worldmodel.calibration.calibrate import HORIZONS, calibration_table
+from worldmodel.calibration.calibrated import MONITOR_EPSILON
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.monitors.calibration import ReliabilityBins
 from worldmodel.monitors.heatmaps import overlay
@@ -24,7 +25,6 @@ from worldmodel.report_figures import (
 )
 from worldmodel.rollouts.log import LoggedRollout, psnr_table, read_rollouts
 from worldmodel.rollouts.open_loop import EPSILONS, count_reliability
-from worldmodel.trust import MONITOR_EPSILON
 from worldmodel.watching import VERDICT, WatchSummary, summarize_watch
 
 MAX_FILMS = 8

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from worldmodel.calibration.calibrated import MONITOR_EPSILON, Episode, Trust
 from worldmodel.model import WorldModel, resize
 from worldmodel.monitors.claims import ImaginedFrame
 from worldmodel.monitors.replay import RecordedStep
@@ -19,7 +20,6 @@ from worldmodel.monitors.verdict import Level, Verdict
 from worldmodel.networks.tokenizer import to_model, to_pixels
 from worldmodel.rollouts.log import commanded, steps
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
-from worldmodel.trust import MONITOR_EPSILON, Episode, Trust
 
 MAX_STRETCH = 0.1
 """Largest |log| of a stretch that rounding to the tokenizer's stride may bring about."""

@@ -11,18 +11,18 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from worldmodel.calibration import load_trust, save_trust
+from worldmodel.calibration.calibrate import load_trust, save_trust
+from worldmodel.calibration.calibrated import FrameFeatures, Trust
+from worldmodel.calibration.gate import Gate
 from worldmodel.checkpoint import fingerprint
 from worldmodel.cli import main
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.demo import Loaded
-from worldmodel.gate import Gate
 from worldmodel.model import WorldModel
 from worldmodel.monitors.artefact import Artefact
 from worldmodel.monitors.recalibration import HorizonRecalibration
 from worldmodel.rollouts.open_loop import START
-from worldmodel.trust import FrameFeatures, Trust
 
 Refused = Callable[..., str]
 UNTOUCHED = [f"train/{i}" for i in range(6, 10)]

@@ -13,12 +13,12 @@ import pytest
 import torch
 import zarr
 
+from worldmodel.calibration.calibrated import Trust
 from worldmodel.cli import main
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.model import WorldModel
-from worldmodel.trust import Trust
 
 Refused = Callable[..., str]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldmodel.calibration import load_trust
+from worldmodel.calibration.calibrate import load_trust
+from worldmodel.calibration.calibrated import Episode, Trust
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.episodes.load import load_episode
@@ -18,7 +19,6 @@ from worldmodel.monitors.verdict import Level, Verdict
 from worldmodel.networks.cache import LayerCache
 from worldmodel.rollouts.log import commanded
 from worldmodel.rollouts.open_loop import CONTEXT
-from worldmodel.trust import Episode, Trust
 from worldmodel.watching import claimed, known, watch
 
 HORIZON = 4

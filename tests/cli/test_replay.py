@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from worldmodel.calibration.calibrated import Trust
 from worldmodel.cli import main
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.model import WorldModel
 from worldmodel.monitors.replay import replay
-from worldmodel.trust import Trust
 from worldmodel.watching import logged_steps, verdict_signals
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from worldmodel.calibration.calibrated import FrameFeatures, Trust, signals
 from worldmodel.cause_edits import EDITS
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
@@ -19,7 +20,6 @@ from worldmodel.episodes.load import load_episodes
 from worldmodel.model import WorldModel
 from worldmodel.monitors.replay import replay
 from worldmodel.monitors.verdict import Level
-from worldmodel.trust import FrameFeatures, Trust, signals
 from worldmodel.watching import logged_steps, summarize_watch
 
 Refused = Callable[..., str]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from worldmodel.calibration.calibrated import Trust
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.live_claims import live_monitor
@@ -17,7 +18,6 @@ from worldmodel.model import WorldModel
 from worldmodel.monitor_client import MonitorClient, MonitorError
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Verdict
-from worldmodel.trust import Trust
 
 Refused = Callable[..., str]
 ACTION = np.zeros(7, np.float32)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from worldmodel.calibration import (
+from worldmodel.calibration.calibrate import (
     calibrate,
     calibration_table,
     cross_fitted,
@@ -18,6 +18,13 @@ from worldmodel.calibration import (
     reference_episodes,
     trained_on,
 )
+from worldmodel.calibration.calibrated import (
+    data_hash,
+    fit_recalibration,
+    recalibrated,
+    restored_curves,
+)
+from worldmodel.calibration.trusted_share import trusted_shares
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes.load import load_named
@@ -27,8 +34,6 @@ from worldmodel.monitors.conformal import RiskControl
 from worldmodel.monitors.recalibration import CameraRecalibration, HorizonRecalibration
 from worldmodel.monitors.verdict import Level
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
-from worldmodel.trust import data_hash, fit_recalibration, recalibrated, restored_curves
-from worldmodel.trusted_shares import trusted_shares
 
 Store = Callable[..., ClipStore]
 
@@ -240,7 +245,7 @@ def test_a_large_reference_is_thinned_evenly(
     make_store: Store,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worldmodel.calibration.MAX_REFERENCE", 3)
+    monkeypatch.setattr("worldmodel.calibration.calibrate.MAX_REFERENCE", 3)
     names = reference_episodes(make_model(), make_store([6] * 9))
     assert names == ["episode-0", "episode-4", "episode-8"]
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from worldmodel.calibration.calibrated import recalibrated
 from worldmodel.demo import Group, Loaded, count, imagine_group, simulate
 from worldmodel.envs.collect import Collection
 from worldmodel.model import SHIPPED
 from worldmodel.monitors.detection import auroc
 from worldmodel.monitors.reliability import summarize
 from worldmodel.rollouts.quality import image_quality
-from worldmodel.trust import recalibrated
 
 SEED = 3_000_017
 NOMINAL = 16

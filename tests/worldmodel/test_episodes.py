@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from worldmodel.calibration.calibrated import Episode
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
@@ -16,7 +17,6 @@ from worldmodel.episodes.clips import encode_episode
 from worldmodel.episodes.load import choose_cameras, load_episode, load_episodes, select_episodes
 from worldmodel.model import WorldModel
 from worldmodel.training.objectives import LatentBatch
-from worldmodel.trust import Episode
 from worldmodel.watching import unstretched
 
 Model, Store = Callable[..., WorldModel], Callable[..., ClipStore]

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from worldmodel.calibration.calibrated import PROJECTED, FrameFeatures, project
 from worldmodel.dynamics_features import DynamicsFeatures
 from worldmodel.model import WorldModel
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.verdict import Level
-from worldmodel.trust import PROJECTED, FrameFeatures, project
 
 both = pytest.mark.parametrize("kind", [FrameFeatures, DynamicsFeatures])
 Features = FrameFeatures | DynamicsFeatures

@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from worldmodel.frozen_features import FrozenEncoder
+from worldmodel.calibration.frozen_encoder import FrozenEncoder
 from worldmodel.monitors.detection import auroc
 from worldmodel.monitors.detectors import PositionGaussian
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.gate import Gate, rollout_signals
+from worldmodel.calibration.gate import Gate, rollout_signals
 from worldmodel.monitors.judge import MonitorConfig
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts

@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from worldmodel.calibration.calibrated import FrameFeatures, Trust
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.envs.collect import Collection
 from worldmodel.envs.interventions import INSERTED, PATCHES, marked_episodes
@@ -24,7 +25,6 @@ from worldmodel.monitors.heatmaps import upsample
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.rollouts.open_loop import EPSILONS, START, roll_out
-from worldmodel.trust import FrameFeatures, Trust
 
 LENGTH = START + 4
 SIDE = 16

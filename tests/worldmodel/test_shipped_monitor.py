@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from worldmodel.calibration import load_trust
+from worldmodel.calibration.calibrate import load_trust
 from worldmodel.envs.faults import make_fault
 from worldmodel.envs.monitored import MonitoredEnv, hold_still
 from worldmodel.envs.policies import POLICIES

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from worldmodel.calibration import Calibrated, Plan
+    from worldmodel.calibration.calibrate import Calibrated, Plan
+    from worldmodel.calibration.trusted_share import TrustedShare
     from worldmodel.monitors.judge import MonitorConfig
     from worldmodel.monitors.reliability import CalibrationSummary
     from worldmodel.report import Table
-    from worldmodel.trusted_shares import TrustedShare
 
 MOST_DAYS = 3650
 """Ten years: who wants longer says never."""
@@ -54,7 +54,7 @@ class Command:
 
 def run(command: Command) -> int:
     """Fit monitor and recalibration, save them, and print how well the confidence held."""
-    from worldmodel.calibration import (
+    from worldmodel.calibration.calibrate import (
         calibrate,
         check_target,
         monitor_config,

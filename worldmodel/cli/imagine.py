@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from worldmodel.calibration.calibrated import Episode, Trust
     from worldmodel.datasets.dataset import Dataset
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.model import WorldModel
     from worldmodel.networks.sampler import Sampling
     from worldmodel.rollouts.log import LoggedRollout
     from worldmodel.rollouts.open_loop import EpisodeRollouts
-    from worldmodel.trust import Episode, Trust
 
 HORIZONS = (1, 4, 5, 8, 10, 16)
 """Frames ahead that are printed."""
@@ -71,7 +71,7 @@ class Command:
 
 def run(command: Command) -> int:
     """Log what is missing, then print how good all logged rollouts are."""
-    from worldmodel.calibration import load_trust, long_enough, note_seen
+    from worldmodel.calibration.calibrate import load_trust, long_enough, note_seen
     from worldmodel.checkpoint import check_trained
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes.load import open_for, select_episodes
@@ -180,10 +180,10 @@ def imagine_episodes(
     """Load and imagine one episode after the other, with what is asked about its uncertainty."""
     from tqdm import tqdm
 
+    from worldmodel.calibration.calibrated import recalibrated
     from worldmodel.episodes.load import choose_cameras, load_episode
     from worldmodel.rollouts.decomposition import Intent, decompose_rollout
     from worldmodel.rollouts.open_loop import roll_out
-    from worldmodel.trust import recalibrated
 
     cameras = choose_cameras(model, dataset)
     with tqdm(names, "imagine", unit="episode") as bar:
@@ -210,7 +210,7 @@ def print_result(
     command: Command, rollouts: Sequence[LoggedRollout], *, is_recalibrated: bool
 ) -> None:
     """How close the imagined frames came, and how far the confidence in them held."""
-    from worldmodel.calibration import calibration_table
+    from worldmodel.calibration.calibrate import calibration_table
     from worldmodel.report import Table
     from worldmodel.rollouts.log import psnr_table
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from worldmodel.calibration.calibrated import Trust
     from worldmodel.datasets.dataset import Dataset
     from worldmodel.fleet import DriftSummary
     from worldmodel.model import WorldModel
-    from worldmodel.trust import Trust
     from worldmodel.watching import WatchSummary
 
 
@@ -80,7 +80,7 @@ def run(command: Command) -> int:
 
 def load_watcher(command: Command) -> tuple[WorldModel, Trust, Path, Path]:
     """The model, its monitor, and the folders of both."""
-    from worldmodel.calibration import load_trust
+    from worldmodel.calibration.calibrate import load_trust
     from worldmodel.checkpoint import check_trained
     from worldmodel.model import WorldModel, checkpoint_folder
 
@@ -93,7 +93,7 @@ def load_watcher(command: Command) -> tuple[WorldModel, Trust, Path, Path]:
 
 def watch_data(command: Command, data: Path) -> int:
     """Watch recorded episodes; 1 if any raised an alarm."""
-    from worldmodel.calibration import note_seen
+    from worldmodel.calibration.calibrate import note_seen
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes.load import open_for, select_episodes
     from worldmodel.fleet import fleet_drift, largest_surprise

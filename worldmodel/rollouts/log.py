@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int, UInt8
 from torch import Tensor
 
+from worldmodel.calibration.calibrated import Episode
 from worldmodel.checkpoint import fingerprint
 from worldmodel.datasets.dataset import EpisodeSummary
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.model import WorldModel
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts, psnr_db
-from worldmodel.trust import Episode
 
 RESAMPLES = 1000
 

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from worldmodel.calibration.calibrated import Episode
 from worldmodel.model import WorldModel
 from worldmodel.rollouts.open_loop import START, EpisodeRollouts, roll_out
-from worldmodel.trust import Episode
 
 STEPS = (1, 5, 10, 16)
 """Frames ahead at which pictures are compared."""

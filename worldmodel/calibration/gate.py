@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from worldmodel.calibration.calibrated import confidence_maps
 from worldmodel.episodes.clips import LatentBatch
 from worldmodel.model import WorldModel
 from worldmodel.monitors.artefact import Artefact
@@ -18,7 +19,6 @@ from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.threshold import smallest_alpha
 from worldmodel.monitors.verdict import Level
 from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
-from worldmodel.trust import confidence_maps
 
 ALPHA = 0.2
 """Share of nominal rollouts the gate may stop: it picks rollouts to believe, it raises no alarm."""

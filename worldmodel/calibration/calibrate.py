@@ -15,10 +15,20 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from worldmodel.calibration.calibrated import (
+    WATCH_HORIZON,
+    WATCH_START,
+    Episode,
+    Trust,
+    fit_monitor,
+    fit_recalibration,
+    recalibrated,
+)
+from worldmodel.calibration.gate import Gate, fit_gate
+from worldmodel.calibration.trusted_share import TrustedShare, trusted_shares
 from worldmodel.checkpoint import fingerprint
 from worldmodel.datasets.dataset import Dataset
 from worldmodel.episodes.load import load_named
-from worldmodel.gate import Gate, fit_gate
 from worldmodel.model import WorldModel
 from worldmodel.monitors.artefact import Artefact, staleness
 from worldmodel.monitors.calibration import ReliabilityBins
@@ -32,16 +42,6 @@ from worldmodel.rollouts.open_loop import (
     count_reliability,
     roll_out,
 )
-from worldmodel.trust import (
-    WATCH_HORIZON,
-    WATCH_START,
-    Episode,
-    Trust,
-    fit_monitor,
-    fit_recalibration,
-    recalibrated,
-)
-from worldmodel.trusted_shares import TrustedShare, trusted_shares
 from worldmodel.watching import unstretched
 
 LOG = logging.getLogger(__name__)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from worldmodel.calibration.calibrated import MONITOR_EPSILON, count_all
 from worldmodel.monitors.calibration import ReliabilityBins
 from worldmodel.monitors.conformal import NUM_BINS, RiskControl
 from worldmodel.rollouts.open_loop import EpisodeRollouts
-from worldmodel.trust import MONITOR_EPSILON, count_all
 
 RISKS = (0.05, 0.1, 0.2)
 """Shares of wrong ones among the trusted that thresholds are sought for."""

@@ -1,0 +1,1 @@
+"""Calibration of confidence and monitor: the job behind `worldmodel calibrate`."""
