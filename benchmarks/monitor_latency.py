@@ -40,10 +40,10 @@ from sampler_quality import hardware
 from worldmodel.calibration.calibrate import load_trust
 from worldmodel.demo import simulate
 from worldmodel.envs.collect import Collection
-from worldmodel.live_claims import live_monitor
 from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.networks.tokenizer import to_model
+from worldmodel.runtime.live import live_monitor
 
 SEED = 5_000_011
 """Of the simulated episodes."""

@@ -48,12 +48,12 @@ from service_abuse import ACTION, HEAVY, PEERS, SLOW, Outcome, abuse, upgrade
 from service_report import Check, Latency, Report, Usage, leaks, usage
 
 from worldmodel.calibration.calibrate import load_trust
-from worldmodel.live_claims import live_monitor
 from worldmodel.model import WorldModel, checkpoint_folder
-from worldmodel.monitor_client import MonitorClient, MonitorError
 from worldmodel.monitors.alerts import read_alerts
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Verdict
+from worldmodel.runtime.client import MonitorClient, MonitorError
+from worldmodel.runtime.live import live_monitor
 
 KEY = "benchmark"
 PATIENCE_S = 60.0

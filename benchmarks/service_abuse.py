@@ -15,8 +15,8 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from worldmodel.monitor_client import pack
-from worldmodel.wire import unpack
+from worldmodel.runtime.client import pack
+from worldmodel.runtime.wire import unpack
 
 PATIENCE_S = 100.0
 """A peer that is neither answered nor closed for so long has found a hang."""

@@ -25,7 +25,7 @@ from worldmodel.monitors.channels import SIGNALS
 from worldmodel.monitors.judge import EpisodeJudge
 from worldmodel.monitors.monitor import WatchedEpisode
 from worldmodel.monitors.verdict import Level, Verdict
-from worldmodel.watching import watch
+from worldmodel.runtime.watch import watch
 
 LOOKS = ("background", "lighting", "clutter", "object", "end_effector", "camera")
 """Factors of the scene."""

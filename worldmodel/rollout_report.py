@@ -25,7 +25,7 @@ from worldmodel.report_figures import (
 )
 from worldmodel.rollouts.log import LoggedRollout, psnr_table, read_rollouts
 from worldmodel.rollouts.open_loop import EPSILONS, count_reliability
-from worldmodel.watching import VERDICT, WatchSummary, summarize_watch
+from worldmodel.runtime.watch import VERDICT, WatchSummary, summarize_watch
 
 MAX_FILMS = 8
 MAX_TIMELINES = 40

@@ -12,14 +12,14 @@ from worldmodel.calibration.calibrated import Episode, Trust
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.episodes.load import load_episode
-from worldmodel.live_claims import LiveClaims, live_monitor
 from worldmodel.model import WorldModel
 from worldmodel.monitors import ImaginedFrame
 from worldmodel.monitors.verdict import Level, Verdict
 from worldmodel.networks.cache import LayerCache
 from worldmodel.rollouts.log import commanded
 from worldmodel.rollouts.open_loop import CONTEXT
-from worldmodel.watching import claimed, known, watch
+from worldmodel.runtime.live import LiveClaims, live_monitor
+from worldmodel.runtime.watch import claimed, known, watch
 
 HORIZON = 4
 ROUNDING = 2e-3

@@ -11,7 +11,7 @@ from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.model import WorldModel
 from worldmodel.monitors.replay import replay
-from worldmodel.watching import logged_steps, verdict_signals
+from worldmodel.runtime.watch import logged_steps, verdict_signals
 
 
 def test_a_watched_rollout_replays_bit_for_bit(

@@ -20,7 +20,7 @@ from worldmodel.episodes.load import load_episodes
 from worldmodel.model import WorldModel
 from worldmodel.monitors.replay import replay
 from worldmodel.monitors.verdict import Level
-from worldmodel.watching import logged_steps, summarize_watch
+from worldmodel.runtime.watch import logged_steps, summarize_watch
 
 Refused = Callable[..., str]
 

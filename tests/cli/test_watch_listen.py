@@ -13,11 +13,11 @@ import pytest
 from worldmodel.calibration.calibrated import Trust
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
-from worldmodel.live_claims import live_monitor
 from worldmodel.model import WorldModel
-from worldmodel.monitor_client import MonitorClient, MonitorError
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Verdict
+from worldmodel.runtime.client import MonitorClient, MonitorError
+from worldmodel.runtime.live import live_monitor
 
 Refused = Callable[..., str]
 ACTION = np.zeros(7, np.float32)

@@ -16,8 +16,8 @@ from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes.clips import encode_episode
 from worldmodel.episodes.load import choose_cameras, load_episode, load_episodes, select_episodes
 from worldmodel.model import WorldModel
+from worldmodel.runtime.watch import unstretched
 from worldmodel.training.objectives import LatentBatch
-from worldmodel.watching import unstretched
 
 Model, Store = Callable[..., WorldModel], Callable[..., ClipStore]
 

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from worldmodel.fleet import fleet_drift, largest_surprise
 from worldmodel.monitors import EpisodeSignals, FleetDrift, MonitorConfig
 from worldmodel.monitors.judge import EpisodeJudge
-from worldmodel.watching import SCORE
+from worldmodel.runtime.fleet import fleet_drift, largest_surprise
+from worldmodel.runtime.watch import SCORE
 
 CONFIG = MonitorConfig(alpha_notice=0.05, alpha_degrade=0.05, alpha_stop=0.05)
 

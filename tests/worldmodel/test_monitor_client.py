@@ -16,7 +16,7 @@ import pytest
 from websockets.sync.server import ServerConnection, serve
 
 from worldmodel import monitor_client, wire
-from worldmodel.monitor_client import MonitorClient, MonitorError, pack
+from worldmodel.runtime.client import MonitorClient, MonitorError, pack
 
 OBJECTS = {b"__ndarray__": True, b"data": bytes(8), b"dtype": "|O", b"shape": [1]}
 

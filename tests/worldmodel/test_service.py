@@ -15,13 +15,13 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from worldmodel import service
-from worldmodel.monitor_client import MonitorClient, MonitorError, pack
 from worldmodel.monitors import EpisodeSignals, MonitorConfig, RuntimeMonitor
 from worldmodel.monitors.alerts import read_alerts
 from worldmodel.monitors.verdict import Verdict
-from worldmodel.service import MonitorService, ServiceConfig, read_api_key, split_address
-from worldmodel.watch_session import WatchSession
-from worldmodel.wire import unpack
+from worldmodel.runtime.client import MonitorClient, MonitorError, pack
+from worldmodel.runtime.server import MonitorService, ServiceConfig, read_api_key, split_address
+from worldmodel.runtime.session import WatchSession
+from worldmodel.runtime.wire import unpack
 
 CAMERAS = ("front", "wrist")
 SHAPE = (2, 16, 16, 3)

@@ -12,10 +12,10 @@ from worldmodel.envs.monitored import MonitoredEnv, hold_still
 from worldmodel.envs.policies import POLICIES
 from worldmodel.envs.scripted import make_policy
 from worldmodel.envs.tabletop import TabletopEnv
-from worldmodel.live_claims import live_monitor
 from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Level
+from worldmodel.runtime.live import live_monitor
 
 ONSET, NUM_STEPS = 8, 24
 

@@ -4,8 +4,8 @@ import msgpack
 import numpy as np
 import pytest
 
-from worldmodel.monitor_client import pack
-from worldmodel.wire import MAX_PARTS, ArrayError, unpack
+from worldmodel.runtime.client import pack
+from worldmodel.runtime.wire import MAX_PARTS, ArrayError, unpack
 
 
 @pytest.mark.parametrize(

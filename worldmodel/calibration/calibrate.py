@@ -42,7 +42,7 @@ from worldmodel.rollouts.open_loop import (
     count_reliability,
     roll_out,
 )
-from worldmodel.watching import unstretched
+from worldmodel.runtime.watch import unstretched
 
 LOG = logging.getLogger(__name__)
 HORIZONS = (1, 4, 8, 16)

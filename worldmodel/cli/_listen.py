@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from worldmodel.cli.watch import Command
     from worldmodel.model import WorldModel
     from worldmodel.monitors.monitor import RuntimeMonitor
-    from worldmodel.service import MonitorService
-    from worldmodel.watch_session import WatchSession
+    from worldmodel.runtime.server import MonitorService
+    from worldmodel.runtime.session import WatchSession
 
 
 def listen(command: Command) -> int:
     """Serve until the process is told to stop."""
     from worldmodel.cli.watch import load_watcher
-    from worldmodel.live_claims import live_monitor
-    from worldmodel.service import MonitorService, ServiceConfig, read_api_key, split_address
+    from worldmodel.runtime.live import live_monitor
+    from worldmodel.runtime.server import MonitorService, ServiceConfig, read_api_key, split_address
 
     host, port = split_address(command.listen or "")
     deadline_s = seconds(command.deadline_ms)
@@ -51,7 +51,7 @@ def seconds(deadline_ms: float | None) -> float | None:
 
 def sessions(model: WorldModel, monitor: RuntimeMonitor) -> Callable[[Path | None], WatchSession]:
     """Makes sessions that share one model and one fitted monitor, with its deadline."""
-    from worldmodel.watch_session import WatchSession
+    from worldmodel.runtime.session import WatchSession
 
     cameras = model.config.cameras
     return lambda log: WatchSession(monitor.sibling(), cameras, log)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from worldmodel.calibration.calibrated import Trust
     from worldmodel.datasets.dataset import Dataset
-    from worldmodel.fleet import DriftSummary
     from worldmodel.model import WorldModel
-    from worldmodel.watching import WatchSummary
+    from worldmodel.runtime.fleet import DriftSummary
+    from worldmodel.runtime.watch import WatchSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +96,9 @@ def watch_data(command: Command, data: Path) -> int:
     from worldmodel.calibration.calibrate import note_seen
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes.load import open_for, select_episodes
-    from worldmodel.fleet import fleet_drift, largest_surprise
     from worldmodel.rollouts.log import log_attributes, write_rollout
-    from worldmodel.watching import VERDICT, summarize_watch
+    from worldmodel.runtime.fleet import fleet_drift, largest_surprise
+    from worldmodel.runtime.watch import VERDICT, summarize_watch
 
     check_new(command.out)
     check_view(command.view, command.out)
@@ -170,7 +170,7 @@ def watch_episodes(
 
     from worldmodel.episodes.load import choose_cameras, load_episode
     from worldmodel.live_view import open_view
-    from worldmodel.watching import watched_steps
+    from worldmodel.runtime.watch import watched_steps
 
     cameras, rate_hz = choose_cameras(model, dataset), model.config.rate_hz
     with tqdm(names, "watch", unit="episode") as bar:
@@ -191,8 +191,8 @@ def print_result(
     rate_hz: float,
 ) -> None:
     """One line per episode, and one on all of them."""
-    from worldmodel.fleet import NOT_TESTED
     from worldmodel.report import Table
+    from worldmodel.runtime.fleet import NOT_TESTED
 
     if command.json:
         episodes = [summary_as_json(name, s, rate_hz) for name, s in summaries.items()]

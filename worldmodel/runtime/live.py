@@ -16,7 +16,7 @@ from worldmodel.monitors.claims import ImaginedFrame
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.networks.rollout import RolloutInputs
 from worldmodel.rollouts.open_loop import CONTEXT, EPSILONS
-from worldmodel.watching import claimed
+from worldmodel.runtime.watch import claimed
 
 
 def live_monitor(model: WorldModel, trust: Trust, *, seed: int = 0) -> RuntimeMonitor:

@@ -10,7 +10,7 @@ import numpy as np
 
 from worldmodel.monitors.drift import FleetDrift
 from worldmodel.monitors.judge import EpisodeJudge
-from worldmodel.watching import SCORE
+from worldmodel.runtime.watch import SCORE
 
 
 def largest_surprise(judge: EpisodeJudge, rows: Sequence[Mapping[str, Any]]) -> float | None:

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from worldmodel.model import resize
-from worldmodel.monitor_client import pack
 from worldmodel.monitors.alerts import Alert, AlertLog
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Evidence, Level, Verdict
 from worldmodel.networks.tokenizer import to_model, to_pixels
-from worldmodel.watching import MAX_STRETCH
-from worldmodel.wire import ArrayError, unpack
+from worldmodel.runtime.client import pack
+from worldmodel.runtime.watch import MAX_STRETCH
+from worldmodel.runtime.wire import ArrayError, unpack
 
 
 class NotMsgpackError(ValueError):

@@ -22,8 +22,8 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
-from worldmodel.monitor_client import pack
-from worldmodel.watch_session import NotMsgpackError, WatchSession
+from worldmodel.runtime.client import pack
+from worldmodel.runtime.session import NotMsgpackError, WatchSession
 
 KEY_VARIABLE = "WORLDMODEL_API_KEY"
 REASON_BYTES = 120
