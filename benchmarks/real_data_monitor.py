@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from worldmodel.calibration.calibrated import FrameFeatures, fit_causes, to_model_size
 from worldmodel.datasets.open_dataset import open_dataset
+from worldmodel.evaluation.statistics import wilson_interval
 from worldmodel.model import WorldModel
 from worldmodel.monitors.detection import auroc_interval
 from worldmodel.monitors.judge import MonitorConfig
@@ -44,7 +45,6 @@ from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.verdict import Level
 from worldmodel.networks.tokenizer import Tokenizer, to_model
-from worldmodel.statistics import wilson_interval
 from worldmodel.training.loop import fit as train
 from worldmodel.training.presets import SMOKE
 from worldmodel.training.tokenizer_objective import TokenizerObjective

@@ -21,7 +21,7 @@ from worldmodel.checkpoint import check_trained, fingerprint
 from worldmodel.envs.collect import Collection, record
 from worldmodel.envs.factors import FACTORS, SEVERITIES
 from worldmodel.episodes.load import load_episode
-from worldmodel.evaluation import Evaluation, evaluate
+from worldmodel.evaluation.policies import Evaluation, evaluate
 from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitors.detection import DetectionSummary, summarize_detection
 from worldmodel.monitors.monitor import WatchedEpisode

@@ -9,7 +9,8 @@ import numpy as np
 from worldmodel.calibration.calibrated import MONITOR_EPSILON, Trust, confidence_maps
 from worldmodel.demo import NOMINAL, SHIFTS, DemoResult, Group
 from worldmodel.envs.factors import SEVERITIES
-from worldmodel.evaluation import Agreement, Evaluation
+from worldmodel.evaluation.policies import Agreement, Evaluation
+from worldmodel.evaluation.statistics import Correlation, Proportion
 from worldmodel.model import WorldModel
 from worldmodel.monitors.heatmaps import overlay
 from worldmodel.monitors.reliability import CalibrationSummary, Reliability
@@ -20,7 +21,6 @@ from worldmodel.report_figures import (
     reliability_diagram,
     score_distributions,
 )
-from worldmodel.statistics import Correlation, Proportion
 
 
 def plus_minus(values: tuple[float, float, float]) -> str:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text as Words
 
 from worldmodel import report_figures
+from worldmodel.evaluation.statistics import wilson_interval
 from worldmodel.report import Figure, Section, Table, Text, Video, write_report
-from worldmodel.statistics import wilson_interval
 
 
 def film(seed: int, *, time: int = 6, size: tuple[int, int] = (16, 12)) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from worldmodel.statistics import (
+from worldmodel.evaluation.statistics import (
     check_pairs,
     fisher_interval,
     mmrv,

@@ -39,7 +39,7 @@ def run(command: Command) -> int:
     """Simulate, imagine, judge and print the policy table."""
     from worldmodel.demo import Loaded, policy_episodes
     from worldmodel.demo_report import agreement_table, policy_table
-    from worldmodel.evaluation import evaluate
+    from worldmodel.evaluation.policies import evaluate
 
     loaded = Loaded.from_checkpoint(command.model)
     episodes = policy_episodes(

@@ -18,9 +18,7 @@ from tqdm import tqdm
 
 from worldmodel.calibration.calibrated import Episode
 from worldmodel.calibration.gate import Gate
-from worldmodel.model import WorldModel
-from worldmodel.rollouts.open_loop import roll_out
-from worldmodel.statistics import (
+from worldmodel.evaluation.statistics import (
     Correlation,
     Proportion,
     SuccessBounds,
@@ -30,6 +28,8 @@ from worldmodel.statistics import (
     success_bounds,
     wilson_interval,
 )
+from worldmodel.model import WorldModel
+from worldmodel.rollouts.open_loop import roll_out
 
 LAST_FRAMES = 3
 """The judge's probabilities of so many last frames are averaged."""

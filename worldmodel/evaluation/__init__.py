@@ -1,0 +1,1 @@
+"""Policy evaluation in imagination: the job behind `worldmodel evaluate`."""
