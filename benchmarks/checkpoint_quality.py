@@ -16,8 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from worldmodel.demo import DemoConfig, DemoResult, Loaded, run_demo
-from worldmodel.demo_report import false_alarms, tables
 from worldmodel.model import WorldModel, checkpoint_folder
+from worldmodel.report.demo import false_alarms, tables
 
 CARD = """# {name}
 

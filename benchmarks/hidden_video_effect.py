@@ -22,7 +22,7 @@ from worldmodel.monitors.calibration import (
     expected_calibration_error,
     per_video_calibration_error,
 )
-from worldmodel.report_figures import COLORS, finish
+from worldmodel.report.figures import COLORS, finish
 
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "hidden_video_effect.svg"
 NUM_VIDEOS = 110

@@ -23,7 +23,7 @@ from worldmodel.monitors.channels import SIGNALS, SMOOTHED
 from worldmodel.monitors.detection import auroc, summarize_detection
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig
 from worldmodel.monitors.verdict import Level
-from worldmodel.report import Table
+from worldmodel.report.html import Table
 
 Results = Mapping[Cell, Sequence[Watched]]
 

@@ -17,7 +17,7 @@ from worldmodel.monitors.conformal import RiskControl
 from worldmodel.monitors.decision_table import evaluate_events
 from worldmodel.monitors.decisions import EventConfidence
 from worldmodel.monitors.reliability import CalibrationSummary
-from worldmodel.report import Table
+from worldmodel.report.html import Table
 from worldmodel.rollouts.open_loop import EPSILONS, START, EpisodeRollouts, count_reliability
 
 EPSILON = 0.5

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from worldmodel.calibration_benchmark import MethodResult
 from worldmodel.calibration_measures import HORIZONS, CalibrationRow, Figure
-from worldmodel.report import Table
+from worldmodel.report.html import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from worldmodel.cli import main
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.monitors.verdict import Level
-from worldmodel.view_strip import BAR, LEFT, LEVEL_COLORS
+from worldmodel.report.strip import BAR, LEFT, LEVEL_COLORS
 
 Refused = Callable[..., str]
 

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from worldmodel import live_view
-from worldmodel.live_view import open_view, view_file
 from worldmodel.monitors.heatmaps import overlay
 from worldmodel.monitors.verdict import Evidence, Level, Verdict
-from worldmodel.view_course import MAX_SPREAD, Course, Moment, MomentChoice, between, ratio
-from worldmodel.view_strip import BAR, GAP, LEFT, LEVEL_COLORS, MIN_WIDTH, NO_MAP, level_bar
+from worldmodel.report.strip import BAR, GAP, LEFT, LEVEL_COLORS, MIN_WIDTH, NO_MAP, level_bar
+from worldmodel.report.timeline import MAX_SPREAD, Course, Moment, MomentChoice, between, ratio
+from worldmodel.report.watch_view import open_view, view_file
 
 ONSET, FAULT, NUM_FRAMES = 12, 20, 30
 """First frame with an alarm, first with a broken sensor, and how many there are."""

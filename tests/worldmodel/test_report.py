@@ -15,7 +15,7 @@ from matplotlib.text import Text as Words
 
 from worldmodel import report_figures
 from worldmodel.evaluation.statistics import wilson_interval
-from worldmodel.report import Figure, Section, Table, Text, Video, write_report
+from worldmodel.report.html import Figure, Section, Table, Text, Video, write_report
 
 
 def film(seed: int, *, time: int = 6, size: tuple[int, int] = (16, 12)) -> np.ndarray:

@@ -42,7 +42,7 @@ def run(command: Command) -> int:
     from worldmodel.benchmark_detection import DetectionConfig, load_watcher
     from worldmodel.benchmark_detection import run as measure
     from worldmodel.benchmark_detection_report import tables
-    from worldmodel.report import Section, write_report
+    from worldmodel.report.html import Section, write_report
 
     if not command.severities:
         raise ValueError("`--severities` needs at least one of 1, 2 and 3.")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from worldmodel.calibration.trusted_share import TrustedShare
     from worldmodel.monitors.judge import MonitorConfig
     from worldmodel.monitors.reliability import CalibrationSummary
-    from worldmodel.report import Table
+    from worldmodel.report.html import Table
 
 MOST_DAYS = 3650
 """Ten years: who wants longer says never."""
@@ -171,7 +171,7 @@ def table_as_json(tables: dict[str, dict[int, CalibrationSummary]]) -> list[dict
 
 def print_result(fitted: Calibrated, record: dict[str, Any]) -> None:
     """The calibration table, what may be trusted, and the monitor's thresholds."""
-    from worldmodel.report import Table
+    from worldmodel.report.html import Table
 
     rows = [
         (
@@ -216,7 +216,7 @@ def print_result(fitted: Calibrated, record: dict[str, Any]) -> None:
 
 def trusted_table(trusted: list[TrustedShare]) -> Table:
     """Thresholds on stated confidence, or what they lack."""
-    from worldmodel.report import Table
+    from worldmodel.report.html import Table
 
     def threshold(row: TrustedShare) -> str:
         if row.threshold is None:

@@ -22,8 +22,8 @@ class Command(DemoConfig):
 def run(command: Command) -> int:
     """Run everything, print the tables and write the report."""
     from worldmodel.demo import Loaded, run_demo
-    from worldmodel.demo_report import false_alarms, sections, tables
-    from worldmodel.report import write_report
+    from worldmodel.report.demo import false_alarms, sections, tables
+    from worldmodel.report.html import write_report
 
     loaded = Loaded.from_checkpoint(command.model)
     result = run_demo(loaded, command)

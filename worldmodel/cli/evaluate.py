@@ -38,8 +38,8 @@ class Command:
 def run(command: Command) -> int:
     """Simulate, imagine, judge and print the policy table."""
     from worldmodel.demo import Loaded, policy_episodes
-    from worldmodel.demo_report import agreement_table, policy_table
     from worldmodel.evaluation.policies import evaluate
+    from worldmodel.report.demo import agreement_table, policy_table
 
     loaded = Loaded.from_checkpoint(command.model)
     episodes = policy_episodes(

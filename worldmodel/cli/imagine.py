@@ -211,7 +211,7 @@ def print_result(
 ) -> None:
     """How close the imagined frames came, and how far the confidence in them held."""
     from worldmodel.calibration.calibrate import calibration_table
-    from worldmodel.report import Table
+    from worldmodel.report.html import Table
     from worldmodel.rollouts.log import psnr_table
 
     psnr = psnr_table(rollouts, HORIZONS)
@@ -260,7 +260,7 @@ def split_facts(rollouts: Sequence[LoggedRollout]) -> dict[str, Any]:
 
 def print_split(facts: dict[str, Any]) -> None:
     """The same as a table."""
-    from worldmodel.report import Table
+    from worldmodel.report.html import Table
 
     taus, rows = facts["kendall_tau"], facts["decomposition"]
     cells: list[tuple[str | float | None, ...]] = [

@@ -169,7 +169,7 @@ def watch_episodes(
     from tqdm import tqdm
 
     from worldmodel.episodes.load import choose_cameras, load_episode
-    from worldmodel.live_view import open_view
+    from worldmodel.report.watch_view import open_view
     from worldmodel.runtime.watch import watched_steps
 
     cameras, rate_hz = choose_cameras(model, dataset), model.config.rate_hz
@@ -191,7 +191,7 @@ def print_result(
     rate_hz: float,
 ) -> None:
     """One line per episode, and one on all of them."""
-    from worldmodel.report import Table
+    from worldmodel.report.html import Table
     from worldmodel.runtime.fleet import NOT_TESTED
 
     if command.json:

@@ -16,8 +16,8 @@ from typing import Any
 from urllib.parse import quote
 
 from worldmodel.monitors.verdict import Verdict
-from worldmodel.view_course import Frame, differs, ratio, reasons, said
-from worldmodel.view_strip import StripView, trust_of_views, trust_picture
+from worldmodel.report.strip import StripView, trust_of_views, trust_picture
+from worldmodel.report.timeline import Frame, differs, ratio, reasons, said
 
 Show = Callable[[Frame, Verdict], None]
 """Takes the next frame of an episode and the verdict on it."""

@@ -14,13 +14,13 @@ from worldmodel.evaluation.statistics import Correlation, Proportion
 from worldmodel.model import WorldModel
 from worldmodel.monitors.heatmaps import overlay
 from worldmodel.monitors.reliability import CalibrationSummary, Reliability
-from worldmodel.report import Block, Figure, Section, Table, Text, Video
-from worldmodel.report_figures import (
+from worldmodel.report.figures import (
     ReliabilityCurve,
     policy_scatter,
     reliability_diagram,
     score_distributions,
 )
+from worldmodel.report.html import Block, Figure, Section, Table, Text, Video
 
 
 def plus_minus(values: tuple[float, float, float]) -> str:

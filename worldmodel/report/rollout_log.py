@@ -15,14 +15,14 @@ from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.monitors.calibration import ReliabilityBins
 from worldmodel.monitors.heatmaps import overlay
 from worldmodel.monitors.verdict import Level
-from worldmodel.report import Block, Figure, Section, Table, Text, Video
-from worldmodel.report_figures import (
+from worldmodel.report.figures import (
     ReliabilityCurve,
     confidence_scale,
     level_timeline,
     lines,
     reliability_diagram,
 )
+from worldmodel.report.html import Block, Figure, Section, Table, Text, Video
 from worldmodel.rollouts.log import LoggedRollout, psnr_table, read_rollouts
 from worldmodel.rollouts.open_loop import EPSILONS, count_reliability
 from worldmodel.runtime.watch import VERDICT, WatchSummary, summarize_watch

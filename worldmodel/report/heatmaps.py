@@ -14,8 +14,8 @@ from tqdm import tqdm
 from worldmodel.calibration.calibrated import MONITOR_EPSILON
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.monitors.heatmaps import LEGEND_WIDTH, heatmap, legend
-from worldmodel.report import Panel, encode_mp4
-from worldmodel.rollout_report import film, readable_rollouts
+from worldmodel.report.html import Panel, encode_mp4
+from worldmodel.report.rollout_log import film, readable_rollouts
 from worldmodel.rollouts.log import LoggedRollout
 from worldmodel.rollouts.open_loop import EPSILONS
 

@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 
 from worldmodel.evaluation.statistics import Proportion
 from worldmodel.monitors.heatmaps import palette
-from worldmodel.report_labels import label_points
+from worldmodel.report.point_labels import label_points
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LEVEL_COLORS = ("#E69F00", "#D55E00", "#000000")

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, UInt8
 
 from worldmodel.monitors.heatmaps import LEGEND_WIDTH, legend, overlay
 from worldmodel.monitors.verdict import Level, Verdict
-from worldmodel.view_course import MIN_CHOSEN, Course, Frame, Map, Moment, MomentChoice
+from worldmodel.report.timeline import MIN_CHOSEN, Course, Frame, Map, Moment, MomentChoice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -216,7 +216,7 @@ def plot(course: Course, marked: Sequence[int], rate_hz: float, *, width: int) -
 
 def draw_channels(axes: Axes, course: Course) -> None:
     """The lines, the threshold at 1, and the names above the plot."""
-    from worldmodel.report_figures import COLORS, DASHES, finish
+    from worldmodel.report.figures import COLORS, DASHES, finish
 
     frames = len(course.levels)
     axes.axhline(1, color="black", linestyle="--", linewidth=1, label="threshold")

@@ -1,0 +1,1 @@
+"""HTML reports, figures and heatmaps: the job behind `worldmodel report`."""
