@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worldmodel import live_view
 from worldmodel.cli import main
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.monitors.verdict import Level
+from worldmodel.report import watch_view as live_view
 from worldmodel.report.strip import BAR, LEFT, LEVEL_COLORS
 
 Refused = Callable[..., str]

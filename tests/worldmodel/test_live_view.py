@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worldmodel import live_view
 from worldmodel.monitors.heatmaps import overlay
 from worldmodel.monitors.verdict import Evidence, Level, Verdict
+from worldmodel.report import watch_view as live_view
 from worldmodel.report.strip import BAR, GAP, LEFT, LEVEL_COLORS, MIN_WIDTH, NO_MAP, level_bar
 from worldmodel.report.timeline import MAX_SPREAD, Course, Moment, MomentChoice, between, ratio
 from worldmodel.report.watch_view import open_view, view_file

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from websockets.sync.server import ServerConnection, serve
 
-from worldmodel import monitor_client, wire
+from worldmodel.runtime import client as monitor_client
+from worldmodel.runtime import wire
 from worldmodel.runtime.client import MonitorClient, MonitorError, pack
 
 OBJECTS = {b"__ndarray__": True, b"data": bytes(8), b"dtype": "|O", b"shape": [1]}

@@ -13,8 +13,8 @@ import pytest
 from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text as Words
 
-from worldmodel import report_figures
 from worldmodel.evaluation.statistics import wilson_interval
+from worldmodel.report import figures as report_figures
 from worldmodel.report.html import Figure, Section, Table, Text, Video, write_report
 
 

@@ -14,10 +14,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from worldmodel import service
 from worldmodel.monitors import EpisodeSignals, MonitorConfig, RuntimeMonitor
 from worldmodel.monitors.alerts import read_alerts
 from worldmodel.monitors.verdict import Verdict
+from worldmodel.runtime import server as service
 from worldmodel.runtime.client import MonitorClient, MonitorError, pack
 from worldmodel.runtime.server import MonitorService, ServiceConfig, read_api_key, split_address
 from worldmodel.runtime.session import WatchSession
