@@ -14,7 +14,7 @@ def expected() -> set[str]:
     prefixes = ["worldmodel", *(f"worldmodel/{folder.name}" for folder in folders[1:])]
     names = {"worldmodel/py.typed"}
     for folder, prefix in zip(folders, prefixes, strict=True):
-        for pattern in ("**/*.py", "*.css", "checkpoints/**/*"):
+        for pattern in ("**/*.py", "**/*.css", "checkpoints/**/*"):
             files = [path for path in folder.glob(pattern) if path.is_file()]
             names |= {f"{prefix}/{path.relative_to(folder).as_posix()}" for path in files}
     return names

@@ -1,6 +1,6 @@
 """Measure a calibrated checkpoint on many held-out episodes, and write its model card.
 
-    python benchmarks/checkpoint_quality.py --model runs/tabletop/model --card
+    python -m benchmarks.checkpoint_quality --model runs/tabletop/model --card
 
 The figures are those of `worldmodel demo`, with more episodes and another seed.
 """
@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.provenance import git_commit
 from worldmodel.demo import DemoConfig, DemoResult, Loaded, run_demo
 from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.report.demo import false_alarms, tables
@@ -121,13 +121,6 @@ def card(model: WorldModel, result: DemoResult, folder: Path) -> str:
         tables="\n\n".join(rendered),
         false_alarms=false_alarms(result),
     )
-
-
-def git_commit() -> str:
-    """The commit of this checkout, or "unknown" outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

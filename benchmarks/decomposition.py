@@ -1,6 +1,6 @@
 """Does the split of uncertainty move as its names promise? Two interventions on the tabletop.
 
-    OMP_NUM_THREADS=1 python benchmarks/decomposition.py
+    OMP_NUM_THREADS=1 python -m benchmarks.decomposition
 
 Needs the data of recipes/tabletop.sh in runs/. (1) Widen the intent, with the model as it is: the
 aleatoric part should rise and the epistemic part stay. (2) Take away training data, with the intent
@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from checkpoint_quality import git_commit  # the scripts beside this one
-from sampler_quality import hardware
 from tqdm import tqdm
 
+from benchmarks.provenance import RESULTS, git_commit, hardware
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.episodes.clips import LatentBatch, LatentClips, encode_episode, encode_store
 from worldmodel.model import WorldModel
@@ -50,7 +49,6 @@ REMOVED: dict[str, Callable[[LatentBatch, int], bool]] = {
 """What is taken away -> whether a training episode goes; "all": nothing does."""
 SEEDS = (0, 1, 2, 3)
 """Of the small models' weights and batches."""
-RESULTS = Path(__file__).parent / "results"
 PARTS = ("aleatoric", "epistemic")
 
 Parts = dict[str, np.ndarray]

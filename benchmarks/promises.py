@@ -1,7 +1,7 @@
 """Do the monitor's promises hold? Simulated nominal episodes, and what breaks in their place.
 
-    OMP_NUM_THREADS=1 python benchmarks/promises.py          # about two minutes of one CPU core
-    OMP_NUM_THREADS=1 python benchmarks/promises.py --quick  # seconds; writes no file
+    OMP_NUM_THREADS=1 python -m benchmarks.promises          # about two minutes of one CPU core
+    OMP_NUM_THREADS=1 python -m benchmarks.promises --quick  # seconds; writes no file
 
 Exits with 1 if a promise is broken by more than two standard errors of the simulation.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import numpy as np
 from scipy.signal import lfilter
 from scipy.special import ndtr
 
+from benchmarks.provenance import RESULTS, git_commit, processor
 from worldmodel.monitors.drift import SHIFTS, FleetDrift, payoffs, settled
 from worldmodel.monitors.threshold import EpisodeThreshold
 
@@ -36,7 +36,6 @@ ENOUGH = 59
 """Calibration episodes from which on that bar is set."""
 CHUNK = 50_000
 """Episodes simulated at once."""
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,21 +238,6 @@ def measure(size: Size, seed: int) -> list[Row]:
     return rows + list(other_shifts(np.random.default_rng((seed, 9)), size))
 
 
-def hardware() -> str:
-    """The processor's name."""
-    names = Path("/proc/cpuinfo")
-    lines = names.read_text().splitlines() if names.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def git_commit() -> str:
-    """The commit of this checkout, or "unknown" outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
-
-
 def tables(rows: list[Row]) -> str:
     """Markdown: one line per figure and n, one column per phi; then what was measured once."""
     groups: dict[tuple[str, int | None], list[Row]] = {}
@@ -289,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
     size, commit, begun = QUICK if given.quick else Size(), git_commit(), time.process_time()
     rows = measure(size, given.seed)
     facts = (
-        f"{hardware()}; Python {platform.python_version()}, numpy {version('numpy')}, scipy "
+        f"{processor()}; Python {platform.python_version()}, numpy {version('numpy')}, scipy "
         f"{version('scipy')}; commit {commit}; {datetime.now(UTC).date().isoformat()}; "
         f"{time.process_time() - begun:.0f} s of CPU time.\n\n"
         f"alpha {ALPHA}, delta {DELTA}, seed {given.seed}. Episodes of {FRAMES} frames, scores "

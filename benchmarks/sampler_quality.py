@@ -1,6 +1,6 @@
 """Quality of imagined frames against sampler and number of steps, on a shipped checkpoint.
 
-    OMP_NUM_THREADS=1 python benchmarks/sampler_quality.py
+    OMP_NUM_THREADS=1 python -m benchmarks.sampler_quality
 
 Held-out episodes of the tabletop are simulated, imagined once per sampler and seed, and compared
 with what the simulator showed. About twenty minutes of one CPU core.
@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from checkpoint_quality import git_commit  # the script beside this one
 from tqdm import tqdm
 
+from benchmarks.provenance import RESULTS, git_commit, hardware
 from worldmodel.calibration.calibrate import calibration_table
 from worldmodel.calibration.calibrated import Episode
 from worldmodel.demo import simulate
@@ -45,7 +45,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "eta 1": {"eta": 1.0},
 }
 STEPS = (1, 2, 4, 8, 16)
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,15 +140,6 @@ class Bench:
             ece=self.ece(runs[0][0], runs[0][1]),
             cpu_ms=1000 * min(run[2] for run in runs) / latents[0, :, :, 0, 0, 0, 0].numel(),
         )
-
-
-def hardware() -> str:
-    """The processor's name and the number of threads used."""
-    names = Path("/proc/cpuinfo")
-    lines = names.read_text().splitlines() if names.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = models[0] if models else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} thread(s), no GPU"
 
 
 def table(rows: Sequence[Row], facts: dict[str, Any]) -> str:

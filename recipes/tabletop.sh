@@ -14,7 +14,7 @@ torchrun --nproc_per_node "$PROCESSES" -m worldmodel train \
     --data runs/tabletop-train.zarr --preset tabletop --out runs/tabletop
 
 shipped=worldmodel/checkpoints/tabletop
-python benchmarks/ship_checkpoint.py runs/tabletop/model "$shipped"
+python recipes/ship_checkpoint.py runs/tabletop/model "$shipped"
 worldmodel calibrate --model "$shipped" --data runs/tabletop-calibration.zarr \
     --reference runs/tabletop-train.zarr --valid-days None
-python benchmarks/checkpoint_quality.py --model "$shipped" --card
+python -m benchmarks.checkpoint_quality --model "$shipped" --card

@@ -1,4 +1,4 @@
-"""`worldmodel benchmark calibration` as a command."""
+"""`python -m benchmarks.calibration` as a command."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import PartialState
 
-from worldmodel.cli import main
+from benchmarks.calibration.__main__ import main
 from worldmodel.training.config import LoopConfig
 from worldmodel.training.presets import PRESETS, SMOKE
 
@@ -37,7 +37,7 @@ def data(
 def command(data: Path, out: Path, *options: str) -> list[str]:
     words = ["--data", str(data), "--preset", "brief", "--folds", "2", "--steps", "2"]
     only = ["--only", "own head", "base rate"]
-    return ["benchmark", "calibration", *words, "--out", str(out), *only, *options]
+    return [*words, "--out", str(out), *only, *options]
 
 
 def test_left_out_episodes_are_judged_and_the_run_is_not_repeated(
@@ -75,7 +75,7 @@ def test_wrong_input_is_one_line(
 ) -> None:  # fmt: skip
     words = command(data, tmp_path / "out", *options)
     if options[0] == "--model":
-        words = ["benchmark", "calibration", *options, "--out", str(tmp_path / "out")]
+        words = [*options, "--out", str(tmp_path / "out")]
     assert main(words) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("error: ")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from plain_reference import PlainConfig, PlainDiT
 
+from benchmarks.speed.plain_reference import PlainConfig, PlainDiT
 from worldmodel import WorldModel, load_reference
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset

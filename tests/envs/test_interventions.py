@@ -5,8 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from worldmodel.envs.episode import CAMERA, collect_episode
-from worldmodel.envs.interventions import (
+from benchmarks.calibration.interventions import (
     CLEARLY,
     INSERTED,
     PATCHES,
@@ -14,6 +13,7 @@ from worldmodel.envs.interventions import (
     interventions,
     patch,
 )
+from worldmodel.envs.episode import CAMERA, collect_episode
 from worldmodel.envs.scene import DISTRACTORS
 from worldmodel.envs.tabletop import TabletopEnv
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import scoringrules
 import torch
-from hidden_video_effect import errors, simulate  # benchmarks/
 from netcal.metrics import ECE, MCE
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 from torchmetrics.functional.classification import binary_calibration_error
 
+from benchmarks.calibration.hidden_video_effect import errors, simulate
 from worldmodel.monitors.calibration import (
     ReliabilityBins,
     bin_forecasts,

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import promises
 import pytest
 from scipy.stats import beta
 
+from benchmarks import promises
 from worldmodel.monitors.artefact import Artefact
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig
 from worldmodel.monitors.sensor import SensorChannel

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.baselines import (
+from benchmarks.calibration.baselines import (
     BASELINES,
     DROPOUT,
     FLOOR,
@@ -17,14 +17,14 @@ from worldmodel.baselines import (
     motion,
     passes_per_frame,
 )
+from benchmarks.calibration.rescore import Moment, by_window, revisit, windows
+from benchmarks.calibration.score_curves import ScoreConfidence, fit_scores, with_confidence
 from worldmodel.episodes.clips import LatentBatch, views_there
 from worldmodel.imagination import DynamicsRollout
 from worldmodel.model import WorldModel
 from worldmodel.monitors.calibration import bin_forecasts, expected_calibration_error
 from worldmodel.networks.sampler import Sampling
-from worldmodel.revisiting import Moment, by_window, revisit, windows
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts, roll_out
-from worldmodel.score_confidence import ScoreConfidence, fit_scores, with_confidence
 
 LENGTHS = (6, 8)
 SEED = 5
@@ -64,7 +64,9 @@ def missing_one_view(episode: LatentBatch) -> LatentBatch:
 def test_scores_follow_from_the_seed_and_stand_where_something_was_imagined(
     case: Case, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worldmodel.baselines.NUM_SAMPLES", 3)  # as many more take longer
+    monkeypatch.setattr(
+        "benchmarks.calibration.baselines.NUM_SAMPLES", 3
+    )  # as many more take longer
     model, episodes, rollouts = case
     baseline = BASELINES[name]
     scores = baseline.score(model, episodes, rollouts, seed=SEED)
@@ -82,7 +84,7 @@ def test_scores_follow_from_the_seed_and_stand_where_something_was_imagined(
 def test_random_scores_change_with_the_seed(
     case: Case, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worldmodel.baselines.NUM_SAMPLES", 2)
+    monkeypatch.setattr("benchmarks.calibration.baselines.NUM_SAMPLES", 2)
     model, episodes, rollouts = case
     one, other = (
         BASELINES[name].score(model, episodes, rollouts, seed=seed)[0] for seed in (SEED, SEED + 1)

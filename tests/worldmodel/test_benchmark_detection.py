@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from worldmodel import benchmark_detection as bench
-from worldmodel.benchmark_detection import (
+from benchmarks.detection import run as bench
+from benchmarks.detection.run import (
     ACTIONS,
     LOOKS,
     SETTLED,
@@ -21,7 +21,7 @@ from worldmodel.benchmark_detection import (
     main_cause,
     settled_cause,
 )
-from worldmodel.benchmark_detection_report import tables
+from benchmarks.detection.tables import tables
 from worldmodel.cli import main
 from worldmodel.envs.collect import Collection, record
 from worldmodel.monitors.channels import SIGNALS

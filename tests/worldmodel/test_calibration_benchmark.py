@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.benchmark_data import Materials, imagined, make_banks
-from worldmodel.calibration_benchmark import SHIPPED, Bench, MethodResult, Stated, run, together
-from worldmodel.calibration_measures import measure
+from benchmarks.calibration.cross_validation import copied, deal
+from benchmarks.calibration.episodes import Materials, imagined, make_banks
+from benchmarks.calibration.heads import HeadRecipe
+from benchmarks.calibration.measures import measure
+from benchmarks.calibration.methods import SHIPPED, Bench, MethodResult, Stated, run, together
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes.load import load_episode
-from worldmodel.head_recipes import HeadRecipe
-from worldmodel.left_out_episodes import copied, deal
 from worldmodel.model import WorldModel
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 

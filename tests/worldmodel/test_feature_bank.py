@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.calibration.feature_bank import (
+    FeatureBank,
+    draw_stretch,
+    rollout_bank,
+    velocity_bank,
+)
+from benchmarks.calibration.heads import ABLATION, HeadRecipe, restated, train_head
 from worldmodel.episodes.clips import LatentBatch
-from worldmodel.feature_bank import FeatureBank, draw_stretch, rollout_bank, velocity_bank
-from worldmodel.head_recipes import ABLATION, HeadRecipe, restated, train_head
 from worldmodel.model import WorldModel
 from worldmodel.networks.confidence_heads import build_head
 from worldmodel.rollouts.open_loop import CONTEXT, roll_out

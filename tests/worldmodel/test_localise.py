@@ -8,18 +8,18 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from worldmodel.calibration.calibrated import FrameFeatures, Trust
-from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.envs.collect import Collection
-from worldmodel.envs.interventions import INSERTED, PATCHES, marked_episodes
-from worldmodel.episodes.load import load_episode
-from worldmodel.localise import (
+from benchmarks.calibration.interventions import INSERTED, PATCHES, marked_episodes
+from benchmarks.calibration.localisation import (
     ALL,
     MAPS,
     MarkedEpisode,
     localisation_table,
     look_at,
 )
+from worldmodel.calibration.calibrated import FrameFeatures, Trust
+from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.envs.collect import Collection
+from worldmodel.episodes.load import load_episode
 from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitors.heatmaps import upsample
 from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig

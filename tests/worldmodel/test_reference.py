@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from plain_reference import ROTARY, PlainConfig, PlainDiT, plain_rollout
 from torch import Tensor
 
+from benchmarks.speed.plain_reference import ROTARY, PlainConfig, PlainDiT, plain_rollout
 from worldmodel import load_reference
 from worldmodel.networks.c3 import PUBLISHED, Reference, ReferenceConfig
 

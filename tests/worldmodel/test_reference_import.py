@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from plain_reference import PlainConfig, PlainDiT
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.speed.plain_reference import PlainConfig, PlainDiT
 from worldmodel import load_reference
 from worldmodel.networks.c3 import ReferenceConfig
 

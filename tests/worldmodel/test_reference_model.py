@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from plain_reference import PlainConfig, PlainDiT
 from torch import Tensor
 
+from benchmarks.speed.plain_reference import PlainConfig, PlainDiT
 from worldmodel import WorldModel, load_reference
 from worldmodel.c3_import import as_world_model
 from worldmodel.checkpoint import check_trained

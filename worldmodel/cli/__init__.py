@@ -6,7 +6,8 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import tyro
 
@@ -22,8 +23,6 @@ COMMANDS = {
     "imagine": "roll episodes out in the world model and log them",
     "watch": "run the monitor over recorded episodes, or as a service for robots",
     "evaluate": "evaluate policies in imagination",
-    "benchmark calibration": "compare ways to state confidence on nominal and shifted episodes",
-    "benchmark detection": "measure the monitor on shifted, faulty and harmless episodes",
     "report": "write the HTML report of a rollout log",
 }
 """Subcommand -> one line of help; its words joined by _ name a module with `Command` and `run`."""
@@ -73,9 +72,12 @@ def dispatch(argv: Sequence[str]) -> int:
     """Parse the options of a subcommand and run it."""
     name, rest = split_command(argv)
     module = importlib.import_module(f"worldmodel.cli.{name.replace(' ', '_')}")
-    command = tyro.cli(
-        module.Command, args=rest, prog=f"worldmodel {name}", description=module.__doc__
-    )
+    return run_module(module, rest, prog=f"worldmodel {name}")
+
+
+def run_module(module: ModuleType, argv: Sequence[str], *, prog: str) -> int:
+    """Parse `argv` into the `Command` of a module and pass it to the module's `run`."""
+    command = tyro.cli(module.Command, args=argv, prog=prog, description=module.__doc__)
     code: int = module.run(command)
     sys.stdout.flush()  # so that a reader that left shows here, not at interpreter exit
     return code
@@ -97,8 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asks_for_usage(argv):
         print(usage())
         return 0
+    return exit_code(lambda: dispatch(argv))
+
+
+def exit_code(action: Callable[[], int]) -> int:
+    """The exit code of `action`; wrong input is one line on standard error and code 2."""
     try:
-        return dispatch(argv)
+        return action()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE

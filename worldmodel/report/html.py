@@ -193,7 +193,7 @@ def encode_mp4(frames: Panel, rate_hz: float) -> bytes:
 
 def page(title: str, sections: Sequence[Section]) -> str:
     """The whole page as text."""
-    style = resources.files("worldmodel").joinpath("report.css").read_text(encoding="utf-8")
+    style = resources.files("worldmodel.report").joinpath("report.css").read_text(encoding="utf-8")
     links = "".join(
         f'<li><a href="#s{i}">{html.escape(section.title)}</a></li>'
         for i, section in enumerate(sections)

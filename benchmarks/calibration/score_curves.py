@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 
+from benchmarks.calibration.rescore import Scores
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.recalibration import BANDS, IsotonicRecalibration
-from worldmodel.revisiting import Scores
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 
 NUM_RANKS = 400

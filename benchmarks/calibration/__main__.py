@@ -9,13 +9,17 @@ where it was stopped.
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from worldmodel import cli
+
 if TYPE_CHECKING:
-    from worldmodel.calibration_benchmark import Bench
+    from benchmarks.calibration.methods import Bench
 
 LEAST_LEARN = 20
 """Episodes that the confidence of events needs to be fitted."""
@@ -61,13 +65,13 @@ class Command:
 
 def run(command: Command) -> int:
     """Compare, print one table, and write it with pictures."""
-    from worldmodel.benchmark_data import NOMINAL, POOLED, POOLED_VISUAL, VISUAL
-    from worldmodel.benchmark_extras import extras, tables
-    from worldmodel.benchmark_report import draw, table
-    from worldmodel.calibration_benchmark import SHIPPED
-    from worldmodel.calibration_benchmark import run as compare
+    from benchmarks.calibration.cross_validation import LEFT_OUT, left_out_benches
+    from benchmarks.calibration.episodes import NOMINAL, POOLED, POOLED_VISUAL, VISUAL
+    from benchmarks.calibration.extras import extras, tables
+    from benchmarks.calibration.methods import SHIPPED
+    from benchmarks.calibration.methods import run as compare
+    from benchmarks.calibration.tables import draw, table
     from worldmodel.demo import SHIFTS
-    from worldmodel.left_out_episodes import LEFT_OUT, left_out_benches
 
     if min(command.nominal, command.shifted, command.steps, command.marked) < 2:
         raise ValueError("`--nominal`, `--shifted`, `--steps` and `--marked` must be at least 2.")
@@ -129,8 +133,8 @@ def check_settings(command: Command) -> None:
 
 def tabletop(command: Command) -> Bench:
     """Simulate, imagine and gather what is compared on the tabletop."""
-    from worldmodel.benchmark_data import TabletopSize, tabletop_materials
-    from worldmodel.calibration_benchmark import Bench
+    from benchmarks.calibration.episodes import TabletopSize, tabletop_materials
+    from benchmarks.calibration.methods import Bench
     from worldmodel.demo import Loaded
     from worldmodel.model import WorldModel
 
@@ -145,3 +149,15 @@ def tabletop(command: Command) -> Bench:
         loaded.model, gather, command.steps,
         judge=loaded.trust.monitor.judge_, members=members, seed=command.seed,
     )  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark; wrong input is one line on standard error and exit code 2."""
+    module = sys.modules[__name__]
+    return cli.exit_code(
+        lambda: cli.run_module(module, argv, prog="python -m benchmarks.calibration")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

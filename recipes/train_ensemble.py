@@ -1,13 +1,13 @@
 """Train the other members of a deep ensemble around a checkpoint: same data, other seeds.
 
-    OMP_NUM_THREADS=1 python benchmarks/train_ensemble.py runs/tabletop-train.zarr runs/ensemble
+    OMP_NUM_THREADS=1 python recipes/train_ensemble.py runs/tabletop-train.zarr runs/ensemble
 
 Every member gets the checkpoint's own tokenizer, episodes, network shape and losses, and random
 weights and batches of its own. `<out>/member<i>` is then a model folder whose dynamics are trained
 and whose confidence head is not. Called again, the script goes on where it stopped.
 
 Fewer and smaller steps than the checkpoint had make members that are cheaper and weaker than it;
-`benchmarks/baselines.py` says by how much.
+`benchmarks/calibration/baseline_cost.py` says by how much.
 """
 
 from __future__ import annotations

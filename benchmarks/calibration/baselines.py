@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from benchmarks.calibration.rescore import Moment, Score, Scores, Window, by_window, revisit
 from worldmodel.episodes.clips import LatentBatch, latents_name
 from worldmodel.imagination import imagine
 from worldmodel.model import WorldModel
@@ -23,7 +24,6 @@ from worldmodel.networks.noise_schedule import Flow
 from worldmodel.networks.rollout import RolloutInputs, RowNoise
 from worldmodel.networks.sampler import Sampling
 from worldmodel.networks.tokenizer import to_model
-from worldmodel.revisiting import Moment, Score, Scores, Window, by_window, revisit
 from worldmodel.rollouts.open_loop import EpisodeRollouts
 
 NUM_SAMPLES = 8
@@ -110,7 +110,7 @@ def ensemble(members: Sequence[WorldModel]) -> Baseline:
             if latents_name(member) != latents_name(model):
                 raise ValueError(
                     "`members` must imagine the latents of the judged model, of the same tokenizer,"
-                    " cameras and rate; train them with benchmarks/train_ensemble.py."
+                    " cameras and rate; train them with recipes/train_ensemble.py."
                 )
         return spread([window.imagined, *(sampled(member, window.inputs) for member in members)])
 

@@ -1,7 +1,7 @@
 """Are broken sensors found, and named right? Faults switched on in nominal tabletop episodes.
 
     worldmodel data collect nominal.zarr --episodes 300 --seed 1  # what it learns from
-    OMP_NUM_THREADS=1 python benchmarks/sensor_faults.py --data nominal.zarr  # ten minutes
+    python -m benchmarks.detection.sensor_faults --data nominal.zarr  # ten minutes
 
 Two monitors are fitted on the recorded episodes, one for their camera and one for it and a second
 view made of it; two thirds of the episodes are the reference. Then fresh nominal episodes are shown
@@ -23,8 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from promises import git_commit, hardware  # the script beside this one
 
+from benchmarks.provenance import RESULTS, git_commit, processor
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.envs.collect import Collection, record
@@ -39,7 +39,6 @@ from worldmodel.monitors.verdict import Level
 SEED = 5_000_003
 ONSET = 10
 """First frame with the fault."""
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -340,7 +339,7 @@ def main(arguments: list[str] | None = None) -> int:
     fresh = Collection(seed=SEED, renderer=store.attributes["renderer"])  # the pictures must match
     rows, calms = measure(data, fresh, given.episodes, given.shifted)
     facts = {
-        "hardware": hardware(),
+        "hardware": processor(),
         "python": platform.python_version(),
         "numpy": version("numpy"),
         "commit": commit,

@@ -1,6 +1,6 @@
 """What a perfectly calibrated forecaster scores when videos differ in a way nobody could see.
 
-    python benchmarks/hidden_video_effect.py
+    python -m benchmarks.calibration.hidden_video_effect
 
 Draws docs/figures/hidden_video_effect.svg and prints the errors it shows. Seconds of one CPU core.
 """
@@ -24,7 +24,7 @@ from worldmodel.monitors.calibration import (
 )
 from worldmodel.report.figures import COLORS, finish
 
-FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "hidden_video_effect.svg"
+FIGURE = Path(__file__).parents[2] / "docs" / "figures" / "hidden_video_effect.svg"
 NUM_VIDEOS = 110
 """As many as behind the figures published with C3."""
 NUM_FORECASTS = 2000

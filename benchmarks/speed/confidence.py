@@ -1,7 +1,7 @@
 """What confidence adds to the time of a rollout, against an ensemble of three models.
 
-    python benchmarks/confidence_cost.py            # some minutes on one core
-    python benchmarks/confidence_cost.py --quick    # few rounds, under a minute
+    python -m benchmarks.speed.confidence            # some minutes on one core
+    python -m benchmarks.speed.confidence --quick    # few rounds, under a minute
 
 The shipped model rolls out without confidence, with the confidence of ten error levels, and three
 times over, as an ensemble of three of its size would. What its head adds is also timed alone, on
@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.provenance import RESULTS
 from worldmodel.imagination import imagine, state_confidence
 from worldmodel.model import WorldModel
 from worldmodel.networks.confidence_heads import EPSILONS, ConfidenceConfig, Head, build_head
 from worldmodel.networks.rollout import RolloutInputs
 
-RESULTS = Path(__file__).parent / "results"
 START = 4
 """Real frames before the first imagined one."""
 FRAMES = 16

@@ -1,7 +1,7 @@
 """What a step of the monitor costs beside a robot: time, and memory that must stay flat.
 
-    python benchmarks/monitor_latency.py          # about ten minutes, if nothing else runs
-    python benchmarks/monitor_latency.py --quick  # a minute; writes no file
+    python -m benchmarks.speed.monitor          # about ten minutes, if nothing else runs
+    python -m benchmarks.speed.monitor --quick  # a minute; writes no file
 
 The shipped tabletop model and monitor, simulated nominal episodes that neither has seen. Every
 update without imagined frames takes turns with its features alone, with one round trip through the
@@ -34,9 +34,8 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from checkpoint_quality import git_commit  # the scripts beside this one
-from sampler_quality import hardware
 
+from benchmarks.provenance import RESULTS, git_commit, hardware
 from worldmodel.calibration.calibrate import load_trust
 from worldmodel.demo import simulate
 from worldmodel.envs.collect import Collection
@@ -54,7 +53,6 @@ MAX_GROWTH_MIB = 8.0
 WARM_UP = 50
 UPDATE = "update"
 CHECK, IMAGINE = "update that checks a claim", "imagining the next frame"
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +273,15 @@ def measure(name: str, size: Size, threads: int, *, with_memory: bool) -> dict[s
 
 def in_process(name: str, threads: int, *, quick: bool) -> dict[str, Any]:
     """`measure` in a process of its own: libraries ask for the number of threads but once."""
-    command = [sys.executable, __file__, "--model", name, "--threads", str(threads)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.speed.monitor",
+        "--model",
+        name,
+        "--threads",
+        str(threads),
+    ]
     variables = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     answer = subprocess.run(
         command + ["--quick"] * quick,

@@ -1,6 +1,6 @@
 """How fast a preset trains and imagines on this machine: step time, frames/s, MFU, memory.
 
-    python benchmarks/training.py --preset bridge-256 --clips 16
+    python -m benchmarks.speed.training --preset bridge-256 --clips 16
 
 Clips are noise of the preset's shape: speed does not depend on what they show. Results of a preset
 replace its earlier ones in benchmarks/results/training-<device>.json; the table beside it is made
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch._dynamo
 
+from benchmarks.provenance import RESULTS
 from worldmodel.imagination import frames
 from worldmodel.networks.dynamics import Dynamics, DynamicsConfig
 from worldmodel.networks.rollout import RolloutInputs
@@ -36,7 +37,6 @@ from worldmodel.training.objectives import DynamicsObjective
 from worldmodel.training.parallel import all_processes, blocks
 from worldmodel.training.presets import PRESETS, Preset
 
-RESULTS = Path(__file__).parent / "results"
 NAMES = {"no": "float32", "bf16": "bf16"}
 WARM_UP = 3
 """Steps before time is taken: they compile, and let the allocator settle."""
@@ -188,7 +188,7 @@ def table(results: dict[str, Any], *, has_gpu: bool) -> str:
     lines = [
         "# Speed of training and imagination",
         "",
-        "By `python benchmarks/training.py`. MFU after PaLM (arXiv:2204.02311): operations that "
+        "By `python -m benchmarks.speed.training`. MFU after PaLM (arXiv:2204.02311): operations "
         "the model asks for, over those of a large matrix product measured on the same device in "
         "the same precision. Rollouts without decoding.",
     ]
@@ -196,7 +196,7 @@ def table(results: dict[str, Any], *, has_gpu: bool) -> str:
         lines += [
             "",
             "**No GPU was at hand.** `bridge-256` and `droid-3view` were not run; where there is "
-            "one, `python benchmarks/training.py --preset bridge-256 --clips 16` adds them.",
+            "one, `python -m benchmarks.speed.training --preset bridge-256 --clips 16` adds them.",
         ]
     for name, result in results.items():
         lines += ["", f"## {name}", "", settings(result), "", *rows(result)]

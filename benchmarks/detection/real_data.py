@@ -1,6 +1,6 @@
 """Does a monitor fitted on one real data set find the other? Bridge and DROID, camera by camera.
 
-    OMP_NUM_THREADS=1 python benchmarks/real_data_monitor.py  # about seven minutes of one core
+    OMP_NUM_THREADS=1 python -m benchmarks.detection.real_data  # about seven minutes of one core
 
 Reads `droid`, `bridge_worldgym` and `bridge_rlds/1.0.0` below WORLDMODEL_DATA, or below
 `shared/data` beside the checkout; exits with 2 if they are not there. Only looks are watched
@@ -30,11 +30,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from checkpoint_quality import git_commit  # the scripts beside this one
 from jaxtyping import Float, UInt8
-from sampler_quality import hardware
 from tqdm import tqdm
 
+from benchmarks.provenance import RESULTS, git_commit, hardware
 from worldmodel.calibration.calibrated import FrameFeatures, fit_causes, to_model_size
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.evaluation.statistics import wilson_interval
@@ -62,7 +61,6 @@ PLAIN = ("mean colour", "motion", "sharpness")
 """Dumb baselines: distance of the frame's mean colour to that of the fitted frames; how unusual
 (as a ratio, up or down) the mean change between frames and between neighbouring pixels is."""
 SHIPPED, TRAINED = "shipped tabletop tokenizer", "tokenizer trained on the reference half"
-RESULTS = Path(__file__).parent / "results"
 
 Frames = UInt8[np.ndarray, "time 1 height width 3"]
 Estimate = tuple[float, float, float]
@@ -370,7 +368,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     given = parser.parse_args()
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
     root = Path(os.environ.get("WORLDMODEL_DATA", beside))
     if not all((root / folder).is_dir() for folder, *_ in SETS.values()):
         print(f"Set WORLDMODEL_DATA: {root} lacks real Bridge and DROID episodes.", file=sys.stderr)

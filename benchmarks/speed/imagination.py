@@ -1,7 +1,7 @@
 """Speed of imagination: our cached rollout against the published loop of the same network.
 
-    python benchmarks/imagination.py            # about half an hour on one core
-    python benchmarks/imagination.py --quick    # the smallest sizes only, two minutes
+    python -m benchmarks.speed.imagination            # about half an hour on one core
+    python -m benchmarks.speed.imagination --quick    # the smallest sizes only, two minutes
 
 Both sides run the same random weights in the same process, in turns, on one thread, and are timed
 in CPU seconds, so that other work on the machine disturbs little. The published loop's cost
@@ -27,10 +27,11 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from plain_reference import PlainConfig, PlainDiT, plain_rollout  # the script beside this one
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.provenance import RESULTS
+from benchmarks.speed.plain_reference import PlainConfig, PlainDiT, plain_rollout
 from worldmodel import WorldModel, imagination
 from worldmodel.c3_import import load_reference
 from worldmodel.imagination import frames
@@ -39,7 +40,6 @@ from worldmodel.networks.c3 import Reference
 from worldmodel.networks.rollout import RolloutInputs
 from worldmodel.networks.sampler import Sampling
 
-RESULTS = Path(__file__).parent / "results"
 WINDOW = 10
 EPSILON = torch.tensor([0.5])
 

@@ -1,4 +1,4 @@
-"""What `benchmarks/service.py` found, and its tables."""
+"""What `benchmarks/service/run.py` found, and its tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
-from service_abuse import Outcome  # the script beside this one
+
+from benchmarks.service.abuse import Outcome
 
 MAX_GROWTH_MIB = 16.0
 """Most by which memory may grow over a second round of the same."""

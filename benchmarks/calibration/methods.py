@@ -18,17 +18,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from worldmodel.appearance_discount import AppearanceDiscount
-from worldmodel.baselines import BASELINES, Baseline, divided_by_motion, ensemble
-from worldmodel.benchmark_data import Materials, RolledEpisodes
+from benchmarks.calibration.appearance_discount import AppearanceDiscount
+from benchmarks.calibration.baselines import BASELINES, Baseline, divided_by_motion, ensemble
+from benchmarks.calibration.episodes import Materials, RolledEpisodes
+from benchmarks.calibration.heads import ABLATION, HeadRecipe, restated, train_head
+from benchmarks.calibration.measures import CalibrationRow, Figure, measure
+from benchmarks.calibration.rescore import Scores
+from benchmarks.calibration.score_curves import fit_scores, with_confidence
 from worldmodel.calibration.calibrated import FrameFeatures, fit_recalibration, recalibrated
-from worldmodel.calibration_measures import CalibrationRow, Figure, measure
-from worldmodel.head_recipes import ABLATION, HeadRecipe, restated, train_head
 from worldmodel.model import WorldModel
 from worldmodel.monitors.judge import EpisodeJudge
-from worldmodel.revisiting import Scores
 from worldmodel.rollouts.open_loop import EpisodeRollouts
-from worldmodel.score_confidence import fit_scores, with_confidence
 
 SHIPPED = "the model's own head"
 OWN = HeadRecipe()

@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float64, UInt8
 from tqdm import tqdm
 
+from benchmarks.calibration.localisation import MarkedEpisode
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.envs.collect import Collection
 from worldmodel.envs.episode import CAMERA, ArrayFrames, collect_episode
@@ -25,7 +26,6 @@ from worldmodel.envs.policies import MIXED
 from worldmodel.envs.scene import DISTRACTORS
 from worldmodel.envs.tabletop import TabletopEnv
 from worldmodel.episodes.load import load_episode
-from worldmodel.localise import MarkedEpisode
 from worldmodel.model import WorldModel
 
 Film = UInt8[np.ndarray, "time height width 3"]

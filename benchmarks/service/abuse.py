@@ -1,6 +1,6 @@
 """Peers that do everything wrong, and what a service of the monitor must do about each.
 
-`benchmarks/service.py` lets them loose all at once.
+`benchmarks/service/run.py` lets them loose all at once.
 """
 
 from __future__ import annotations

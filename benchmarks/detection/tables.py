@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from scipy.stats import binomtest
 
-from worldmodel.benchmark_detection import (
+from benchmarks.detection.run import (
     ACTIONS,
     LOOKS,
     SETTLED,

@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from worldmodel.benchmark_data import PARTS, Materials, imagined, make_banks, seconds_per_frame
-from worldmodel.calibration_benchmark import Bench
+from benchmarks.calibration.episodes import (
+    PARTS,
+    Materials,
+    imagined,
+    make_banks,
+    seconds_per_frame,
+)
+from benchmarks.calibration.heads import HeadRecipe
+from benchmarks.calibration.methods import Bench
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.convert import open_target
 from worldmodel.datasets.dataset import Dataset
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.episodes.load import load_named
-from worldmodel.head_recipes import HeadRecipe
 from worldmodel.model import WorldModel
 from worldmodel.rollouts.open_loop import START
 from worldmodel.training.presets import get_preset

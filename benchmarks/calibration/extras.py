@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.benchmark_data import NOMINAL, VISUAL
-from worldmodel.calibration_benchmark import Bench
+from benchmarks.calibration.episodes import NOMINAL, VISUAL
+from benchmarks.calibration.interventions import marked_episodes
+from benchmarks.calibration.localisation import HORIZONS, LocalisationRow, localisation_table
+from benchmarks.calibration.methods import Bench
 from worldmodel.envs.collect import Collection
-from worldmodel.envs.interventions import marked_episodes
-from worldmodel.localise import HORIZONS, LocalisationRow, localisation_table
 from worldmodel.monitors.conformal import RiskControl
 from worldmodel.monitors.decision_table import evaluate_events
 from worldmodel.monitors.decisions import EventConfidence

@@ -1,7 +1,7 @@
 """The monitor as a service under load and abuse: nothing lost, mixed up, leaked or hung.
 
-    OMP_NUM_THREADS=1 python benchmarks/service.py          # about fifteen minutes on two cores
-    OMP_NUM_THREADS=1 python benchmarks/service.py --quick  # two minutes; writes no file
+    OMP_NUM_THREADS=1 python -m benchmarks.service.run          # about fifteen minutes on two cores
+    OMP_NUM_THREADS=1 python -m benchmarks.service.run --quick  # two minutes; writes no file
 
 Starts `worldmodel watch --listen` in a process of its own, lets one robot and then five send 100
 steps each, and starts it again with `--no-imagine`. Then
@@ -42,11 +42,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 import psutil
-from checkpoint_quality import git_commit  # the scripts beside this one
-from sampler_quality import hardware
-from service_abuse import ACTION, HEAVY, PEERS, SLOW, Outcome, abuse, upgrade
-from service_report import Check, Latency, Report, Usage, leaks, usage
 
+from benchmarks.provenance import RESULTS, git_commit, hardware
+from benchmarks.service.abuse import ACTION, HEAVY, PEERS, SLOW, Outcome, abuse, upgrade
+from benchmarks.service.tables import Check, Latency, Report, Usage, leaks, usage
 from worldmodel.calibration.calibrate import load_trust
 from worldmodel.model import WorldModel, checkpoint_folder
 from worldmodel.monitors.alerts import read_alerts
@@ -62,7 +61,6 @@ NUM_PICTURES = 8
 """Different frames per robot."""
 NUM_KILLED = 5
 """Robots watched when the service is killed."""
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True, kw_only=True)

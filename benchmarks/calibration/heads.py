@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from worldmodel.feature_bank import FeatureBank
+from benchmarks.calibration.feature_bank import FeatureBank
 from worldmodel.imagination import to_subpatches
 from worldmodel.model import WorldModel
 from worldmodel.networks.confidence_heads import EPSILONS, ConfidenceConfig, Head, build_head

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worldmodel.calibration_benchmark import MethodResult
-from worldmodel.calibration_measures import HORIZONS, CalibrationRow, Figure
+from benchmarks.calibration.measures import HORIZONS, CalibrationRow, Figure
+from benchmarks.calibration.methods import MethodResult
 from worldmodel.report.html import Table
 
 if TYPE_CHECKING:

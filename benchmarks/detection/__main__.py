@@ -7,8 +7,12 @@ where it was stopped.
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from worldmodel import cli
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +43,9 @@ class Command:
 
 def run(command: Command) -> int:
     """Watch, print the tables, and write them."""
-    from worldmodel.benchmark_detection import DetectionConfig, load_watcher
-    from worldmodel.benchmark_detection import run as measure
-    from worldmodel.benchmark_detection_report import tables
+    from benchmarks.detection.run import DetectionConfig, load_watcher
+    from benchmarks.detection.run import run as measure
+    from benchmarks.detection.tables import tables
     from worldmodel.report.html import Section, write_report
 
     if not command.severities:
@@ -79,3 +83,15 @@ def run(command: Command) -> int:
     print("\n\n".join(table.to_text() for table in made))
     print(f"\nWritten: {command.out / 'tables.json'}, {command.out / 'report.html'}")
     return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark; wrong input is one line on standard error and exit code 2."""
+    module = sys.modules[__name__]
+    return cli.exit_code(
+        lambda: cli.run_module(module, argv, prog="python -m benchmarks.detection")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,11 +1,11 @@
 """How well baselines rank errors beside the confidence head, and what they take.
 
-    OMP_NUM_THREADS=1 python benchmarks/baselines.py DATA MEMBER MEMBER
+    OMP_NUM_THREADS=1 python -m benchmarks.calibration.baseline_cost DATA MEMBER MEMBER
 
 such as runs/tabletop-calibration.zarr runs/ensemble/member1 runs/ensemble/member2.
 
 Nominal episodes that the model has not seen: every second one fits the curves that turn scores
-into confidence, the others are judged. `worldmodel benchmark calibration` adds shifts.
+into confidence, the others are judged. `python -m benchmarks.calibration` adds shifts.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from checkpoint_quality import git_commit  # the scripts beside this one
-from sampler_quality import hardware
 from tqdm import tqdm
 
-from worldmodel.baselines import BASELINES, divided_by_motion, ensemble, sampled
+from benchmarks.calibration.baselines import BASELINES, divided_by_motion, ensemble, sampled
+from benchmarks.calibration.rescore import Scores, by_window
+from benchmarks.calibration.score_curves import fit_scores, with_confidence
+from benchmarks.provenance import RESULTS, git_commit, hardware
 from worldmodel.calibration.calibrate import untouched_episodes
 from worldmodel.calibration.calibrated import MONITOR_EPSILON, Episode
 from worldmodel.datasets.clip_store import ClipStore
@@ -38,14 +39,11 @@ from worldmodel.monitors.association import (
     summarize_association,
 )
 from worldmodel.monitors.calibration import bin_forecasts, expected_calibration_error
-from worldmodel.revisiting import Scores, by_window
 from worldmodel.rollouts.open_loop import EPSILONS, START, EpisodeRollouts, roll_out
 from worldmodel.rollouts.quality import psnr_per_frame
-from worldmodel.score_confidence import fit_scores, with_confidence
 
 HORIZONS = (1, 4, 8, 16)
 HEAD = "confidence head"
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True, kw_only=True)

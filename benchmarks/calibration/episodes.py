@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.calibration.feature_bank import FeatureBank, rollout_bank, velocity_bank
 from worldmodel.calibration.calibrated import Episode
 from worldmodel.demo import SHIFTS, Key
 from worldmodel.envs.collect import Collection, collect
@@ -18,7 +19,6 @@ from worldmodel.envs.factors import SEVERITIES
 from worldmodel.episodes.clips import collate_latents
 from worldmodel.episodes.corruptions import corrupt
 from worldmodel.episodes.load import load_named
-from worldmodel.feature_bank import FeatureBank, rollout_bank, velocity_bank
 from worldmodel.model import WorldModel
 from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
 

@@ -1,0 +1,1 @@
+"""Scripts that measure the figures in README and docs."""

@@ -1,0 +1,1 @@
+"""Detection of shifts and faults by the monitor."""
