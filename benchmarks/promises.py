@@ -22,8 +22,8 @@ from scipy.signal import lfilter
 from scipy.special import ndtr
 
 from benchmarks.provenance import RESULTS, git_commit, processor
-from worldmodel.monitors.drift import SHIFTS, FleetDrift, payoffs, settled
-from worldmodel.monitors.threshold import EpisodeThreshold
+from worldmodel.monitors.guarantees.drift import SHIFTS, FleetDrift, payoffs, settled
+from worldmodel.monitors.guarantees.episode_threshold import EpisodeThreshold
 
 PHIS = (0.0, 0.5, 0.9, 0.98)
 FRAMES = 40

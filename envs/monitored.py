@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from jaxtyping import Float32, UInt8
 
-from worldmodel.monitors.alerts import Alert
+from worldmodel.monitors.alert_log import Alert
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Level, Verdict
 

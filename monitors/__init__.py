@@ -1,15 +1,48 @@
 """The judge: how far to trust a video world model, step by step. Arrays in, verdicts out."""
 
-from worldmodel.monitors.appearance import AppearanceChannel
-from worldmodel.monitors.artefact import Artefact
-from worldmodel.monitors.association import (
+from worldmodel.monitors.alarm_rule import MonitorConfig
+from worldmodel.monitors.channels.appearance import AppearanceChannel
+from worldmodel.monitors.channels.confidence import ConfidenceChannel
+from worldmodel.monitors.channels.signals import EpisodeSignals
+from worldmodel.monitors.claims import Claims, ImaginedFrame
+from worldmodel.monitors.errors import NotFittedError
+from worldmodel.monitors.guarantees.drift import FleetDrift
+from worldmodel.monitors.guarantees.episode_threshold import (
+    EpisodeThreshold,
+    episodes_needed,
+    smallest_alpha,
+)
+from worldmodel.monitors.guarantees.risk_control import RiskControl, risk_controls
+from worldmodel.monitors.heatmaps import heatmap, legend, overlay, with_legend
+from worldmodel.monitors.metrics.detection import (
+    DetectionSummary,
+    alarm_delay,
+    auroc,
+    auroc_interval,
+    false_positive_rate,
+    summarize_detection,
+)
+from worldmodel.monitors.metrics.localisation import (
+    Localisation,
+    pixel_aupro,
+    pixel_auroc,
+    pointing,
+    score_picture,
+    summarize_localisation,
+)
+from worldmodel.monitors.metrics.rank_correlation import (
     AssociationSummary,
     ause,
     kendall_tau,
     shepherds_pi,
     summarize_association,
 )
-from worldmodel.monitors.calibration import (
+from worldmodel.monitors.metrics.uncertainty_split import Decomposition, decompose
+from worldmodel.monitors.monitor import RuntimeMonitor, WatchedEpisode
+from worldmodel.monitors.reliability.counts import CalibrationSummary, Reliability, summarize
+from worldmodel.monitors.reliability.event_table import SubpatchMeans, evaluate_events
+from worldmodel.monitors.reliability.events import EventConfidence
+from worldmodel.monitors.reliability.measures import (
     ReliabilityBins,
     bin_forecasts,
     brier_decomposition,
@@ -18,47 +51,18 @@ from worldmodel.monitors.calibration import (
     max_calibration_error,
     per_video_calibration_error,
 )
-from worldmodel.monitors.claims import Claims, ImaginedFrame
-from worldmodel.monitors.confidence import ConfidenceChannel
-from worldmodel.monitors.conformal import RiskControl, risk_controls
-from worldmodel.monitors.decision_table import SubpatchMeans, evaluate_events
-from worldmodel.monitors.decisions import EventConfidence
-from worldmodel.monitors.decomposition import Decomposition, decompose
-from worldmodel.monitors.detection import (
-    DetectionSummary,
-    alarm_delay,
-    auroc,
-    auroc_interval,
-    false_positive_rate,
-    summarize_detection,
-)
-from worldmodel.monitors.drift import FleetDrift
-from worldmodel.monitors.errors import NotFittedError
-from worldmodel.monitors.heatmaps import heatmap, legend, overlay, with_legend
-from worldmodel.monitors.judge import MonitorConfig
-from worldmodel.monitors.localisation import (
-    Localisation,
-    pixel_aupro,
-    pixel_auroc,
-    pointing,
-    score_picture,
-    summarize_localisation,
-)
-from worldmodel.monitors.monitor import RuntimeMonitor, WatchedEpisode
-from worldmodel.monitors.parametric import (
+from worldmodel.monitors.reliability.parametric import (
     BetaRecalibration,
     PlattRecalibration,
     TemperatureRecalibration,
 )
-from worldmodel.monitors.recalibration import (
+from worldmodel.monitors.reliability.recalibration import (
     CameraRecalibration,
     EpsilonRecalibration,
     HorizonRecalibration,
     IsotonicRecalibration,
 )
-from worldmodel.monitors.reliability import CalibrationSummary, Reliability, summarize
-from worldmodel.monitors.signals import EpisodeSignals
-from worldmodel.monitors.threshold import EpisodeThreshold, episodes_needed, smallest_alpha
+from worldmodel.monitors.validity import Artefact
 from worldmodel.monitors.verdict import Evidence, Level, Verdict
 
 __all__ = [

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64, Int, UInt8
 
-from worldmodel.monitors.action import RECENT
-from worldmodel.monitors.artefact import Artefact, degraded, staleness, utc_now
-from worldmodel.monitors.attribution import Attribution
-from worldmodel.monitors.calibration import checked
-from worldmodel.monitors.causes import CauseModel
-from worldmodel.monitors.channels import SIGNALS, SMOOTHED, Scores, recent_mean
+from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig, held_levels
+from worldmodel.monitors.causes.classifier import CauseModel
+from worldmodel.monitors.causes.explain import Attribution
+from worldmodel.monitors.channels.action import RECENT
+from worldmodel.monitors.channels.camera_mounting import Mounting
+from worldmodel.monitors.channels.channel_set import SIGNALS, SMOOTHED, Scores, recent_mean
+from worldmodel.monitors.channels.sensor import SensorChannel, SensorError
+from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.claims import Claims, ImaginedFrame
 from worldmodel.monitors.errors import require_fitted
-from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig, held_levels
-from worldmodel.monitors.mounting import Mounting
-from worldmodel.monitors.sensor import SensorChannel, SensorError
-from worldmodel.monitors.signals import EpisodeSignals
+from worldmodel.monitors.reliability.measures import checked
 from worldmodel.monitors.storage import load_judge, save_judge
+from worldmodel.monitors.validity import Artefact, degraded, staleness, utc_now
 from worldmodel.monitors.verdict import Evidence, Level, Verdict
 
 Features = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "*place c"]]

@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.monitors.action import ActionChannel
-from worldmodel.monitors.appearance import AppearanceChannel
-from worldmodel.monitors.artefact import Artefact
-from worldmodel.monitors.causes import CauseModel
-from worldmodel.monitors.channels import CHANNELS, Channels
-from worldmodel.monitors.colour import ColourChannel
-from worldmodel.monitors.confidence import ConfidenceChannel
-from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig, Scale
-from worldmodel.monitors.mounting import Mounting
-from worldmodel.monitors.sensor import SensorChannel
-from worldmodel.monitors.surprise import SurpriseChannel
-from worldmodel.monitors.threshold import smallest_alpha
+from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig, Scale
+from worldmodel.monitors.causes.classifier import CauseModel
+from worldmodel.monitors.channels.action import ActionChannel
+from worldmodel.monitors.channels.appearance import AppearanceChannel
+from worldmodel.monitors.channels.camera_mounting import Mounting
+from worldmodel.monitors.channels.channel_set import CHANNELS, Channels
+from worldmodel.monitors.channels.colour import ColourChannel
+from worldmodel.monitors.channels.confidence import ConfidenceChannel
+from worldmodel.monitors.channels.sensor import SensorChannel
+from worldmodel.monitors.channels.surprise import SurpriseChannel
+from worldmodel.monitors.guarantees.episode_threshold import smallest_alpha
+from worldmodel.monitors.validity import Artefact
 from worldmodel.monitors.verdict import Level
 
 FORMAT = 2

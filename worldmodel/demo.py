@@ -23,9 +23,9 @@ from worldmodel.envs.factors import FACTORS, SEVERITIES
 from worldmodel.episodes.load import load_episode
 from worldmodel.evaluation.policies import Evaluation, evaluate
 from worldmodel.model import WorldModel, checkpoint_folder
-from worldmodel.monitors.detection import DetectionSummary, summarize_detection
+from worldmodel.monitors.metrics.detection import DetectionSummary, summarize_detection
 from worldmodel.monitors.monitor import WatchedEpisode
-from worldmodel.monitors.reliability import CalibrationSummary, Reliability, summarize
+from worldmodel.monitors.reliability.counts import CalibrationSummary, Reliability, summarize
 from worldmodel.rollouts.open_loop import EpisodeRollouts, count_reliability, roll_out
 from worldmodel.rollouts.quality import QualityRow, image_quality
 

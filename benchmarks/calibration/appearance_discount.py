@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldmodel.calibration.calibrated import Episode, FrameFeatures
+from worldmodel.monitors.alarm_rule import EpisodeJudge
 from worldmodel.monitors.errors import require_fitted
-from worldmodel.monitors.judge import EpisodeJudge
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 
 EXPONENTS = (0.0, 0.03, 0.1, 0.3, 1.0)

@@ -33,12 +33,12 @@ from worldmodel.calibration.calibrated import MONITOR_EPSILON, Episode
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.episodes.load import load_named
 from worldmodel.model import WorldModel
-from worldmodel.monitors.association import (
+from worldmodel.monitors.metrics.rank_correlation import (
     AssociationSummary,
     shepherds_pi,
     summarize_association,
 )
-from worldmodel.monitors.calibration import bin_forecasts, expected_calibration_error
+from worldmodel.monitors.reliability.measures import bin_forecasts, expected_calibration_error
 from worldmodel.rollouts.open_loop import EPSILONS, START, EpisodeRollouts, roll_out
 from worldmodel.rollouts.quality import psnr_per_frame
 

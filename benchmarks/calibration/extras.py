@@ -13,10 +13,10 @@ from benchmarks.calibration.interventions import marked_episodes
 from benchmarks.calibration.localisation import HORIZONS, LocalisationRow, localisation_table
 from benchmarks.calibration.methods import Bench
 from worldmodel.envs.collect import Collection
-from worldmodel.monitors.conformal import RiskControl
-from worldmodel.monitors.decision_table import evaluate_events
-from worldmodel.monitors.decisions import EventConfidence
-from worldmodel.monitors.reliability import CalibrationSummary
+from worldmodel.monitors.guarantees.risk_control import RiskControl
+from worldmodel.monitors.reliability.counts import CalibrationSummary
+from worldmodel.monitors.reliability.event_table import evaluate_events
+from worldmodel.monitors.reliability.events import EventConfidence
 from worldmodel.report.html import Table
 from worldmodel.rollouts.open_loop import EPSILONS, START, EpisodeRollouts, count_reliability
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import ndtr
 
-from worldmodel.monitors.calibration import (
+from worldmodel.monitors.reliability.measures import (
     ReliabilityBins,
     bin_rows,
     expected_calibration_error,

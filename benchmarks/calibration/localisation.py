@@ -19,14 +19,14 @@ from torch import Tensor
 
 from worldmodel.calibration.calibrated import MONITOR_EPSILON, Episode, FrameFeatures
 from worldmodel.model import WorldModel
+from worldmodel.monitors.alarm_rule import EpisodeJudge
+from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.heatmaps import upsample
-from worldmodel.monitors.judge import EpisodeJudge
-from worldmodel.monitors.localisation import (
+from worldmodel.monitors.metrics.localisation import (
     Localisation,
     score_picture,
     summarize_localisation,
 )
-from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.networks.tokenizer import to_model
 from worldmodel.rollouts.open_loop import EPSILONS, START, EpisodeRollouts, roll_out
 

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from worldmodel.monitors.association import summarize_association
-from worldmodel.monitors.calibration import (
+from worldmodel.monitors.metrics.rank_correlation import summarize_association
+from worldmodel.monitors.reliability.measures import (
     ReliabilityBins,
     brier_decomposition,
     episode_bootstrap,

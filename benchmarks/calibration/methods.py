@@ -27,7 +27,7 @@ from benchmarks.calibration.rescore import Scores
 from benchmarks.calibration.score_curves import fit_scores, with_confidence
 from worldmodel.calibration.calibrated import FrameFeatures, fit_recalibration, recalibrated
 from worldmodel.model import WorldModel
-from worldmodel.monitors.judge import EpisodeJudge
+from worldmodel.monitors.alarm_rule import EpisodeJudge
 from worldmodel.rollouts.open_loop import EpisodeRollouts
 
 SHIPPED = "the model's own head"

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, Int
 
 from benchmarks.calibration.rescore import Scores
 from worldmodel.monitors.errors import require_fitted
-from worldmodel.monitors.recalibration import BANDS, IsotonicRecalibration
+from worldmodel.monitors.reliability.recalibration import BANDS, IsotonicRecalibration
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 
 NUM_RANKS = 400

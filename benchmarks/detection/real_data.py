@@ -38,10 +38,10 @@ from worldmodel.calibration.calibrated import FrameFeatures, fit_causes, to_mode
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.evaluation.statistics import wilson_interval
 from worldmodel.model import WorldModel
-from worldmodel.monitors.detection import auroc_interval
-from worldmodel.monitors.judge import MonitorConfig
+from worldmodel.monitors.alarm_rule import MonitorConfig
+from worldmodel.monitors.channels.signals import EpisodeSignals
+from worldmodel.monitors.metrics.detection import auroc_interval
 from worldmodel.monitors.monitor import RuntimeMonitor
-from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.verdict import Level
 from worldmodel.networks.tokenizer import Tokenizer, to_model
 from worldmodel.training.loop import fit as train

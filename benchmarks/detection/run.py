@@ -21,8 +21,8 @@ from worldmodel.envs.collect import Collection, record
 from worldmodel.envs.factors import SEVERITIES
 from worldmodel.episodes.load import load_episode
 from worldmodel.model import WorldModel, checkpoint_folder
-from worldmodel.monitors.channels import SIGNALS
-from worldmodel.monitors.judge import EpisodeJudge
+from worldmodel.monitors.alarm_rule import EpisodeJudge
+from worldmodel.monitors.channels.channel_set import SIGNALS
 from worldmodel.monitors.monitor import WatchedEpisode
 from worldmodel.monitors.verdict import Level, Verdict
 from worldmodel.runtime.watch import watch

@@ -29,11 +29,11 @@ from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.envs.collect import Collection, record
 from worldmodel.envs.factors import FACTORS, SEVERITIES
-from worldmodel.monitors.action import recent_actions
-from worldmodel.monitors.judge import MonitorConfig
+from worldmodel.monitors.alarm_rule import MonitorConfig
+from worldmodel.monitors.channels.action import recent_actions
+from worldmodel.monitors.channels.sensor import FROZEN_PATH
+from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.monitor import RuntimeMonitor
-from worldmodel.monitors.sensor import FROZEN_PATH
-from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.verdict import Level
 
 SEED = 5_000_003

@@ -19,9 +19,9 @@ from benchmarks.detection.run import (
     settled_cause,
 )
 from worldmodel.calibration.calibrated import WATCH_HORIZON
-from worldmodel.monitors.channels import SIGNALS, SMOOTHED
-from worldmodel.monitors.detection import auroc, summarize_detection
-from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig
+from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig
+from worldmodel.monitors.channels.channel_set import SIGNALS, SMOOTHED
+from worldmodel.monitors.metrics.detection import auroc, summarize_detection
 from worldmodel.monitors.verdict import Level
 from worldmodel.report.html import Table
 

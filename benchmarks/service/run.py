@@ -48,7 +48,7 @@ from benchmarks.service.abuse import ACTION, HEAVY, PEERS, SLOW, Outcome, abuse,
 from benchmarks.service.tables import Check, Latency, Report, Usage, leaks, usage
 from worldmodel.calibration.calibrate import load_trust
 from worldmodel.model import WorldModel, checkpoint_folder
-from worldmodel.monitors.alerts import read_alerts
+from worldmodel.monitors.alert_log import read_alerts
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Verdict
 from worldmodel.runtime.client import MonitorClient, MonitorError

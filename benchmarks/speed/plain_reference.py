@@ -1,8 +1,8 @@
 """The C3 and WorldGym network and its rollout as published: no cache, nothing computed ahead.
 
 An independent statement of the public architecture (arXiv:2512.05927, arXiv:2506.00613), with its
-parameter names. Tests compare `worldmodel.networks.c3` with it; benchmarks/speed/imagination.py times
-it. Latents are [batch, time, height, width, channel], as in the original.
+parameter names. Tests compare `worldmodel.networks.c3` with it; `benchmarks.speed.imagination`
+times it. Latents are [batch, time, height, width, channel], as in the original.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.demo import Loaded
 from worldmodel.model import WorldModel
-from worldmodel.monitors.artefact import Artefact
-from worldmodel.monitors.recalibration import HorizonRecalibration
+from worldmodel.monitors.reliability.recalibration import HorizonRecalibration
+from worldmodel.monitors.validity import Artefact
 from worldmodel.rollouts.open_loop import START
 
 Refused = Callable[..., str]

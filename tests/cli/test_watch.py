@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from worldmodel.calibration.calibrated import FrameFeatures, Trust, signals
-from worldmodel.cause_edits import EDITS
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes.load import load_episodes
 from worldmodel.model import WorldModel
+from worldmodel.monitors.causes.edits import EDITS
 from worldmodel.monitors.replay import replay
 from worldmodel.monitors.verdict import Level
 from worldmodel.runtime.watch import logged_steps, summarize_watch

@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 from worldmodel.envs.monitored import MonitoredEnv, hold_still
 from worldmodel.envs.tabletop import TabletopEnv
 from worldmodel.monitors import EpisodeSignals, Level, MonitorConfig, RuntimeMonitor
-from worldmodel.monitors.alerts import Alert, AlertLog, read_alerts
+from worldmodel.monitors.alert_log import Alert, AlertLog, read_alerts
 
 SIDE = 8
 MOVE = np.array([0.01, 0, 0, 0, 0, 0, 1], np.float32)

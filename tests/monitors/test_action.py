@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from worldmodel.monitors.action import RECENT, ActionChannel, recent_actions
+from worldmodel.monitors.channels.action import RECENT, ActionChannel, recent_actions
 
 UNITS = np.array([0.01, 0.01, 0.01, 0.2, 0.2, 0.2, 0.5])
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from worldmodel.monitors import Evidence, Level, Verdict
-from worldmodel.monitors.alerts import Alert, AlertLog, read_alerts
+from worldmodel.monitors.alert_log import Alert, AlertLog, read_alerts
 
 NUMBERS = st.none() | st.floats()
 EVIDENCE = st.dictionaries(st.text(), st.tuples(NUMBERS, NUMBERS, st.text()), max_size=3)
@@ -110,7 +110,7 @@ def test_a_line_that_is_no_alert_is_named(tmp_path: Path) -> None:
 KILLED = """
 import sys
 from worldmodel.monitors import Level, Verdict
-from worldmodel.monitors.alerts import Alert, AlertLog
+from worldmodel.monitors.alert_log import Alert, AlertLog
 log = AlertLog(sys.argv[1])
 for step in range(100):
     log.write(Alert(step=step, verdict=Verdict(Level.STOP)))

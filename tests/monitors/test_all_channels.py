@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldmodel.monitors.action import recent_actions
+from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig
+from worldmodel.monitors.channels.action import recent_actions
+from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.claims import ImaginedFrame
-from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig
 from worldmodel.monitors.monitor import RuntimeMonitor
-from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.verdict import Level
 
 SHAPE = (8, 8, 3)

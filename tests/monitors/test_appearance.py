@@ -5,11 +5,11 @@ import pytest
 from scipy.spatial.distance import cdist
 from sklearn.covariance import LedoitWolf
 
-from worldmodel.monitors.appearance import AppearanceChannel, region_score
-from worldmodel.monitors.detection import auroc
+from worldmodel.monitors.channels.appearance import AppearanceChannel, region_score
+from worldmodel.monitors.channels.gaussian import RIDGE, fit_whitening, ledoit_wolf
+from worldmodel.monitors.channels.subsampling import distance_sample
 from worldmodel.monitors.errors import NotFittedError
-from worldmodel.monitors.gaussian import RIDGE, fit_whitening, ledoit_wolf
-from worldmodel.monitors.neighbours import distance_sample
+from worldmodel.monitors.metrics.detection import auroc
 
 
 def frames(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:

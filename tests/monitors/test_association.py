@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau, spearmanr
 
-from worldmodel.monitors.association import (
+from worldmodel.monitors.metrics.rank_correlation import (
     MAX_PAIRS,
     ause,
     kendall_tau,

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from worldmodel.monitors.attribution import SURE, TOGETHER, Attribution
-from worldmodel.monitors.causes import CauseModel
-from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig
-from worldmodel.monitors.signals import EpisodeSignals
+from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig
+from worldmodel.monitors.causes.classifier import CauseModel
+from worldmodel.monitors.causes.explain import SURE, TOGETHER, Attribution
+from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.verdict import Evidence
 
 FRAME = np.zeros((6, 6, 3), np.uint8)

@@ -10,7 +10,7 @@ from sklearn.metrics import brier_score_loss
 from torchmetrics.functional.classification import binary_calibration_error
 
 from benchmarks.calibration.hidden_video_effect import errors, simulate
-from worldmodel.monitors.calibration import (
+from worldmodel.monitors.reliability.measures import (
     ReliabilityBins,
     bin_forecasts,
     bin_rows,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from worldmodel.cause_edits import edited_episodes
-from worldmodel.monitors.cause_descriptors import ViewReference, pieces, reduced
-from worldmodel.monitors.causes import UNKNOWN, CauseModel, region
-from worldmodel.monitors.curve_regression import PENALTY, softmax_regression
+from worldmodel.monitors.causes.additive_regression import PENALTY, softmax_regression
+from worldmodel.monitors.causes.classifier import UNKNOWN, CauseModel, region
+from worldmodel.monitors.causes.descriptors import ViewReference, pieces, reduced
+from worldmodel.monitors.causes.edits import edited_episodes
 from worldmodel.monitors.errors import NotFittedError
 
 SHIFTS = {

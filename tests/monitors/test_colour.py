@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from worldmodel.monitors.colour import ColourChannel
+from worldmodel.monitors.channels.colour import ColourChannel
 
 
 def film(rng: np.random.Generator, num_frames: int = 4, views: tuple[int, ...] = ()) -> np.ndarray:

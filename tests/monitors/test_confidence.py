@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 from scipy.ndimage import uniform_filter
 
-from worldmodel.monitors.confidence import ConfidenceChannel, low_confidence_share, worst_region
-from worldmodel.monitors.detection import auroc
+from worldmodel.monitors.channels.confidence import (
+    ConfidenceChannel,
+    low_confidence_share,
+    worst_region,
+)
 from worldmodel.monitors.errors import NotFittedError
+from worldmodel.monitors.metrics.detection import auroc
 
 
 def nominal(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:

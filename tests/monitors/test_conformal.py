@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from worldmodel.monitors.calibration import ReliabilityBins, bin_forecasts
-from worldmodel.monitors.conformal import (
+from worldmodel.monitors.errors import NotFittedError
+from worldmodel.monitors.guarantees.risk_control import (
     TRUST_NOTHING,
     RiskControl,
     lower_edge,
     risk_controls,
     worst_shares,
 )
-from worldmodel.monitors.errors import NotFittedError
+from worldmodel.monitors.reliability.measures import ReliabilityBins, bin_forecasts
 
 NUM_RESAMPLES = 500
 CENTRES = (np.arange(100) + 0.5) / 100

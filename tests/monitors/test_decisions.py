@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import expon, norm
 
-from worldmodel.monitors.decision_table import SubpatchMeans, evaluate_events
-from worldmodel.monitors.decisions import (
+from worldmodel.monitors.errors import NotFittedError
+from worldmodel.monitors.reliability.event_table import SubpatchMeans, evaluate_events
+from worldmodel.monitors.reliability.events import (
     EventConfidence,
     expected_error,
     random_boxes,
@@ -15,7 +16,6 @@ from worldmodel.monitors.decisions import (
     rollout_max,
     whole_frame,
 )
-from worldmodel.monitors.errors import NotFittedError
 
 EPSILONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 HORIZON = np.array([0, 1, 2, 3, 4, 1, 2, 3, 4])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from worldmodel.monitors.decomposition import (
+from worldmodel.monitors.metrics.uncertainty_split import (
     MAX_KAPPA,
     concentration,
     decompose,

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from worldmodel.monitors.detection import (
+from worldmodel.monitors.metrics.detection import (
     alarm_delay,
     auroc,
     auroc_interval,

@@ -15,8 +15,9 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler, normalize
 
-from worldmodel.monitors.detection import auroc
-from worldmodel.monitors.detectors import (
+from worldmodel.monitors.channels.gaussian import RIDGE
+from worldmodel.monitors.channels.gaussian import fit_whitening as fit_whitening_numpy
+from worldmodel.monitors.channels.ood_detectors import (
     Mahalanobis,
     NearestNeighbours,
     PcaResidual,
@@ -27,8 +28,7 @@ from worldmodel.monitors.detectors import (
     group_index,
 )
 from worldmodel.monitors.errors import NotFittedError
-from worldmodel.monitors.gaussian import RIDGE
-from worldmodel.monitors.gaussian import fit_whitening as fit_whitening_numpy
+from worldmodel.monitors.metrics.detection import auroc
 
 DIM = 8
 MIXING = np.random.default_rng(99).normal(size=(3, DIM)) * 3
@@ -367,7 +367,7 @@ def test_distances_are_pytorch_oods(
     pytorch_ood: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Theirs sum over the n rows and add no ridge; shrinkage moves 20,000 rows by 2% at most."""
-    monkeypatch.setattr("worldmodel.monitors.detectors.RIDGE", 0.0)
+    monkeypatch.setattr("worldmodel.monitors.channels.ood_detectors.RIDGE", 0.0)
     rng, n = np.random.default_rng(0), 20_000
     groups = rng.integers(4, size=n)
     rows = np.random.default_rng(1).normal(size=(4, DIM))[groups] + rng.normal(size=(n, DIM))

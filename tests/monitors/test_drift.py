@@ -8,8 +8,8 @@ import pytest
 from jaxtyping import Float
 from scipy.stats import norm
 
-from worldmodel.monitors.drift import SHIFTS, FleetDrift, payoffs, settled
 from worldmodel.monitors.errors import NotFittedError
+from worldmodel.monitors.guarantees.drift import SHIFTS, FleetDrift, payoffs, settled
 
 ALPHA = 0.05
 

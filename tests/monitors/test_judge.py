@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig, held_levels
-from worldmodel.monitors.signals import EpisodeSignals
+from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig, held_levels
+from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.verdict import Level
 
 

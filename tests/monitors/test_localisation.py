@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import label
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from worldmodel.monitors.localisation import (
+from worldmodel.monitors.metrics.localisation import (
     pixel_aupro,
     pixel_auroc,
     pointing,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from worldmodel.monitors import EpisodeSignals, Level, MonitorConfig, RuntimeMonitor
-from worldmodel.monitors.mounting import MIX_UPS, Mounting, thumbnails
+from worldmodel.monitors.channels.camera_mounting import MIX_UPS, Mounting, thumbnails
 
 SIDE = 32
 ROWS, COLUMNS = np.indices((SIDE, SIDE)) / SIDE

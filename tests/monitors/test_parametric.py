@@ -6,9 +6,9 @@ from netcal.scaling import BetaCalibration, LogisticCalibration, TemperatureScal
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from worldmodel.monitors.calibration import bin_forecasts
 from worldmodel.monitors.errors import NotFittedError
-from worldmodel.monitors.parametric import (
+from worldmodel.monitors.reliability.measures import bin_forecasts
+from worldmodel.monitors.reliability.parametric import (
     BetaRecalibration,
     PlattRecalibration,
     TemperatureRecalibration,

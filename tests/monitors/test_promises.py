@@ -9,12 +9,16 @@ import pytest
 from scipy.stats import beta
 
 from benchmarks import promises
-from worldmodel.monitors.artefact import Artefact
-from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig
-from worldmodel.monitors.sensor import SensorChannel
-from worldmodel.monitors.signals import EpisodeSignals
+from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig
+from worldmodel.monitors.channels.sensor import SensorChannel
+from worldmodel.monitors.channels.signals import EpisodeSignals
+from worldmodel.monitors.guarantees.episode_threshold import (
+    EpisodeThreshold,
+    episodes_needed,
+    smallest_alpha,
+)
 from worldmodel.monitors.storage import load_judge, save_judge
-from worldmodel.monitors.threshold import EpisodeThreshold, episodes_needed, smallest_alpha
+from worldmodel.monitors.validity import Artefact
 
 
 def rank(n: int, alpha: float, delta: float) -> int:

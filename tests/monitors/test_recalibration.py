@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from sklearn.isotonic import IsotonicRegression
 
-from worldmodel.monitors.calibration import bin_forecasts, expected_calibration_error
 from worldmodel.monitors.errors import NotFittedError
-from worldmodel.monitors.recalibration import (
+from worldmodel.monitors.reliability.counts import Reliability
+from worldmodel.monitors.reliability.measures import bin_forecasts, expected_calibration_error
+from worldmodel.monitors.reliability.recalibration import (
     METHODS,
     CameraRecalibration,
     EpsilonRecalibration,
     HorizonRecalibration,
     IsotonicRecalibration,
 )
-from worldmodel.monitors.reliability import Reliability
 
 
 def overconfident(seed: int, n: int = 4000) -> tuple[np.ndarray, np.ndarray]:

@@ -10,8 +10,8 @@ from netcal.metrics import ECE, MCE
 from sklearn.metrics import brier_score_loss
 from torchmetrics.classification import BinaryCalibrationError
 
-from worldmodel.monitors.calibration import bin_forecasts, expected_calibration_error
-from worldmodel.monitors.reliability import Reliability, summarize
+from worldmodel.monitors.reliability.counts import Reliability, summarize
+from worldmodel.monitors.reliability.measures import bin_forecasts, expected_calibration_error
 
 EPSILONS = (0.1, 0.3, 1.0)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from worldmodel.monitors.sensor import SensorChannel, SensorError
+from worldmodel.monitors.channels.sensor import SensorChannel, SensorError
 
 SHAPE = (16, 16, 3)
 MOVE = np.array([0.01, 0, 0, 0, 0, 0, 1], np.float32)

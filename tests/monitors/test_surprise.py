@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import halfnorm
 
-from worldmodel.monitors.surprise import SurpriseChannel, error_ratio
+from worldmodel.monitors.channels.surprise import SurpriseChannel, error_ratio
 
 EPSILONS = np.linspace(0.1, 3.0, 30)
 

@@ -6,7 +6,11 @@ from jaxtyping import Float
 from scipy.signal import lfilter
 
 from worldmodel.monitors.errors import NotFittedError
-from worldmodel.monitors.threshold import EpisodeThreshold, episodes_needed, smallest_alpha
+from worldmodel.monitors.guarantees.episode_threshold import (
+    EpisodeThreshold,
+    episodes_needed,
+    smallest_alpha,
+)
 
 
 def maxima(

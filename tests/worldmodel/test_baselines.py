@@ -22,7 +22,7 @@ from benchmarks.calibration.score_curves import ScoreConfidence, fit_scores, wit
 from worldmodel.episodes.clips import LatentBatch, views_there
 from worldmodel.imagination import DynamicsRollout
 from worldmodel.model import WorldModel
-from worldmodel.monitors.calibration import bin_forecasts, expected_calibration_error
+from worldmodel.monitors.reliability.measures import bin_forecasts, expected_calibration_error
 from worldmodel.networks.sampler import Sampling
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts, roll_out
 

@@ -24,8 +24,8 @@ from benchmarks.detection.run import (
 from benchmarks.detection.tables import tables
 from worldmodel.cli import main
 from worldmodel.envs.collect import Collection, record
-from worldmodel.monitors.channels import SIGNALS
-from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig, Scale
+from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig, Scale
+from worldmodel.monitors.channels.channel_set import SIGNALS
 from worldmodel.monitors.verdict import Level
 
 TIME = 20

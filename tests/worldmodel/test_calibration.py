@@ -29,9 +29,9 @@ from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes.load import load_named
 from worldmodel.model import WorldModel, checkpoint_folder
-from worldmodel.monitors.calibration import bin_forecasts
-from worldmodel.monitors.conformal import RiskControl
-from worldmodel.monitors.recalibration import CameraRecalibration, HorizonRecalibration
+from worldmodel.monitors.guarantees.risk_control import RiskControl
+from worldmodel.monitors.reliability.measures import bin_forecasts
+from worldmodel.monitors.reliability.recalibration import CameraRecalibration, HorizonRecalibration
 from worldmodel.monitors.verdict import Level
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from worldmodel.cause_edits import (
+from worldmodel.monitors.causes.edits import (
     EDITS,
     Scene,
     _plane_view,
@@ -11,7 +11,7 @@ from worldmodel.cause_edits import (
     edited_episodes,
     take_apart,
 )
-from worldmodel.monitors.palette import Palette
+from worldmodel.monitors.causes.palette import Palette
 
 ARM, BOX = (0.1, 0.1, 0.12), (0.85, 0.12, 0.1)
 

@@ -11,8 +11,8 @@ from worldmodel.calibration.calibrated import recalibrated
 from worldmodel.demo import Group, Loaded, count, imagine_group, simulate
 from worldmodel.envs.collect import Collection
 from worldmodel.model import SHIPPED
-from worldmodel.monitors.detection import auroc
-from worldmodel.monitors.reliability import summarize
+from worldmodel.monitors.metrics.detection import auroc
+from worldmodel.monitors.reliability.counts import summarize
 from worldmodel.rollouts.quality import image_quality
 
 SEED = 3_000_017

@@ -10,7 +10,7 @@ import torch
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.episodes.clips import LatentBatch, encode_episode
 from worldmodel.model import WorldModel
-from worldmodel.monitors.decomposition import (
+from worldmodel.monitors.metrics.uncertainty_split import (
     MAX_KAPPA,
     Decomposition,
     direction_entropy,

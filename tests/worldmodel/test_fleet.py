@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from worldmodel.monitors import EpisodeSignals, FleetDrift, MonitorConfig
-from worldmodel.monitors.judge import EpisodeJudge
+from worldmodel.monitors.alarm_rule import EpisodeJudge
 from worldmodel.runtime.fleet import fleet_drift, largest_surprise
 from worldmodel.runtime.watch import SCORE
 

@@ -9,9 +9,9 @@ import torch
 from worldmodel.calibration.calibrated import PROJECTED, FrameFeatures, project
 from worldmodel.dynamics_features import DynamicsFeatures
 from worldmodel.model import WorldModel
-from worldmodel.monitors.judge import MonitorConfig
+from worldmodel.monitors.alarm_rule import MonitorConfig
+from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.monitor import RuntimeMonitor
-from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.monitors.verdict import Level
 
 both = pytest.mark.parametrize("kind", [FrameFeatures, DynamicsFeatures])

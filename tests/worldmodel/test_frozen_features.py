@@ -12,8 +12,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldmodel.calibration.frozen_encoder import FrozenEncoder
-from worldmodel.monitors.detection import auroc
-from worldmodel.monitors.detectors import PositionGaussian
+from worldmodel.monitors.channels.ood_detectors import PositionGaussian
+from worldmodel.monitors.metrics.detection import auroc
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from worldmodel.calibration.gate import Gate, rollout_signals
-from worldmodel.monitors.judge import MonitorConfig
+from worldmodel.monitors.alarm_rule import MonitorConfig
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 

@@ -21,9 +21,9 @@ from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.envs.collect import Collection
 from worldmodel.episodes.load import load_episode
 from worldmodel.model import WorldModel, checkpoint_folder
+from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig
+from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.heatmaps import upsample
-from worldmodel.monitors.judge import EpisodeJudge, MonitorConfig
-from worldmodel.monitors.signals import EpisodeSignals
 from worldmodel.rollouts.open_loop import EPSILONS, START, roll_out
 
 LENGTH = START + 4

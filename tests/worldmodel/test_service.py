@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from worldmodel.monitors import EpisodeSignals, MonitorConfig, RuntimeMonitor
-from worldmodel.monitors.alerts import read_alerts
+from worldmodel.monitors.alert_log import read_alerts
 from worldmodel.monitors.verdict import Verdict
 from worldmodel.runtime import server as service
 from worldmodel.runtime.client import MonitorClient, MonitorError, pack

@@ -30,11 +30,11 @@ from worldmodel.checkpoint import fingerprint
 from worldmodel.datasets.dataset import Dataset
 from worldmodel.episodes.load import load_named
 from worldmodel.model import WorldModel
-from worldmodel.monitors.artefact import Artefact, staleness
-from worldmodel.monitors.calibration import ReliabilityBins
-from worldmodel.monitors.judge import MonitorConfig
-from worldmodel.monitors.reliability import CalibrationSummary, summarize
-from worldmodel.monitors.threshold import episodes_needed, smallest_alpha
+from worldmodel.monitors.alarm_rule import MonitorConfig
+from worldmodel.monitors.guarantees.episode_threshold import episodes_needed, smallest_alpha
+from worldmodel.monitors.reliability.counts import CalibrationSummary, summarize
+from worldmodel.monitors.reliability.measures import ReliabilityBins
+from worldmodel.monitors.validity import Artefact, staleness
 from worldmodel.rollouts.open_loop import (
     START,
     EpisodeRollouts,

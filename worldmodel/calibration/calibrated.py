@@ -22,15 +22,15 @@ from torch import Tensor
 
 from worldmodel.episodes.clips import LatentBatch
 from worldmodel.model import WorldModel, resize
-from worldmodel.monitors.action import recent_actions
-from worldmodel.monitors.artefact import Artefact
-from worldmodel.monitors.causes import CauseModel
-from worldmodel.monitors.judge import MonitorConfig
+from worldmodel.monitors.alarm_rule import MonitorConfig
+from worldmodel.monitors.causes.classifier import CauseModel
+from worldmodel.monitors.channels.action import recent_actions
+from worldmodel.monitors.channels.signals import EpisodeSignals
+from worldmodel.monitors.channels.surprise import error_ratio
 from worldmodel.monitors.monitor import RuntimeMonitor
-from worldmodel.monitors.recalibration import CameraRecalibration, HorizonRecalibration
-from worldmodel.monitors.reliability import Reliability
-from worldmodel.monitors.signals import EpisodeSignals
-from worldmodel.monitors.surprise import error_ratio
+from worldmodel.monitors.reliability.counts import Reliability
+from worldmodel.monitors.reliability.recalibration import CameraRecalibration, HorizonRecalibration
+from worldmodel.monitors.validity import Artefact
 from worldmodel.networks.tokenizer import BottleneckInput, to_model, to_pixels
 from worldmodel.rollouts.open_loop import (
     EPSILONS,
@@ -306,7 +306,7 @@ def fit_causes(
     None if they are too alike, too few or too short to learn it from: alarms are then called
     "appearance".
     """
-    from worldmodel.cause_edits import edited_episodes
+    from worldmodel.monitors.causes.edits import edited_episodes
 
     chosen = np.linspace(0, len(films) - 1, min(len(films), CAUSE_EPISODES)).round().astype(int)
     nominal = [films[i] for i in chosen]

@@ -12,11 +12,11 @@ import torch
 from worldmodel.calibration.calibrated import confidence_maps
 from worldmodel.episodes.clips import LatentBatch
 from worldmodel.model import WorldModel
-from worldmodel.monitors.artefact import Artefact
-from worldmodel.monitors.judge import MonitorConfig
+from worldmodel.monitors.alarm_rule import MonitorConfig
+from worldmodel.monitors.channels.signals import EpisodeSignals
+from worldmodel.monitors.guarantees.episode_threshold import smallest_alpha
 from worldmodel.monitors.monitor import RuntimeMonitor
-from worldmodel.monitors.signals import EpisodeSignals
-from worldmodel.monitors.threshold import smallest_alpha
+from worldmodel.monitors.validity import Artefact
 from worldmodel.monitors.verdict import Level
 from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from worldmodel.calibration.calibrated import MONITOR_EPSILON, count_all
-from worldmodel.monitors.calibration import ReliabilityBins
-from worldmodel.monitors.conformal import NUM_BINS, RiskControl
+from worldmodel.monitors.guarantees.risk_control import NUM_BINS, RiskControl
+from worldmodel.monitors.reliability.measures import ReliabilityBins
 from worldmodel.rollouts.open_loop import EpisodeRollouts
 
 RISKS = (0.05, 0.1, 0.2)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from worldmodel.calibration.calibrate import Calibrated, Plan
     from worldmodel.calibration.trusted_share import TrustedShare
-    from worldmodel.monitors.judge import MonitorConfig
-    from worldmodel.monitors.reliability import CalibrationSummary
+    from worldmodel.monitors.alarm_rule import MonitorConfig
+    from worldmodel.monitors.reliability.counts import CalibrationSummary
     from worldmodel.report.html import Table
 
 MOST_DAYS = 3650
@@ -64,8 +64,8 @@ def run(command: Command) -> int:
     from worldmodel.checkpoint import check_trained, fingerprint
     from worldmodel.episodes.load import open_for
     from worldmodel.model import WorldModel, checkpoint_folder
-    from worldmodel.monitors.artefact import Artefact
-    from worldmodel.monitors.recalibration import curve_kind
+    from worldmodel.monitors.reliability.recalibration import curve_kind
+    from worldmodel.monitors.validity import Artefact
 
     curve_kind(command.recalibration)
     if command.horizon < 1:
@@ -133,7 +133,7 @@ def note_limits(
     command: Command, plan: Plan, config: MonitorConfig, *, trained_horizon: int
 ) -> None:
     """Say what so few or such short episodes cannot support."""
-    from worldmodel.monitors.threshold import episodes_needed
+    from worldmodel.monitors.guarantees.episode_threshold import episodes_needed
     from worldmodel.rollouts.open_loop import START
 
     notes = []

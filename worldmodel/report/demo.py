@@ -13,7 +13,7 @@ from worldmodel.evaluation.policies import Agreement, Evaluation
 from worldmodel.evaluation.statistics import Correlation, Proportion
 from worldmodel.model import WorldModel
 from worldmodel.monitors.heatmaps import overlay
-from worldmodel.monitors.reliability import CalibrationSummary, Reliability
+from worldmodel.monitors.reliability.counts import CalibrationSummary, Reliability
 from worldmodel.report.figures import (
     ReliabilityCurve,
     policy_scatter,

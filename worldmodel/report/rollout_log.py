@@ -12,8 +12,8 @@ from jaxtyping import Float, UInt8
 from worldmodel.calibration.calibrate import HORIZONS, calibration_table
 from worldmodel.calibration.calibrated import MONITOR_EPSILON
 from worldmodel.datasets.rollout_log import RolloutLog
-from worldmodel.monitors.calibration import ReliabilityBins
 from worldmodel.monitors.heatmaps import overlay
+from worldmodel.monitors.reliability.measures import ReliabilityBins
 from worldmodel.monitors.verdict import Level
 from worldmodel.report.figures import (
     ReliabilityCurve,

@@ -1,7 +1,7 @@
 """How much of a rollout its intent leaves open, and how much the model does not know.
 
-The intent is a recorded action sequence give or take some noise. Sequences drawn from it and
-rollouts under each become directions, which `worldmodel.monitors.decomposition` measures.
+The intent is a recorded action sequence plus noise. Sequences drawn from it and rollouts under each
+become directions, which `worldmodel.monitors.metrics.uncertainty_split` measures.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Generator, Tensor
 
 from worldmodel.episodes.clips import LatentBatch
 from worldmodel.model import WorldModel
-from worldmodel.monitors.association import kendall_tau
-from worldmodel.monitors.decomposition import Decomposition, decompose
+from worldmodel.monitors.metrics.rank_correlation import kendall_tau
+from worldmodel.monitors.metrics.uncertainty_split import Decomposition, decompose
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.networks.sampler import Sampling
 from worldmodel.rollouts.log import LoggedRollout

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from worldmodel.episodes.clips import LatentBatch, collate_latents
 from worldmodel.model import WorldModel
-from worldmodel.monitors.reliability import Reliability
+from worldmodel.monitors.reliability.counts import Reliability
 from worldmodel.networks.confidence_heads import EPSILONS as EPSILONS  # part of this module, too
 from worldmodel.networks.sampler import Sampling
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.monitors.drift import FleetDrift
-from worldmodel.monitors.judge import EpisodeJudge
+from worldmodel.monitors.alarm_rule import EpisodeJudge
+from worldmodel.monitors.guarantees.drift import FleetDrift
 from worldmodel.runtime.watch import SCORE
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from worldmodel.model import resize
-from worldmodel.monitors.alerts import Alert, AlertLog
+from worldmodel.monitors.alert_log import Alert, AlertLog
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Evidence, Level, Verdict
 from worldmodel.networks.tokenizer import to_model, to_pixels

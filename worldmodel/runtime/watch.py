@@ -13,9 +13,9 @@ from torch import Tensor
 
 from worldmodel.calibration.calibrated import MONITOR_EPSILON, Episode, Trust
 from worldmodel.model import WorldModel, resize
+from worldmodel.monitors.channels.surprise import error_ratio
 from worldmodel.monitors.claims import ImaginedFrame
 from worldmodel.monitors.replay import RecordedStep
-from worldmodel.monitors.surprise import error_ratio
 from worldmodel.monitors.verdict import Level, Verdict
 from worldmodel.networks.tokenizer import to_model, to_pixels
 from worldmodel.rollouts.log import commanded, steps

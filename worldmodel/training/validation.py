@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from worldmodel.episodes.clips import LatentBatch, collate_latents, views_there
 from worldmodel.model import WorldModel
-from worldmodel.monitors.calibration import expected_calibration_error
-from worldmodel.monitors.reliability import Reliability
+from worldmodel.monitors.reliability.counts import Reliability
+from worldmodel.monitors.reliability.measures import expected_calibration_error
 
 NUM_CLIPS = 8
 """Held-out clips that are imagined."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, Float64
 
+from worldmodel.monitors.channels.subsampling import distance_sample
 from worldmodel.monitors.errors import require_fitted
-from worldmodel.monitors.neighbours import distance_sample
 
 RECENT = 2
 """Actions looked at together: this one and the ones right before it."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float64, UInt8
 
-from worldmodel.monitors.palette import BINS, NUM_COLOURS, Palette, colour_bins
+from worldmodel.monitors.causes.palette import BINS, NUM_COLOURS, Palette, colour_bins
 
 GRID = 16
 """Places along each side."""

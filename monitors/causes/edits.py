@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 
-from worldmodel.monitors.cause_descriptors import reduced
-from worldmodel.monitors.palette import SAME_HUE, Palette, coordinates, departs
+from worldmodel.monitors.causes.descriptors import reduced
+from worldmodel.monitors.causes.palette import SAME_HUE, Palette, coordinates, departs
 
 Film = Float64[np.ndarray, "time height width 3"]
 """Frames of one camera in [0, 1]."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from worldmodel.monitors.mounting import Mounting
+from worldmodel.monitors.channels.camera_mounting import Mounting
 
 BLANK_DEVIATION = 2.0
 """Grey levels: a view whose pixels vary less shows nothing."""

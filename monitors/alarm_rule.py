@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int
 
-from worldmodel.monitors.causes import CauseModel
-from worldmodel.monitors.channels import (
+from worldmodel.monitors.causes.classifier import CauseModel
+from worldmodel.monitors.channels.channel_set import (
     CLAIMS,
     LOOKS,
     WEIGHTS,
@@ -18,9 +18,13 @@ from worldmodel.monitors.channels import (
     fit_channels,
     smoothed,
 )
+from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.errors import require_fitted
-from worldmodel.monitors.signals import EpisodeSignals
-from worldmodel.monitors.threshold import EpisodeThreshold, episodes_needed, smallest_alpha
+from worldmodel.monitors.guarantees.episode_threshold import (
+    EpisodeThreshold,
+    episodes_needed,
+    smallest_alpha,
+)
 from worldmodel.monitors.verdict import Level
 
 LEAST_SCALED = 10

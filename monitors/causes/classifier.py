@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int, UInt8
 
-from worldmodel.monitors.cause_descriptors import (
+from worldmodel.monitors.causes.additive_regression import CurveRegression
+from worldmodel.monitors.causes.descriptors import (
     FAR,
     GRID,
     NUM_DESCRIPTORS,
     Departure,
     ViewReference,
 )
-from worldmodel.monitors.curve_regression import CurveRegression
 from worldmodel.monitors.errors import require_fitted
 
 UNKNOWN = "unknown"

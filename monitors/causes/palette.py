@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int32, Int64, UInt8
 
-from worldmodel.monitors.neighbours import distance_sample
+from worldmodel.monitors.channels.subsampling import distance_sample
 
 BITS = 5
 """Colours are told apart by the upper bits of each channel."""

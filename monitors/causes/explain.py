@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from worldmodel.monitors.causes import LIKELY, UNKNOWN, CauseModel, region
-from worldmodel.monitors.channels import LOOKS, Scores
-from worldmodel.monitors.judge import EpisodeJudge
-from worldmodel.monitors.signals import EpisodeSignals
+from worldmodel.monitors.alarm_rule import EpisodeJudge
+from worldmodel.monitors.causes.classifier import LIKELY, UNKNOWN, CauseModel, region
+from worldmodel.monitors.channels.channel_set import LOOKS, Scores
+from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.verdict import Evidence, Level
 
 GROUPS = {

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float64
 
-from worldmodel.monitors.action import ActionChannel
-from worldmodel.monitors.appearance import AppearanceChannel, region_score
-from worldmodel.monitors.calibration import checked
-from worldmodel.monitors.colour import ColourChannel
-from worldmodel.monitors.confidence import ConfidenceChannel
-from worldmodel.monitors.regions import position_means
-from worldmodel.monitors.signals import EpisodeSignals, stacked
-from worldmodel.monitors.surprise import SurpriseChannel
+from worldmodel.monitors.channels.action import ActionChannel
+from worldmodel.monitors.channels.appearance import AppearanceChannel, region_score
+from worldmodel.monitors.channels.colour import ColourChannel
+from worldmodel.monitors.channels.confidence import ConfidenceChannel
+from worldmodel.monitors.channels.regions import position_means
+from worldmodel.monitors.channels.signals import EpisodeSignals, stacked
+from worldmodel.monitors.channels.surprise import SurpriseChannel
+from worldmodel.monitors.reliability.measures import checked
 
 CHANNELS: dict[str, tuple[str, ...]] = {
     "appearance": ("appearance", "region"),

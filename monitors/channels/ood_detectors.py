@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from worldmodel.monitors.channels.gaussian import RIDGE
 from worldmodel.monitors.errors import require_fitted
-from worldmodel.monitors.gaussian import RIDGE
 
 CHUNK = 1024
 """Rows compared with the whole bank at once."""

@@ -11,16 +11,16 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Shaped
 
-from worldmodel.monitors.calibration import ReliabilityBins, checked
 from worldmodel.monitors.errors import require_fitted
-from worldmodel.monitors.parametric import (
+from worldmodel.monitors.reliability.counts import Reliability
+from worldmodel.monitors.reliability.measures import ReliabilityBins, checked
+from worldmodel.monitors.reliability.parametric import (
     BetaRecalibration,
     PlattRecalibration,
     TemperatureRecalibration,
     bin_means,
     weighed,
 )
-from worldmodel.monitors.reliability import Reliability
 
 BANDS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 """Longest horizon of each band of horizons that share their curves, in frames."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from worldmodel.monitors.calibration import (
+from worldmodel.monitors.reliability.measures import (
     ReliabilityBins,
     bin_rows,
     brier_decomposition,

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, Float64
 
+from worldmodel.monitors.channels.gaussian import fit_whitening
+from worldmodel.monitors.channels.subsampling import distance_sample
 from worldmodel.monitors.errors import require_fitted
-from worldmodel.monitors.gaussian import fit_whitening
-from worldmodel.monitors.neighbours import distance_sample
 
 CANDIDATES = 50_000
 """Reference positions looked at, drawn evenly; twice as many brought nothing on the tabletop."""

@@ -7,7 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from worldmodel.monitors.decisions import (
+from worldmodel.monitors.reliability.counts import CalibrationSummary, Reliability, summarize
+from worldmodel.monitors.reliability.events import (
     Forecast,
     Horizons,
     LevelMaps,
@@ -18,7 +19,6 @@ from worldmodel.monitors.decisions import (
     rollout_max,
     whole_frame,
 )
-from worldmodel.monitors.reliability import CalibrationSummary, Reliability, summarize
 
 STEPS = (4, 8, 16)
 """First steps of a rollout that are reported."""

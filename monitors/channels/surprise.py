@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
+from worldmodel.monitors.channels.horizon_scale import HorizonScale
+from worldmodel.monitors.channels.regions import position_means
 from worldmodel.monitors.errors import require_fitted
-from worldmodel.monitors.horizon_scale import HorizonScale
-from worldmodel.monitors.regions import position_means
 
 REGION_SHARE = 1 / 8
 """Share of a frame's positions, the most surprising ones, that its score is the mean of."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from worldmodel.monitors.detection import auroc
+from worldmodel.monitors.metrics.detection import auroc
 
 Map = Float[np.ndarray, "height width"]
 Mask = Bool[np.ndarray, "height width"]

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from worldmodel.monitors.errors import require_fitted
-from worldmodel.monitors.threshold import episodes_needed, smallest_alpha
+from worldmodel.monitors.guarantees.episode_threshold import episodes_needed, smallest_alpha
 
 SHIFTS = np.array([0.0, 0.5, 1.0])
 """Shifts that are bet on, in standard deviations of a nominal episode's score; 0 keeps its

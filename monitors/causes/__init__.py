@@ -1,0 +1,1 @@
+"""Causes: which factor changed where a frame looks unfamiliar."""

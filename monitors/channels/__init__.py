@@ -1,0 +1,1 @@
+"""Channels: one question about the input each, with its own score."""

@@ -1,0 +1,1 @@
+"""Guarantees on alarm rates and risk."""

@@ -1,0 +1,1 @@
+"""Metrics of detection, localisation, rank correlation and uncertainty."""

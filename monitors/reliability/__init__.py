@@ -1,0 +1,1 @@
+"""Reliability of stated probabilities: counts, measures, recalibration, events."""
