@@ -15,8 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.provenance import git_commit
-from worldmodel.demo import DemoConfig, DemoResult, Loaded, run_demo
-from worldmodel.model import WorldModel, checkpoint_folder
+from worldmodel.calibration.calibrated import Loaded
+from worldmodel.checkpoint import checkpoint_folder
+from worldmodel.demo import DemoConfig, DemoResult, run_demo
+from worldmodel.model import WorldModel
 from worldmodel.report.demo import false_alarms, tables
 
 CARD = """# {name}

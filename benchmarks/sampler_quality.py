@@ -25,15 +25,15 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.provenance import RESULTS, git_commit, hardware
-from worldmodel.calibration.calibrate import calibration_table
-from worldmodel.calibration.calibrated import Episode
-from worldmodel.demo import simulate
 from worldmodel.envs.collect import Collection
 from worldmodel.episodes.clips import LatentBatch, collate_latents
+from worldmodel.episodes.episode import Episode
+from worldmodel.evaluation.simulate import simulate
 from worldmodel.model import WorldModel
 from worldmodel.networks.sampler import Sampling
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 from worldmodel.rollouts.quality import psnr_per_frame
+from worldmodel.rollouts.reliability import calibration_table
 
 HORIZONS = (1, 5, 10, 16)
 START = 4

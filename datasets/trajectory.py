@@ -81,3 +81,21 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.actions)
+
+
+class ArrayFrames:
+    """Frames of one camera, held in memory."""
+
+    def __init__(self, pixels: UInt8[np.ndarray, "time height width 3"]) -> None:
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, window: slice) -> UInt8[np.ndarray, "time height width 3"]:
+        return self.pixels[window]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[2]

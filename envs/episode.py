@@ -8,10 +8,9 @@ from urllib.parse import urlencode
 
 import gymnasium
 import numpy as np
-from jaxtyping import UInt8
 
 from worldmodel.datasets.actions import CANONICAL
-from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.datasets.trajectory import ArrayFrames, Trajectory
 from worldmodel.envs.factors import FACTORS, SEVERITIES
 from worldmodel.envs.faults import FAULTS, make_fault
 from worldmodel.envs.policies import draw_policy
@@ -25,24 +24,6 @@ INSTRUCTIONS = {
     "push": "push the block to the green zone",
     "lift": "lift the block",
 }
-
-
-class ArrayFrames:
-    """Frames of one camera, held in memory."""
-
-    def __init__(self, pixels: UInt8[np.ndarray, "time height width 3"]) -> None:
-        self.pixels = pixels
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, window: slice) -> UInt8[np.ndarray, "time height width 3"]:
-        return self.pixels[window]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.pixels.shape[1], self.pixels.shape[2]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -231,3 +231,7 @@ def _tint(color: RGB, gain: float | Vector) -> RGB:
 
 def _moved(position: RGB, offset: Vector) -> RGB:
     return as_rgb(np.array(position) + offset)
+
+
+NOMINAL = "nominal"
+SHIFTS = tuple(name for name in FACTORS if name != NOMINAL)

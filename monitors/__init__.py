@@ -38,7 +38,8 @@ from worldmodel.monitors.metrics.rank_correlation import (
     summarize_association,
 )
 from worldmodel.monitors.metrics.uncertainty_split import Decomposition, decompose
-from worldmodel.monitors.monitor import RuntimeMonitor, WatchedEpisode
+from worldmodel.monitors.metrics.watched import WatchedEpisode
+from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.reliability.counts import CalibrationSummary, Reliability, summarize
 from worldmodel.monitors.reliability.event_table import SubpatchMeans, evaluate_events
 from worldmodel.monitors.reliability.events import EventConfidence

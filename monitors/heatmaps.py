@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
-from worldmodel.monitors.reliability.measures import checked
+from worldmodel.monitors.arrays import checked
 
 TICKS = (0.0, 0.5, 1.0)
 """Labelled confidences of the legend."""

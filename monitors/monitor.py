@@ -6,15 +6,16 @@ import copy
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64, Int, UInt8
+from jaxtyping import Float, Float64, UInt8
 
 from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig, held_levels
+from worldmodel.monitors.arrays import checked
 from worldmodel.monitors.causes.classifier import CauseModel
 from worldmodel.monitors.causes.explain import Attribution
 from worldmodel.monitors.channels.action import RECENT
@@ -24,7 +25,7 @@ from worldmodel.monitors.channels.sensor import SensorChannel, SensorError
 from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.claims import Claims, ImaginedFrame
 from worldmodel.monitors.errors import require_fitted
-from worldmodel.monitors.reliability.measures import checked
+from worldmodel.monitors.metrics.watched import WatchedEpisode
 from worldmodel.monitors.storage import load_judge, save_judge
 from worldmodel.monitors.validity import Artefact, degraded, staleness, utc_now
 from worldmodel.monitors.verdict import Evidence, Level, Verdict
@@ -33,17 +34,6 @@ Features = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "*place c"]]
 FeatureFunction = Callable[[UInt8[np.ndarray, "*view height width 3"]], Features]
 """Frame -> features of the whole, and of every latent position (place is [h, w] or [view, h,
 w])."""
-
-
-@dataclass(frozen=True)
-class WatchedEpisode:
-    """What the monitor made of a recorded episode, one row per frame."""
-
-    scores: Scores
-    surprise: Float64[np.ndarray, " time"]
-    """Largest standardised score: what the thresholds are compared with."""
-    levels: Int[np.ndarray, " time"]
-    """`Level` after hysteresis."""
 
 
 class RuntimeMonitor:

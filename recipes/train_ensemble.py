@@ -16,8 +16,9 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.datasets.clip_store import ClipStore
-from worldmodel.model import WorldModel, checkpoint_folder
+from worldmodel.model import WorldModel
 from worldmodel.training.config import Computing, LoopConfig
 from worldmodel.training.new_model import new_model
 from worldmodel.training.presets import Preset, get_preset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,34 @@ def check_trained(provenance: Mapping[str, Any], source: str | Path, *stages: st
             f"The model in {str(source)!r} is half trained: stage {missing[0]!r} is missing; run "
             "its `worldmodel train` to the end."
         )
+
+
+SHIPPED = Path(__file__).parent / "checkpoints"
+"""Checkpoints inside the package, loaded by their folder's name."""
+
+
+def _carry_over(source: Path, target: Path) -> None:
+    """Copy a folder or file if it is there."""
+    if source.is_dir():
+        shutil.copytree(source, target)
+    elif source.is_file():
+        shutil.copy2(source, target)
+
+
+def checkpoint_folder(source: str | Path) -> Path:
+    """The folder of a checkpoint given by path or by the name of a shipped one."""
+    folder = Path(source)
+    if (folder / "config.json").is_file():
+        return folder
+    if (SHIPPED / str(source) / "config.json").is_file():
+        return SHIPPED / str(source)
+    shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+    raise ValueError(
+        f"No checkpoint in {str(source)!r} (no config.json there); shipped checkpoints: {shipped}."
+    )
+
+
+def check_new(path: Path | None, option: str = "--out") -> None:
+    """Refuse to write where something is."""
+    if path and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"`{option}` must be a new or empty folder, but {path} holds something.")

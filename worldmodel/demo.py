@@ -7,39 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from worldmodel.calibration.calibrate import load_trust
-from worldmodel.calibration.calibrated import Episode, FrameFeatures, Trust, recalibrated, signals
-from worldmodel.calibration.gate import Gate
-from worldmodel.checkpoint import check_trained, fingerprint
-from worldmodel.envs.collect import Collection, record
-from worldmodel.envs.factors import FACTORS, SEVERITIES
-from worldmodel.episodes.load import load_episode
+from worldmodel.calibration.calibrated import Loaded, Trust
+from worldmodel.calibration.features import FrameFeatures, signals
+from worldmodel.envs.collect import Collection
+from worldmodel.envs.factors import NOMINAL, SEVERITIES, SHIFTS
+from worldmodel.envs.policies import POLICIES_COMPARED
+from worldmodel.episodes.episode import Episode
 from worldmodel.evaluation.policies import Evaluation, evaluate
-from worldmodel.model import WorldModel, checkpoint_folder
+from worldmodel.evaluation.simulate import Key, policy_episodes, simulate
+from worldmodel.model import WorldModel
 from worldmodel.monitors.metrics.detection import DetectionSummary, summarize_detection
-from worldmodel.monitors.monitor import WatchedEpisode
+from worldmodel.monitors.metrics.watched import WatchedEpisode
 from worldmodel.monitors.reliability.counts import CalibrationSummary, Reliability, summarize
-from worldmodel.rollouts.open_loop import EpisodeRollouts, count_reliability, roll_out
+from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
 from worldmodel.rollouts.quality import QualityRow, image_quality
+from worldmodel.rollouts.recalibrate import recalibrated
+from worldmodel.rollouts.reliability import count_reliability
 
 HORIZONS = (1, 4, 8, 16)
 """Frames ahead at which calibration is shown."""
-NOMINAL = "nominal"
-SHIFTS = tuple(name for name in FACTORS if name != NOMINAL)
-
-
-POLICIES_COMPARED = (
-    "clean", "noise_010", "noise_015", "noise_020", "noise_030", "bias_015", "bias_020",
-    "bias_030", "late_grip", "inverted_gripper",
-)  # fmt: skip
-"""Scripted policies of graded skill, from perfect to hopeless."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,41 +63,12 @@ class DemoConfig:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A checkpoint with everything that was fitted to it."""
-
-    model: WorldModel
-    trust: Trust
-    gate: Gate
-
-    @classmethod
-    def from_checkpoint(cls, source: str | Path) -> Loaded:
-        """Load a calibrated checkpoint.
-
-        Raises:
-            OSError: it was never calibrated.
-            ValueError: it cannot be read, or was calibrated for other weights.
-        """
-        folder = checkpoint_folder(source)
-        model = WorldModel.load(folder)
-        check_trained(model.config.provenance, source, "confidence", "judge")
-        trust = load_trust(model, folder)
-        gate = Gate.load(folder / "monitor" / "gate", model_hash=fingerprint(folder))
-        return cls(model, trust, gate)
-
-
-@dataclass(frozen=True)
 class Group:
     """Episodes of one kind, imagined and watched."""
 
     episodes: Sequence[Episode]
     rollouts: Sequence[EpisodeRollouts]
     watched: Sequence[WatchedEpisode]
-
-
-Key = tuple[str, int]
-"""Factor and severity; nominal has severity 0."""
-Name = TypeVar("Name", Key, str)
 
 
 @dataclass(frozen=True)
@@ -173,33 +136,6 @@ def scenes(model: WorldModel, config: DemoConfig) -> dict[Key, list[Episode]]:
             scene = replace(base, factor=factor, severity=severity)
             plan.append(((factor, severity), scene, config.shifted))
     return simulate(model, plan, workers=config.workers)
-
-
-def policy_episodes(
-    model: WorldModel,
-    policies: Sequence[str],
-    *,
-    task: str,
-    episodes: int,
-    seed: int,
-    workers: int,
-) -> dict[str, list[Episode]]:
-    """What each policy truly does; the same scenes for all of them."""
-    base = Collection(task=task, renderer="ray", seed=seed)
-    plan = [(name, replace(base, policy=name), episodes) for name in policies]
-    return simulate(model, plan, workers=workers)
-
-
-def simulate(
-    model: WorldModel, plan: Sequence[tuple[Name, Collection, int]], *, workers: int
-) -> dict[Name, list[Episode]]:
-    """Record so many episodes of each collection, ready for the model."""
-    jobs = [(name, scene, index) for name, scene, number in plan for index in range(number)]
-    recorded = record([(scene, index) for _, scene, index in jobs], workers=workers)
-    episodes: dict[Name, list[Episode]] = {name: [] for name, _, _ in plan}
-    for (name, _, _), trajectory in zip(jobs, tqdm(recorded, "simulate", len(jobs)), strict=True):
-        episodes[name].append(load_episode(model, trajectory, model.config.cameras))
-    return episodes
 
 
 @torch.inference_mode()

@@ -7,10 +7,10 @@ from einops import rearrange, repeat
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from worldmodel.calibration.calibrated import FrameFeatures, project
-from worldmodel.model import WorldModel, resize
+from worldmodel.calibration.features import FrameFeatures, project
+from worldmodel.model import WorldModel
 from worldmodel.networks.dynamics import Dynamics, FrameInputs
-from worldmodel.networks.tokenizer import to_model
+from worldmodel.networks.images import resize, to_model
 
 
 class DynamicsFeatures(FrameFeatures):

@@ -19,20 +19,19 @@ from jaxtyping import Bool, Float, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from worldmodel.checkpoint import _carry_over, checkpoint_folder
 from worldmodel.datasets.actions import ActionSpec
 from worldmodel.imagination import Imagined, imagine
 from worldmodel.networks.c3 import Reference, ReferenceConfig
 from worldmodel.networks.confidence_heads import ConfidenceConfig, Head, build_head
 from worldmodel.networks.dynamics import Dynamics, DynamicsConfig, only_valid
+from worldmodel.networks.images import resize, to_model, to_pixels
 from worldmodel.networks.rollout import RolloutInputs
 from worldmodel.networks.sampler import Sampling
 from worldmodel.networks.success import ActionJudge, LatentJudge
-from worldmodel.networks.tokenizer import Tokenizer, to_model, to_pixels
+from worldmodel.networks.tokenizer import Tokenizer
 
-SHIPPED = Path(__file__).parent / "checkpoints"
-"""Checkpoints inside the package, loaded by their folder's name."""
 FORMAT = 1
 """Version of the folder's layout."""
 NETWORKS: dict[str, type[DynamicsConfig] | type[ReferenceConfig]] = {
@@ -105,17 +104,6 @@ class ModelConfig:
         fields["image_size"] = tuple(fields["image_size"])
         fields["cameras"] = tuple(fields["cameras"])
         return cls(**fields)
-
-
-def resize(
-    frames: Float[Tensor, "*batch 3 h w"], size: tuple[int, int]
-) -> Float[Tensor, "*batch 3 height width"]:
-    """Frames at `size` (height, width) pixels, antialiased; untouched where they have it."""
-    if frames.shape[-2:] == size:
-        return frames
-    flat = frames.reshape(-1, *frames.shape[-3:])
-    small = F.interpolate(flat, size, mode="bilinear", antialias=True, align_corners=False)
-    return small.reshape(*frames.shape[:-2], *size)
 
 
 class WorldModel(nn.Module):
@@ -332,24 +320,3 @@ def first_mismatch(expected: dict[str, Tensor], stored: dict[str, Tensor]) -> st
         if shapes[0] != shapes[1]:
             return f"{name} has shape {shapes[0]} instead of {shapes[1]}"
     return None
-
-
-def _carry_over(source: Path, target: Path) -> None:
-    """Copy a folder or file if it is there."""
-    if source.is_dir():
-        shutil.copytree(source, target)
-    elif source.is_file():
-        shutil.copy2(source, target)
-
-
-def checkpoint_folder(source: str | Path) -> Path:
-    """The folder of a checkpoint given by path or by the name of a shipped one."""
-    folder = Path(source)
-    if (folder / "config.json").is_file():
-        return folder
-    if (SHIPPED / str(source) / "config.json").is_file():
-        return SHIPPED / str(source)
-    shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
-    raise ValueError(
-        f"No checkpoint in {str(source)!r} (no config.json there); shipped checkpoints: {shipped}."
-    )

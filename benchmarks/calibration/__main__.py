@@ -71,7 +71,7 @@ def run(command: Command) -> int:
     from benchmarks.calibration.methods import SHIPPED
     from benchmarks.calibration.methods import run as compare
     from benchmarks.calibration.tables import draw, table
-    from worldmodel.demo import SHIFTS
+    from worldmodel.envs.factors import SHIFTS
 
     if min(command.nominal, command.shifted, command.steps, command.marked) < 2:
         raise ValueError("`--nominal`, `--shifted`, `--steps` and `--marked` must be at least 2.")
@@ -135,7 +135,7 @@ def tabletop(command: Command) -> Bench:
     """Simulate, imagine and gather what is compared on the tabletop."""
     from benchmarks.calibration.episodes import TabletopSize, tabletop_materials
     from benchmarks.calibration.methods import Bench
-    from worldmodel.demo import Loaded
+    from worldmodel.calibration.calibrated import Loaded
     from worldmodel.model import WorldModel
 
     loaded = Loaded.from_checkpoint(command.model)

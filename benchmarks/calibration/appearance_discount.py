@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from worldmodel.calibration.calibrated import Episode, FrameFeatures
+from worldmodel.calibration.features import FrameFeatures
+from worldmodel.episodes.episode import Episode
 from worldmodel.monitors.alarm_rule import EpisodeJudge
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts

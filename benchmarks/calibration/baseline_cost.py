@@ -28,9 +28,10 @@ from benchmarks.calibration.baselines import BASELINES, divided_by_motion, ensem
 from benchmarks.calibration.rescore import Scores, by_window
 from benchmarks.calibration.score_curves import fit_scores, with_confidence
 from benchmarks.provenance import RESULTS, git_commit, hardware
-from worldmodel.calibration.calibrate import untouched_episodes
-from worldmodel.calibration.calibrated import MONITOR_EPSILON, Episode
+from worldmodel.calibration.choose_episodes import untouched_episodes
+from worldmodel.calibration.features import MONITOR_EPSILON
 from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.episodes.episode import Episode
 from worldmodel.episodes.load import load_named
 from worldmodel.model import WorldModel
 from worldmodel.monitors.metrics.rank_correlation import (

@@ -20,10 +20,10 @@ from worldmodel.episodes.clips import LatentBatch, latents_name
 from worldmodel.imagination import imagine
 from worldmodel.model import WorldModel
 from worldmodel.networks.dynamics import Dynamics
+from worldmodel.networks.images import to_model
 from worldmodel.networks.noise_schedule import Flow
 from worldmodel.networks.rollout import RolloutInputs, RowNoise
 from worldmodel.networks.sampler import Sampling
-from worldmodel.networks.tokenizer import to_model
 from worldmodel.rollouts.open_loop import EpisodeRollouts
 
 NUM_SAMPLES = 8

@@ -12,13 +12,13 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.calibration.feature_bank import FeatureBank, rollout_bank, velocity_bank
-from worldmodel.calibration.calibrated import Episode
-from worldmodel.demo import SHIFTS, Key
 from worldmodel.envs.collect import Collection, collect
-from worldmodel.envs.factors import SEVERITIES
+from worldmodel.envs.factors import SEVERITIES, SHIFTS
 from worldmodel.episodes.clips import collate_latents
 from worldmodel.episodes.corruptions import corrupt
+from worldmodel.episodes.episode import Episode
 from worldmodel.episodes.load import load_named
+from worldmodel.evaluation.simulate import Key
 from worldmodel.model import WorldModel
 from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
 

@@ -18,7 +18,8 @@ from worldmodel.monitors.reliability.counts import CalibrationSummary
 from worldmodel.monitors.reliability.event_table import evaluate_events
 from worldmodel.monitors.reliability.events import EventConfidence
 from worldmodel.report.html import Table
-from worldmodel.rollouts.open_loop import EPSILONS, START, EpisodeRollouts, count_reliability
+from worldmodel.rollouts.open_loop import EPSILONS, START, EpisodeRollouts
+from worldmodel.rollouts.reliability import count_reliability
 
 EPSILON = 0.5
 """Error level of the promise, in latent standard deviations."""

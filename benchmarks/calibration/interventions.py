@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float64, UInt8
 from tqdm import tqdm
 
 from benchmarks.calibration.localisation import MarkedEpisode
-from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.datasets.trajectory import ArrayFrames, Trajectory
 from worldmodel.envs.collect import Collection
-from worldmodel.envs.episode import CAMERA, ArrayFrames, collect_episode
+from worldmodel.envs.episode import CAMERA, collect_episode
 from worldmodel.envs.factors import as_rgb
 from worldmodel.envs.layout import TRAIN_POOL, Distractor, Layout, free_position
 from worldmodel.envs.policies import MIXED

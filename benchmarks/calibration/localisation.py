@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from worldmodel.calibration.calibrated import MONITOR_EPSILON, Episode, FrameFeatures
+from worldmodel.calibration.features import MONITOR_EPSILON, FrameFeatures
+from worldmodel.episodes.episode import Episode
 from worldmodel.model import WorldModel
 from worldmodel.monitors.alarm_rule import EpisodeJudge
 from worldmodel.monitors.channels.signals import EpisodeSignals
@@ -27,7 +28,7 @@ from worldmodel.monitors.metrics.localisation import (
     score_picture,
     summarize_localisation,
 )
-from worldmodel.networks.tokenizer import to_model
+from worldmodel.networks.images import to_model
 from worldmodel.rollouts.open_loop import EPSILONS, START, EpisodeRollouts, roll_out
 
 HORIZONS = (1, 4)

@@ -19,7 +19,7 @@ from worldmodel.monitors.reliability.measures import (
     max_calibration_error,
     per_video_calibration_error,
 )
-from worldmodel.rollouts.open_loop import Forecasts, count_reliability
+from worldmodel.rollouts.reliability import Forecasts, count_reliability
 
 HORIZONS = (1, 4, 8, 16)
 """Frames ahead that count."""

@@ -25,10 +25,11 @@ from benchmarks.calibration.heads import ABLATION, HeadRecipe, restated, train_h
 from benchmarks.calibration.measures import CalibrationRow, Figure, measure
 from benchmarks.calibration.rescore import Scores
 from benchmarks.calibration.score_curves import fit_scores, with_confidence
-from worldmodel.calibration.calibrated import FrameFeatures, fit_recalibration, recalibrated
+from worldmodel.calibration.features import FrameFeatures
 from worldmodel.model import WorldModel
 from worldmodel.monitors.alarm_rule import EpisodeJudge
 from worldmodel.rollouts.open_loop import EpisodeRollouts
+from worldmodel.rollouts.recalibrate import fit_recalibration, recalibrated
 
 SHIPPED = "the model's own head"
 OWN = HeadRecipe()

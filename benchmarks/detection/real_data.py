@@ -34,8 +34,10 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from benchmarks.provenance import RESULTS, git_commit, hardware
-from worldmodel.calibration.calibrated import FrameFeatures, fit_causes, to_model_size
+from worldmodel.calibration.features import FrameFeatures
+from worldmodel.calibration.fit_monitor import fit_causes
 from worldmodel.datasets.open_dataset import open_dataset
+from worldmodel.episodes.episode import to_model_size
 from worldmodel.evaluation.statistics import wilson_interval
 from worldmodel.model import WorldModel
 from worldmodel.monitors.alarm_rule import MonitorConfig
@@ -43,7 +45,8 @@ from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.metrics.detection import auroc_interval
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Level
-from worldmodel.networks.tokenizer import Tokenizer, to_model
+from worldmodel.networks.images import to_model
+from worldmodel.networks.tokenizer import Tokenizer
 from worldmodel.training.loop import fit as train
 from worldmodel.training.presets import SMOKE
 from worldmodel.training.tokenizer_objective import TokenizerObjective

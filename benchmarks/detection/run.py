@@ -14,16 +14,17 @@ import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
-from worldmodel.calibration.calibrate import load_trust
-from worldmodel.calibration.calibrated import Episode, Trust
+from worldmodel.calibration.calibrated import Trust, load_trust
+from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.envs.collect import Collection, record
 from worldmodel.envs.factors import SEVERITIES
+from worldmodel.episodes.episode import Episode
 from worldmodel.episodes.load import load_episode
-from worldmodel.model import WorldModel, checkpoint_folder
+from worldmodel.model import WorldModel
 from worldmodel.monitors.alarm_rule import EpisodeJudge
 from worldmodel.monitors.channels.channel_set import SIGNALS
-from worldmodel.monitors.monitor import WatchedEpisode
+from worldmodel.monitors.metrics.watched import WatchedEpisode
 from worldmodel.monitors.verdict import Level, Verdict
 from worldmodel.runtime.watch import watch
 

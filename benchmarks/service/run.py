@@ -46,8 +46,9 @@ import psutil
 from benchmarks.provenance import RESULTS, git_commit, hardware
 from benchmarks.service.abuse import ACTION, HEAVY, PEERS, SLOW, Outcome, abuse, upgrade
 from benchmarks.service.tables import Check, Latency, Report, Usage, leaks, usage
-from worldmodel.calibration.calibrate import load_trust
-from worldmodel.model import WorldModel, checkpoint_folder
+from worldmodel.calibration.calibrated import load_trust
+from worldmodel.checkpoint import checkpoint_folder
+from worldmodel.model import WorldModel
 from worldmodel.monitors.alert_log import read_alerts
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Verdict

@@ -36,12 +36,13 @@ import psutil
 import torch
 
 from benchmarks.provenance import RESULTS, git_commit, hardware
-from worldmodel.calibration.calibrate import load_trust
-from worldmodel.demo import simulate
+from worldmodel.calibration.calibrated import load_trust
+from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.envs.collect import Collection
-from worldmodel.model import WorldModel, checkpoint_folder
+from worldmodel.evaluation.simulate import simulate
+from worldmodel.model import WorldModel
 from worldmodel.monitors.monitor import RuntimeMonitor
-from worldmodel.networks.tokenizer import to_model
+from worldmodel.networks.images import to_model
 from worldmodel.runtime.live import live_monitor
 
 SEED = 5_000_011

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float64
 
+from worldmodel.monitors.arrays import checked
 from worldmodel.monitors.channels.action import ActionChannel
 from worldmodel.monitors.channels.appearance import AppearanceChannel, region_score
 from worldmodel.monitors.channels.colour import ColourChannel
@@ -15,7 +16,6 @@ from worldmodel.monitors.channels.confidence import ConfidenceChannel
 from worldmodel.monitors.channels.regions import position_means
 from worldmodel.monitors.channels.signals import EpisodeSignals, stacked
 from worldmodel.monitors.channels.surprise import SurpriseChannel
-from worldmodel.monitors.reliability.measures import checked
 
 CHANNELS: dict[str, tuple[str, ...]] = {
     "appearance": ("appearance", "region"),

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
+from worldmodel.monitors.arrays import checked
 from worldmodel.monitors.channels.horizon_scale import HorizonScale
 from worldmodel.monitors.channels.regions import position_means, window_means
 from worldmodel.monitors.errors import require_fitted
-from worldmodel.monitors.reliability.measures import checked
 
 MIN_SPREAD = 0.01
 """Smallest standard deviation of a signal (both are shares of 1): less is luck of a small

@@ -8,9 +8,10 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
+from worldmodel.monitors.arrays import checked
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.guarantees.episode_threshold import episodes_needed, smallest_alpha
-from worldmodel.monitors.reliability.measures import ReliabilityBins, bin_forecasts, checked
+from worldmodel.monitors.reliability.measures import ReliabilityBins, bin_forecasts
 
 NUM_BINS = 100
 """Thresholds that are tried: 0, 0.01, ..., 0.99, and trusting nothing."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from worldmodel.monitors.monitor import WatchedEpisode
+from worldmodel.monitors.metrics.watched import WatchedEpisode
 from worldmodel.monitors.verdict import Level
 
 

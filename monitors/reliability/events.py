@@ -13,8 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
+from worldmodel.monitors.arrays import checked
 from worldmodel.monitors.errors import require_fitted
-from worldmodel.monitors.reliability.measures import checked
 from worldmodel.monitors.reliability.recalibration import MIN_EPISODES, band_index, horizon_bands
 
 QUANTILES = 101

@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 from numpy.typing import ArrayLike
 
-ROUNDING = 1e-6
-"""A confidence this far outside [0, 1] is taken for a rounding error of its producer and
-clipped."""
+from worldmodel.monitors.arrays import checked
+
 MIN_MASS = 1e-3
 """Bins with less than this share of all forecasts do not count for the maximum calibration
 error."""
@@ -82,16 +81,6 @@ def bin_rows(
     return ReliabilityBins(
         np.stack(sums, dtype=np.float64).reshape(4, rows, num_bins).swapaxes(0, 1)
     )
-
-
-def checked(confidence: Float[np.ndarray, "*any"]) -> Float64[np.ndarray, "*any"]:
-    """The same numbers in float64 and in [0, 1]; anything that is no probability is refused."""
-    stated = confidence.astype(np.float64)
-    if not np.all((stated >= -ROUNDING) & (stated <= 1 + ROUNDING)):  # catches NaN too
-        raise ValueError(
-            "`confidence` must be a probability in [0, 1]; it holds other numbers or NaN."
-        )
-    return stated.clip(0.0, 1.0)
 
 
 def expected_calibration_error(bins: ReliabilityBins) -> Float64[np.ndarray, "*group"]:

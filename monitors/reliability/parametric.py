@@ -8,8 +8,9 @@ from typing import ClassVar, TypeVar
 import numpy as np
 from jaxtyping import Float, Float64, Shaped
 
+from worldmodel.monitors.arrays import checked
 from worldmodel.monitors.errors import require_fitted
-from worldmodel.monitors.reliability.measures import ReliabilityBins, checked
+from worldmodel.monitors.reliability.measures import ReliabilityBins
 
 EDGE = 1e-6
 """Confidence counts as at least this far from 0 and 1, whose logarithms are infinite."""

@@ -11,9 +11,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Shaped
 
+from worldmodel.monitors.arrays import checked
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.reliability.counts import Reliability
-from worldmodel.monitors.reliability.measures import ReliabilityBins, checked
+from worldmodel.monitors.reliability.measures import ReliabilityBins
 from worldmodel.monitors.reliability.parametric import (
     BetaRecalibration,
     PlattRecalibration,

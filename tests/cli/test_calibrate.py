@@ -11,14 +11,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from worldmodel.calibration.calibrate import load_trust, save_trust
-from worldmodel.calibration.calibrated import FrameFeatures, Trust
+from worldmodel.calibration.calibrated import Loaded, Trust, load_trust, save_trust
+from worldmodel.calibration.features import FrameFeatures
 from worldmodel.calibration.gate import Gate
 from worldmodel.checkpoint import fingerprint
 from worldmodel.cli import main
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.demo import Loaded
 from worldmodel.model import WorldModel
 from worldmodel.monitors.reliability.recalibration import HorizonRecalibration
 from worldmodel.monitors.validity import Artefact

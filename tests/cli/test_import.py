@@ -15,8 +15,7 @@ from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.model import resize
-from worldmodel.networks.tokenizer import to_model
+from worldmodel.networks.images import resize, to_model
 
 SIZES = ["--heads", "2", "--window", "4", "--height", "8", "--width", "8"]
 Refused = Callable[..., str]

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldmodel.calibration.calibrate import load_trust
-from worldmodel.calibration.calibrated import Episode, Trust
+from worldmodel.calibration.calibrated import Trust, load_trust
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
+from worldmodel.episodes.episode import Episode
 from worldmodel.episodes.load import load_episode
 from worldmodel.model import WorldModel
 from worldmodel.monitors import ImaginedFrame

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldmodel.calibration.calibrated import FrameFeatures, Trust, signals
+from worldmodel.calibration.calibrated import Trust
+from worldmodel.calibration.features import FrameFeatures, signals
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.datasets.rollout_log import RolloutLog

@@ -13,7 +13,7 @@ from worldmodel.monitors.metrics.detection import (
     false_positive_rate,
     summarize_detection,
 )
-from worldmodel.monitors.monitor import WatchedEpisode
+from worldmodel.monitors.metrics.watched import WatchedEpisode
 from worldmodel.monitors.verdict import Level
 
 

@@ -9,31 +9,27 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from worldmodel.calibration.calibrate import (
-    calibrate,
-    calibration_table,
-    cross_fitted,
-    monitor_config,
-    plan_calibration,
-    reference_episodes,
-    trained_on,
-)
-from worldmodel.calibration.calibrated import (
-    data_hash,
-    fit_recalibration,
-    recalibrated,
-    restored_curves,
-)
+from worldmodel.calibration.calibrate import calibrate, monitor_config
+from worldmodel.calibration.choose_episodes import plan_calibration, reference_episodes, trained_on
+from worldmodel.calibration.fit_monitor import data_hash
 from worldmodel.calibration.trusted_share import trusted_shares
+from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes.load import load_named
-from worldmodel.model import WorldModel, checkpoint_folder
+from worldmodel.model import WorldModel
 from worldmodel.monitors.guarantees.risk_control import RiskControl
 from worldmodel.monitors.reliability.measures import bin_forecasts
 from worldmodel.monitors.reliability.recalibration import CameraRecalibration, HorizonRecalibration
 from worldmodel.monitors.verdict import Level
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
+from worldmodel.rollouts.recalibrate import (
+    cross_fitted,
+    fit_recalibration,
+    recalibrated,
+    restored_curves,
+)
+from worldmodel.rollouts.reliability import calibration_table
 
 Store = Callable[..., ClipStore]
 
@@ -245,7 +241,7 @@ def test_a_large_reference_is_thinned_evenly(
     make_store: Store,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worldmodel.calibration.calibrate.MAX_REFERENCE", 3)
+    monkeypatch.setattr("worldmodel.calibration.choose_episodes.MAX_REFERENCE", 3)
     names = reference_episodes(make_model(), make_store([6] * 9))
     assert names == ["episode-0", "episode-4", "episode-8"]
 

@@ -7,13 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from worldmodel.calibration.calibrated import recalibrated
-from worldmodel.demo import Group, Loaded, count, imagine_group, simulate
+from worldmodel.calibration.calibrated import Loaded
+from worldmodel.checkpoint import SHIPPED
+from worldmodel.demo import Group, count, imagine_group
 from worldmodel.envs.collect import Collection
-from worldmodel.model import SHIPPED
+from worldmodel.evaluation.simulate import simulate
 from worldmodel.monitors.metrics.detection import auroc
 from worldmodel.monitors.reliability.counts import summarize
 from worldmodel.rollouts.quality import image_quality
+from worldmodel.rollouts.recalibrate import recalibrated
 
 SEED = 3_000_017
 NOMINAL = 16

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.calibration.calibrated import Episode
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes.clips import encode_episode
+from worldmodel.episodes.episode import Episode, unstretched
 from worldmodel.episodes.load import choose_cameras, load_episode, load_episodes, select_episodes
 from worldmodel.model import WorldModel
-from worldmodel.runtime.watch import unstretched
 from worldmodel.training.objectives import LatentBatch
 
 Model, Store = Callable[..., WorldModel], Callable[..., ClipStore]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.calibration.calibrated import PROJECTED, FrameFeatures, project
+from worldmodel.calibration.features import PROJECTED, FrameFeatures, project
 from worldmodel.dynamics_features import DynamicsFeatures
 from worldmodel.model import WorldModel
 from worldmodel.monitors.alarm_rule import MonitorConfig

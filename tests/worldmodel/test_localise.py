@@ -16,11 +16,13 @@ from benchmarks.calibration.localisation import (
     localisation_table,
     look_at,
 )
-from worldmodel.calibration.calibrated import FrameFeatures, Trust
+from worldmodel.calibration.calibrated import Trust
+from worldmodel.calibration.features import FrameFeatures
+from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.envs.collect import Collection
 from worldmodel.episodes.load import load_episode
-from worldmodel.model import WorldModel, checkpoint_folder
+from worldmodel.model import WorldModel
 from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig
 from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.heatmaps import upsample

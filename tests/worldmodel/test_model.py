@@ -9,14 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worldmodel import model as module
+from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.imagination import Imagined
-from worldmodel.model import (
-    ModelConfig,
-    WorldModel,
-    checkpoint_folder,
-    resize,
-)
-from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig, to_model
+from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.networks.images import resize, to_model
+from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
 
 Build = Callable[..., WorldModel]
 

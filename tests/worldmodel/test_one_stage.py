@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from worldmodel.calibration.calibrate import trained_on
+from worldmodel.calibration.choose_episodes import trained_on
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.model import WorldModel
 from worldmodel.networks.confidence_heads import ConfidenceConfig

@@ -6,13 +6,14 @@ import gymnasium
 import numpy as np
 import pytest
 
-from worldmodel.calibration.calibrate import load_trust
+from worldmodel.calibration.calibrated import load_trust
+from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.envs.faults import make_fault
 from worldmodel.envs.monitored import MonitoredEnv, hold_still
 from worldmodel.envs.policies import POLICIES
 from worldmodel.envs.scripted import make_policy
 from worldmodel.envs.tabletop import TabletopEnv
-from worldmodel.model import WorldModel, checkpoint_folder
+from worldmodel.model import WorldModel
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Level
 from worldmodel.runtime.live import live_monitor

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig, to_model, to_pixels
+from worldmodel.networks.images import to_model, to_pixels
+from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
 
 SMALL = TokenizerConfig(channels=4, widths=(4, 8, 8), layers=(0, 1, 1))
 

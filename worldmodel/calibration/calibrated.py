@@ -5,165 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from einops import rearrange
-from jaxtyping import Float, Float64, UInt8
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
-from safetensors.torch import save
-from torch import Tensor
 
+from worldmodel.calibration.features import FrameFeatures
+from worldmodel.calibration.gate import Gate
+from worldmodel.checkpoint import check_trained, checkpoint_folder, fingerprint
 from worldmodel.episodes.clips import LatentBatch
-from worldmodel.model import WorldModel, resize
-from worldmodel.monitors.alarm_rule import MonitorConfig
-from worldmodel.monitors.causes.classifier import CauseModel
-from worldmodel.monitors.channels.action import recent_actions
-from worldmodel.monitors.channels.signals import EpisodeSignals
-from worldmodel.monitors.channels.surprise import error_ratio
+from worldmodel.model import WorldModel
 from worldmodel.monitors.monitor import RuntimeMonitor
-from worldmodel.monitors.reliability.counts import Reliability
-from worldmodel.monitors.reliability.recalibration import CameraRecalibration, HorizonRecalibration
-from worldmodel.monitors.validity import Artefact
-from worldmodel.networks.tokenizer import BottleneckInput, to_model, to_pixels
-from worldmodel.rollouts.open_loop import (
-    EPSILONS,
-    START,
-    EpisodeRollouts,
-    count_reliability,
-    roll_out,
-)
+from worldmodel.monitors.validity import Artefact, staleness
+from worldmodel.rollouts.open_loop import START, EpisodeRollouts, roll_out
+from worldmodel.rollouts.recalibrate import Curves, restored_curves
 
 LOG = logging.getLogger(__name__)
-MONITOR_EPSILON = 0.5
-"""Error level, in latent standard deviations, whose confidence the monitor looks at."""
 WATCH_HORIZON = 4
 """Frames ahead that the monitor lets the model imagine. Claims of more are too wide to be broken:
 at 16, action faults were found about ten frames later."""
 WATCH_START = 1
 """Real frames before the first one that it imagines: faults of the first frames count, too."""
-CAUSE_EPISODES = 60
-"""Familiar episodes that causes are learned from."""
-CLIP_FRAMES = 8
-"""Frames of each that are edited."""
-PROJECTED = 32
-"""Most features of a position."""
 RECALIBRATION = "recalibration.safetensors"
-
-Curves = HorizonRecalibration | CameraRecalibration
-"""Of a model with one camera, and with several, which go by their place in the view axis."""
-
-
-def to_model_size(
-    frames: UInt8[Tensor, "*batch h w 3"], model: WorldModel
-) -> UInt8[Tensor, "*batch height width 3"]:
-    """Frames at the size the model works at: what the monitor is shown."""
-    return to_pixels(resize(to_model(frames), model.config.image_size))
-
-
-class FrameFeatures:
-    """Features of real frames for the appearance channel, from the tokenizer's encoder alone.
-
-    Of its last layer before the latents: those keep what a decoder needs to paint the familiar,
-    that layer still tells an unfamiliar shape apart (docs/monitor.md has the comparison). Position:
-    the layer's channels, or a fixed random projection of them where they are more than 32 (Johnson
-    and Lindenstrauss 1984). Whole frame: mean and standard deviation over each view's positions.
-    """
-
-    def __init__(self, model: WorldModel) -> None:
-        self.model = model
-        self._encoder = BottleneckInput(model.tokenizer)
-
-    @property
-    def name(self) -> str:
-        """Of these features alone: with a hash of the tokenizer's weights and whitening."""
-        state = {name: value.cpu().contiguous() for name, value in self._weights().items()}
-        return f"{type(self).__name__} 2 {hashlib.sha256(save(state)).hexdigest()[:16]}"
-
-    def __call__(
-        self, frame: UInt8[np.ndarray, "*view height width 3"]
-    ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "view h w c"]]:
-        """Features of one frame at the model's size."""
-        views = frame.reshape(-1, *frame.shape[-3:])
-        pooled, positions = self.of_episode(torch.from_numpy(views)[None])
-        return pooled[0], positions[0]
-
-    @torch.inference_mode()
-    def of_episode(
-        self, frames: UInt8[Tensor, "time view height width 3"], *, chunk: int = 64
-    ) -> tuple[Float[np.ndarray, "time d"], Float[np.ndarray, "time view h w c"]]:
-        """Features of every frame of an episode, `chunk` frames at a time."""
-        positions = torch.cat([self._positions(part) for part in torch.split(frames, chunk)])
-        spread, mean = torch.std_mean(positions, dim=(2, 3), correction=0)
-        pooled = rearrange(torch.cat([mean, spread], dim=-1), "t v c -> t (v c)")
-        return pooled.cpu().numpy(), positions.cpu().numpy()
-
-    def _weights(self) -> dict[str, Tensor]:
-        """What the features depend on."""
-        return self.model.tokenizer.state_dict()
-
-    def _positions(
-        self, frames: UInt8[Tensor, "n view height width 3"]
-    ) -> Float[Tensor, "n view h w c"]:
-        pixels = to_model(frames.to(self._encoder.device).flatten(0, 1))
-        layer = self._encoder(resize(pixels, self.model.config.image_size))
-        return project(rearrange(layer, "(n v) c h w -> n v h w c", v=frames.shape[1]))
-
-
-def project(features: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
-    """`PROJECTED` random directions of features that have more; the same in every process."""
-    channels = features.shape[-1]
-    if channels <= PROJECTED:
-        return features
-    return features @ directions(channels).to(features)
-
-
-@cache
-def directions(channels: int) -> Float[Tensor, "{channels} d"]:
-    """Random directions, drawn once."""
-    # The stream of RandomState is frozen; that of a Generator may change between versions.
-    draw = np.random.RandomState(0).standard_normal((channels, PROJECTED)) / PROJECTED**0.5
-    return torch.from_numpy(draw).float()
-
-
-@dataclass(frozen=True)
-class Episode:
-    """A recorded episode, ready to be imagined and watched."""
-
-    name: str
-    frames: UInt8[Tensor, "time view height width 3"]
-    """At the model's size."""
-    batch: LatentBatch
-    stretch: float = 1.0
-    """Width over height of the source's frames, over that of the model's: 1 if only scaled."""
-
-
-def confidence_maps(rollouts: EpisodeRollouts) -> Float[np.ndarray, "time view channel h w"]:
-    """The confidence the monitor looks at."""
-    return rollouts.confidence[..., EPSILONS.index(MONITOR_EPSILON)].float().numpy()
-
-
-def signals(features: FrameFeatures, episode: Episode, rollouts: EpisodeRollouts) -> EpisodeSignals:
-    """What the monitor's channels see of a recorded episode."""
-    pooled, positions = features.of_episode(episode.frames)
-    error, confidence = rollouts.error.half().numpy(), rollouts.confidence.numpy()
-    valid = episode.batch.action_valid[0].numpy()
-    actions = np.where(valid[:, None], episode.batch.actions[0].double().numpy(), np.nan)
-    return EpisodeSignals(
-        pooled=pooled,
-        positions=positions,
-        frames=episode.frames.numpy(),
-        confidence=confidence_maps(rollouts),
-        horizon=rollouts.horizon,
-        error_ratio=error_ratio(error, confidence, np.array(EPSILONS)),
-        actions=recent_actions(actions),
-    )
 
 
 @dataclass(frozen=True)
@@ -238,115 +107,90 @@ class Trust:
         return cls(monitor, recalibration, horizon, watch_horizon, watch_start)
 
 
-def restored_curves(arrays: Mapping[str, np.ndarray]) -> Curves:
-    """The inverse of `arrays` of either kind: those of several cameras have ":" in their names."""
-    several = any(":" in name for name in arrays)
-    return (CameraRecalibration if several else HorizonRecalibration).from_arrays(arrays)
+RECORD = "calibration.json"
+"""What was calibrated on what, beside the monitor's own files."""
 
 
-def recalibrated(rollouts: EpisodeRollouts, curves: Curves) -> EpisodeRollouts:
-    """The same rollouts with recalibrated confidence; frames that were not imagined keep theirs."""
-    confidence = rollouts.confidence.clone()
-    for horizon in np.unique(rollouts.horizon[rollouts.horizon > 0]):
-        rows = torch.from_numpy(rollouts.horizon == horizon)
-        stated = rearrange(confidence[rows].float().numpy(), "t v ... level -> v level t ...")
-        curved = [_predict(curves, view, n, int(horizon)) for n, view in enumerate(stated)]
-        mended = rearrange(np.stack(curved), "v level t ... -> t v ... level")
-        confidence[rows] = torch.from_numpy(mended).to(confidence.dtype)
-    return replace(rollouts, confidence=confidence)
+def check_target(folder: Path) -> None:
+    """Refuse to replace anything but a monitor."""
+    if folder.is_file() or (
+        folder.is_dir() and any(folder.iterdir()) and not (folder / "monitor.json").is_file()
+    ):
+        raise ValueError(f"{folder} holds something that is no monitor; give another folder.")
 
 
-def _predict(
-    curves: Curves, confidence: Float[np.ndarray, " level *any"], view: int, horizon: int
-) -> Float64[np.ndarray, " level *any"]:
-    if isinstance(curves, CameraRecalibration):
-        return curves.predict(confidence, horizon=horizon, camera=str(view))
-    return curves.predict(confidence, horizon=horizon)
-
-
-def count_all(rollouts: Sequence[EpisodeRollouts], *, num_bins: int) -> Reliability:
-    """`count_reliability` at every horizon that was reached."""
-    horizons = np.unique(np.concatenate([r.horizon[r.horizon > 0] for r in rollouts])).tolist()
-    names = [str(number) for number in range(len(rollouts))]
-    return count_reliability(rollouts, names=names, horizons=horizons, num_bins=num_bins)
-
-
-def fit_recalibration(rollouts: Sequence[EpisodeRollouts], *, method: str = "isotonic") -> Curves:
-    """Curves of nominal rollouts, of the kind that `method` names; of each camera if several."""
-    reliability = count_all(rollouts, num_bins=200)
-    if len(reliability.cameras) > 1:
-        return CameraRecalibration(EPSILONS, method=method).fit(reliability)
-    bins = {
-        horizon: [reliability.bins(epsilon=epsilon, horizon=horizon) for epsilon in EPSILONS]
-        for horizon in reliability.horizons
-    }
-    return HorizonRecalibration(EPSILONS, method=method).fit(bins)
-
-
-Rolled = tuple[Episode, EpisodeRollouts]
-"""An episode and what the model imagined of it."""
-
-
-def data_hash(episodes: Iterable[Episode]) -> str:
-    """Hash of episodes in order, 16 hex digits: ids, frames at the model's size, and actions."""
-    digest = hashlib.sha256()
-    for episode in episodes:
-        batch = episode.batch
-        digest.update(json.dumps([episode.name, list(episode.frames.shape)]).encode())
-        for part in (episode.frames, batch.actions, batch.action_valid):
-            digest.update(part.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def fit_causes(
-    films: Sequence[UInt8[np.ndarray, "_ view height width 3"]],
-) -> CauseModel | None:
-    """What names a change of the scene, learned from edits of familiar episodes.
-
-    None if they are too alike, too few or too short to learn it from: alarms are then called
-    "appearance".
-    """
-    from worldmodel.monitors.causes.edits import edited_episodes
-
-    chosen = np.linspace(0, len(films) - 1, min(len(films), CAUSE_EPISODES)).round().astype(int)
-    nominal = [films[i] for i in chosen]
+def save_trust(trust: Trust, gate: Gate, folder: Path, record: dict[str, Any]) -> None:
+    """Write monitor, recalibration, gate and `record`, in place of earlier ones when whole."""
+    check_target(folder)
+    part = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(part, ignore_errors=True)
     try:
-        return CauseModel().fit(nominal, edited_episodes(nominal, clip_frames=CLIP_FRAMES, seed=0))
-    except ValueError as error:
-        LOG.warning("note: causes of unfamiliar frames will not be named: %s", error)
-        return None
+        trust.save(part)
+        gate.save(part / "gate")
+        (part / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    except BaseException:  # Ctrl-C too: nothing half-written is left
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(part, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def fit_monitor(
-    model: WorldModel,
-    calibration: Sequence[Rolled],
-    reference: Sequence[Rolled],
-    *,
-    config: MonitorConfig,
-    artefact: Artefact | None = None,
-) -> RuntimeMonitor:
-    """Fit the monitor.
+def load_trust(model: WorldModel, checkpoint: Path, monitor: Path | None = None) -> Trust:
+    """What `worldmodel calibrate` made for a checkpoint; warns if it has gone stale since.
 
-    Args:
-        model: the world model.
-        calibration: nominal episodes no part of the model was trained on; they set thresholds.
-        reference: episodes that count as familiar; no episode may be in both. All are imagined
-            `WATCH_HORIZON` frames ahead, from frame `WATCH_START` on.
-        config: alarm rates.
-        artefact: what else is known of the model and for how long the monitor is good.
+    Raises:
+        OSError: nothing there.
+        ValueError: a file is corrupt, or made for other weights, actions or frames.
     """
-    features = FrameFeatures(model)
-    artefact = replace(
-        artefact or Artefact(),
-        action_spec=model.config.action_spec.as_dict(),
-        cameras=model.config.cameras,
-        data_hash=data_hash(episode for episode, _ in (*calibration, *reference)),
-    )
-    return RuntimeMonitor(config, features=features).fit(
-        [signals(features, *rolled) for rolled in calibration],
-        frame_shape=tuple(calibration[0][0].frames.shape[1:]),
-        reference=[signals(features, *rolled) for rolled in reference],
-        causes=fit_causes([episode.frames.numpy() for episode, _ in reference]),
-        artefact=artefact,
-        rate_hz=model.config.rate_hz,
-    )
+    folder, model_hash = monitor or checkpoint / "monitor", fingerprint(checkpoint)
+    trust = Trust.load(folder, model, model_hash=model_hash)
+    made_for = Artefact(model_hash=read_record(folder).get("model"))  # of monitors of format 1
+    made_for.check_fits(str(folder), Artefact(model_hash=model_hash))
+    expected = (model.config.dynamics.views, *model.config.image_size, 3)
+    if trust.monitor.frame_shape_ != expected:
+        raise ValueError(
+            f"The monitor in {folder} was made for frames of shape {trust.monitor.frame_shape_}, "
+            f"the model makes {expected}; calibrate it for this model."
+        )
+    if found := staleness(trust.monitor.artefact_, trust.monitor.today()):
+        LOG.warning("note: the monitor in %s is stale: %s", folder, found.note)
+    return trust
+
+
+def read_record(monitor: Path) -> dict[str, Any]:
+    """What `worldmodel calibrate` says of its run; nothing for a monitor made in another way."""
+    file = monitor / RECORD
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); calibrate again.") from error
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint with everything that was fitted to it."""
+
+    model: WorldModel
+    trust: Trust
+    gate: Gate
+
+    @classmethod
+    def from_checkpoint(cls, source: str | Path) -> Loaded:
+        """Load a calibrated checkpoint.
+
+        Raises:
+            OSError: it was never calibrated.
+            ValueError: it cannot be read, or was calibrated for other weights.
+        """
+        folder = checkpoint_folder(source)
+        model = WorldModel.load(folder)
+        check_trained(model.config.provenance, source, "confidence", "judge")
+        trust = load_trust(model, folder)
+        gate = Gate.load(folder / "monitor" / "gate", model_hash=fingerprint(folder))
+        return cls(model, trust, gate)

@@ -11,8 +11,8 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from worldmodel.model import resize
 from worldmodel.networks.autoencoders import KINDS
+from worldmodel.networks.images import resize
 
 MAPS = ("last_hidden_state", "x_norm_patchtokens", "latent", "latents")
 """Where outputs of transformers, of DINOv2's own code and of diffusers keep their features."""

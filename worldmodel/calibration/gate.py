@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from worldmodel.calibration.calibrated import confidence_maps
+from worldmodel.calibration.features import confidence_maps
 from worldmodel.episodes.clips import LatentBatch
 from worldmodel.model import WorldModel
 from worldmodel.monitors.alarm_rule import MonitorConfig

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from worldmodel.calibration.calibrated import MONITOR_EPSILON, count_all
+from worldmodel.calibration.features import MONITOR_EPSILON
 from worldmodel.monitors.guarantees.risk_control import NUM_BINS, RiskControl
 from worldmodel.monitors.reliability.measures import ReliabilityBins
 from worldmodel.rollouts.open_loop import EpisodeRollouts
+from worldmodel.rollouts.recalibrate import count_all
 
 RISKS = (0.05, 0.1, 0.2)
 """Shares of wrong ones among the trusted that thresholds are sought for."""

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from worldmodel.calibration.calibrate import Calibrated, Plan
+    from worldmodel.calibration.calibrate import Calibrated
+    from worldmodel.calibration.choose_episodes import Plan
     from worldmodel.calibration.trusted_share import TrustedShare
     from worldmodel.monitors.alarm_rule import MonitorConfig
     from worldmodel.monitors.reliability.counts import CalibrationSummary
@@ -54,16 +55,12 @@ class Command:
 
 def run(command: Command) -> int:
     """Fit monitor and recalibration, save them, and print how well the confidence held."""
-    from worldmodel.calibration.calibrate import (
-        calibrate,
-        check_target,
-        monitor_config,
-        plan_calibration,
-        save_trust,
-    )
-    from worldmodel.checkpoint import check_trained, fingerprint
+    from worldmodel.calibration.calibrate import calibrate, monitor_config
+    from worldmodel.calibration.calibrated import check_target, save_trust
+    from worldmodel.calibration.choose_episodes import plan_calibration
+    from worldmodel.checkpoint import check_trained, checkpoint_folder, fingerprint
     from worldmodel.episodes.load import open_for
-    from worldmodel.model import WorldModel, checkpoint_folder
+    from worldmodel.model import WorldModel
     from worldmodel.monitors.reliability.recalibration import curve_kind
     from worldmodel.monitors.validity import Artefact
 

@@ -21,7 +21,8 @@ class Command(DemoConfig):
 
 def run(command: Command) -> int:
     """Run everything, print the tables and write the report."""
-    from worldmodel.demo import Loaded, run_demo
+    from worldmodel.calibration.calibrated import Loaded
+    from worldmodel.demo import run_demo
     from worldmodel.report.demo import false_alarms, sections, tables
     from worldmodel.report.html import write_report
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from worldmodel.demo import POLICIES_COMPARED
+from worldmodel.envs.policies import POLICIES_COMPARED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,10 @@ class Command:
 
 def run(command: Command) -> int:
     """Simulate, imagine, judge and print the policy table."""
-    from worldmodel.demo import Loaded, policy_episodes
+    from worldmodel.calibration.calibrated import Loaded
     from worldmodel.evaluation.policies import evaluate
-    from worldmodel.report.demo import agreement_table, policy_table
+    from worldmodel.evaluation.simulate import policy_episodes
+    from worldmodel.report.policies import agreement_table, policy_table
 
     loaded = Loaded.from_checkpoint(command.model)
     episodes = policy_episodes(

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from worldmodel.calibration.calibrated import Episode, Trust
+    from worldmodel.calibration.calibrated import Trust
     from worldmodel.datasets.dataset import Dataset
     from worldmodel.datasets.rollout_log import RolloutLog
+    from worldmodel.episodes.episode import Episode
     from worldmodel.model import WorldModel
     from worldmodel.networks.sampler import Sampling
     from worldmodel.rollouts.log import LoggedRollout
@@ -71,11 +72,12 @@ class Command:
 
 def run(command: Command) -> int:
     """Log what is missing, then print how good all logged rollouts are."""
-    from worldmodel.calibration.calibrate import load_trust, long_enough, note_seen
-    from worldmodel.checkpoint import check_trained
+    from worldmodel.calibration.calibrated import load_trust
+    from worldmodel.calibration.choose_episodes import long_enough, note_seen
+    from worldmodel.checkpoint import check_trained, checkpoint_folder
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes.load import open_for, select_episodes
-    from worldmodel.model import WorldModel, checkpoint_folder
+    from worldmodel.model import WorldModel
     from worldmodel.rollouts.log import open_log, read_rollouts, steps, write_rollout
 
     if command.start < 1 or command.horizon < 1 or command.seed < 0:
@@ -180,10 +182,10 @@ def imagine_episodes(
     """Load and imagine one episode after the other, with what is asked about its uncertainty."""
     from tqdm import tqdm
 
-    from worldmodel.calibration.calibrated import recalibrated
     from worldmodel.episodes.load import choose_cameras, load_episode
     from worldmodel.rollouts.decomposition import Intent, decompose_rollout
     from worldmodel.rollouts.open_loop import roll_out
+    from worldmodel.rollouts.recalibrate import recalibrated
 
     cameras = choose_cameras(model, dataset)
     with tqdm(names, "imagine", unit="episode") as bar:
@@ -210,9 +212,9 @@ def print_result(
     command: Command, rollouts: Sequence[LoggedRollout], *, is_recalibrated: bool
 ) -> None:
     """How close the imagined frames came, and how far the confidence in them held."""
-    from worldmodel.calibration.calibrate import calibration_table
     from worldmodel.report.html import Table
-    from worldmodel.rollouts.log import psnr_table
+    from worldmodel.rollouts.quality import psnr_table
+    from worldmodel.rollouts.reliability import calibration_table
 
     psnr = psnr_table(rollouts, HORIZONS)
     calibration = calibration_table(rollouts, horizons=list(psnr))

@@ -46,7 +46,7 @@ class Command:
 def run(command: Command) -> int:
     """Read network and tokenizer, write the folder, and say what is in it."""
     from worldmodel.c3_import import as_world_model, load_reference
-    from worldmodel.cli.watch import check_new
+    from worldmodel.checkpoint import check_new
     from worldmodel.datasets import mp4_npz, rlds
     from worldmodel.datasets.actions import CANONICAL
     from worldmodel.networks.tokenizer import Tokenizer

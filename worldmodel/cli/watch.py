@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from worldmodel.checkpoint import check_new
+
 if TYPE_CHECKING:
     from worldmodel.calibration.calibrated import Trust
     from worldmodel.datasets.dataset import Dataset
@@ -80,9 +82,9 @@ def run(command: Command) -> int:
 
 def load_watcher(command: Command) -> tuple[WorldModel, Trust, Path, Path]:
     """The model, its monitor, and the folders of both."""
-    from worldmodel.calibration.calibrate import load_trust
-    from worldmodel.checkpoint import check_trained
-    from worldmodel.model import WorldModel, checkpoint_folder
+    from worldmodel.calibration.calibrated import load_trust
+    from worldmodel.checkpoint import check_trained, checkpoint_folder
+    from worldmodel.model import WorldModel
 
     folder = checkpoint_folder(command.model)
     model = WorldModel.load(folder)
@@ -93,7 +95,7 @@ def load_watcher(command: Command) -> tuple[WorldModel, Trust, Path, Path]:
 
 def watch_data(command: Command, data: Path) -> int:
     """Watch recorded episodes; 1 if any raised an alarm."""
-    from worldmodel.calibration.calibrate import note_seen
+    from worldmodel.calibration.choose_episodes import note_seen
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes.load import open_for, select_episodes
     from worldmodel.rollouts.log import log_attributes, write_rollout
@@ -125,12 +127,6 @@ def watch_data(command: Command, data: Path) -> int:
     drift = fleet_drift(trust.monitor.judge_, surprises)
     print_result(command, summaries, drift, rate_hz=model.config.rate_hz)
     return int(any(summary.first_alarm is not None for summary in summaries.values()))
-
-
-def check_new(path: Path | None, option: str = "--out") -> None:
-    """Refuse to write where something is."""
-    if path and path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"`{option}` must be a new or empty folder, but {path} holds something.")
 
 
 def check_view(view: Path | None, out: Path | None) -> None:

@@ -22,7 +22,7 @@ from worldmodel.datasets.resampling import resample
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes.clips import LatentBatch, labelled, views_of
 from worldmodel.model import WorldModel
-from worldmodel.networks.tokenizer import to_model, to_pixels
+from worldmodel.networks.images import to_model, to_pixels
 
 Pixels = Float[Tensor, "time 3 height width"]
 """Frames of one camera, in [-1, 1]."""

@@ -12,12 +12,12 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from worldmodel.calibration.calibrated import Episode, to_model_size
 from worldmodel.datasets.dataset import Dataset
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.datasets.resampling import resample, resampled
 from worldmodel.datasets.trajectory import Frames, Trajectory
 from worldmodel.episodes.clips import labelled, views_of
+from worldmodel.episodes.episode import Episode, to_model_size
 from worldmodel.model import WorldModel
 
 LOG = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool
 from tqdm import tqdm
 
-from worldmodel.calibration.calibrated import Episode
 from worldmodel.calibration.gate import Gate
+from worldmodel.episodes.episode import Episode
 from worldmodel.evaluation.statistics import (
     Correlation,
     Proportion,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from worldmodel.networks.autoencoders import kind_of
@@ -53,20 +53,6 @@ class TokenizerConfig:
     def stride(self) -> int:
         """Pixels along a latent position's side."""
         return 2 ** (len(self.widths) - 1)
-
-
-def to_model(
-    frames: UInt8[Tensor, "*batch height width 3"],
-) -> Float[Tensor, "*batch 3 height width"]:
-    """uint8 RGB, channels last, to float in [-1, 1], channels first."""
-    return frames.movedim(-1, -3).float() / 127.5 - 1
-
-
-def to_pixels(
-    frames: Float[Tensor, "*batch 3 height width"],
-) -> UInt8[Tensor, "*batch height width 3"]:
-    """The inverse of `to_model`, rounded and clamped."""
-    return ((frames.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1)
 
 
 def build_autoencoder(config: TokenizerConfig) -> AutoencoderDC:

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from worldmodel.calibration.calibrated import MONITOR_EPSILON
+from worldmodel.calibration.features import MONITOR_EPSILON
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.monitors.heatmaps import LEGEND_WIDTH, heatmap, legend
 from worldmodel.report.html import Panel, encode_mp4

@@ -9,8 +9,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float, UInt8
 
-from worldmodel.calibration.calibrate import HORIZONS, calibration_table
-from worldmodel.calibration.calibrated import MONITOR_EPSILON
+from worldmodel.calibration.features import MONITOR_EPSILON
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.monitors.heatmaps import overlay
 from worldmodel.monitors.reliability.measures import ReliabilityBins
@@ -23,8 +22,10 @@ from worldmodel.report.figures import (
     reliability_diagram,
 )
 from worldmodel.report.html import Block, Figure, Section, Table, Text, Video
-from worldmodel.rollouts.log import LoggedRollout, psnr_table, read_rollouts
-from worldmodel.rollouts.open_loop import EPSILONS, count_reliability
+from worldmodel.rollouts.log import LoggedRollout, read_rollouts
+from worldmodel.rollouts.open_loop import EPSILONS
+from worldmodel.rollouts.quality import psnr_table
+from worldmodel.rollouts.reliability import HORIZONS, calibration_table, count_reliability
 from worldmodel.runtime.watch import VERDICT, WatchSummary, summarize_watch
 
 MAX_FILMS = 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,17 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from worldmodel.calibration.calibrated import Episode
 from worldmodel.checkpoint import fingerprint
 from worldmodel.datasets.dataset import EpisodeSummary
 from worldmodel.datasets.rollout_log import RolloutLog
+from worldmodel.episodes.episode import Episode
 from worldmodel.model import WorldModel
-from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts, psnr_db
-
-RESAMPLES = 1000
+from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 
 
 def steps(
@@ -154,55 +152,3 @@ def read_rollouts(log: RolloutLog) -> list[LoggedRollout]:
         for name in log.rollouts()
     ]
     return [rollout for rollout in rollouts if rollout.signals]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PsnrRow:
-    """Peak signal-to-noise ratio at one horizon: means over episodes, in decibels."""
-
-    num_episodes: int
-    imagined_db: float
-    copy_db: float
-    """Of the last real frame, shown again."""
-    gain_db: float
-    gain_interval: tuple[float, float] | None
-    """95% interval over redrawn episodes; None for a single one."""
-
-
-def psnr_table(
-    rollouts: Sequence[LoggedRollout], horizons: Sequence[int], *, seed: int = 0
-) -> dict[int, PsnrRow]:
-    """Horizon -> how close imagined frames came; horizons that no rollout reached are left out."""
-    table = {}
-    for horizon in horizons:
-        pairs = [psnr_pair(r, horizon) for r in rollouts if horizon in r.horizon]
-        if pairs:
-            imagined, copy = np.array(pairs).T
-            table[horizon] = PsnrRow(
-                num_episodes=len(pairs),
-                imagined_db=float(imagined.mean()),
-                copy_db=float(copy.mean()),
-                gain_db=float((imagined - copy).mean()),
-                gain_interval=mean_interval(imagined - copy, seed=seed),
-            )
-    return table
-
-
-def psnr_pair(rollout: LoggedRollout, horizon: int) -> tuple[float, float]:
-    """Of the frames imagined so far ahead, and of the last real frame before each (dB)."""
-    rows, there = np.flatnonzero(rollout.horizon == horizon), rollout.view_valid
-    seen = slice(None) if there is None else there[rows].numpy()
-    pictures = (rollout.frames[rows], rollout.imagined[rows], rollout.frames[rows - horizon])
-    real, imagined, last = (torch.from_numpy(p[seen]).float() for p in pictures)
-    return psnr_db(imagined, real), psnr_db(last, real)
-
-
-def mean_interval(
-    values: Float64[np.ndarray, " episode"], *, seed: int
-) -> tuple[float, float] | None:
-    """95% bootstrap interval of the mean; None for a single value."""
-    if len(values) < 2:
-        return None
-    draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from worldmodel.episodes.clips import LatentBatch, collate_latents
+from worldmodel.episodes.episode import Episode
 from worldmodel.model import WorldModel
-from worldmodel.monitors.reliability.counts import Reliability
 from worldmodel.networks.confidence_heads import EPSILONS as EPSILONS  # part of this module, too
 from worldmodel.networks.sampler import Sampling
 
@@ -23,23 +23,6 @@ CONTEXT = 6
 """Most real frames a rollout starts from."""
 BATCH = 32
 """Rollouts at once."""
-
-
-@runtime_checkable
-class Forecasts(Protocol):
-    """What was stated of every frame of an episode, and what came of it."""
-
-    @property
-    def confidence(self) -> Float[Tensor, "time view channel h w levels"]: ...
-
-    @property
-    def error(self) -> Float[Tensor, "time view channel h w"]: ...
-
-    @property
-    def horizon(self) -> Int[np.ndarray, " time"]: ...
-
-    @property
-    def view_valid(self) -> Bool[Tensor, "time view"] | None: ...
 
 
 @dataclass(frozen=True)
@@ -172,37 +155,18 @@ def _imagine_batch(
             target.features[window] = imagined.features[row].cpu().half()
 
 
-def count_reliability(
-    rollouts: Sequence[Forecasts],
-    *,
-    names: Sequence[str],
-    horizons: Sequence[int],
-    num_bins: int = 15,
-) -> Reliability:
-    """Stated confidence against what came true, at some horizons of every rollout.
-
-    Cameras are named by their place in the view axis: "0", "1", ...
-    """
-    views = max((rollout.confidence.shape[1] for rollout in rollouts), default=1)
-    cameras = [str(view) for view in range(views)]
-    reliability = Reliability(
-        epsilons=EPSILONS, horizons=horizons, cameras=cameras, num_bins=num_bins
-    )
-    levels = np.array(EPSILONS)
-    for name, rollout in zip(names, rollouts, strict=True):
-        confidence, error = rollout.confidence, rollout.error.numpy()
-        for t in np.flatnonzero(np.isin(rollout.horizon, horizons)):
-            horizon = int(rollout.horizon[t])
-            for view, camera in enumerate(cameras):
-                missing = rollout.view_valid is not None and not rollout.view_valid[t, view]
-                seen = slice(0) if missing else slice(None)
-                stated = confidence[t, view, seen].float().numpy().reshape(-1, len(levels)).T
-                correct = error[t, view, seen].reshape(1, -1) <= levels[:, None]
-                reliability.update(stated, correct, episode=name, horizon=horizon, camera=camera)
-    return reliability
+EPISODES_AT_ONCE = 32
+"""Episodes imagined at once."""
 
 
-def psnr_db(a: Float[Tensor, "*any"], b: Float[Tensor, "*any"]) -> float:
-    """Peak signal-to-noise ratio of uint8 images, in decibels, from the pooled squared error."""
-    mean_square = (a.float() - b.float()).square().mean()
-    return float(10 * torch.log10(255.0**2 / mean_square.clamp_min(1e-8)))
+def roll_out_all(
+    model: WorldModel, episodes: Sequence[Episode], *, horizon: int, start: int = START
+) -> list[EpisodeRollouts]:
+    """`roll_out` over any number of episodes, with a progress bar."""
+    rollouts: list[EpisodeRollouts] = []
+    with tqdm(total=len(episodes), desc="imagine", unit="episode") as bar:
+        for first in range(0, len(episodes), EPISODES_AT_ONCE):
+            batch = [episode.batch for episode in episodes[first : first + EPISODES_AT_ONCE]]
+            rollouts += roll_out(model, batch, start=start, horizon=horizon, seed=first)
+            bar.update(len(batch))
+    return rollouts

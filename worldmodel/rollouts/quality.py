@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
-from worldmodel.calibration.calibrated import Episode
+from worldmodel.episodes.episode import Episode
 from worldmodel.model import WorldModel
+from worldmodel.rollouts.log import LoggedRollout
 from worldmodel.rollouts.open_loop import START, EpisodeRollouts, roll_out
 
 STEPS = (1, 5, 10, 16)
@@ -110,3 +111,64 @@ def _row(step: int, psnr: Float[np.ndarray, "3 episode"], rng: np.random.Generat
         gain=interval(imagined - copied),
         loss_when_shuffled=interval(imagined - shuffled),
     )
+
+
+def psnr_db(a: Float[Tensor, "*any"], b: Float[Tensor, "*any"]) -> float:
+    """Peak signal-to-noise ratio of uint8 images, in decibels, from the pooled squared error."""
+    mean_square = (a.float() - b.float()).square().mean()
+    return float(10 * torch.log10(255.0**2 / mean_square.clamp_min(1e-8)))
+
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PsnrRow:
+    """Peak signal-to-noise ratio at one horizon: means over episodes, in decibels."""
+
+    num_episodes: int
+    imagined_db: float
+    copy_db: float
+    """Of the last real frame, shown again."""
+    gain_db: float
+    gain_interval: tuple[float, float] | None
+    """95% interval over redrawn episodes; None for a single one."""
+
+
+def psnr_table(
+    rollouts: Sequence[LoggedRollout], horizons: Sequence[int], *, seed: int = 0
+) -> dict[int, PsnrRow]:
+    """Horizon -> how close imagined frames came; horizons that no rollout reached are left out."""
+    table = {}
+    for horizon in horizons:
+        pairs = [psnr_pair(r, horizon) for r in rollouts if horizon in r.horizon]
+        if pairs:
+            imagined, copy = np.array(pairs).T
+            table[horizon] = PsnrRow(
+                num_episodes=len(pairs),
+                imagined_db=float(imagined.mean()),
+                copy_db=float(copy.mean()),
+                gain_db=float((imagined - copy).mean()),
+                gain_interval=mean_interval(imagined - copy, seed=seed),
+            )
+    return table
+
+
+def psnr_pair(rollout: LoggedRollout, horizon: int) -> tuple[float, float]:
+    """Of the frames imagined so far ahead, and of the last real frame before each (dB)."""
+    rows, there = np.flatnonzero(rollout.horizon == horizon), rollout.view_valid
+    seen = slice(None) if there is None else there[rows].numpy()
+    pictures = (rollout.frames[rows], rollout.imagined[rows], rollout.frames[rows - horizon])
+    real, imagined, last = (torch.from_numpy(p[seen]).float() for p in pictures)
+    return psnr_db(imagined, real), psnr_db(last, real)
+
+
+def mean_interval(
+    values: Float64[np.ndarray, " episode"], *, seed: int
+) -> tuple[float, float] | None:
+    """95% bootstrap interval of the mean; None for a single value."""
+    if len(values) < 2:
+        return None
+    draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)

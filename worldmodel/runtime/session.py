@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldmodel.model import resize
+from worldmodel.episodes.episode import MAX_STRETCH
 from worldmodel.monitors.alert_log import Alert, AlertLog
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Evidence, Level, Verdict
-from worldmodel.networks.tokenizer import to_model, to_pixels
+from worldmodel.networks.images import resize, to_model, to_pixels
 from worldmodel.runtime.client import pack
-from worldmodel.runtime.watch import MAX_STRETCH
 from worldmodel.runtime.wire import ArrayError, unpack
 
 

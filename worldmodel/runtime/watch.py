@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import Float
 
-from worldmodel.calibration.calibrated import MONITOR_EPSILON, Episode, Trust
-from worldmodel.model import WorldModel, resize
+from worldmodel.calibration.calibrated import Trust
+from worldmodel.calibration.features import MONITOR_EPSILON
+from worldmodel.episodes.episode import Episode, unstretched
+from worldmodel.model import WorldModel
 from worldmodel.monitors.channels.surprise import error_ratio
 from worldmodel.monitors.claims import ImaginedFrame
 from worldmodel.monitors.replay import RecordedStep
 from worldmodel.monitors.verdict import Level, Verdict
-from worldmodel.networks.tokenizer import to_model, to_pixels
 from worldmodel.rollouts.log import commanded, steps
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 
-MAX_STRETCH = 0.1
-"""Largest |log| of a stretch that rounding to the tokenizer's stride may bring about."""
 SCORE = "score."
 """Start of the name of a channel's score in a log."""
 VERDICT = ("level", "causes", "latency_s")
@@ -59,19 +56,6 @@ def claimed(
 def known(action: Float[np.ndarray, " a"]) -> Float[np.ndarray, " a"] | None:
     """An action as the monitor takes it: None where it is unknown."""
     return None if np.isnan(action).any() else action
-
-
-def unstretched(episode: Episode) -> UInt8[Tensor, "time view height width 3"]:
-    """The frames the monitor is shown: at the model's size, or in their own proportions.
-
-    A camera of clearly other proportions is another camera, and squeezing its pictures would hide
-    that: the monitor's sensor check sees their shape and stops.
-    """
-    if abs(math.log(episode.stretch)) < MAX_STRETCH:
-        return episode.frames
-    height, width = episode.frames.shape[-3:-1]
-    own = (height, max(1, round(width * episode.stretch)))
-    return to_pixels(resize(to_model(episode.frames), own))
 
 
 def watched_steps(

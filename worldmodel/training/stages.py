@@ -27,9 +27,9 @@ from worldmodel.episodes.clips import (
     encode_store,
 )
 from worldmodel.episodes.corruptions import corrupted_episode
-from worldmodel.model import WorldModel, resize
+from worldmodel.model import WorldModel
 from worldmodel.networks.dynamics import Dynamics
-from worldmodel.networks.tokenizer import to_model
+from worldmodel.networks.images import resize, to_model
 from worldmodel.training.loop import Validate
 from worldmodel.training.memory import plan
 from worldmodel.training.objectives import (

@@ -9,8 +9,8 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from worldmodel.model import resize
-from worldmodel.networks.tokenizer import Tokenizer, to_model
+from worldmodel.networks.images import resize, to_model
+from worldmodel.networks.tokenizer import Tokenizer
 from worldmodel.training.randomness import Draws
 from worldmodel.training.tokenizer_losses import PerceptualDistance, structural_similarity
 

@@ -1,0 +1,114 @@
+"""Features and signals that the monitor reads from real frames and rollouts."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from safetensors.torch import save
+from torch import Tensor
+
+from worldmodel.episodes.episode import Episode
+from worldmodel.model import WorldModel
+from worldmodel.monitors.channels.action import recent_actions
+from worldmodel.monitors.channels.signals import EpisodeSignals
+from worldmodel.monitors.channels.surprise import error_ratio
+from worldmodel.networks.images import resize, to_model
+from worldmodel.networks.tokenizer import BottleneckInput
+from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
+
+MONITOR_EPSILON = 0.5
+"""Error level, in latent standard deviations, whose confidence the monitor looks at."""
+PROJECTED = 32
+"""Most features of a position."""
+
+
+class FrameFeatures:
+    """Features of real frames for the appearance channel, from the tokenizer's encoder alone.
+
+    Of its last layer before the latents: those keep what a decoder needs to paint the familiar,
+    that layer still tells an unfamiliar shape apart (docs/monitor.md has the comparison). Position:
+    the layer's channels, or a fixed random projection of them where they are more than 32 (Johnson
+    and Lindenstrauss 1984). Whole frame: mean and standard deviation over each view's positions.
+    """
+
+    def __init__(self, model: WorldModel) -> None:
+        self.model = model
+        self._encoder = BottleneckInput(model.tokenizer)
+
+    @property
+    def name(self) -> str:
+        """Of these features alone: with a hash of the tokenizer's weights and whitening."""
+        state = {name: value.cpu().contiguous() for name, value in self._weights().items()}
+        return f"{type(self).__name__} 2 {hashlib.sha256(save(state)).hexdigest()[:16]}"
+
+    def __call__(
+        self, frame: UInt8[np.ndarray, "*view height width 3"]
+    ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "view h w c"]]:
+        """Features of one frame at the model's size."""
+        views = frame.reshape(-1, *frame.shape[-3:])
+        pooled, positions = self.of_episode(torch.from_numpy(views)[None])
+        return pooled[0], positions[0]
+
+    @torch.inference_mode()
+    def of_episode(
+        self, frames: UInt8[Tensor, "time view height width 3"], *, chunk: int = 64
+    ) -> tuple[Float[np.ndarray, "time d"], Float[np.ndarray, "time view h w c"]]:
+        """Features of every frame of an episode, `chunk` frames at a time."""
+        positions = torch.cat([self._positions(part) for part in torch.split(frames, chunk)])
+        spread, mean = torch.std_mean(positions, dim=(2, 3), correction=0)
+        pooled = rearrange(torch.cat([mean, spread], dim=-1), "t v c -> t (v c)")
+        return pooled.cpu().numpy(), positions.cpu().numpy()
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What the features depend on."""
+        return self.model.tokenizer.state_dict()
+
+    def _positions(
+        self, frames: UInt8[Tensor, "n view height width 3"]
+    ) -> Float[Tensor, "n view h w c"]:
+        pixels = to_model(frames.to(self._encoder.device).flatten(0, 1))
+        layer = self._encoder(resize(pixels, self.model.config.image_size))
+        return project(rearrange(layer, "(n v) c h w -> n v h w c", v=frames.shape[1]))
+
+
+def project(features: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
+    """`PROJECTED` random directions of features that have more; the same in every process."""
+    channels = features.shape[-1]
+    if channels <= PROJECTED:
+        return features
+    return features @ directions(channels).to(features)
+
+
+@cache
+def directions(channels: int) -> Float[Tensor, "{channels} d"]:
+    """Random directions, drawn once."""
+    # The stream of RandomState is frozen; that of a Generator may change between versions.
+    draw = np.random.RandomState(0).standard_normal((channels, PROJECTED)) / PROJECTED**0.5
+    return torch.from_numpy(draw).float()
+
+
+def confidence_maps(rollouts: EpisodeRollouts) -> Float[np.ndarray, "time view channel h w"]:
+    """The confidence the monitor looks at."""
+    return rollouts.confidence[..., EPSILONS.index(MONITOR_EPSILON)].float().numpy()
+
+
+def signals(features: FrameFeatures, episode: Episode, rollouts: EpisodeRollouts) -> EpisodeSignals:
+    """What the monitor's channels see of a recorded episode."""
+    pooled, positions = features.of_episode(episode.frames)
+    error, confidence = rollouts.error.half().numpy(), rollouts.confidence.numpy()
+    valid = episode.batch.action_valid[0].numpy()
+    actions = np.where(valid[:, None], episode.batch.actions[0].double().numpy(), np.nan)
+    return EpisodeSignals(
+        pooled=pooled,
+        positions=positions,
+        frames=episode.frames.numpy(),
+        confidence=confidence_maps(rollouts),
+        horizon=rollouts.horizon,
+        error_ratio=error_ratio(error, confidence, np.array(EPSILONS)),
+        actions=recent_actions(actions),
+    )

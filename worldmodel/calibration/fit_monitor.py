@@ -1,0 +1,94 @@
+"""Fit the monitor of a world model to nominal episodes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import UInt8
+
+from worldmodel.calibration.features import FrameFeatures, signals
+from worldmodel.episodes.episode import Episode
+from worldmodel.model import WorldModel
+from worldmodel.monitors.alarm_rule import MonitorConfig
+from worldmodel.monitors.causes.classifier import CauseModel
+from worldmodel.monitors.monitor import RuntimeMonitor
+from worldmodel.monitors.validity import Artefact
+from worldmodel.rollouts.open_loop import EpisodeRollouts
+
+LOG = logging.getLogger(__name__)
+CAUSE_EPISODES = 60
+"""Familiar episodes that causes are learned from."""
+CLIP_FRAMES = 8
+"""Frames of each that are edited."""
+Rolled = tuple[Episode, EpisodeRollouts]
+"""An episode and what the model imagined of it."""
+
+
+def data_hash(episodes: Iterable[Episode]) -> str:
+    """Hash of episodes in order, 16 hex digits: ids, frames at the model's size, and actions."""
+    digest = hashlib.sha256()
+    for episode in episodes:
+        batch = episode.batch
+        digest.update(json.dumps([episode.name, list(episode.frames.shape)]).encode())
+        for part in (episode.frames, batch.actions, batch.action_valid):
+            digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fit_causes(
+    films: Sequence[UInt8[np.ndarray, "_ view height width 3"]],
+) -> CauseModel | None:
+    """What names a change of the scene, learned from edits of familiar episodes.
+
+    None if they are too alike, too few or too short to learn it from: alarms are then called
+    "appearance".
+    """
+    from worldmodel.monitors.causes.edits import edited_episodes
+
+    chosen = np.linspace(0, len(films) - 1, min(len(films), CAUSE_EPISODES)).round().astype(int)
+    nominal = [films[i] for i in chosen]
+    try:
+        return CauseModel().fit(nominal, edited_episodes(nominal, clip_frames=CLIP_FRAMES, seed=0))
+    except ValueError as error:
+        LOG.warning("note: causes of unfamiliar frames will not be named: %s", error)
+        return None
+
+
+def fit_monitor(
+    model: WorldModel,
+    calibration: Sequence[Rolled],
+    reference: Sequence[Rolled],
+    *,
+    config: MonitorConfig,
+    artefact: Artefact | None = None,
+) -> RuntimeMonitor:
+    """Fit the monitor.
+
+    Args:
+        model: the world model.
+        calibration: nominal episodes no part of the model was trained on; they set thresholds.
+        reference: episodes that count as familiar; no episode may be in both. All are imagined
+            `WATCH_HORIZON` frames ahead, from frame `WATCH_START` on.
+        config: alarm rates.
+        artefact: what else is known of the model and for how long the monitor is good.
+    """
+    features = FrameFeatures(model)
+    artefact = replace(
+        artefact or Artefact(),
+        action_spec=model.config.action_spec.as_dict(),
+        cameras=model.config.cameras,
+        data_hash=data_hash(episode for episode, _ in (*calibration, *reference)),
+    )
+    return RuntimeMonitor(config, features=features).fit(
+        [signals(features, *rolled) for rolled in calibration],
+        frame_shape=tuple(calibration[0][0].frames.shape[1:]),
+        reference=[signals(features, *rolled) for rolled in reference],
+        causes=fit_causes([episode.frames.numpy() for episode, _ in reference]),
+        artefact=artefact,
+        rate_hz=model.config.rate_hz,
+    )

@@ -1,0 +1,45 @@
+"""Simulated episodes of the tabletop, ready for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from worldmodel.envs.collect import Collection, record
+from worldmodel.episodes.episode import Episode
+from worldmodel.episodes.load import load_episode
+from worldmodel.model import WorldModel
+
+Key = tuple[str, int]
+"""Factor and severity; nominal has severity 0."""
+Name = TypeVar("Name", Key, str)
+
+
+def policy_episodes(
+    model: WorldModel,
+    policies: Sequence[str],
+    *,
+    task: str,
+    episodes: int,
+    seed: int,
+    workers: int,
+) -> dict[str, list[Episode]]:
+    """What each policy truly does; the same scenes for all of them."""
+    base = Collection(task=task, renderer="ray", seed=seed)
+    plan = [(name, replace(base, policy=name), episodes) for name in policies]
+    return simulate(model, plan, workers=workers)
+
+
+def simulate(
+    model: WorldModel, plan: Sequence[tuple[Name, Collection, int]], *, workers: int
+) -> dict[Name, list[Episode]]:
+    """Record so many episodes of each collection, ready for the model."""
+    jobs = [(name, scene, index) for name, scene, number in plan for index in range(number)]
+    recorded = record([(scene, index) for _, scene, index in jobs], workers=workers)
+    episodes: dict[Name, list[Episode]] = {name: [] for name, _, _ in plan}
+    for (name, _, _), trajectory in zip(jobs, tqdm(recorded, "simulate", len(jobs)), strict=True):
+        episodes[name].append(load_episode(model, trajectory, model.config.cameras))
+    return episodes
