@@ -19,7 +19,7 @@ from worldmodel.calibration.calibrated import Loaded
 from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.demo import DemoConfig, DemoResult, run_demo
 from worldmodel.model import WorldModel
-from worldmodel.report.demo import false_alarms, tables
+from worldmodel.report.demo_page import false_alarms, tables
 
 CARD = """# {name}
 

@@ -20,7 +20,7 @@ import numpy as np
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.envs.episode import CAMERA, Shift, collect_episode
+from worldmodel.envs.episode_recorder import CAMERA, Shift, collect_episode
 from worldmodel.envs.policies import MIXED, draw_policy
 from worldmodel.envs.registry import lookup
 from worldmodel.envs.tabletop import TASKS, TabletopEnv

@@ -19,7 +19,7 @@ from worldmodel.envs.collect import Collection
 from worldmodel.envs.factors import NOMINAL, SEVERITIES, SHIFTS
 from worldmodel.envs.policies import POLICIES_COMPARED
 from worldmodel.episodes.episode import Episode
-from worldmodel.evaluation.policies import Evaluation, evaluate
+from worldmodel.evaluation.evaluate import Evaluation, evaluate
 from worldmodel.evaluation.simulate import Key, policy_episodes, simulate
 from worldmodel.model import WorldModel
 from worldmodel.monitors.metrics.detection import DetectionSummary, summarize_detection

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from benchmarks.calibration.localisation import MarkedEpisode
 from worldmodel.datasets.trajectory import ArrayFrames, Trajectory
 from worldmodel.envs.collect import Collection
-from worldmodel.envs.episode import CAMERA, collect_episode
+from worldmodel.envs.episode_recorder import CAMERA, collect_episode
 from worldmodel.envs.factors import as_rgb
 from worldmodel.envs.layout import TRAIN_POOL, Distractor, Layout, free_position
 from worldmodel.envs.policies import MIXED

@@ -11,7 +11,7 @@ import pytest
 from worldmodel.cli import main
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.report.rollout_log import log_sections
+from worldmodel.report.rollout_page import log_sections
 
 Refused = Callable[..., str]
 

@@ -12,7 +12,7 @@ from worldmodel.cli import main
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.monitors.heatmaps import LEGEND_WIDTH, heatmap, overlay, palette
-from worldmodel.report.heatmaps import (
+from worldmodel.report.heatmap_files import (
     CELL_HEIGHT,
     GAP,
     LABEL_WIDTH,

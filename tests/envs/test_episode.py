@@ -9,7 +9,7 @@ import pytest
 
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.envs.episode import Shift, collect_episode
+from worldmodel.envs.episode_recorder import Shift, collect_episode
 from worldmodel.envs.policies import POLICIES
 from worldmodel.envs.tabletop import TabletopEnv
 

@@ -13,7 +13,7 @@ from benchmarks.calibration.interventions import (
     interventions,
     patch,
 )
-from worldmodel.envs.episode import CAMERA, collect_episode
+from worldmodel.envs.episode_recorder import CAMERA, collect_episode
 from worldmodel.envs.scene import DISTRACTORS
 from worldmodel.envs.tabletop import TabletopEnv
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from worldmodel.evaluation.policies import Judged, compare_policies
+from worldmodel.evaluation.evaluate import Judged, compare_policies
 
 
 def outcomes(true: int, imagined: int, trusted: int, from_actions: int) -> Judged:

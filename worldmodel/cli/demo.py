@@ -23,7 +23,7 @@ def run(command: Command) -> int:
     """Run everything, print the tables and write the report."""
     from worldmodel.calibration.calibrated import Loaded
     from worldmodel.demo import run_demo
-    from worldmodel.report.demo import false_alarms, sections, tables
+    from worldmodel.report.demo_page import false_alarms, sections, tables
     from worldmodel.report.html import write_report
 
     loaded = Loaded.from_checkpoint(command.model)

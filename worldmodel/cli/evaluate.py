@@ -38,9 +38,9 @@ class Command:
 def run(command: Command) -> int:
     """Simulate, imagine, judge and print the policy table."""
     from worldmodel.calibration.calibrated import Loaded
-    from worldmodel.evaluation.policies import evaluate
+    from worldmodel.evaluation.evaluate import evaluate
     from worldmodel.evaluation.simulate import policy_episodes
-    from worldmodel.report.policies import agreement_table, policy_table
+    from worldmodel.report.policy_tables import agreement_table, policy_table
 
     loaded = Loaded.from_checkpoint(command.model)
     episodes = policy_episodes(

@@ -26,7 +26,7 @@ def run(command: Command) -> int:
     """Write heatmaps if asked, then the page, whole or not at all; say where they are."""
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.report.html import write_report
-    from worldmodel.report.rollout_log import log_sections
+    from worldmodel.report.rollout_page import log_sections
 
     if command.out.is_dir():
         raise ValueError(f"`--out` must be a file, but {command.out} is a folder.")
@@ -36,7 +36,7 @@ def run(command: Command) -> int:
     title = f"Rollouts of {command.log.name}"
     sections = log_sections(log)
     if command.heatmaps is not None:
-        from worldmodel.report.heatmaps import write_heatmaps
+        from worldmodel.report.heatmap_files import write_heatmaps
 
         number = write_heatmaps(log, command.heatmaps)
         print(f"{number} contact sheets and films in {command.heatmaps.resolve()}")

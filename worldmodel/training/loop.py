@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, Sampler
 
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.training.config import Computing, LoopConfig
-from worldmodel.training.log import Speed, StageLog
 from worldmodel.training.optimizers import (
     optimizers,
     set_learning_rates,
@@ -36,6 +35,7 @@ from worldmodel.training.parallel import (
     whole,
 )
 from worldmodel.training.randomness import step_draws, step_seed
+from worldmodel.training.stage_log import Speed, StageLog
 from worldmodel.training.state import TrainingState, resume, save_checkpoint
 from worldmodel.training.stopping import Stop, TrainingStopped
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from worldmodel.evaluation.policies import Agreement, Evaluation
+from worldmodel.evaluation.evaluate import Agreement, Evaluation
 from worldmodel.evaluation.statistics import Correlation, Proportion
 from worldmodel.report.html import Table
 

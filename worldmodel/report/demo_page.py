@@ -20,7 +20,7 @@ from worldmodel.report.figures import (
     score_distributions,
 )
 from worldmodel.report.html import Block, Figure, Section, Table, Text, Video
-from worldmodel.report.policies import agreement_table, policy_table
+from worldmodel.report.policy_tables import agreement_table, policy_table
 
 
 def plus_minus(values: tuple[float, float, float]) -> str:

@@ -15,7 +15,7 @@ from worldmodel.calibration.features import MONITOR_EPSILON
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.monitors.heatmaps import LEGEND_WIDTH, heatmap, legend
 from worldmodel.report.html import Panel, encode_mp4
-from worldmodel.report.rollout_log import film, readable_rollouts
+from worldmodel.report.rollout_page import film, readable_rollouts
 from worldmodel.rollouts.log import LoggedRollout
 from worldmodel.rollouts.open_loop import EPSILONS
 
