@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.provenance import git_commit
-from worldmodel.calibration.calibrated import Loaded
+from worldmodel.calibration.calibrated import Checkpoint
 from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.demo import DemoConfig, DemoResult, run_demo
 from worldmodel.model import WorldModel
@@ -80,17 +80,17 @@ def main() -> None:
         rollouts=arguments.rollouts,
         seed=arguments.seed,
     )
-    loaded = Loaded.from_checkpoint(config.model)
-    result = run_demo(loaded, config)
+    checkpoint = Checkpoint.load(config.model, stages=("confidence", "judge"))
+    result = run_demo(checkpoint, config)
     print(f"{platform.processor() or platform.machine()}, torch {version('torch')}, {config}")
-    for table in tables(result, loaded.model.config.rate_hz):
+    for table in tables(result, checkpoint.model.config.rate_hz):
         print(f"\n{table.to_text()}")
     print(f"\n{false_alarms(result)}")
     if arguments.json:
         arguments.json.write_text(json.dumps(result.as_dict(), indent=1))
     if arguments.card:
         folder = checkpoint_folder(config.model)
-        (folder / "README.md").write_text(card(loaded.model, result, folder))
+        (folder / "README.md").write_text(card(checkpoint.model, result, folder))
 
 
 def card(model: WorldModel, result: DemoResult, folder: Path) -> str:

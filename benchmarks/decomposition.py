@@ -63,7 +63,7 @@ def mean_and_interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 @dataclass(frozen=True)
-class Bench:
+class SplitExperiment:
     """Episodes that no model has seen, and how they are decomposed."""
 
     episodes: Sequence[LatentBatch]
@@ -114,7 +114,7 @@ def described(parts: Parts) -> dict[str, Any]:
     return {"mean": means, "kendall_tau": agreement(rows)}
 
 
-def widened(bench: Bench, model: WorldModel) -> dict[str, Any]:
+def widened(bench: SplitExperiment, model: WorldModel) -> dict[str, Any]:
     """The first intervention."""
     found = {w: bench.measure(model, replace(SHIPPED, width=w)) for w in WIDTHS}
     return {
@@ -127,7 +127,7 @@ def widened(bench: Bench, model: WorldModel) -> dict[str, Any]:
 
 
 def starved(
-    bench: Bench, shipped: str, episodes: Sequence[LatentBatch], out: Path
+    bench: SplitExperiment, shipped: str, episodes: Sequence[LatentBatch], out: Path
 ) -> dict[str, Any]:
     """The second intervention, once per training seed and over their mean."""
     found: dict[tuple[str, int], Parts] = {}
@@ -198,7 +198,7 @@ def main() -> None:
     commit = git_commit()
     model, store = WorldModel.load(arguments.model), ClipStore.open(arguments.data)
     names = store.episode_ids[: arguments.episodes]
-    bench = Bench([encode_episode(model, store.episode(name)) for name in names])
+    bench = SplitExperiment([encode_episode(model, store.episode(name)) for name in names])
     train = ClipStore.open(arguments.train)
     episodes = encode_store(model, train, train.episode_ids[:TRAINING_EPISODES])
     result = {

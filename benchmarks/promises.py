@@ -39,7 +39,7 @@ CHUNK = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class PromiseSize:
     """How much is simulated per row."""
 
     episodes: int = 10_000
@@ -51,11 +51,11 @@ class Size:
     """Nominal episodes that tell the true rate of a threshold, and the spread of scores."""
 
 
-QUICK = Size(episodes=2_000, sets=500, fleets=200, pool=50_000)
+QUICK = PromiseSize(episodes=2_000, sets=500, fleets=200, pool=50_000)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PromiseRow:
     """One measured figure."""
 
     what: str
@@ -88,19 +88,19 @@ def suprema(rng: np.random.Generator, phi: float, *shape: int) -> np.ndarray:
 
 def share(
     what: str, phi: float | None, n: int | None, hits: np.ndarray, *, limit: float | None = None
-) -> Row:
+) -> PromiseRow:
     """How often something happened, which may be at most `limit`."""
     value = float(np.mean(hits))
     if limit is None:
-        return Row(
+        return PromiseRow(
             what=what, phi=phi, n=n, value=value, error=np.sqrt(value * (1 - value) / len(hits))
         )
     error = np.sqrt(limit * (1 - limit) / len(hits))
     bar, kept = f"at most {limit:g} + 2 SE", bool(value <= limit + 2 * error)
-    return Row(what=what, phi=phi, n=n, value=value, error=error, bar=bar, kept=kept)
+    return PromiseRow(what=what, phi=phi, n=n, value=value, error=error, bar=bar, kept=kept)
 
 
-def promise_a(rng: np.random.Generator, phi: float, size: Size) -> Iterator[Row]:
+def promise_a(rng: np.random.Generator, phi: float, size: PromiseSize) -> Iterator[PromiseRow]:
     """(a): every calibration set is shown one new episode."""
     for n in (19, 59, 150):
         scores = suprema(rng, phi, size.episodes, n + 1)
@@ -108,7 +108,7 @@ def promise_a(rng: np.random.Generator, phi: float, size: Size) -> Iterator[Row]
         yield share("(a) alarm in an episode", phi, n, np.array(alarms), limit=ALPHA)
 
 
-def promise_b(rng: np.random.Generator, phi: float, size: Size) -> Iterator[Row]:
+def promise_b(rng: np.random.Generator, phi: float, size: PromiseSize) -> Iterator[PromiseRow]:
     """(b): the true rate of each calibration set's threshold, by a large pool of episodes."""
     pool = np.sort(suprema(rng, phi, size.pool))
     for n in (59, 150):
@@ -130,16 +130,18 @@ def alarms(scores: np.ndarray, n: int) -> np.ndarray:
     return np.array([first_alarm(row, n, seed) for seed, row in enumerate(scores)])
 
 
-def delay(what: str, phi: float | None, n: int | None, first: np.ndarray, onset: int = 0) -> Row:
+def delay(
+    what: str, phi: float | None, n: int | None, first: np.ndarray, onset: int = 0
+) -> PromiseRow:
     """Median delay of the fleets that did not alarm before the onset."""
     value = float(np.median(first[first > onset] - onset))
     if onset or n is None or n < ENOUGH:
-        return Row(what=what, phi=phi, n=n, value=value)
+        return PromiseRow(what=what, phi=phi, n=n, value=value)
     bar = f"median at most {MAX_DELAY}"
-    return Row(what=what, phi=phi, n=n, value=value, bar=bar, kept=value <= MAX_DELAY)
+    return PromiseRow(what=what, phi=phi, n=n, value=value, bar=bar, kept=value <= MAX_DELAY)
 
 
-def promise_c(rng: np.random.Generator, phi: float, size: Size) -> Iterator[Row]:
+def promise_c(rng: np.random.Generator, phi: float, size: PromiseSize) -> Iterator[PromiseRow]:
     """(c): false alarms within 200 episodes, and the delay of a shift from the first on."""
     spread = suprema(rng, phi, size.pool // 4).std()
     for n in (19, 30, ENOUGH, 150):
@@ -150,7 +152,7 @@ def promise_c(rng: np.random.Generator, phi: float, size: Size) -> Iterator[Row]
         yield delay("(c) delay of a shift by 1 SD, episodes", phi, n, alarms(scores, n))
 
 
-def other_shifts(rng: np.random.Generator, size: Size) -> Iterator[Row]:
+def other_shifts(rng: np.random.Generator, size: PromiseSize) -> Iterator[PromiseRow]:
     """(c): smaller, larger and later shifts, and the delay of one who knows all but the onset."""
     phi, n = 0.9, ENOUGH
     spread = suprema(rng, phi, size.pool // 4).std()
@@ -160,7 +162,7 @@ def other_shifts(rng: np.random.Generator, size: Size) -> Iterator[Row]:
         what = f"(c) delay of a shift by {shift:g} SD after {onset} episodes"
         first = alarms(scores, n)
         row = delay(what, phi, n, first, onset=onset)
-        yield Row(what=what, phi=phi, n=n, value=row.value)
+        yield PromiseRow(what=what, phi=phi, n=n, value=row.value)
     for shift in (1.0, 2.0):
         yield delay(
             f"delay of a shift by {shift:g} SD after 100, with the law and the shift known",
@@ -196,23 +198,25 @@ def capital(ranks: np.ndarray, size: int) -> np.ndarray:
     return np.stack(course, axis=1)
 
 
-def broken(rng: np.random.Generator, phi: float, size: Size) -> Iterator[Row]:
+def broken(rng: np.random.Generator, phi: float, size: PromiseSize) -> Iterator[PromiseRow]:
     """What is often done instead."""
     nominal = frames(rng, phi, size.episodes)
     limit = np.quantile(frames(rng, phi, size.episodes), 1 - ALPHA)
-    yield share("instead of (a): 5% threshold per frame", phi, None, (nominal > limit).any(axis=1))
+    yield share(
+        "instead of (a): 5% threshold per frame", phi, None, np.any(nominal > limit, axis=1)
+    )
     slices = 1000
     ranks = np.ceil(slices * ndtr(-nominal.astype(np.float64))).astype(int).clip(1)
-    hits = (capital(ranks, slices) >= 1 / ALPHA).any(axis=1)
+    hits = np.any(capital(ranks, slices) >= 1 / ALPHA, axis=1)
     yield share("instead of (a): e-process over frames", phi, None, hits)
     for n in (19, ENOUGH, 150):
         scores = suprema(rng, phi, size.fleets, n + NUM_FLEET)
         ranks = (scores[:, n:, None] < scores[:, None, :n]).sum(axis=2) + 1
-        hits = (capital(ranks, n + 1) >= 1 / ALPHA).any(axis=1)
+        hits = np.any(capital(ranks, n + 1) >= 1 / ALPHA, axis=1)
         yield share("instead of (c): ranked among calibration only", phi, n, hits)
 
 
-def refusals() -> Iterator[Row]:
+def refusals() -> Iterator[PromiseRow]:
     """One calibration episode fewer than needed."""
     makers: dict[str, tuple[Callable[[], EpisodeThreshold | FleetDrift], int]] = {
         "(a)": (lambda: EpisodeThreshold(ALPHA), 18),
@@ -226,10 +230,10 @@ def refusals() -> Iterator[Row]:
         except ValueError as error:
             refused = f"at least {n + 1} calibration episodes" in str(error)
         what = f"{name} refused, naming the number needed"
-        yield Row(what=what, phi=None, n=n, value=float(refused), bar="1", kept=refused)
+        yield PromiseRow(what=what, phi=None, n=n, value=float(refused), bar="1", kept=refused)
 
 
-def measure(size: Size, seed: int) -> list[Row]:
+def measure(size: PromiseSize, seed: int) -> list[PromiseRow]:
     """Every row; each group draws from a generator of its own."""
     rows = list(refusals())
     for group, simulate in enumerate((promise_a, promise_b, promise_c, broken)):
@@ -238,9 +242,9 @@ def measure(size: Size, seed: int) -> list[Row]:
     return rows + list(other_shifts(np.random.default_rng((seed, 9)), size))
 
 
-def tables(rows: list[Row]) -> str:
+def tables(rows: list[PromiseRow]) -> str:
     """Markdown: one line per figure and n, one column per phi; then what was measured once."""
-    groups: dict[tuple[str, int | None], list[Row]] = {}
+    groups: dict[tuple[str, int | None], list[PromiseRow]] = {}
     for row in rows:
         groups.setdefault((row.what, row.n), []).append(row)
     by_phi = [f"| what | n | {' | '.join(f'phi {phi:g}' for phi in PHIS)} | SE | bar | kept |"]
@@ -270,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     given = parser.parse_args(arguments)
-    size, commit, begun = QUICK if given.quick else Size(), git_commit(), time.process_time()
+    size, commit, begun = QUICK if given.quick else PromiseSize(), git_commit(), time.process_time()
     rows = measure(size, given.seed)
     facts = (
         f"{processor()}; Python {platform.python_version()}, numpy {version('numpy')}, scipy "

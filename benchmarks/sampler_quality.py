@@ -48,7 +48,7 @@ STEPS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SamplerRow:
     """One sampler; means over episodes and seeds, with 95% intervals over redrawn episodes."""
 
     sampler: str
@@ -82,7 +82,7 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
     return float(values.mean()), float(low), float(high)
 
 
-class Bench:
+class SamplerExperiment:
     """The episodes, and what a frame copied from the last real one scores."""
 
     def __init__(self, model: WorldModel, episodes: Sequence[Episode]) -> None:
@@ -120,7 +120,7 @@ class Bench:
         table = calibration_table(rollouts, horizons=HORIZONS)
         return {h: summary.ece for h, summary in table.items()}
 
-    def row(self, name: str, sampling: Sampling, seeds: int) -> Row:
+    def row(self, name: str, sampling: Sampling, seeds: int) -> SamplerRow:
         """Everything about one sampler."""
         runs = [self.imagine(sampling, seed) for seed in range(seeds)]
         latents = torch.stack([run[0] for run in runs])
@@ -130,7 +130,7 @@ class Bench:
             decoded = self.model.decode(latents[:, :, h - 1, 0])
             psnr[h] = np.mean([psnr_per_frame(d, self.real[h]) for d in decoded], axis=0)
         wrong = (latents.mean(0) - truth).square()
-        return Row(
+        return SamplerRow(
             sampler=name,
             num_steps=sampling.num_steps,
             psnr_db={h: interval(psnr[h]) for h in HORIZONS},
@@ -142,7 +142,7 @@ class Bench:
         )
 
 
-def table(rows: Sequence[Row], facts: dict[str, Any]) -> str:
+def table(rows: Sequence[SamplerRow], facts: dict[str, Any]) -> str:
     """The rows as Markdown."""
     base = rows[0].cpu_ms
     first = f"| sampler | steps | {' | '.join(f'PSNR at {h}' for h in HORIZONS)} | gain at 16 "
@@ -184,7 +184,7 @@ def main() -> None:
     model = WorldModel.load(arguments.model)
     scene = Collection(renderer="ray", seed=arguments.seed)
     (episodes,) = simulate(model, [("held-out", scene, arguments.episodes)], workers=1).values()
-    bench = Bench(model, episodes)
+    bench = SamplerExperiment(model, episodes)
     bench.imagine(Sampling(), 0)  # warm up
     rows = [
         bench.row(name, sampling, arguments.seeds)

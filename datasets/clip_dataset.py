@@ -84,7 +84,7 @@ class ClipDataset(torch.utils.data.Dataset[Clip]):
             action_valid=torch.from_numpy(trajectory.action_valid[window]),
             episode=torch.tensor(episode),
             start=torch.tensor(start),
-            view_valid=torch.from_numpy(shown(trajectory, self.cameras)),
+            view_valid=torch.from_numpy(camera_mask(trajectory, self.cameras)),
         )
 
     def _episode(self, index: int) -> Trajectory:
@@ -120,7 +120,7 @@ def found_cameras(trajectory: Trajectory, cameras: Sequence[str]) -> list[str]:
     return found
 
 
-def shown(trajectory: Trajectory, cameras: Sequence[str]) -> Bool[np.ndarray, " view"]:
+def camera_mask(trajectory: Trajectory, cameras: Sequence[str]) -> Bool[np.ndarray, " view"]:
     """Whether an episode has each of the cameras; `ValueError` if it has none."""
     return np.isin(cameras, found_cameras(trajectory, cameras))
 

@@ -41,7 +41,7 @@ def matches(path: Path) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Episode:
+class EpisodeRow:
     """Where one episode lies."""
 
     index: int
@@ -67,7 +67,7 @@ def open_lerobot_v3(path: Path) -> FileDataset:
     )
 
 
-def _episodes(path: Path, info: Info) -> dict[str, Episode]:
+def _episodes(path: Path, info: Info) -> dict[str, EpisodeRow]:
     """Episodes by id, split in front, as meta/episodes lists them."""
     columns = ["episode_index", "tasks", "length", "data/chunk_index", "data/file_index"]
     for key in info.video_keys:
@@ -87,7 +87,7 @@ def _episodes(path: Path, info: Info) -> dict[str, Episode]:
     }
 
 
-def _episode(path: Path, info: Info, row: dict[str, Any]) -> Episode:
+def _episode(path: Path, info: Info, row: dict[str, Any]) -> EpisodeRow:
     """One row of meta/episodes."""
     if empty := [name for name, value in row.items() if value is None]:
         raise ValueError(
@@ -96,7 +96,7 @@ def _episode(path: Path, info: Info, row: dict[str, Any]) -> Episode:
     data = info.data_path.format(
         chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
     )
-    return Episode(
+    return EpisodeRow(
         index=row["episode_index"],
         num_frames=row["length"],
         instruction=row["tasks"][0] if row["tasks"] else "",
@@ -137,7 +137,7 @@ def _read_table(file: Path, columns: list[str]) -> Any:
         raise ValueError(f"{file} is not a readable table of LeRobot v3.0: {reason}.") from error
 
 
-def _summarize(episodes: dict[str, Episode], episode_id: str) -> EpisodeSummary:
+def _summarize(episodes: dict[str, EpisodeRow], episode_id: str) -> EpisodeSummary:
     episode = episodes[episode_id]
     return EpisodeSummary(
         num_frames=episode.num_frames, instruction=episode.instruction, success=None
@@ -145,7 +145,7 @@ def _summarize(episodes: dict[str, Episode], episode_id: str) -> EpisodeSummary:
 
 
 def _load(
-    source: str, spec: ActionSpec, episodes: dict[str, Episode], episode_id: str
+    source: str, spec: ActionSpec, episodes: dict[str, EpisodeRow], episode_id: str
 ) -> Trajectory:
     episode = episodes[episode_id]
     names = [STATE, ACTION, "timestamp"]
@@ -177,7 +177,7 @@ def _load(
     )
 
 
-def _check_videos(episode: Episode) -> None:
+def _check_videos(episode: EpisodeRow) -> None:
     """Open every video once, so that damage shows now and not in the middle of a conversion."""
     for frames in episode.frames.values():
         if not all(frames.size):

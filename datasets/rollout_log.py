@@ -40,7 +40,7 @@ FIRST_CAPACITY = 64
 LISTS = "lists_of_text"
 
 
-class Rollout:
+class RolloutWriter:
     """One rollout being written.
 
     Call `close`, or use it as a context manager: an error inside leaves it open, to be resumed.
@@ -86,7 +86,7 @@ class Rollout:
         staged.rename(self._folder.with_suffix(""))
         shutil.rmtree(self._folder)
 
-    def __enter__(self) -> Rollout:
+    def __enter__(self) -> RolloutWriter:
         return self
 
     def __exit__(
@@ -158,7 +158,7 @@ class RolloutLog:
         """False while a rollout is being written, and for ever if its writer was killed."""
         return self._folder(rollout_id).suffix != OPEN
 
-    def begin(self, rollout_id: str, attributes: Mapping[str, Any] | None = None) -> Rollout:
+    def begin(self, rollout_id: str, attributes: Mapping[str, Any] | None = None) -> RolloutWriter:
         """Start a rollout; `attributes` (JSON values) say what it alone was run with."""
         if rollout_id in self._folders:
             raise ValueError(f"{self.path} holds a rollout {rollout_id!r} already.")
@@ -169,17 +169,19 @@ class RolloutLog:
             "rollout_id": rollout_id, "attributes": dict(attributes or {}), "num_steps": 0,
         })  # fmt: skip
         self._folders[rollout_id] = folder
-        return Rollout(group, folder)
+        return RolloutWriter(group, folder)
 
-    def resume(self, rollout_id: str) -> Rollout:
+    def resume(self, rollout_id: str) -> RolloutWriter:
         """Go on with a rollout whose writer was killed, after its last complete step."""
         if self.is_closed(rollout_id):
             raise ValueError(f"Rollout {rollout_id!r} of {self.path} is closed; nothing to resume.")
         folder = self._folder(rollout_id)
         attributes = read_attributes(folder)
         if attributes["num_steps"] == 0:  # the arrays of the first step may not be whole
-            return Rollout(zarr.create_group(folder, overwrite=True, attributes=attributes), folder)
-        return Rollout(zarr.open_group(folder, mode="r+"), folder)
+            return RolloutWriter(
+                zarr.create_group(folder, overwrite=True, attributes=attributes), folder
+            )
+        return RolloutWriter(zarr.open_group(folder, mode="r+"), folder)
 
     def attributes_of(self, rollout_id: str) -> dict[str, Any]:
         """What a rollout was begun with."""

@@ -4,7 +4,7 @@ from worldmodel.monitors.alarm_rule import MonitorConfig
 from worldmodel.monitors.channels.appearance import AppearanceChannel
 from worldmodel.monitors.channels.confidence import ConfidenceChannel
 from worldmodel.monitors.channels.signals import EpisodeSignals
-from worldmodel.monitors.claims import Claims, ImaginedFrame
+from worldmodel.monitors.claims import Claims, PredictionCheck
 from worldmodel.monitors.errors import NotFittedError
 from worldmodel.monitors.guarantees.drift import FleetDrift
 from worldmodel.monitors.guarantees.episode_threshold import (
@@ -63,12 +63,11 @@ from worldmodel.monitors.reliability.recalibration import (
     HorizonRecalibration,
     IsotonicRecalibration,
 )
-from worldmodel.monitors.validity import Artefact
+from worldmodel.monitors.validity import MonitorMetadata
 from worldmodel.monitors.verdict import Evidence, Level, Verdict
 
 __all__ = [
     "AppearanceChannel",
-    "Artefact",
     "AssociationSummary",
     "BetaRecalibration",
     "CalibrationSummary",
@@ -84,13 +83,14 @@ __all__ = [
     "Evidence",
     "FleetDrift",
     "HorizonRecalibration",
-    "ImaginedFrame",
     "IsotonicRecalibration",
     "Level",
     "Localisation",
     "MonitorConfig",
+    "MonitorMetadata",
     "NotFittedError",
     "PlattRecalibration",
+    "PredictionCheck",
     "Reliability",
     "ReliabilityBins",
     "RiskControl",

@@ -103,7 +103,7 @@ class Scale:
     """From there to the score that its share of alpha_notice exceeds."""
 
 
-class EpisodeJudge:
+class AlarmRule:
     """Compares the largest standardised signal of a frame with thresholds for each level.
 
     A signal is standardised by the median and spread of its episode maxima on nominal episodes;
@@ -120,7 +120,7 @@ class EpisodeJudge:
 
     def fit(
         self, calibration: Sequence[EpisodeSignals], *, reference: Sequence[EpisodeSignals]
-    ) -> EpisodeJudge:
+    ) -> AlarmRule:
         """Learn what is usual from `reference`, and the thresholds from `calibration` episodes.
 
         The two must not share an episode: a frame looks more familiar to a channel fitted on it.
@@ -139,7 +139,7 @@ class EpisodeJudge:
         else:
             self.scales_ = self._scales(self._cross_scored(reference))
         maxima = np.array(
-            [self.surprise(self.scores(e)).max() for e in calibration], dtype=np.float64
+            [self.alarm_score(self.scores(e)).max() for e in calibration], dtype=np.float64
         )
         self.thresholds_ = {
             level: EpisodeThreshold(alpha, delta=self.config.delta).fit(maxima).value_
@@ -201,17 +201,17 @@ class EpisodeJudge:
             for name, score in scores.items()
         }
 
-    def surprise(
+    def alarm_score(
         self, scores: Mapping[str, Float64[np.ndarray, " time"]]
     ) -> Float64[np.ndarray, " time"]:
         """The largest standardised score of each frame; minus infinity where none could run."""
         table = np.stack(list(self.standardised(scores).values()))
         return np.where(np.isnan(table), -np.inf, table).max(axis=0)
 
-    def levels(self, surprise: Float64[np.ndarray, " time"]) -> Int[np.ndarray, " time"]:
+    def levels(self, alarm_score: Float64[np.ndarray, " time"]) -> Int[np.ndarray, " time"]:
         """The level of each frame on its own."""
         limits = np.array(list(self.thresholds_.values()))
-        return (surprise[:, None] > limits).sum(axis=1)
+        return (alarm_score[:, None] > limits).sum(axis=1)
 
     def frame_levels(self, scores: Scores, *, first: int = 0) -> Int[np.ndarray, " time"]:
         """The level of each frame, before hysteresis; `first` is the first one's place.

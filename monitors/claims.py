@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64, UInt8
 
 
 @dataclass(frozen=True)
-class ImaginedFrame:
+class PredictionCheck:
     """What the monitor needs of the world model's prediction of a frame."""
 
     confidence: Float[np.ndarray, "*map"]
@@ -28,7 +28,7 @@ class Claims(Protocol):
 
     def observe(
         self, frame: UInt8[np.ndarray, "*view height width 3"], action: Float64[np.ndarray, " a"]
-    ) -> ImaginedFrame | None:
+    ) -> PredictionCheck | None:
         """What was claimed of this frame; None if nothing was. An unknown action is NaN."""
 
     def imagine(self, executed: Float64[np.ndarray, " a"] | None = None) -> None:

@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
-from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig, held_levels
+from worldmodel.monitors.alarm_rule import AlarmRule, MonitorConfig, held_levels
 from worldmodel.monitors.arrays import checked
 from worldmodel.monitors.causes.classifier import CauseModel
 from worldmodel.monitors.causes.explain import Attribution
 from worldmodel.monitors.channels.action import RECENT
-from worldmodel.monitors.channels.camera_mounting import Mounting
+from worldmodel.monitors.channels.camera_mounting import CameraSetupCheck
 from worldmodel.monitors.channels.channel_set import SIGNALS, SMOOTHED, Scores, recent_mean
 from worldmodel.monitors.channels.sensor import SensorChannel, SensorError
 from worldmodel.monitors.channels.signals import EpisodeSignals
-from worldmodel.monitors.claims import Claims, ImaginedFrame
+from worldmodel.monitors.claims import Claims, PredictionCheck
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.metrics.watched import WatchedEpisode
-from worldmodel.monitors.storage import load_judge, save_judge
-from worldmodel.monitors.validity import Artefact, degraded, staleness, utc_now
+from worldmodel.monitors.storage import load_alarm_rule, save_alarm_rule
+from worldmodel.monitors.validity import MonitorMetadata, degraded, staleness, utc_now
 from worldmodel.monitors.verdict import Evidence, Level, Verdict
 
 Features = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "*place c"]]
@@ -59,7 +59,7 @@ class RuntimeMonitor:
         Args:
             config: Alarm rates, and what the channels look at.
             features: Frame -> features for the appearance channel.
-            claims: Imagines the next frame where `update` is given none; see `live_monitor`.
+            claims: Imagines the next frame where `update` is given none; see `online_monitor`.
             deadline_s: A verdict that took longer is a `stop`; None: it may take any time. The
                 monitor cannot interrupt itself: the verdict still comes late.
             clock: Seconds from any origin, read twice per update.
@@ -82,7 +82,7 @@ class RuntimeMonitor:
         frame_shape: tuple[int, ...],
         reference: Sequence[EpisodeSignals] | None = None,
         causes: CauseModel | None = None,
-        artefact: Artefact | None = None,
+        metadata: MonitorMetadata | None = None,
         rate_hz: float | None = None,
     ) -> RuntimeMonitor:
         """Learn thresholds from nominal `calibration` episodes that the model was not trained on.
@@ -94,30 +94,30 @@ class RuntimeMonitor:
                 second calibration episode is the reference, and the others set the thresholds.
             causes: Fitted; names what changed where a frame looks unfamiliar. None: such an alarm
                 is called "appearance".
-            artefact: What the monitor is for and when it expires; None: it never does. The date and
+            metadata: What the monitor is for and when it expires; None: it never does. The date and
                 the name of the features are filled in.
             rate_hz: Frames per second that the cameras are to give, for frames that come with their
                 times; None: only the order of the times is checked.
         """
-        artefact = artefact or Artefact()
-        rows = artefact.action_rows
+        metadata = metadata or MonitorMetadata()
+        rows = metadata.action_rows
         sensor = SensorChannel(frame_shape, rate_hz=rate_hz, action_rows=rows)
         if reference is None:
             reference, calibration = calibration[::2], calibration[1::2]
-        self.judge_ = EpisodeJudge(self.config).fit(calibration, reference=reference)
+        self.alarm_rule_ = AlarmRule(self.config).fit(calibration, reference=reference)
         created, name = self.today().replace(microsecond=0), getattr(self.features, "name", None)
-        self.artefact_ = replace(artefact, created=created, features=name)
-        self.judge_.causes_ = causes
+        self.metadata_ = replace(metadata, created=created, features=name)
+        self.alarm_rule_.causes_ = causes
         films = [episode.frames for episode in reference if episode.frames is not None]
         if len(films) == len(reference):
-            sensor.mounting = Mounting().fit(films)
+            sensor.mounting = CameraSetupCheck().fit(films)
         self._start(sensor)
         return self
 
     def _start(self, sensor: SensorChannel) -> None:
         self.frame_shape_, self._sensor = sensor.frame_shape, sensor
-        cameras = self.artefact_.cameras or ()
-        self._attribution = Attribution(self.judge_, self.judge_.causes_, cameras)
+        cameras = self.metadata_.cameras or ()
+        self._attribution = Attribution(self.alarm_rule_, self.alarm_rule_.causes_, cameras)
         self.reset()
 
     def sibling(self) -> RuntimeMonitor:
@@ -138,10 +138,10 @@ class RuntimeMonitor:
         self._scores = {name: deque[float](maxlen=count) for name, count in SMOOTHED.items()}
         self._num_frames = 0
         self._drop_claims()
-        self._stale = staleness(self.artefact_, self.today())
+        self._stale = staleness(self.metadata_, self.today())
 
     def update(
-        self, observation: object, action: object, imagined: ImaginedFrame | None = None
+        self, observation: object, action: object, imagined: PredictionCheck | None = None
     ) -> Verdict:
         """Judge one step.
 
@@ -198,39 +198,39 @@ class RuntimeMonitor:
             self._unclaimed = error
 
     def _judge_step(
-        self, observation: object, action: object, imagined: ImaginedFrame | None
+        self, observation: object, action: object, imagined: PredictionCheck | None
     ) -> Verdict:
         frame = self._sensor.check(observation, action)
         if self._unclaimed is not None:
             raise self._unclaimed
         if imagined is None and self.claims is not None:
             imagined = self.claims.observe(frame, self._row(action))
-        signals = self.judge_.channels_.placed(self._signals(frame, action, imagined))
-        scores = self._smoothed(self.judge_.channels_.scores(signals))
+        signals = self.alarm_rule_.channels_.placed(self._signals(frame, action, imagined))
+        scores = self._smoothed(self.alarm_rule_.channels_.scores(signals))
         for name, score in scores.items():
-            given = self.judge_.channels_.has_input(name, signals)
+            given = self.alarm_rule_.channels_.has_input(name, signals)
             if given and not np.isfinite(score).all():
                 return _failure("monitor.error", f"the channel {name} gave {score[0]}, no score.")
         if not any(np.isfinite(s).all() for name, s in scores.items() if name != "action"):
             return _failure("monitor.blind", "no calibrated channel could look at the frame.")
-        level = Level(int(self.judge_.frame_levels(scores, first=self._num_frames - 1)[0]))
+        level = Level(int(self.alarm_rule_.frame_levels(scores, first=self._num_frames - 1)[0]))
         causes, found = self._attribution.explain(frame, signals, scores)
         evidence = {name: self._evidence(name, scores) for name in SIGNALS} | found
-        if self._num_frames > self.judge_.max_frames_:
+        if self._num_frames > self.alarm_rule_.max_frames_:
             evidence["promise"] = self._overdue()
-        return Verdict(level, causes, evidence, self.judge_.trust_map(signals))
+        return Verdict(level, causes, evidence, self.alarm_rule_.trust_map(signals))
 
     def _evidence(self, name: str, scores: Scores) -> Evidence:
         if name not in scores:
             return Evidence(None, None, "did not run: it was not calibrated.")
-        threshold, score = self.judge_.threshold(name), float(scores[name][0])
+        threshold, score = self.alarm_rule_.threshold(name), float(scores[name][0])
         if not np.isnan(score):
             return Evidence(score, threshold)
         return Evidence(None, threshold, f"did not run: {MISSING[name]}.")
 
     def _overdue(self) -> Evidence:
         note = "the alarm rate is promised only up to the longest calibration episode."
-        return Evidence(float(self._num_frames), float(self.judge_.max_frames_), note)
+        return Evidence(float(self._num_frames), float(self.alarm_rule_.max_frames_), note)
 
     def _smoothed(self, scores: Scores) -> Scores:
         """The scores of this frame as `smoothed` has them for a whole episode."""
@@ -245,16 +245,16 @@ class RuntimeMonitor:
         self,
         frame: UInt8[np.ndarray, "*view height width 3"],
         action: object,
-        imagined: ImaginedFrame | None,
+        imagined: PredictionCheck | None,
     ) -> EpisodeSignals:
         pooled, positions, confidence, horizon, ratio = None, None, None, None, None
         if self.features is not None:
-            pooled, positions = (floats("features", p)[None] for p in self.features(frame))
+            pooled, positions = (require_floats("features", p)[None] for p in self.features(frame))
         if imagined is not None:
-            confidence = checked(floats("confidence", imagined.confidence)[None])
-            horizon = np.array([whole("horizon", imagined.horizon)])
+            confidence = checked(require_floats("confidence", imagined.confidence)[None])
+            horizon = np.array([require_integer("horizon", imagined.horizon)])
             if imagined.error_ratio is not None:
-                ratio = floats("error_ratio", imagined.error_ratio)[None]
+                ratio = require_floats("error_ratio", imagined.error_ratio)[None]
         return EpisodeSignals(
             pooled=pooled,
             positions=positions,
@@ -282,15 +282,17 @@ class RuntimeMonitor:
     def watch(self, signals: EpisodeSignals) -> WatchedEpisode:
         """Judge a recorded episode at once: as `update`, but for faults of sensors and age."""
         require_fitted(self, "judge_")
-        scores = self.judge_.scores(signals)
-        surprise = self.judge_.surprise(scores)
-        levels = np.where(np.isfinite(surprise), self.judge_.frame_levels(scores), Level.STOP)
-        return WatchedEpisode(scores, surprise, held_levels(levels, self.config.calm_steps))
+        scores = self.alarm_rule_.scores(signals)
+        alarm_score = self.alarm_rule_.alarm_score(scores)
+        levels = np.where(
+            np.isfinite(alarm_score), self.alarm_rule_.frame_levels(scores), Level.STOP
+        )
+        return WatchedEpisode(scores, alarm_score, held_levels(levels, self.config.calm_steps))
 
     def save(self, folder: str | Path) -> None:
         """Write everything but the feature function."""
         require_fitted(self, "judge_")
-        save_judge(self.judge_, self._sensor, Path(folder), self.artefact_)
+        save_alarm_rule(self.alarm_rule_, self._sensor, Path(folder), self.metadata_)
 
     @classmethod
     def load(
@@ -309,12 +311,12 @@ class RuntimeMonitor:
             ValueError: a file is corrupt, or the monitor was fitted for another model, for actions
                 of another meaning, or with features of another name, where both sides say.
         """
-        judge, sensor, artefact = load_judge(Path(folder))
+        alarm_rule, sensor, metadata = load_alarm_rule(Path(folder))
         name = getattr(features, "name", None)
-        use = Artefact(model_hash=model_hash, action_spec=action_spec, features=name)
-        artefact.check_fits(str(folder), use)
-        monitor = cls(judge.config, features=features, deadline_s=deadline_s)
-        monitor.judge_, monitor.artefact_ = judge, artefact
+        use = MonitorMetadata(model_hash=model_hash, action_spec=action_spec, features=name)
+        metadata.check_fits(str(folder), use)
+        monitor = cls(alarm_rule.config, features=features, deadline_s=deadline_s)
+        monitor.alarm_rule_, monitor.metadata_ = alarm_rule, metadata
         monitor._start(sensor)
         return monitor
 
@@ -330,7 +332,7 @@ MISSING = {
 """Signal -> what it lacks where it does not run."""
 
 
-def floats(name: str, values: object) -> Float[np.ndarray, "*any"]:
+def require_floats(name: str, values: object) -> Float[np.ndarray, "*any"]:
     """Values as an array; refused unless they are real floating-point numbers, each of them there.
 
     NaN and infinity pass: whoever computes with them refuses them.
@@ -342,7 +344,7 @@ def floats(name: str, values: object) -> Float[np.ndarray, "*any"]:
     return array
 
 
-def whole(name: str, number: object) -> int:
+def require_integer(name: str, number: object) -> int:
     """A number of steps; refused unless it is an integer."""
     if not isinstance(number, int | np.integer) or isinstance(number, bool):
         raise ValueError(f"`{name}` must be an integer, got {number!r}.")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from worldmodel.monitors.claims import ImaginedFrame
+from worldmodel.monitors.claims import PredictionCheck
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Verdict
 
@@ -17,7 +17,7 @@ class RecordedStep:
 
     observation: object
     action: object
-    imagined: ImaginedFrame | None = None
+    imagined: PredictionCheck | None = None
     latency_s: float = 0.0
     """The time the verdict took then, in seconds: it decides whether a deadline was missed."""
 

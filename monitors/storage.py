@@ -13,22 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig, Scale
+from worldmodel.monitors.alarm_rule import AlarmRule, MonitorConfig, Scale
 from worldmodel.monitors.causes.classifier import CauseModel
 from worldmodel.monitors.channels.action import ActionChannel
 from worldmodel.monitors.channels.appearance import AppearanceChannel
-from worldmodel.monitors.channels.camera_mounting import Mounting
+from worldmodel.monitors.channels.camera_mounting import CameraSetupCheck
 from worldmodel.monitors.channels.channel_set import CHANNELS, Channels
 from worldmodel.monitors.channels.colour import ColourChannel
 from worldmodel.monitors.channels.confidence import ConfidenceChannel
 from worldmodel.monitors.channels.sensor import SensorChannel
 from worldmodel.monitors.channels.surprise import SurpriseChannel
 from worldmodel.monitors.guarantees.episode_threshold import smallest_alpha
-from worldmodel.monitors.validity import Artefact
+from worldmodel.monitors.validity import MonitorMetadata
 from worldmodel.monitors.verdict import Level
 
 FORMAT = 2
-"""Of what is written; format 1 lacks the `Artefact`, the calibration maxima and `json_sha256`."""
+"""Format version; format 1 lacks `MonitorMetadata`, the calibration maxima and `json_sha256`."""
 MAXIMA = "calibration.maxima"
 """Array of the largest surprise of each calibration episode."""
 CAUSES = "causes/"
@@ -38,10 +38,10 @@ MOUNTING = "mounting/"
 JSON_NAME, ARRAYS_NAME = "monitor.json", "monitor.safetensors"
 
 
-def save_judge(
-    judge: EpisodeJudge, sensor: SensorChannel, folder: Path, artefact: Artefact
+def save_alarm_rule(
+    alarm_rule: AlarmRule, sensor: SensorChannel, folder: Path, metadata: MonitorMetadata
 ) -> None:
-    """Write `judge`, what the sensor channel knows and where they come from.
+    """Write `alarm_rule`, what the sensor channel knows and where they come from.
 
     Both files are written whole beside those of an earlier monitor, which stays usable until they
     take its place, one after the other; a kill between the two leaves a monitor that is refused.
@@ -49,24 +49,26 @@ def save_judge(
     from safetensors.numpy import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    maxima = {} if judge.maxima_ is None else {MAXIMA: judge.maxima_}
-    causes = {} if judge.causes_ is None else judge.causes_.arrays()
+    maxima = {} if alarm_rule.maxima_ is None else {MAXIMA: alarm_rule.maxima_}
+    causes = {} if alarm_rule.causes_ is None else alarm_rule.causes_.arrays()
     mounting = {} if sensor.mounting is None else sensor.mounting.arrays()
     named = {CAUSES + name: np.ascontiguousarray(array) for name, array in causes.items()}
     named |= {MOUNTING + name: np.ascontiguousarray(array) for name, array in mounting.items()}
-    arrays = save(_arrays(judge.channels_) | maxima | named)
+    arrays = save(_arrays(alarm_rule.channels_) | maxima | named)
     fields = {
         "format": FORMAT,
-        **artefact.as_dict(),
+        **metadata.as_dict(),
         "frame_shape": sensor.frame_shape,
         "rate_hz": sensor.rate_hz,
-        "config": asdict(judge.config),
-        "thresholds": {level.name.lower(): value for level, value in judge.thresholds_.items()},
-        "scales": {name: asdict(scale) for name, scale in judge.scales_.items()},
-        "num_reference": judge.num_reference_,
-        "num_calibration": judge.num_calibration_,
-        "smallest_alpha": smallest_alpha(judge.num_calibration_, judge.config.delta),
-        "max_frames": judge.max_frames_,
+        "config": asdict(alarm_rule.config),
+        "thresholds": {
+            level.name.lower(): value for level, value in alarm_rule.thresholds_.items()
+        },
+        "scales": {name: asdict(scale) for name, scale in alarm_rule.scales_.items()},
+        "num_reference": alarm_rule.num_reference_,
+        "num_calibration": alarm_rule.num_calibration_,
+        "smallest_alpha": smallest_alpha(alarm_rule.num_calibration_, alarm_rule.config.delta),
+        "max_frames": alarm_rule.max_frames_,
         "arrays_sha256": hashlib.sha256(arrays).hexdigest(),
     }
     fields["json_sha256"] = _json_hash(fields)
@@ -74,8 +76,8 @@ def save_judge(
     _replace({folder / ARRAYS_NAME: arrays, folder / JSON_NAME: text.encode()})
 
 
-def load_judge(folder: Path) -> tuple[EpisodeJudge, SensorChannel, Artefact]:
-    """The judge and the sensor channel that `save_judge` wrote, and where they come from."""
+def load_alarm_rule(folder: Path) -> tuple[AlarmRule, SensorChannel, MonitorMetadata]:
+    """The judge and the sensor channel that `save_alarm_rule` wrote, and where they come from."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -94,9 +96,9 @@ def load_judge(folder: Path) -> tuple[EpisodeJudge, SensorChannel, Artefact]:
             raise ValueError(f"{ARRAYS_NAME} is not the file that {JSON_NAME} was written with")
         arrays = load(blob)
         sensor = _sensor(fields, arrays)
-        judge = _judge(fields, arrays)
-        _check_numbers(judge)
-        return judge, sensor, Artefact.from_dict(fields)
+        alarm_rule = _judge(fields, arrays)
+        _check_numbers(alarm_rule)
+        return alarm_rule, sensor, MonitorMetadata.from_dict(fields)
     except (ValueError, LookupError, TypeError, AttributeError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
@@ -118,13 +120,13 @@ def _sensor(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> SensorC
     """Takes its arrays out of `arrays`."""
     names = [name for name in arrays if name.startswith(MOUNTING)]
     parts = {name.removeprefix(MOUNTING): arrays.pop(name) for name in names}
-    mounting = Mounting.from_arrays(parts) if parts else None
+    mounting = CameraSetupCheck.from_arrays(parts) if parts else None
     shape = tuple(fields["frame_shape"])
-    rows = Artefact.from_dict(fields).action_rows
+    rows = MonitorMetadata.from_dict(fields).action_rows
     return SensorChannel(shape, rate_hz=fields.get("rate_hz"), mounting=mounting, action_rows=rows)
 
 
-def _judge(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> EpisodeJudge:
+def _judge(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> AlarmRule:
     config = MonitorConfig(**fields["config"])
     maxima = arrays.pop(MAXIMA, None)
     names = [name for name in arrays if name.startswith(CAUSES)]
@@ -142,36 +144,36 @@ def _judge(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> EpisodeJ
         ),
         "surprise": SurpriseChannel.from_arrays,
     }
-    judge = EpisodeJudge(config)
-    judge.channels_ = Channels(**{part: restore[part](a) for part, a in parts.items()})
-    judge.scales_ = {name: Scale(**scale) for name, scale in fields["scales"].items()}
-    judge.thresholds_ = {
+    alarm_rule = AlarmRule(config)
+    alarm_rule.channels_ = Channels(**{part: restore[part](a) for part, a in parts.items()})
+    alarm_rule.scales_ = {name: Scale(**scale) for name, scale in fields["scales"].items()}
+    alarm_rule.thresholds_ = {
         Level[name.upper()]: float(value) for name, value in fields["thresholds"].items()
     }
-    judge.num_reference_, judge.num_calibration_ = (
+    alarm_rule.num_reference_, alarm_rule.num_calibration_ = (
         fields["num_reference"],
         fields["num_calibration"],
     )
-    judge.causes_ = CauseModel.from_arrays(causes) if causes else None
-    judge.max_frames_, judge.maxima_ = fields["max_frames"], maxima
-    return judge
+    alarm_rule.causes_ = CauseModel.from_arrays(causes) if causes else None
+    alarm_rule.max_frames_, alarm_rule.maxima_ = fields["max_frames"], maxima
+    return alarm_rule
 
 
-def _check_numbers(judge: EpisodeJudge) -> None:
+def _check_numbers(alarm_rule: AlarmRule) -> None:
     """Refuse what no fit gives: a threshold that is not a number is never exceeded."""
-    if set(judge.thresholds_) != set(judge.config.alphas):
-        raise ValueError(f"its thresholds are {[level.name for level in judge.thresholds_]}")
-    scales = [(scale.centre, scale.spread) for scale in judge.scales_.values()]
-    numbers = np.array([*judge.thresholds_.values(), *np.ravel(scales)], dtype=np.float64)
-    arrays = [array for array in _arrays(judge.channels_).values() if array.dtype.kind == "f"]
+    if set(alarm_rule.thresholds_) != set(alarm_rule.config.alphas):
+        raise ValueError(f"its thresholds are {[level.name for level in alarm_rule.thresholds_]}")
+    scales = [(scale.centre, scale.spread) for scale in alarm_rule.scales_.values()]
+    numbers = np.array([*alarm_rule.thresholds_.values(), *np.ravel(scales)], dtype=np.float64)
+    arrays = [array for array in _arrays(alarm_rule.channels_).values() if array.dtype.kind == "f"]
     if not all(np.isfinite(values).all() for values in (numbers, *arrays)):
         raise ValueError("it holds numbers that are NaN or infinite")
-    if judge.maxima_ is not None:
-        if judge.maxima_.shape != (judge.num_calibration_,):
-            raise ValueError(f"it holds {judge.maxima_.shape} maxima of calibration episodes")
-        if not np.isfinite(judge.maxima_).all():
+    if alarm_rule.maxima_ is not None:
+        if alarm_rule.maxima_.shape != (alarm_rule.num_calibration_,):
+            raise ValueError(f"it holds {alarm_rule.maxima_.shape} maxima of calibration episodes")
+        if not np.isfinite(alarm_rule.maxima_).all():
             raise ValueError("a maximum of a calibration episode is NaN or infinite")
-    if any(scale.spread <= 0 for scale in judge.scales_.values()):
+    if any(scale.spread <= 0 for scale in alarm_rule.scales_.values()):
         raise ValueError("the spread of a signal is not positive")
 
 

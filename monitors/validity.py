@@ -22,7 +22,7 @@ def utc_now() -> datetime:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Artefact:
+class MonitorMetadata:
     """Where a fitted monitor comes from and what it may be used for; None: not known."""
 
     created: datetime | None = None
@@ -57,7 +57,7 @@ class Artefact:
         return {**vars(self), **{name: date and date.isoformat() for name, date in dates.items()}}
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Artefact:
+    def from_dict(cls, fields: Mapping[str, Any]) -> MonitorMetadata:
         """The inverse of `as_dict`; what is missing is not known, what is more is left alone."""
         known: dict[str, Any] = {name: fields.get(name) for name in cls.__dataclass_fields__}
         for name in ("created", "expires"):
@@ -65,7 +65,7 @@ class Artefact:
                 known[name] = datetime.fromisoformat(known[name])
         return cls(**known)
 
-    def check_fits(self, where: str, other: Artefact) -> None:
+    def check_fits(self, where: str, other: MonitorMetadata) -> None:
         """Refuse a use for another model, other actions or other features; unknown ones pass.
 
         Raises:
@@ -90,12 +90,12 @@ class Artefact:
                 )
 
 
-def staleness(artefact: Artefact, now: datetime) -> Evidence | None:
+def staleness(metadata: MonitorMetadata, now: datetime) -> Evidence | None:
     """Why the calibration can no longer be relied on; None: it can.
 
     The score is the number of days since it expired; None if the clock cannot be right.
     """
-    expires, created = artefact.expires, artefact.created
+    expires, created = metadata.expires, metadata.created
     if expires is None:
         return None
     if created is not None and now < created - SKEW:

@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -21,37 +23,24 @@ SOURCES = sorted(
 )
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
-TOP_FLOOR = (
-    "benchmark",
-    "calibration_benchmark",
+ORDER = (
+    "datasets monitors networks checkpoint",
+    "imagination",
+    "model",
+    "c3_import episodes",
+    "rollouts training",
+    "calibration",
+    "runtime envs",
+    "evaluation planning",
+    "demo",
+    "report",
     "cli",
     "__main__",
-    "demo",
-    "evaluation",
-    "left_out_episodes",
-    "live_view",
-    "planning",
-    "report",
-    "rollout_report",
-    "statistics",
-    "view_strip",
 )
-"""Modules of worldmodel/ that stand above envs/, by the first part of their name."""
-MAY_IMPORT = {
-    "datasets": {"datasets"},
-    "monitors": {"monitors"},
-    "core": {"core", "datasets", "monitors"},
-    "envs": {"envs", "core", "datasets", "monitors"},
-    "top": {"top", "envs", "core", "datasets", "monitors"},
-}
-
-
-def floor(module: str) -> str:
-    """The floor of a module below `worldmodel`, such as "datasets.trajectory"."""
-    first = module.split(".")[0]
-    if first in LINKED:
-        return first
-    return "top" if first.split("_")[0] in TOP_FLOOR or first in TOP_FLOOR else "core"
+"""Rooms of the package, lowest floor first; rooms of one floor do not import each other."""
+FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms.split()}
+MAX_MODULES = 25
+"""Most modules in one folder."""
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -60,12 +49,45 @@ def imported(path: Path) -> Iterator[str]:
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module == "worldmodel":
-            names = [f"worldmodel.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [str(node.module)]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         yield from (name.partition(".")[2] for name in names if name.startswith("worldmodel."))
+
+
+def module_name(path: Path, root: Path = ROOT) -> str:
+    """The dotted name of a source file, without the leading `worldmodel.`."""
+    name = path.relative_to(root).with_suffix("").as_posix().removeprefix("worldmodel/")
+    return name.removesuffix("/__init__").replace("/", ".")
+
+
+def upward_imports(path: Path, root: Path = ROOT) -> list[str]:
+    """Imports of a file that reach another room on the same floor or a higher one."""
+    room = module_name(path, root).split(".")[0]
+    if room == "__init__":  # the public face imports lazily from every floor
+        return []
+    assert room in FLOOR, f"{path}: give {room!r} a floor in `ORDER`."
+    targets = ((target, target.split(".")[0]) for target in imported(path))
+    return [
+        target
+        for target, other in targets
+        if other != room and (other not in FLOOR or FLOOR[other] >= FLOOR[room])
+    ]
+
+
+def import_graph(paths: Sequence[Path], root: Path = ROOT) -> dict[str, set[str]]:
+    """Module -> the modules of its own room that it imports."""
+    modules = {module_name(path, root) for path in paths}
+    graph: dict[str, set[str]] = {}
+    for path in paths:
+        module = module_name(path, root)
+        found = set()
+        for target in imported(path):
+            owner = target if target in modules else target.rpartition(".")[0]
+            if owner in modules and owner.split(".")[0] == module.split(".")[0]:
+                found.add(owner)
+        graph[module] = found - {module}
+    return graph
 
 
 def name(path: Path) -> str:
@@ -75,29 +97,81 @@ def name(path: Path) -> str:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_imports_never_point_upward(path: Path) -> None:
-    module = path.relative_to(ROOT).with_suffix("").as_posix().removeprefix("worldmodel/")
-    allowed = MAY_IMPORT[floor(module.replace("/", "."))]
-    wrong = [target for target in imported(path) if floor(target) not in allowed]
-    assert not wrong, f"{module} may import only {sorted(allowed)}."
+    assert upward_imports(path) == []
+
+
+def test_rooms_have_no_import_circle() -> None:
+    """`graphlib` raises `CycleError`, which names the circle."""
+    assert len(list(TopologicalSorter(import_graph(SOURCES)).static_order())) >= len(SOURCES)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.py")), ids=name)
+def test_the_simulator_needs_no_world_model(path: Path) -> None:
+    rooms = {target.split(".")[0] for target in imported(path)}
+    assert rooms <= {"envs", "datasets", "monitors"}
+
+
+def test_nothing_in_the_package_imports_benchmarks() -> None:
+    found = [
+        path
+        for path in SOURCES
+        if re.search(r"^\s*(from|import) benchmarks", path.read_text(), re.M)
+    ]
+    assert found == []
+
+
+def test_folders_hold_few_modules() -> None:
+    folders = Counter(path.parent for path in SOURCES)
+    assert {folder: count for folder, count in folders.items() if count > MAX_MODULES} == {}
 
 
 @pytest.mark.parametrize(
-    ("module", "expected"),
+    ("file", "code"),
     [
-        ("datasets.rlds", "datasets"),
-        ("report_figures", "top"),
-        ("cli.train", "top"),
-        ("model", "core"),
+        ("networks/new.py", "def f():\n    from worldmodel.model import WorldModel\n"),
+        ("rollouts/new.py", "import worldmodel.training.loop\n"),
+        ("monitors/new.py", "from worldmodel import cli\n"),
+        ("datasets/new.py", "from worldmodel.unplaced import thing\n"),
     ],
 )
-def test_floors(module: str, expected: str) -> None:
-    assert floor(module) == expected
+def test_the_floor_rule_finds_an_upward_import(tmp_path: Path, file: str, code: str) -> None:
+    path = tmp_path / "worldmodel" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(code)
+    assert upward_imports(path, tmp_path) != []
 
 
-def test_the_layering_guard_sees_imports_inside_functions(tmp_path: Path) -> None:
-    path = tmp_path / "module.py"
-    path.write_text("def f():\n    from worldmodel import envs\n    import worldmodel.cli.train\n")
-    assert list(imported(path)) == ["envs", "cli.train"]
+def test_the_floor_rule_refuses_a_module_without_a_floor(tmp_path: Path) -> None:
+    path = tmp_path / "worldmodel" / "helpers.py"
+    path.parent.mkdir()
+    path.write_text("")
+    with pytest.raises(AssertionError, match="give 'helpers' a floor"):
+        upward_imports(path, tmp_path)
+
+
+def test_the_floor_rule_finds_a_circle(tmp_path: Path) -> None:
+    paths = [tmp_path / "worldmodel" / "networks" / f"{letter}.py" for letter in "ab"]
+    paths[0].parent.mkdir(parents=True)
+    paths[0].write_text("from worldmodel.networks.b import thing\n")
+    paths[1].write_text("def f():\n    from worldmodel.networks import a\n")
+    with pytest.raises(CycleError):
+        list(TopologicalSorter(import_graph(paths, tmp_path)).static_order())
+
+
+def public_classes() -> Iterator[tuple[str, str]]:
+    """Name and module of every public class; each command has a `Command` of its own."""
+    for path in SOURCES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and node.name[0] != "_" and node.name != "Command":
+                yield node.name, name(path)
+
+
+def test_no_two_classes_or_modules_share_a_name() -> None:
+    """Modules of cli/ are named after their commands, and so may be what they call."""
+    modules = [p.stem for p in SOURCES if p.parent.name != "cli" and not p.stem.startswith("__")]
+    classes = [class_name for class_name, _ in public_classes()]
+    assert [name for name, count in Counter(modules).items() if count > 1] == []
+    assert [name for name, count in Counter(classes).items() if count > 1] == []
 
 
 @pytest.mark.parametrize("folder", LINKED)

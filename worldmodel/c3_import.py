@@ -29,7 +29,7 @@ from torch import Tensor
 
 from worldmodel.datasets.actions import ActionSpec
 from worldmodel.model import ModelConfig, WorldModel
-from worldmodel.networks.c3 import PUBLISHED, Reference, ReferenceConfig
+from worldmodel.networks.c3 import PUBLISHED, C3Config, C3Network
 from worldmodel.networks.confidence_heads import ConfidenceConfig
 from worldmodel.networks.tokenizer import Tokenizer
 
@@ -46,7 +46,7 @@ SETTINGS = {"heads": "heads", "window": "n_frames", "height": "input_h", "width"
 """What a state dict does not tell -> its name in the config.yaml beside a C3 checkpoint."""
 
 
-def load_reference(
+def load_c3(
     path: str | Path,
     *,
     heads: int | None = None,
@@ -55,7 +55,7 @@ def load_reference(
     width: int | None = None,
     spatial_rotary: str = "standard",
     temporal_rotary: str = "standard",
-) -> Reference:
+) -> C3Network:
     """A published network from its checkpoint, in evaluation mode.
 
     Args:
@@ -67,7 +67,7 @@ def load_reference(
             20 (WorldGym) without.
         height: Latent height in positions; default as above, else 32.
         width: Latent width, likewise.
-        spatial_rotary: Rotary positions within a frame, see `ReferenceConfig`.
+        spatial_rotary: Rotary positions within a frame, see `C3Config`.
         temporal_rotary: Rotary positions in time.
 
     Raises:
@@ -80,16 +80,14 @@ def load_reference(
     given = {"heads": heads, "window": window, "height": height, "width": width}
     told |= {name: value for name, value in given.items() if value is not None}
     fields: dict[str, Any] = shape_of(state, file) | published(state) | told
-    config = ReferenceConfig(
-        **fields, spatial_rotary=spatial_rotary, temporal_rotary=temporal_rotary
-    )
-    model = Reference(config)
+    config = C3Config(**fields, spatial_rotary=spatial_rotary, temporal_rotary=temporal_rotary)
+    model = C3Network(config)
     model.load_state_dict(converted(model, state, file))
     return model.eval()
 
 
 def as_world_model(
-    network: Reference,
+    network: C3Network,
     tokenizer: Tokenizer,
     *,
     action_spec: ActionSpec,
@@ -103,7 +101,7 @@ def as_world_model(
     are untrained too.
 
     Args:
-        network: As `load_reference` made it.
+        network: As `load_c3` made it.
         tokenizer: Its autoencoder; its whitening is set anew.
         action_spec: What its actions mean.
         camera: Name of the camera it was trained on.
@@ -223,7 +221,7 @@ def count(state: Mapping[str, Tensor], name: str) -> int:
     return len({key.split(".")[1] for key in state if key.startswith(f"{name}.")})
 
 
-def converted(model: Reference, state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+def converted(model: C3Network, state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
     """The weights under our names, every one of theirs used."""
     unused, ours = set(state), {}
     for name, parameter in model.state_dict().items():
@@ -246,7 +244,7 @@ def converted(model: Reference, state: Mapping[str, Tensor], file: Path) -> dict
     return ours
 
 
-def source_of(name: str, config: ReferenceConfig) -> tuple[str, Callable[[Tensor], Tensor]]:
+def source_of(name: str, config: C3Config) -> tuple[str, Callable[[Tensor], Tensor]]:
     """Their name of our parameter, and what turns their tensor into ours."""
     end = name.rpartition(".")[2]
     plain = {"level": "timestep_mlp", "threshold": "err_thresh_mlp", "action": "action_embedder"}

@@ -1,13 +1,17 @@
-"""Which files a result came from, and whether their training was over."""
+"""Checkpoint folders: where they are, their hash, atomic replacement, and finished training."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+SHIPPED = Path(__file__).parent / "checkpoints"
+"""Checkpoints inside the package, loaded by their folder's name."""
 WEIGHTS = ("config.json", "weights.safetensors", "tokenizer")
 """The files and folders of a checkpoint that make it the model it is."""
 
@@ -49,12 +53,29 @@ def check_trained(provenance: Mapping[str, Any], source: str | Path, *stages: st
         )
 
 
-SHIPPED = Path(__file__).parent / "checkpoints"
-"""Checkpoints inside the package, loaded by their folder's name."""
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `folder` once the block is left.
+
+    After an error, Ctrl-C included, an earlier `folder` stays as it was and the new one is deleted.
+    """
+    partial, old = (folder.with_name(f"{folder.name}.{end}") for end in ("partial", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def _carry_over(source: Path, target: Path) -> None:
-    """Copy a folder or file if it is there."""
+def copy_if_present(source: Path, target: Path) -> None:
+    """Copy a folder or file if it exists."""
     if source.is_dir():
         shutil.copytree(source, target)
     elif source.is_file():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from worldmodel.calibration.calibrated import Loaded, Trust
+from worldmodel.calibration.calibrated import Calibration, Checkpoint
 from worldmodel.calibration.features import FrameFeatures, signals
 from worldmodel.envs.collect import Collection
 from worldmodel.envs.factors import NOMINAL, SEVERITIES, SHIFTS
@@ -95,17 +95,17 @@ class DemoResult:
         }
 
 
-def run_demo(loaded: Loaded, config: DemoConfig) -> DemoResult:
+def run_demo(checkpoint: Checkpoint, config: DemoConfig) -> DemoResult:
     """Simulate, imagine, watch and compare."""
     groups = {
-        key: imagine_group(loaded, episodes, seed=config.seed)
-        for key, episodes in tqdm(scenes(loaded.model, config).items(), "imagine")
+        key: imagine_group(checkpoint, episodes, seed=config.seed)
+        for key, episodes in tqdm(scenes(checkpoint.model, config).items(), "imagine")
     }
     runs = policy_episodes(
-        loaded.model, config.policies, task=config.task, episodes=config.rollouts,
+        checkpoint.model, config.policies, task=config.task, episodes=config.rollouts,
         seed=config.seed + 1, workers=config.workers,
     )  # fmt: skip
-    evaluation = evaluate(loaded.model, loaded.gate, runs, seed=config.seed)
+    evaluation = evaluate(checkpoint.model, checkpoint.gate, runs, seed=config.seed)
     nominal = groups[NOMINAL, 0]
     rng = np.random.default_rng(config.seed)
     reliability = {
@@ -115,8 +115,8 @@ def run_demo(loaded: Loaded, config: DemoConfig) -> DemoResult:
     return DemoResult(
         config=config,
         groups=groups,
-        quality=image_quality(loaded.model, nominal.episodes, nominal.rollouts, rng=rng),
-        calibration=calibration_table(loaded.trust, groups, reliability, rng),
+        quality=image_quality(checkpoint.model, nominal.episodes, nominal.rollouts, rng=rng),
+        calibration=calibration_table(checkpoint.calibration, groups, reliability, rng),
         reliability=reliability,
         detection={
             key: summarize_detection(nominal.watched, group.watched)
@@ -139,14 +139,14 @@ def scenes(model: WorldModel, config: DemoConfig) -> dict[Key, list[Episode]]:
 
 
 @torch.inference_mode()
-def imagine_group(loaded: Loaded, episodes: Sequence[Episode], *, seed: int) -> Group:
+def imagine_group(checkpoint: Checkpoint, episodes: Sequence[Episode], *, seed: int) -> Group:
     """Imagine episodes of one kind and let the monitor watch them."""
-    features, trust = FrameFeatures(loaded.model), loaded.trust
+    features, calibration = FrameFeatures(checkpoint.model), checkpoint.calibration
     batches = [episode.batch for episode in episodes]
-    rollouts = roll_out(loaded.model, batches, horizon=trust.horizon, seed=seed)
-    claims = trust.claims(loaded.model, batches, seed=seed)
+    rollouts = roll_out(checkpoint.model, batches, horizon=calibration.horizon, seed=seed)
+    claims = calibration.claims(checkpoint.model, batches, seed=seed)
     watched = [
-        trust.monitor.watch(signals(features, episode, claim))
+        calibration.monitor.watch(signals(features, episode, claim))
         for episode, claim in zip(episodes, claims, strict=True)
     ]
     return Group(episodes, rollouts, watched)
@@ -168,7 +168,7 @@ def count(group: Group) -> Reliability:
 
 
 def calibration_table(
-    trust: Trust,
+    calibration: Calibration,
     groups: Mapping[Key, Group],
     reliability: Mapping[str, Reliability],
     rng: np.random.Generator,
@@ -179,7 +179,7 @@ def calibration_table(
         return summarize(counted.episode_bins(horizon=horizon), rng=rng, num_resamples=200)
 
     def corrected(group: Group) -> Reliability:
-        curved = [recalibrated(rollout, trust.recalibration) for rollout in group.rollouts]
+        curved = [recalibrated(rollout, calibration.recalibration) for rollout in group.rollouts]
         return count(replace(group, rollouts=curved))
 
     stated = {"as stated": reliability[NOMINAL], "recalibrated": corrected(groups[NOMINAL, 0])}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from worldmodel.networks.attention import lay_out_for_inference
-from worldmodel.networks.c3 import Reference
-from worldmodel.networks.c3_rollout import ReferenceRollout
+from worldmodel.networks.c3 import PUBLISHED, C3Network
+from worldmodel.networks.c3_rollout import C3Rollout
 from worldmodel.networks.confidence_heads import Head
 from worldmodel.networks.dynamics import Dynamics, FrameInputs, only_valid
 from worldmodel.networks.noise_schedule import Flow
@@ -91,14 +91,14 @@ def with_and_without_action(frame: FrameInputs) -> FrameInputs:
     def twice(x: Tensor) -> Tensor:
         return torch.cat((x, x))
 
-    there = frame.view_valid
+    view_mask = frame.view_valid
     return FrameInputs(
         noisy=twice(frame.noisy),
         previous=twice(frame.previous),
         level=twice(frame.level),
         actions=twice(frame.actions),
         action_valid=torch.cat((frame.action_valid, torch.zeros_like(frame.action_valid))),
-        view_valid=None if there is None else twice(there),
+        view_valid=None if view_mask is None else twice(view_mask),
     )
 
 
@@ -106,29 +106,29 @@ def context_frames(inputs: RolloutInputs) -> FrameInputs:
     """The real frames that rollouts start from, as the network reads them."""
     b, start = inputs.context.shape[:2]
     actions, valid = leading_actions(inputs.actions, inputs.action_valid, inputs.first_action)
-    context, there = inputs.context, inputs.view_valid
-    if there is not None:
-        context = only_valid(context, there)
+    context, view_mask = inputs.context, inputs.view_valid
+    if view_mask is not None:
+        context = only_valid(context, view_mask)
     return FrameInputs(
         noisy=context,
         previous=previous_frames(context),
         level=context.new_zeros(b, start),
         actions=actions[:, :start],
         action_valid=valid[:, :start],
-        view_valid=there,
+        view_valid=view_mask,
     )
 
 
 def begin(
-    network: Dynamics | Reference,
+    network: Dynamics | C3Network,
     context: FrameInputs,
     sampling: Sampling,
     draw: Draw,
     epsilon: Float[Tensor, " levels"],
 ) -> Rollout:
     """Start a batch of rollouts; `epsilon` is for a network that states its own confidence."""
-    if isinstance(network, Reference):
-        return ReferenceRollout(network, context, sampling, draw, epsilon)
+    if isinstance(network, C3Network):
+        return C3Rollout(network, context, sampling, draw, epsilon)
     return DynamicsRollout(network, context, sampling, draw)
 
 
@@ -138,7 +138,7 @@ class Imagination:
     @torch.inference_mode()
     def __init__(
         self,
-        network: Dynamics | Reference,
+        network: Dynamics | C3Network,
         inputs: RolloutInputs,
         *,
         sampling: Sampling,
@@ -181,7 +181,7 @@ class Imagination:
 
 
 def frames(
-    network: Dynamics | Reference,
+    network: Dynamics | C3Network,
     inputs: RolloutInputs,
     *,
     sampling: Sampling,
@@ -198,7 +198,7 @@ def frames(
 
 @torch.inference_mode()
 def imagine(
-    network: Dynamics | Reference,
+    network: Dynamics | C3Network,
     head: Head | None,
     inputs: RolloutInputs,
     *,
@@ -216,15 +216,62 @@ def imagine(
         stated = latents[..., None][..., :0]
     else:
         stated = state_confidence(network, head, features, epsilon)
-    there = inputs.imagined_views
-    if there is not None:
-        there = there.expand(-1, len(made), -1)
-        stated = stated.masked_fill(~there[..., None, None, None, None], torch.nan)
-    return Imagined(latents, stated, features, there)
+    view_mask = inputs.imagined_views
+    if view_mask is not None:
+        view_mask = view_mask.expand(-1, len(made), -1)
+        stated = stated.masked_fill(~view_mask[..., None, None, None, None], torch.nan)
+    return Imagined(latents, stated, features, view_mask)
+
+
+def imagine_published(
+    network: C3Network,
+    context: Float[Tensor, "batch start 1 channel height width"],
+    actions: Float[Tensor, "batch rows action"],
+    *,
+    noise: Float[Tensor, "batch frames 1 channel height width"] | None = None,
+    seeds: Sequence[int] | None = None,
+    epsilon: Sequence[float] = (),
+    sampling: Sampling = PUBLISHED,
+) -> Imagined:
+    """`imagine` with action rows as C3 and WorldGym pair them: row t leads *to* frame t.
+
+    Args:
+        network: The published network.
+        context: Latents of the frames before the rollout.
+        actions: Row 0 belongs to the first frame of the context and is seen too. Everywhere else in
+            this package row t takes frame t to frame t + 1.
+        noise: First noise of each imagined frame; default: drawn from the seeds.
+        seeds: One per rollout; default: 0, 1, 2, ...
+        epsilon: Error levels of the confidence; none without a confidence head.
+        sampling: Sampler of a frame.
+
+    Returns:
+        `rows - start` imagined frames per rollout. The last axis of the confidence is empty without
+        `epsilon`, or without a head.
+
+    Raises:
+        ValueError: no row for a frame to imagine, or inputs that do not fit each other.
+    """
+    start, (b, rows, width) = context.shape[1], actions.shape
+    if rows <= start or width != network.config.action_dim:
+        raise ValueError(
+            f"`actions` must be more than {start} rows, those of the context and one per frame to "
+            f"imagine, of {network.config.action_dim} numbers, got {rows} rows of {width}."
+        )
+    inputs = RolloutInputs(
+        context=context,
+        actions=actions[:, 1:],
+        action_valid=torch.ones((b, rows - 1), dtype=torch.bool, device=actions.device),
+        seeds=range(len(context)) if seeds is None else seeds,
+        noise=noise,
+        first_action=actions[:, 0],
+    )
+    levels = torch.tensor(list(epsilon), device=context.device)
+    return imagine(network, None, inputs, sampling=sampling, epsilon=levels)
 
 
 def state_confidence(
-    network: Dynamics | Reference,
+    network: Dynamics | C3Network,
     head: Head,
     features: Float[Tensor, "batch time tokens dim"],
     epsilon: Float[Tensor, " levels"],
@@ -248,7 +295,7 @@ def state_confidence(
 
 
 def to_subpatches(
-    per_token: Float[Tensor, "batch tokens subpatches levels"], network: Dynamics | Reference
+    per_token: Float[Tensor, "batch tokens subpatches levels"], network: Dynamics | C3Network
 ) -> Float[Tensor, "batch view channel h w levels"]:
     """From one row of values per token to one value per subpatch."""
     config = network.config
@@ -259,7 +306,7 @@ def to_subpatches(
 
 
 def to_tokens(
-    subpatches: Float[Tensor, "*batch view channel h w"], network: Dynamics | Reference
+    subpatches: Float[Tensor, "*batch view channel h w"], network: Dynamics | C3Network
 ) -> Tensor:
     """The inverse of `to_subpatches`, without the axis of levels."""
     p = network.config.patch

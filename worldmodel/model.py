@@ -6,7 +6,6 @@ It is saved as one folder, without pickle.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,23 +19,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from worldmodel.checkpoint import _carry_over, checkpoint_folder
+from worldmodel.checkpoint import checkpoint_folder, copy_if_present, replaced_folder
 from worldmodel.datasets.actions import ActionSpec
 from worldmodel.imagination import Imagined, imagine
-from worldmodel.networks.c3 import Reference, ReferenceConfig
+from worldmodel.networks.c3 import C3Config, C3Network
 from worldmodel.networks.confidence_heads import ConfidenceConfig, Head, build_head
 from worldmodel.networks.dynamics import Dynamics, DynamicsConfig, only_valid
 from worldmodel.networks.images import resize, to_model, to_pixels
 from worldmodel.networks.rollout import RolloutInputs
 from worldmodel.networks.sampler import Sampling
-from worldmodel.networks.success import ActionJudge, LatentJudge
+from worldmodel.networks.success import ActionSuccessClassifier, SuccessClassifier
 from worldmodel.networks.tokenizer import Tokenizer
 
 FORMAT = 1
 """Version of the folder's layout."""
-NETWORKS: dict[str, type[DynamicsConfig] | type[ReferenceConfig]] = {
+NETWORKS: dict[str, type[DynamicsConfig] | type[C3Config]] = {
     "own": DynamicsConfig,
-    "reference": ReferenceConfig,
+    "reference": C3Config,
 }
 """`network` in a stored config -> the config it names; without it, it is our own."""
 
@@ -45,7 +44,7 @@ NETWORKS: dict[str, type[DynamicsConfig] | type[ReferenceConfig]] = {
 class ModelConfig:
     """What a checkpoint was made for, stored beside its weights."""
 
-    dynamics: DynamicsConfig | ReferenceConfig
+    dynamics: DynamicsConfig | C3Config
     """Our own network, or a published one that was imported."""
     confidence: ConfidenceConfig
     """Of our head; a network with a head of its own has none of ours."""
@@ -121,23 +120,23 @@ class WorldModel(nn.Module):
             )
         self.config = config
         self.tokenizer = tokenizer
-        self.dynamics: Dynamics | Reference
+        self.dynamics: Dynamics | C3Network
         self.confidence: Head | None = None
-        if isinstance(dynamics, ReferenceConfig):
-            self.dynamics = Reference(dynamics)
+        if isinstance(dynamics, C3Config):
+            self.dynamics = C3Network(dynamics)
         else:
             self.dynamics = Dynamics(dynamics)
         if not self.states_confidence:
             self.confidence = build_head(
                 dynamics.dim, dynamics.channels * dynamics.patch**2, config.confidence
             )
-        self.judge = LatentJudge(dynamics.channels, dynamics.views)
-        self.action_judge = ActionJudge(dynamics.action_dim)
+        self.judge = SuccessClassifier(dynamics.channels, dynamics.views)
+        self.action_judge = ActionSuccessClassifier(dynamics.action_dim)
 
     @property
     def states_confidence(self) -> bool:
         """Whether the network has a confidence head of its own, as C3's has."""
-        return isinstance(self.dynamics, Reference) and self.dynamics.has_confidence
+        return isinstance(self.dynamics, C3Network) and self.dynamics.has_confidence
 
     @property
     def sampling(self) -> Sampling:
@@ -237,24 +236,13 @@ class WorldModel(nn.Module):
         and its README.md stay.
         """
         folder = Path(folder)
-        partial, old = (folder.with_name(f"{folder.name}.{end}") for end in ("partial", "old"))
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        try:
+        with replaced_folder(folder) as partial:
             self._write(partial, dtype)
             for extra in ("monitor", "README.md"):
-                _carry_over(folder / extra, partial / extra)
-        except BaseException:  # Ctrl-C too: nothing half-written is left
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
-        shutil.rmtree(old, ignore_errors=True)
+                copy_if_present(folder / extra, partial / extra)
 
     def _write(self, partial: Path, dtype: torch.dtype) -> None:
         """Write every file of the checkpoint into a new folder."""
-        partial.mkdir(parents=True)
         (partial / "config.json").write_text(json.dumps(self.config.as_dict(), indent=2) + "\n")
         stored = {
             name: value.to(dtype if value.is_floating_point() else value.dtype).contiguous()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from worldmodel import cli
 
 if TYPE_CHECKING:
-    from benchmarks.calibration.methods import Bench
+    from benchmarks.calibration.methods import Comparison
 
 LEAST_LEARN = 20
 """Episodes that the confidence of events needs to be fitted."""
@@ -65,7 +65,7 @@ class Command:
 
 def run(command: Command) -> int:
     """Compare, print one table, and write it with pictures."""
-    from benchmarks.calibration.cross_validation import LEFT_OUT, left_out_benches
+    from benchmarks.calibration.cross_validation import LEFT_OUT, left_out_comparisons
     from benchmarks.calibration.episodes import NOMINAL, POOLED, POOLED_VISUAL, VISUAL
     from benchmarks.calibration.extras import extras, tables
     from benchmarks.calibration.methods import SHIPPED
@@ -87,7 +87,7 @@ def run(command: Command) -> int:
         merged = {POOLED: SHIFTS, POOLED_VISUAL: VISUAL}
     else:
         shown = (LEFT_OUT,)
-        benches = left_out_benches(
+        benches = left_out_comparisons(
             command.data, folds=command.folds, preset=command.preset, steps=command.steps,
             seed=command.seed, folder=command.out / "folds",
         )  # fmt: skip
@@ -131,23 +131,23 @@ def check_settings(command: Command) -> None:
     file.write_text(text)
 
 
-def tabletop(command: Command) -> Bench:
+def tabletop(command: Command) -> Comparison:
     """Simulate, imagine and gather what is compared on the tabletop."""
-    from benchmarks.calibration.episodes import TabletopSize, tabletop_materials
-    from benchmarks.calibration.methods import Bench
-    from worldmodel.calibration.calibrated import Loaded
+    from benchmarks.calibration.episodes import TabletopSize, tabletop_data
+    from benchmarks.calibration.methods import Comparison
+    from worldmodel.calibration.calibrated import Checkpoint
     from worldmodel.model import WorldModel
 
-    loaded = Loaded.from_checkpoint(command.model)
+    checkpoint = Checkpoint.load(command.model, stages=("confidence", "judge"))
     size = TabletopSize(learn=command.learn, nominal=command.nominal, shifted=command.shifted)
     gather = partial(
-        tabletop_materials, loaded.model, size, command.out / "episodes",
+        tabletop_data, checkpoint.model, size, command.out / "episodes",
         seed=command.seed, workers=command.workers,
     )  # fmt: skip
     members = [WorldModel.load(folder) for folder in command.members]
-    return Bench(
-        loaded.model, gather, command.steps,
-        judge=loaded.trust.monitor.judge_, members=members, seed=command.seed,
+    return Comparison(
+        checkpoint.model, gather, command.steps,
+        alarm_rule=checkpoint.calibration.monitor.alarm_rule_, members=members, seed=command.seed,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from worldmodel.calibration.features import FrameFeatures
 from worldmodel.episodes.episode import Episode
-from worldmodel.monitors.alarm_rule import EpisodeJudge
+from worldmodel.monitors.alarm_rule import AlarmRule
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 
@@ -30,7 +30,7 @@ class AppearanceDiscount:
     unfamiliar ones.
     """
 
-    def __init__(self, features: FrameFeatures, judge: EpisodeJudge) -> None:
+    def __init__(self, features: FrameFeatures, judge: AlarmRule) -> None:
         self.features, self.judge = features, judge
 
     def unfamiliar(

@@ -48,7 +48,7 @@ HEAD = "confidence head"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class BaselineRow:
     """One way to tell where the model errs."""
 
     name: str
@@ -87,17 +87,17 @@ def judged(
     rollouts: Sequence[EpisodeRollouts],
     stated: Sequence[EpisodeRollouts],
     costs: tuple[float, float],
-) -> Row:
+) -> BaselineRow:
     """How well scores rank errors, and how well the confidence `stated` from them held."""
     errors = [rollout.error for rollout in rollouts]
 
     def pairs(horizon: int | None) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        trust = [-score for score in imagined_only(scores, rollouts, horizon)]
-        return trust, imagined_only(errors, rollouts, horizon)
+        calibration = [-score for score in imagined_only(scores, rollouts, horizon)]
+        return calibration, imagined_only(errors, rollouts, horizon)
 
     def pi(horizon: int) -> float:
-        trust, error = (np.concatenate(parts) for parts in pairs(horizon))
-        return shepherds_pi(trust, error, rng=np.random.default_rng(0))[0]
+        calibration, error = (np.concatenate(parts) for parts in pairs(horizon))
+        return shepherds_pi(calibration, error, rng=np.random.default_rng(0))[0]
 
     confidence = np.concatenate(
         [
@@ -106,7 +106,7 @@ def judged(
         ]
     )
     correct = np.concatenate(imagined_only(errors, rollouts, None))[:, None] <= np.array(EPSILONS)
-    return Row(
+    return BaselineRow(
         name=name,
         association=summarize_association(*pairs(None), rng=np.random.default_rng(0)),
         pi_at={h: pi(h) for h in HORIZONS},
@@ -125,7 +125,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 def rows(
     model: WorldModel, members: Sequence[WorldModel], episodes: Sequence[Episode]
-) -> list[Row]:
+) -> list[BaselineRow]:
     """Every baseline, and the model's own head as it is shipped."""
     batches = [episode.batch for episode in episodes]
     rollouts = roll_out(model, batches)
@@ -171,7 +171,9 @@ def quality(name: str, model: WorldModel, episodes: Sequence[Episode]) -> Member
     return MemberRow(name=name, error=error, psnr_db=psnr)
 
 
-def table(found: Sequence[Row], networks: Sequence[MemberRow], facts: dict[str, Any]) -> str:
+def table(
+    found: Sequence[BaselineRow], networks: Sequence[MemberRow], facts: dict[str, Any]
+) -> str:
     """Both tables as Markdown."""
     ahead = " | ".join(f"π at {h}" for h in HORIZONS)
     lines = [

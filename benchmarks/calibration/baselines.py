@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from benchmarks.calibration.rescore import Moment, Score, Scores, Window, by_window, revisit
+from benchmarks.calibration.rescore import Score, ScoredFrame, Scores, Window, by_window, rescore
 from worldmodel.episodes.clips import LatentBatch, latents_name
 from worldmodel.imagination import imagine
 from worldmodel.model import WorldModel
@@ -177,14 +177,14 @@ def denoising_residual(model: WorldModel, window: Window) -> Tensor:
     """How far a frame moves when it is noised to a middle level and denoised again: one pass."""
     draw = own_noise(window, 1)
 
-    def score(moment: Moment) -> Tensor:
+    def score(moment: ScoredFrame) -> Tensor:
         noisy = (1 - MID_LEVEL) * moment.latent + MID_LEVEL * draw()
         return (moment.denoise(noisy, MID_LEVEL) - moment.latent).abs()
 
-    return revisit(model, window, score)
+    return rescore(model, window, score)
 
 
-def estimates(moment: Moment, noise: Tensor) -> list[Tensor]:
+def estimates(moment: ScoredFrame, noise: Tensor) -> list[Tensor]:
     """The clean latents that a sampler of several steps believes in on its way from `noise`."""
     x, believed, levels = noise, [], Flow().levels(FEW_STEPS.num_steps)
     for level, following in pairwise(levels):
@@ -198,20 +198,20 @@ def flow_instability(model: WorldModel, window: Window) -> Tensor:
     """Mean change of the estimated clean latent from one step of a sampler to the next."""
     draw = own_noise(window, 1)
 
-    def score(moment: Moment) -> Tensor:
+    def score(moment: ScoredFrame) -> Tensor:
         return torch.stack(estimates(moment, draw())).diff(dim=0).abs().mean(0)
 
-    return revisit(model, window, score)
+    return rescore(model, window, score)
 
 
 def seed_variance(model: WorldModel, window: Window) -> Tensor:
     """Spread between denoisings of one frame from several noises, the past being the same."""
     draws = [own_noise(window, 1 + number) for number in range(NUM_SEEDS)]
 
-    def score(moment: Moment) -> Tensor:
+    def score(moment: ScoredFrame) -> Tensor:
         return spread([estimates(moment, draw())[-1] for draw in draws])
 
-    return revisit(model, window, score)
+    return rescore(model, window, score)
 
 
 def round_trip(model: WorldModel, window: Window) -> Tensor:

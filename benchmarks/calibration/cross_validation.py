@@ -8,13 +8,13 @@ from pathlib import Path
 
 from benchmarks.calibration.episodes import (
     PARTS,
-    Materials,
+    BenchmarkData,
     imagined,
     make_banks,
     seconds_per_frame,
 )
 from benchmarks.calibration.heads import HeadRecipe
-from benchmarks.calibration.methods import Bench
+from benchmarks.calibration.methods import Comparison
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.convert import open_target
 from worldmodel.datasets.dataset import Dataset
@@ -38,7 +38,7 @@ COMPARED = (
 """Heads that are trained anew on each part."""
 
 
-def deal(dataset: Dataset, folds: int) -> list[list[str]]:
+def make_folds(dataset: Dataset, folds: int) -> list[list[str]]:
     """Split episodes into folds; copies (equal actions) count once.
 
     Raises:
@@ -57,15 +57,15 @@ def deal(dataset: Dataset, folds: int) -> list[list[str]]:
     return [names[number::folds] for number in range(folds)]
 
 
-def left_out_benches(
+def left_out_comparisons(
     path: Path, *, folds: int, preset: str, steps: int, seed: int, folder: Path
-) -> list[Bench]:
+) -> list[Comparison]:
     """One model per fold, trained without its episodes, ready to be judged on them.
 
     Trainings are kept in `folder` and continued there.
     """
     dataset = open_dataset(path)
-    dealt = deal(dataset, folds)
+    dealt = make_folds(dataset, folds)
     benches = []
     for number, names in enumerate(dealt):
         others = [name for fold in dealt if fold is not names for name in fold]
@@ -74,7 +74,7 @@ def left_out_benches(
         store = copied(dataset, others, own / "train.zarr")
         model = train(store, preset, own / "run")
         gather = partial(prepared, model, dataset, names, preset=preset, seed=seed)
-        benches.append(Bench(model, gather, steps, recipes=COMPARED, seed=seed))
+        benches.append(Comparison(model, gather, steps, recipes=COMPARED, seed=seed))
     return benches
 
 
@@ -89,7 +89,7 @@ def copied(dataset: Dataset, names: Sequence[str], path: Path) -> ClipStore:
 
 def prepared(
     model: WorldModel, dataset: Dataset, names: Sequence[str], *, preset: str, seed: int
-) -> Materials:
+) -> BenchmarkData:
     """What a fold's heads learn from, and what they are judged on."""
     split = model.config.provenance["split"]
     learn = load_named(model, dataset, split["confidence"])
@@ -97,7 +97,7 @@ def prepared(
     calibrate = imagined(model, load_named(model, dataset, untouched), seed=seed)
     held = load_named(model, dataset, names)
     horizon = get_preset(preset).horizon
-    return Materials(
+    return BenchmarkData(
         banks=make_banks(model, learn, passes=8, horizon=horizon, seed=seed),
         calibrate=calibrate,
         corrupted=calibrate,

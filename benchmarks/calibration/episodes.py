@@ -55,7 +55,7 @@ class RolledEpisodes:
 
 
 @dataclass(frozen=True)
-class Materials:
+class BenchmarkData:
     """Everything the compared ways to state confidence have in common."""
 
     banks: Mapping[str, FeatureBank]
@@ -83,8 +83,10 @@ def corrupted(
     copies = []
     for episode in episodes:
         frames = corrupt(episode.frames, rng)
-        there = episode.batch.view_valid
-        latents = model.encode(frames, view_valid=None if there is None else there[0])[None].half()
+        view_mask = episode.batch.view_valid
+        latents = model.encode(frames, view_valid=None if view_mask is None else view_mask[0])[
+            None
+        ].half()
         batch = replace(episode.batch, latents=latents)
         copies.append(replace(episode, frames=frames, batch=batch))
     return copies
@@ -149,9 +151,9 @@ def seconds_per_frame(model: WorldModel, episodes: Sequence[Episode]) -> float:
     return (time.process_time() - began) / (frames.shape[0] * frames.shape[1])
 
 
-def tabletop_materials(
+def tabletop_data(
     model: WorldModel, size: TabletopSize, folder: Path, *, seed: int, workers: int
-) -> Materials:
+) -> BenchmarkData:
     """Simulate and imagine everything that ways to state confidence are compared on."""
     made = simulated(model, size, folder, seed=seed, workers=workers)
     groups: dict[str, RolledEpisodes] = {}
@@ -162,7 +164,7 @@ def tabletop_materials(
         groups[key[0]] = groups[key[0]].joined(rolled) if key[0] in groups else rolled
     calibrate = made[PARTS[1], 0]
     changed = corrupted(model, calibrate, np.random.default_rng(seed))
-    return Materials(
+    return BenchmarkData(
         banks=make_banks(
             model, made[PARTS[0], 0], passes=3, horizon=model.config.trained_horizon, seed=seed
         ),

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.calibration.episodes import NOMINAL, VISUAL
 from benchmarks.calibration.interventions import marked_episodes
 from benchmarks.calibration.localisation import HORIZONS, LocalisationRow, localisation_table
-from benchmarks.calibration.methods import Bench
+from benchmarks.calibration.methods import Comparison
 from worldmodel.envs.collect import Collection
 from worldmodel.monitors.guarantees.risk_control import RiskControl
 from worldmodel.monitors.reliability.counts import CalibrationSummary
@@ -67,9 +67,9 @@ class Extras:
         }
 
 
-def extras(bench: Bench, *, marked: int, seed: int) -> Extras:
+def extras(bench: Comparison, *, marked: int, seed: int) -> Extras:
     """Measure them; `marked` nominal episodes get things put into them at known pixels."""
-    assert bench.judge is not None, "the tabletop's checkpoint has a monitor"
+    assert bench.alarm_rule is not None, "the tabletop's checkpoint has a monitor"
     groups = {NOMINAL: list(bench.materials.groups[NOMINAL].rollouts)}
     groups["visual shifts"] = [
         rollout for name in VISUAL for rollout in bench.materials.groups[name].rollouts
@@ -80,12 +80,12 @@ def extras(bench: Bench, *, marked: int, seed: int) -> Extras:
     return Extras(
         events(bench, groups, seed),
         [row for alpha in ALPHAS for row in promises(bench, groups, alpha)],
-        localisation_table(bench.model, bench.judge, episodes, seed=seed),
+        localisation_table(bench.model, bench.alarm_rule, episodes, seed=seed),
     )
 
 
 def events(
-    bench: Bench, groups: Mapping[str, Sequence[EpisodeRollouts]], seed: int
+    bench: Comparison, groups: Mapping[str, Sequence[EpisodeRollouts]], seed: int
 ) -> dict[str, dict[str, CalibrationSummary]]:
     """Confidence of regions, frames and rollouts, fitted on the calibration episodes."""
     rng = np.random.default_rng(seed)
@@ -97,7 +97,7 @@ def events(
 
 
 def promises(
-    bench: Bench, groups: Mapping[str, Sequence[EpisodeRollouts]], alpha: float
+    bench: Comparison, groups: Mapping[str, Sequence[EpisodeRollouts]], alpha: float
 ) -> list[PromiseRow]:
     """Trust at a promised share of wrong subpatches, and what came of it."""
     calibrate = bench.materials.calibrate.rollouts

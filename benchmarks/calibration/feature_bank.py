@@ -21,7 +21,7 @@ from worldmodel.model import WorldModel
 from worldmodel.networks.noise_schedule import add_noise, training_levels
 from worldmodel.rollouts.open_loop import CONTEXT
 from worldmodel.training.objectives import DynamicsObjective
-from worldmodel.training.randomness import step_draws
+from worldmodel.training.randomness import step_randomness
 from worldmodel.training.stages import own_dynamics
 
 EVENTS = ("velocity", "one_step", "rollout")
@@ -133,7 +133,10 @@ def velocity_bank(
     for number in range(passes):
         for first in range(0, len(episodes), batch_size):
             batch = collate_latents(list(episodes[first : first + batch_size]))
-            latents, draws = batch.latents.float(), step_draws(seed, number * len(episodes) + first)
+            latents, draws = (
+                batch.latents.float(),
+                step_randomness(seed, number * len(episodes) + first),
+            )
             shape = (len(batch), latents.shape[1])
             level = training_levels(shape, pure_noise=0.0, generator=draws.generator)
             level = level.clamp_min(LOWEST_LEVEL)

@@ -109,8 +109,8 @@ def main() -> None:
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         bins = bin_rows(*simulate(rng, num_videos=counts[-1]), num_bins=NUM_BINS)
-        for row, count in enumerate(counts):
-            table[row, seed] = errors(ReliabilityBins(bins.sums[:count]))
+        for place, count in enumerate(counts):
+            table[place, seed] = errors(ReliabilityBins(bins.sums[:count]))
     for count, row in zip(counts, table, strict=True):
         print(count, "videos: C3-style, pooled", *np.median(row, axis=0).round(4))
     shown = bin_rows(*simulate(np.random.default_rng(DRAWN_SEED)), num_bins=NUM_BINS)

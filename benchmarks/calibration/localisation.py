@@ -20,7 +20,7 @@ from torch import Tensor
 from worldmodel.calibration.features import MONITOR_EPSILON, FrameFeatures
 from worldmodel.episodes.episode import Episode
 from worldmodel.model import WorldModel
-from worldmodel.monitors.alarm_rule import EpisodeJudge
+from worldmodel.monitors.alarm_rule import AlarmRule
 from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.heatmaps import upsample
 from worldmodel.monitors.metrics.localisation import (
@@ -58,7 +58,7 @@ class Glance:
     """P(error <= ε) for each of `EPSILONS`."""
     appearance: Float[np.ndarray, "h w"]
     """How unfamiliar the last real frame is to the monitor."""
-    trust: Float[np.ndarray, "h w"]
+    calibration: Float[np.ndarray, "h w"]
     """The least that the monitor grants the last real frame or the model this one."""
     round_trip: Float[np.ndarray, "height width"]
     """Mean absolute residual of the last real frame through the tokenizer, smoothed by
@@ -86,7 +86,7 @@ MAPS: dict[str, SurpriseMap] = {
     "expected error": expected_error,
     "appearance": lambda glance: glance.appearance,
     "round trip": lambda glance: glance.round_trip,
-    "distrust": lambda glance: 1 - glance.trust,
+    "distrust": lambda glance: 1 - glance.calibration,
     "appearance x expected error": lambda glance: glance.appearance * expected_error(glance),
     "appearance x round trip": lambda glance: (
         upsample(glance.appearance, *glance.round_trip.shape) * glance.round_trip
@@ -114,7 +114,7 @@ class LocalisationRow:
 
 def localisation_table(
     model: WorldModel,
-    judge: EpisodeJudge,
+    alarm_rule: AlarmRule,
     episodes: Sequence[MarkedEpisode],
     *,
     maps: Mapping[str, SurpriseMap] = MAPS,
@@ -127,7 +127,7 @@ def localisation_table(
 
     Args:
         model: Its own confidence head is used as it is.
-        judge: Of a monitor fitted for the model's tokenizer: its appearance channel is used.
+        alarm_rule: Of a monitor fitted for the model's tokenizer: its appearance channel is used.
         episodes: At least `START + max(horizons)` frames long, not trained or calibrated on.
         maps: Name -> map.
         horizons: Frames ahead.
@@ -136,7 +136,7 @@ def localisation_table(
     Raises:
         ValueError: an episode is too short, or the monitor has no appearance channel.
     """
-    glances = look_at(model, judge, episodes, horizons=horizons, seed=seed)
+    glances = look_at(model, alarm_rule, episodes, horizons=horizons, seed=seed)
     kinds = (*dict.fromkeys(marked.kind for marked in episodes), ALL)
     rows = []
     for name, surprise in maps.items():
@@ -169,15 +169,15 @@ def summarize(pictures: Sequence[tuple[str, Mapping[str, float]]], seed: int) ->
 
 def look_at(
     model: WorldModel,
-    judge: EpisodeJudge,
+    alarm_rule: AlarmRule,
     episodes: Sequence[MarkedEpisode],
     *,
     horizons: Sequence[int],
     seed: int,
 ) -> list[dict[int, list[Glance]]]:
     """For each episode: horizon -> one glance per camera."""
-    if judge.channels_.appearance is None:
-        raise ValueError("`judge` has no appearance channel; fit it with features of frames.")
+    if alarm_rule.channels_.appearance is None:
+        raise ValueError("`alarm_rule` has no appearance channel; fit it with features of frames.")
     length = START + max(horizons)
     for marked in episodes:
         if len(marked.mask) < length:
@@ -189,7 +189,7 @@ def look_at(
     rollouts = roll_out(model, batches, horizon=max(horizons), seed=seed)
     features = FrameFeatures(model)
     return [
-        {h: glances(features, judge, marked.episode, imagined, h) for h in horizons}
+        {h: glances(features, alarm_rule, marked.episode, imagined, h) for h in horizons}
         for marked, imagined in zip(episodes, rollouts, strict=True)
     ]
 
@@ -197,7 +197,7 @@ def look_at(
 @torch.inference_mode()
 def glances(
     features: FrameFeatures,
-    judge: EpisodeJudge,
+    alarm_rule: AlarmRule,
     episode: Episode,
     rollouts: EpisodeRollouts,
     horizon: int,
@@ -213,8 +213,8 @@ def glances(
         confidence=confidence[None, ..., EPSILONS.index(MONITOR_EPSILON)],
         horizon=np.array([horizon]),
     )
-    trust, channel = judge.trust_map(signals), judge.channels_.appearance
-    assert trust is not None
+    calibration, channel = alarm_rule.trust_map(signals), alarm_rule.channels_.appearance
+    assert calibration is not None
     assert channel is not None
     appearance = channel.position_scores(positions)[0]
     residual = round_trip(features.model, last)
@@ -223,7 +223,7 @@ def glances(
         Glance(
             confidence=confidence[view],
             appearance=appearance[view],
-            trust=trust[view],
+            calibration=calibration[view],
             round_trip=residual[view],
             error=error[view],
         )

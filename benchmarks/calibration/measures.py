@@ -36,7 +36,7 @@ MEASURES: dict[str, Callable[[ReliabilityBins], float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class Estimate:
     """A number with its 95% interval over redrawn episodes."""
 
     value: float
@@ -56,18 +56,18 @@ class CalibrationRow:
     num_episodes: int
     num_forecasts: int
     """Subpatches times error levels."""
-    ece: Figure
+    ece: Estimate
     """Pooled expected calibration error."""
-    per_video_ece: Figure
+    per_video_ece: Estimate
     """Mean over episodes of each one's own error, as C3 reports it."""
-    mce: Figure
+    mce: Estimate
     """Largest gap among bins with at least 0.1% of the forecasts."""
-    brier: Figure
-    brier_skill: Figure
+    brier: Estimate
+    brier_skill: Estimate
     """Against stating the base rate."""
-    pi: Figure
+    pi: Estimate
     """Shepherd's π of confidence and error."""
-    ause: Figure
+    ause: Estimate
     """Area under the sparsification error curve."""
     stated: Sequence[float | None]
     """Mean confidence in every bin of the reliability diagram; None where a bin is empty."""
@@ -107,22 +107,22 @@ def measure(
     figures = {}
     for name, function in MEASURES.items():
         low, high = episode_bootstrap(bins, function, rng=rng, num_resamples=NUM_RESAMPLES)
-        figures[name] = Figure(value=function(bins), low=low, high=high)
+        figures[name] = Estimate(value=function(bins), low=low, high=high)
     pooled = bins.pooled()
     diagram = [
         [float(x / n) if n else None for x, n in zip(column, pooled.count, strict=True)]
         for column in (pooled.confidence, pooled.correct)
     ]
-    trust, errors = ranked(rollouts, scores)
-    rank = summarize_association(trust, errors, rng=rng, num_resamples=NUM_RESAMPLES)
+    calibration, errors = ranked(rollouts, scores)
+    rank = summarize_association(calibration, errors, rng=rng, num_resamples=NUM_RESAMPLES)
     return CalibrationRow(
         method=method,
         group=group,
         num_episodes=len(rollouts),
         num_forecasts=int(bins.count.sum()),
         **figures,
-        pi=Figure(value=rank.pi, low=rank.pi_interval[0], high=rank.pi_interval[1]),
-        ause=Figure(value=rank.ause, low=rank.ause_interval[0], high=rank.ause_interval[1]),
+        pi=Estimate(value=rank.pi, low=rank.pi_interval[0], high=rank.pi_interval[1]),
+        ause=Estimate(value=rank.ause, low=rank.ause_interval[0], high=rank.ause_interval[1]),
         stated=diagram[0],
         observed=diagram[1],
     )
@@ -132,7 +132,7 @@ def ranked(
     rollouts: Sequence[Forecasts], scores: Score | None
 ) -> tuple[list[Float[np.ndarray, " n"]], list[Float[np.ndarray, " n"]]]:
     """Trust in every subpatch that counts, higher = more, and its error, episode by episode."""
-    trust, errors = [], []
+    calibration, errors = [], []
     for number, rollout in enumerate(rollouts):
         rows = np.flatnonzero(np.isin(rollout.horizon, HORIZONS))
         if scores is None:
@@ -141,8 +141,8 @@ def ranked(
             stated = -scores[number][rows].float()
         error = rollout.error[rows]
         if rollout.view_valid is not None:
-            there = rollout.view_valid[rows]
-            stated, error = stated[there], error[there]
-        trust.append(stated.reshape(-1).double().numpy())
+            view_mask = rollout.view_valid[rows]
+            stated, error = stated[view_mask], error[view_mask]
+        calibration.append(stated.reshape(-1).double().numpy())
         errors.append(error.reshape(-1).double().numpy())
-    return trust, errors
+    return calibration, errors

@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 from benchmarks.calibration.appearance_discount import AppearanceDiscount
 from benchmarks.calibration.baselines import BASELINES, Baseline, divided_by_motion, ensemble
-from benchmarks.calibration.episodes import Materials, RolledEpisodes
+from benchmarks.calibration.episodes import BenchmarkData, RolledEpisodes
 from benchmarks.calibration.heads import ABLATION, HeadRecipe, restated, train_head
-from benchmarks.calibration.measures import CalibrationRow, Figure, measure
+from benchmarks.calibration.measures import CalibrationRow, Estimate, measure
 from benchmarks.calibration.rescore import Scores
 from benchmarks.calibration.score_curves import fit_scores, with_confidence
 from worldmodel.calibration.features import FrameFeatures
 from worldmodel.model import WorldModel
-from worldmodel.monitors.alarm_rule import EpisodeJudge
+from worldmodel.monitors.alarm_rule import AlarmRule
 from worldmodel.rollouts.open_loop import EpisodeRollouts
 from worldmodel.rollouts.recalibrate import fit_recalibration, recalibrated
 
@@ -39,7 +39,7 @@ OVER_MOTION = " / motion"
 
 
 @dataclass(frozen=True)
-class Stated:
+class MethodForecasts:
     """What one method said of every group of episodes, and what it took."""
 
     forecasts: Mapping[str, Sequence[EpisodeRollouts]]
@@ -49,21 +49,21 @@ class Stated:
     """What π and AUSE rank by; empty: the confidence."""
 
 
-Method = Callable[[], Stated]
+Method = Callable[[], MethodForecasts]
 
 
 @dataclass(frozen=True)
-class Bench:
+class Comparison:
     """One model and the episodes its confidence is judged on."""
 
     model: WorldModel
-    gather: Callable[[], Materials]
+    gather: Callable[[], BenchmarkData]
     """Makes what is compared on, when it is needed for the first time."""
     steps: int
     """Training steps of every compared head."""
     recipes: Sequence[HeadRecipe] = ABLATION
     """Heads that are trained and compared."""
-    judge: EpisodeJudge | None = None
+    alarm_rule: AlarmRule | None = None
     """Whose appearance channel discounts confidence; None: that is left out."""
     members: Sequence[WorldModel] = ()
     """Further members of a deep ensemble; none: that is left out."""
@@ -72,7 +72,7 @@ class Bench:
     """Scores of signals that two methods share."""
 
     @cached_property
-    def materials(self) -> Materials:
+    def materials(self) -> BenchmarkData:
         """What everything is compared on."""
         return self.gather()
 
@@ -83,7 +83,7 @@ class Bench:
             methods[f"{SHIPPED}, {curve}"] = partial(self.recalibrated, curve)
         for recipe in self.recipes:
             methods[recipe.name] = partial(self.head, recipe)
-        if self.judge is not None:
+        if self.alarm_rule is not None:
             methods[f"{OWN.name} + discount"] = self.discounted
         baselines: dict[str, Baseline] = dict(BASELINES)
         if self.members:
@@ -92,16 +92,16 @@ class Bench:
             methods[name] = partial(self.baseline, name, baseline)
         return methods
 
-    def shipped(self) -> Stated:
+    def shipped(self) -> MethodForecasts:
         """As the model's own head states it."""
         assert not self.model.states_confidence, "our own heads are compared"
         return self.by_head(self.model.confidence, event="rollout")
 
-    def recalibrated(self, curve: str) -> Stated:
+    def recalibrated(self, curve: str) -> MethodForecasts:
         """The same through curves fitted on the nominal calibration episodes."""
         curves = fit_recalibration(self.materials.calibrate.rollouts, method=curve)
         stated = self.shipped()
-        return Stated(
+        return MethodForecasts(
             {
                 name: [recalibrated(rollout, curves) for rollout in group]
                 for name, group in stated.forecasts.items()
@@ -109,37 +109,37 @@ class Bench:
             stated.cost,
         )
 
-    def head(self, recipe: HeadRecipe) -> Stated:
+    def head(self, recipe: HeadRecipe) -> MethodForecasts:
         """A head trained for the comparison."""
         head = train_head(
             self.model, recipe, self.materials.banks, steps=self.steps, seed=self.seed
         )
         return self.by_head(head, event=recipe.event)
 
-    def by_head(self, head: Any, *, event: str) -> Stated:
+    def by_head(self, head: Any, *, event: str) -> MethodForecasts:
         """What a head says of the features kept."""
         groups = self.materials.groups
         began, frames, forecasts = time.process_time(), 0, {}
         for name, group in groups.items():
             forecasts[name] = restated(self.model, head, group.rollouts, event=event)
             frames += sum(int((rollout.horizon > 0).sum()) for rollout in group.rollouts)
-        return Stated(forecasts, self.cost(time.process_time() - began, frames))
+        return MethodForecasts(forecasts, self.cost(time.process_time() - began, frames))
 
-    def discounted(self) -> Stated:
+    def discounted(self) -> MethodForecasts:
         """The plain head, discounted where the last real frame is unfamiliar."""
-        assert self.judge is not None, "asked for with a judge only"
+        assert self.alarm_rule is not None, "asked for with a judge only"
         head = train_head(self.model, OWN, self.materials.banks, steps=self.steps, seed=self.seed)
         learn = self.materials.corrupted.joined(self.materials.calibrate)
-        discount = AppearanceDiscount(FrameFeatures(self.model), self.judge)
+        discount = AppearanceDiscount(FrameFeatures(self.model), self.alarm_rule)
         discount.fit(learn.episodes, restated(self.model, head, learn.rollouts))
         began, frames, forecasts = time.process_time(), 0, {}
         for name, group in self.materials.groups.items():
             stated = restated(self.model, head, group.rollouts)
             forecasts[name] = discount.discounted(group.episodes, stated)
             frames += sum(int((rollout.horizon > 0).sum()) for rollout in group.rollouts)
-        return Stated(forecasts, self.cost(time.process_time() - began, frames))
+        return MethodForecasts(forecasts, self.cost(time.process_time() - began, frames))
 
-    def baseline(self, name: str, baseline: Baseline) -> Stated:
+    def baseline(self, name: str, baseline: Baseline) -> MethodForecasts:
         """A surprise score, through curves fitted on the nominal calibration episodes."""
         calibrate = self.materials.calibrate
         fitted = fit_scores(calibrate.rollouts, self.scored(name, baseline, calibrate)[0])
@@ -149,7 +149,7 @@ class Bench:
             forecasts[kind] = with_confidence(group.rollouts, scores[kind], fitted)
             seconds += taken
             frames += sum(int((rollout.horizon > 0).sum()) for rollout in group.rollouts)
-        return Stated(forecasts, self.cost(seconds, frames), scores)
+        return MethodForecasts(forecasts, self.cost(seconds, frames), scores)
 
     def scored(self, name: str, baseline: Baseline, group: RolledEpisodes) -> tuple[Scores, float]:
         """A baseline's score of every imagined subpatch, and the CPU seconds it took.
@@ -195,7 +195,7 @@ class MethodResult:
 
 
 def run(
-    benches: Sequence[Bench],
+    benches: Sequence[Comparison],
     merged: Mapping[str, Sequence[str]],
     folder: Path,
     *,
@@ -216,7 +216,7 @@ def run(
         file = folder / f"{''.join(c if c.isalnum() else '-' for c in name)}.json"
         if not file.is_file():
             stated = together([bench.methods()[name]() for bench in benches])
-            result = judge(name, stated, merged, seed=benches[0].seed + number)
+            result = alarm_rule(name, stated, merged, seed=benches[0].seed + number)
             unfinished = file.with_suffix(".partial")
             unfinished.write_text(json.dumps(result.as_dict(), indent=1) + "\n")
             unfinished.replace(file)
@@ -224,21 +224,21 @@ def run(
     return results
 
 
-def together(parts: Sequence[Stated]) -> Stated:
+def together(parts: Sequence[MethodForecasts]) -> MethodForecasts:
     """What the same method said for several models."""
 
     def joined(column: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, list[Any]]:
         return {name: [item for part in column for item in part[name]] for name in column[0]}
 
-    return Stated(
+    return MethodForecasts(
         joined([part.forecasts for part in parts]),
         sum(part.cost for part in parts) / len(parts),
         joined([part.scores for part in parts]),
     )
 
 
-def judge(
-    name: str, stated: Stated, merged: Mapping[str, Sequence[str]], *, seed: int
+def alarm_rule(
+    name: str, stated: MethodForecasts, merged: Mapping[str, Sequence[str]], *, seed: int
 ) -> MethodResult:
     """Measure what a method said of every group, and of groups taken together."""
     groups = {group: (group,) for group in stated.forecasts} | dict(merged)
@@ -265,4 +265,4 @@ def _figure(value: Any) -> Any:
     """A figure from its stored numbers; anything else as it is."""
     if not isinstance(value, dict):
         return value
-    return Figure(**{name: math.nan if part is None else part for name, part in value.items()})
+    return Estimate(**{name: math.nan if part is None else part for name, part in value.items()})

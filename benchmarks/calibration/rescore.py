@@ -17,7 +17,7 @@ from worldmodel.model import WorldModel
 from worldmodel.networks.attention import lay_out_for_inference
 from worldmodel.networks.dynamics import Dynamics, FrameInputs
 from worldmodel.networks.rollout import RolloutInputs
-from worldmodel.rollouts.open_loop import CONTEXT, EpisodeRollouts, Stretch
+from worldmodel.rollouts.open_loop import CONTEXT, EpisodeRollouts, RolloutSegment
 
 BATCH = 32
 """Rollouts at once, as `roll_out` has them."""
@@ -36,7 +36,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Moment:
+class ScoredFrame:
     """One imagined frame of a batch of rollouts, and the network as it was when it was imagined."""
 
     latent: Float[Tensor, "batch 1 view channel h w"]
@@ -45,7 +45,7 @@ class Moment:
 
 
 @torch.inference_mode()
-def revisit(model: WorldModel, window: Window, score: Callable[[Moment], Tensor]) -> Tensor:
+def rescore(model: WorldModel, window: Window, score: Callable[[ScoredFrame], Tensor]) -> Tensor:
     """The score of every frame, given the imagined frames before it.
 
     Takes one pass per frame to remember it, besides those that `score` asks for.
@@ -82,7 +82,7 @@ def revisit(model: WorldModel, window: Window, score: Callable[[Moment], Tensor]
             )
             return dynamics.step(frame, cache, keep=keep).clean
 
-        scores.append(score(Moment(latent, estimate))[:, 0])
+        scores.append(score(ScoredFrame(latent, estimate))[:, 0])
         estimate(latent, 0.0, keep=True)
         previous = latent
     return torch.stack(scores, dim=1)
@@ -106,19 +106,19 @@ class Score(Protocol):
         """
 
 
-def pieces(rollouts: Sequence[EpisodeRollouts]) -> list[Stretch]:
+def pieces(rollouts: Sequence[EpisodeRollouts]) -> list[RolloutSegment]:
     """The stretches rollouts were imagined in, in the order `roll_out` numbers them."""
     found = []
     for index, rollout in enumerate(rollouts):
         begins = np.flatnonzero(rollout.horizon == 1)
         for begin, stop in zip(begins, [*begins[1:], len(rollout.horizon)], strict=True):
-            found.append(Stretch(index, min(CONTEXT, int(begin)), int(begin), int(stop)))
+            found.append(RolloutSegment(index, min(CONTEXT, int(begin)), int(begin), int(stop)))
     return found
 
 
 def windows(
     episodes: Sequence[LatentBatch], rollouts: Sequence[EpisodeRollouts], seed: int
-) -> Iterator[tuple[list[Stretch], Window]]:
+) -> Iterator[tuple[list[RolloutSegment], Window]]:
     """Stretches in the batches that `roll_out` imagined them in."""
     plan = pieces(rollouts)
     seeds = {piece: seed + number for number, piece in enumerate(plan)}
@@ -130,13 +130,13 @@ def windows(
             clips = collate_latents(
                 [episodes[s.episode].cut(context + length, start=s.start - context) for s in batch]
             )
-            there = clips.view_valid
+            view_mask = clips.view_valid
             inputs = RolloutInputs(
                 context=clips.latents[:, :context].float(),
                 actions=clips.actions[:, :-1],
                 action_valid=clips.action_valid[:, :-1],
                 seeds=[seeds[piece] for piece in batch],
-                view_valid=None if there is None else there[:, :context],
+                view_valid=None if view_mask is None else view_mask[:, :context],
             )
             imagined = torch.stack([rollouts[s.episode].imagined[s.start : s.stop] for s in batch])
             yield batch, Window(inputs, imagined)
@@ -167,8 +167,8 @@ def only_imagined(scores: Scores, rollouts: Sequence[EpisodeRollouts]) -> Scores
     """Scores with zeros where nothing was imagined and in views that are missing."""
     kept = []
     for score, rollout in zip(scores, rollouts, strict=True):
-        there = torch.from_numpy(rollout.horizon > 0)[:, None]
+        view_mask = torch.from_numpy(rollout.horizon > 0)[:, None]
         if rollout.view_valid is not None:
-            there = there & rollout.view_valid
-        kept.append(torch.where(there[..., None, None, None], score, torch.zeros_like(score)))
+            view_mask = view_mask & rollout.view_valid
+        kept.append(torch.where(view_mask[..., None, None, None], score, torch.zeros_like(score)))
     return kept

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.calibration.measures import HORIZONS, CalibrationRow, Figure
+from benchmarks.calibration.measures import HORIZONS, CalibrationRow, Estimate
 from benchmarks.calibration.methods import MethodResult
 from worldmodel.report.html import Table
 
@@ -43,7 +43,7 @@ def table(results: Sequence[MethodResult]) -> Table:
     return Table(caption=caption, columns=[*columns, "AUSE", "cost"], rows=rows)
 
 
-def cell(figure: Figure) -> str | None:
+def cell(figure: Estimate) -> str | None:
     """A figure and its interval; None where it is undefined."""
     return None if math.isnan(figure.value) else str(figure)
 

@@ -65,9 +65,9 @@ def run(command: Command) -> int:
         seed=command.seed,
         workers=command.workers,
     )
-    model, trust = load_watcher(command.model, command.monitor)
-    results = measure(model, trust, config, command.out)
-    made = tables(results, trust.monitor.judge_)
+    model, calibration = load_watcher(command.model, command.monitor)
+    results = measure(model, calibration, config, command.out)
+    made = tables(results, calibration.monitor.alarm_rule_)
     plain = [{"caption": t.caption, "columns": t.columns, "rows": t.rows} for t in made]
     written = json.dumps(plain, indent=1)
     (command.out / "tables.json").write_text(written + "\n")

@@ -91,7 +91,7 @@ class Film:
 
 
 Films = Sequence[Film]
-Judged = tuple[dict[str, float], bool]
+PolicyOutcomes = tuple[dict[str, float], bool]
 """What one fit made of a film: its largest scores, and whether there was any alarm."""
 
 
@@ -108,11 +108,11 @@ class Fit:
         )
         self.plain = np.median([film.plain for film in (*reference, *calibration)], axis=(0, 1))
 
-    def judge(self, film: Film) -> Judged:
+    def judge(self, film: Film) -> PolicyOutcomes:
         """Largest scores of the film, and whether there was any alarm."""
         watched = self.monitor.watch(film.signals)
         off = film.plain - self.plain
-        scores = {"all": float(watched.surprise.max())}
+        scores = {"all": float(watched.alarm_score.max())}
         scores |= {name: float(score.max()) for name, score in watched.scores.items()}
         far = (np.linalg.norm(off[:, :3], axis=1).max(), *np.abs(off[0, 3:]))
         scores |= dict(zip(PLAIN, map(float, far), strict=True))
@@ -134,7 +134,9 @@ class Comparison:
     """Episode -> alarm under each fit."""
     wins: dict[str, dict[tuple[int, int], list[float]]] = field(default_factory=dict)
 
-    def add(self, alpha: float, nominal: dict[int, Judged], shown: dict[int, Judged]) -> None:
+    def add(
+        self, alpha: float, nominal: dict[int, PolicyOutcomes], shown: dict[int, PolicyOutcomes]
+    ) -> None:
         """Take in what one fit made of episodes of the fitted kind, and of the shown ones."""
         self.fits, self.alpha = self.fits + 1, alpha
         for alarms, judged in ((self.nominal_alarms, nominal), (self.shown_alarms, shown)):
@@ -269,7 +271,7 @@ def causes(
     kept = [groups[name][i] for i in fitted]
     monitor = Fit(kept[::2], kept[1::2]).monitor
     monitor.features = features
-    monitor.judge_.causes_ = fit_causes([film.frames for film in kept[::2]])
+    monitor.alarm_rule_.causes_ = fit_causes([film.frames for film in kept[::2]])
     monitor = monitor.sibling()  # which starts with the causes
     familiar = {film.episode for film in kept}
     for shown, others in groups.items():

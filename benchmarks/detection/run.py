@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
-from worldmodel.calibration.calibrated import Trust, load_trust
+from worldmodel.calibration.calibrated import Calibration, load_calibration
 from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.envs.collect import Collection, record
@@ -22,7 +22,7 @@ from worldmodel.envs.factors import SEVERITIES
 from worldmodel.episodes.episode import Episode
 from worldmodel.episodes.load import load_episode
 from worldmodel.model import WorldModel
-from worldmodel.monitors.alarm_rule import EpisodeJudge
+from worldmodel.monitors.alarm_rule import AlarmRule
 from worldmodel.monitors.channels.channel_set import SIGNALS
 from worldmodel.monitors.metrics.watched import WatchedEpisode
 from worldmodel.monitors.verdict import Level, Verdict
@@ -98,10 +98,10 @@ class Watched:
     error: list[float]
     """Mean error of the imagined latents; 0 where nothing was imagined."""
 
-    def as_episode(self, judge: EpisodeJudge) -> WatchedEpisode:
+    def as_episode(self, alarm_rule: AlarmRule) -> WatchedEpisode:
         """For `summarize_detection`."""
-        scores = {name: np.array(self.scores[name]) for name in judge.scales_}
-        return WatchedEpisode(scores, judge.surprise(scores), np.array(self.levels))
+        scores = {name: np.array(self.scores[name]) for name in alarm_rule.scales_}
+        return WatchedEpisode(scores, alarm_rule.alarm_score(scores), np.array(self.levels))
 
     def model_error(self, onset: int) -> float:
         """Mean error of what was imagined from the onset on."""
@@ -122,15 +122,15 @@ def plan(config: DetectionConfig) -> Iterator[tuple[Cell, int]]:
                     yield cell, config.shifted
 
 
-def load_watcher(source: str, monitor: Path | None) -> tuple[WorldModel, Trust]:
+def load_watcher(source: str, monitor: Path | None) -> tuple[WorldModel, Calibration]:
     """A checkpoint and its monitor, or the one in the folder `monitor`."""
     path = checkpoint_folder(source)
     model = WorldModel.load(path)
-    return model, load_trust(model, path, monitor)
+    return model, load_calibration(model, path, monitor)
 
 
 def run(
-    model: WorldModel, trust: Trust, config: DetectionConfig, folder: Path
+    model: WorldModel, calibration: Calibration, config: DetectionConfig, folder: Path
 ) -> dict[Cell, list[Watched]]:
     """Simulate, imagine and watch every cell that `folder` does not hold yet.
 
@@ -138,7 +138,9 @@ def run(
         ValueError: a severity or onset that no episode has, or `folder` holds results of other
             settings or another monitor.
     """
-    limits = {level.name: value for level, value in trust.monitor.judge_.thresholds_.items()}
+    limits = {
+        level.name: value for level, value in calibration.monitor.alarm_rule_.thresholds_.items()
+    }
     settings = {**asdict(config), "workers": 0, "thresholds": limits}
     del settings["severities"]  # more of them may be added later
     cells = list(plan(config))
@@ -148,7 +150,7 @@ def run(
     for cell, number in tqdm(cells, "watch", unit="kind"):
         file = folder / cell.file
         if not file.is_file():
-            rows = watch_cell(model, trust, cell, number, config)
+            rows = watch_cell(model, calibration, cell, number, config)
             part = file.with_suffix(".part")
             part.write_text(json.dumps([asdict(row) for row in rows]))
             os.replace(part, file)
@@ -174,7 +176,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def watch_cell(
-    model: WorldModel, trust: Trust, cell: Cell, number: int, config: DetectionConfig
+    model: WorldModel, calibration: Calibration, cell: Cell, number: int, config: DetectionConfig
 ) -> list[Watched]:
     """Simulate, imagine and watch."""
     scene = cell.collection(config.seed)
@@ -185,7 +187,9 @@ def watch_cell(
     ]
     rows = []
     for first in range(0, number, BATCH):
-        rows += watch_batch(model, trust, episodes[first : first + BATCH], config.seed + first)
+        rows += watch_batch(
+            model, calibration, episodes[first : first + BATCH], config.seed + first
+        )
     return rows
 
 
@@ -198,13 +202,13 @@ def as_commanded(trajectory: Trajectory) -> Trajectory:
 
 @torch.inference_mode()
 def watch_batch(
-    model: WorldModel, trust: Trust, episodes: Sequence[Episode], seed: int
+    model: WorldModel, calibration: Calibration, episodes: Sequence[Episode], seed: int
 ) -> list[Watched]:
     """Imagine and watch some episodes."""
-    rollouts = trust.claims(model, [e.batch for e in episodes], seed=seed)
+    rollouts = calibration.claims(model, [e.batch for e in episodes], seed=seed)
     rows = []
     for episode, rollout in zip(episodes, rollouts, strict=True):
-        verdicts = list(watch(trust, episode, rollout))
+        verdicts = list(watch(calibration, episode, rollout))
         error = rollout.error.mean((1, 2, 3, 4)).numpy() * (rollout.horizon > 0)
         rows.append(summed_up(verdicts, error))
     return rows

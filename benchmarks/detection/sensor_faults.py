@@ -42,7 +42,7 @@ ONSET = 10
 
 
 @dataclass(frozen=True)
-class Episode:
+class FaultEpisode:
     """What a healthy robot would show."""
 
     frames: np.ndarray
@@ -68,11 +68,11 @@ class Episode:
 
 Shown = tuple[object, object]
 """Observation and action."""
-Fault = Callable[[Episode, int], Shown]
+Fault = Callable[[FaultEpisode, int], Shown]
 """What the monitor is shown at a frame from `ONSET` on."""
 
 
-def shown(episode: Episode, t: int, *, frame: object = ..., time_s: object = ...) -> Shown:
+def shown(episode: FaultEpisode, t: int, *, frame: object = ..., time_s: object = ...) -> Shown:
     """A frame with its time and action, healthy but for what is given."""
     image = episode.frames[t] if frame is ... else frame
     seconds = t / episode.rate_hz if time_s is ... else time_s
@@ -84,22 +84,22 @@ def of_picture(change: Callable[[np.ndarray], object]) -> Fault:
     return lambda episode, t: shown(episode, t, frame=change(episode.frames[t]))
 
 
-def frozen(episode: Episode, t: int) -> Shown:
+def frozen(episode: FaultEpisode, t: int) -> Shown:
     """The last good picture for ever; the times go on."""
     return shown(episode, t, frame=episode.frames[ONSET - 1])
 
 
-def skipped(episode: Episode, t: int) -> Shown:
+def skipped(episode: FaultEpisode, t: int) -> Shown:
     """One frame is left out; from then on every frame is the next one, with its own time."""
     return shown(episode, min(t + 1, len(episode) - 1))
 
 
-def repeated(episode: Episode, t: int) -> Shown:
+def repeated(episode: FaultEpisode, t: int) -> Shown:
     """The clock of the camera stands still."""
     return shown(episode, t, time_s=(ONSET - 1) / episode.rate_hz)
 
 
-def out_of_step(episode: Episode, t: int) -> Shown:
+def out_of_step(episode: FaultEpisode, t: int) -> Shown:
     """The second camera is a period behind."""
     return shown(episode, t, time_s=[t / episode.rate_hz, (t - 1) / episode.rate_hz])
 
@@ -111,7 +111,7 @@ def speckled(frame: np.ndarray) -> np.ndarray:
     return broken
 
 
-def broken_action(episode: Episode, t: int) -> Shown:
+def broken_action(episode: FaultEpisode, t: int) -> Shown:
     """One number of the action is infinite."""
     action = np.zeros(7) if episode.action(t) is None else episode.actions[t].copy()
     action[2] = np.inf
@@ -147,7 +147,7 @@ TWO_VIEWS: dict[str, tuple[Fault, str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class FaultRow:
     """What became of one fault."""
 
     fault: str
@@ -167,7 +167,9 @@ class Row:
     """Sentence of that stop, its numbers left out -> episodes."""
 
 
-def first_stop(monitor: RuntimeMonitor, episode: Episode, fault: Fault) -> tuple[int, str, str]:
+def first_stop(
+    monitor: RuntimeMonitor, episode: FaultEpisode, fault: Fault
+) -> tuple[int, str, str]:
     """Frame, cause and sentence of the first stop for a sensor; -1 if there is none."""
     monitor.reset()
     for t in range(len(episode)):
@@ -180,14 +182,16 @@ def first_stop(monitor: RuntimeMonitor, episode: Episode, fault: Fault) -> tuple
 
 
 def measured(
-    monitor: RuntimeMonitor, episodes: Sequence[Episode], faults: Mapping[str, tuple[Fault, str]]
-) -> Iterator[Row]:
+    monitor: RuntimeMonitor,
+    episodes: Sequence[FaultEpisode],
+    faults: Mapping[str, tuple[Fault, str]],
+) -> Iterator[FaultRow]:
     """A row per fault; a stop before the onset counts as neither found nor named."""
     for name, (fault, cause) in faults.items():
         kept = [e for e in episodes if not (cause == "frozen" and e.rests())]
         stops = [first_stop(monitor, episode, fault) for episode in kept]
         found = [stop for stop in stops if stop[0] >= ONSET]
-        yield Row(
+        yield FaultRow(
             fault=name,
             cause=cause,
             views=monitor.frame_shape_[0] if len(monitor.frame_shape_) == 4 else 1,
@@ -218,7 +222,7 @@ class Calm:
     """Cause -> frames."""
 
 
-def calm(what: str, monitor: RuntimeMonitor, episodes: Sequence[Episode]) -> Calm:
+def calm(what: str, monitor: RuntimeMonitor, episodes: Sequence[FaultEpisode]) -> Calm:
     """Every frame of the episodes as it is."""
     causes: Counter[str] = Counter()
     stopped = 0
@@ -240,23 +244,24 @@ def calm(what: str, monitor: RuntimeMonitor, episodes: Sequence[Episode]) -> Cal
     )
 
 
-def episode_of(trajectory: Trajectory) -> Episode:
+def episode_of(trajectory: Trajectory) -> FaultEpisode:
     """The only camera of a recorded episode."""
     (frames,) = trajectory.frames.values()
+    assert trajectory.states is not None  # the tabletop always records them
     actions = np.where(trajectory.action_valid[:, None], trajectory.actions, np.nan)
-    return Episode(frames[:], actions, trajectory.states[:, :3], trajectory.rate_hz)
+    return FaultEpisode(frames[:], actions, trajectory.states[:, :3], trajectory.rate_hz)
 
 
-def with_second_view(episode: Episode) -> Episode:
+def with_second_view(episode: FaultEpisode) -> FaultEpisode:
     """The same with a second camera: three quarters of the picture, turned on their side."""
     height, width = episode.frames.shape[1:3]
     rows, columns = (np.arange(n) * 3 // 4 + n // 8 for n in (height, width))
     second = np.rot90(episode.frames[:, rows][:, :, columns], axes=(1, 2))
     frames = np.stack([episode.frames, second], axis=1)
-    return Episode(frames, episode.actions, episode.position, episode.rate_hz)
+    return FaultEpisode(frames, episode.actions, episode.position, episode.rate_hz)
 
 
-def fitted(episodes: Sequence[Episode]) -> RuntimeMonitor:
+def fitted(episodes: Sequence[FaultEpisode]) -> RuntimeMonitor:
     """A monitor that needs no model: two thirds of the episodes are its reference."""
     signals = [EpisodeSignals(frames=e.frames, actions=recent_actions(e.actions)) for e in episodes]
     middle = len(signals) * 2 // 3
@@ -269,14 +274,14 @@ def fitted(episodes: Sequence[Episode]) -> RuntimeMonitor:
     )
 
 
-def recorded(collection: Collection, num_episodes: int) -> list[Episode]:
+def recorded(collection: Collection, num_episodes: int) -> list[FaultEpisode]:
     """Fresh episodes of the tabletop."""
     return [episode_of(t) for t in record([(collection, i) for i in range(num_episodes)])]
 
 
 def measure(
-    data: Sequence[Episode], fresh: Collection, num_episodes: int, shifted: int
-) -> tuple[list[Row], list[Calm]]:
+    data: Sequence[FaultEpisode], fresh: Collection, num_episodes: int, shifted: int
+) -> tuple[list[FaultRow], list[Calm]]:
     """Every row of both tables."""
     one, two = fitted(data), fitted([with_second_view(episode) for episode in data])
     nominal = recorded(fresh, num_episodes)
@@ -293,7 +298,7 @@ def measure(
     return rows, calms
 
 
-def tables(rows: Sequence[Row], calms: Sequence[Calm]) -> str:
+def tables(rows: Sequence[FaultRow], calms: Sequence[Calm]) -> str:
     """Markdown."""
     lines = [
         "| fault | views | n | found | named right | delay in frames: median, largest | says |"
@@ -318,8 +323,8 @@ def tables(rows: Sequence[Row], calms: Sequence[Calm]) -> str:
     lines.append("|" + "---|" * 6)
     for c in calms:
         causes = ", ".join(f"{cause} ({n} frames)" for cause, n in c.causes.items())
-        cells = (c.what, c.views, c.episodes, c.frames, c.stopped, causes)
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        counts = (c.what, c.views, c.episodes, c.frames, c.stopped, causes)
+        lines.append("| " + " | ".join(map(str, counts)) + " |")
     return "\n".join(lines)
 
 

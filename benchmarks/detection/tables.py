@@ -19,7 +19,7 @@ from benchmarks.detection.run import (
     settled_cause,
 )
 from worldmodel.calibration.calibrated import WATCH_HORIZON
-from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig
+from worldmodel.monitors.alarm_rule import AlarmRule, MonitorConfig
 from worldmodel.monitors.channels.channel_set import SIGNALS, SMOOTHED
 from worldmodel.monitors.metrics.detection import auroc, summarize_detection
 from worldmodel.monitors.verdict import Level
@@ -48,10 +48,10 @@ KINDS = {
 }
 
 
-def tables(results: Results, judge: EpisodeJudge) -> list[Table]:
+def tables(results: Results, alarm_rule: AlarmRule) -> list[Table]:
     """All of them, in reading order."""
     return [
-        detection(results, judge),
+        detection(results, alarm_rule),
         pooled(results),
         by_signal(results),
         false_alarms(results),
@@ -78,12 +78,12 @@ def shifted_cells(results: Results) -> Iterator[tuple[Cell, Sequence[Watched]]]:
         yield cell, results[cell]
 
 
-def detection(results: Results, judge: EpisodeJudge) -> Table:
+def detection(results: Results, alarm_rule: AlarmRule) -> Table:
     """Every shift against nominal episodes."""
-    calm = [row.as_episode(judge) for row in nominal_of(results)]
+    calm = [row.as_episode(alarm_rule) for row in nominal_of(results)]
     rows = []
     for cell, watched in shifted_cells(results):
-        odd = [row.as_episode(judge) for row in watched]
+        odd = [row.as_episode(alarm_rule) for row in watched]
         d = summarize_detection(calm, odd, onset=cell.onset)
         delay = "-" if d.median_delay is None else f"{d.median_delay:g}"
         rows.append((

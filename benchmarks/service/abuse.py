@@ -55,7 +55,7 @@ def says(message: bytes | str) -> Callable[[str, str], str]:
             peer.recv(timeout=PATIENCE_S)
             try:
                 peer.send(message)
-                reply = unpack(bytes(peer.recv(timeout=PATIENCE_S)))
+                reply = unpack(peer.recv(timeout=PATIENCE_S, decode=False))
             except ConnectionClosed as ending:
                 close = ending.rcvd
                 return "no goodbye" if close is None else f"closed {close.code}: {close.reason}"

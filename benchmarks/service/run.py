@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.service.run          # about fifteen minutes on two cores
     OMP_NUM_THREADS=1 python -m benchmarks.service.run --quick  # two minutes; writes no file
 
-Starts `worldmodel watch --listen` in a process of its own, lets one robot and then five send 100
+Starts `worldmodel serve` in a process of its own, lets one robot and then five send 100
 steps each, and starts it again with `--no-imagine`. Then
 1. one robot sends 500 steps, as fast as it can;
 2. 20 robots send 500 steps each at once. Every robot's frames are its own, and the answer to each
@@ -46,14 +46,14 @@ import psutil
 from benchmarks.provenance import RESULTS, git_commit, hardware
 from benchmarks.service.abuse import ACTION, HEAVY, PEERS, SLOW, Outcome, abuse, upgrade
 from benchmarks.service.tables import Check, Latency, Report, Usage, leaks, usage
-from worldmodel.calibration.calibrated import load_trust
+from worldmodel.calibration.calibrated import load_calibration
 from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.model import WorldModel
 from worldmodel.monitors.alert_log import read_alerts
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Verdict
 from worldmodel.runtime.client import MonitorClient, MonitorError
-from worldmodel.runtime.live import live_monitor
+from worldmodel.runtime.live import online_monitor
 
 KEY = "benchmark"
 PATIENCE_S = 60.0
@@ -65,7 +65,7 @@ NUM_KILLED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class LoadSize:
     """How much is asked of the service."""
 
     robots: int = 20
@@ -89,7 +89,7 @@ class Ride:
 @contextmanager
 def service(model: str, out: Path, *options: str) -> Iterator[tuple[str, psutil.Process]]:
     """The service on a free port; its address and process."""
-    command = [sys.executable, "-m", "worldmodel", "watch", "--model", model, *options]
+    command = [sys.executable, "-m", "worldmodel", "serve", "--model", model, *options]
     command += ["--listen", "127.0.0.1:0", "--out", str(out)]
     environment = {**os.environ, "WORLDMODEL_API_KEY": KEY}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -307,12 +307,12 @@ def killed(address: str, process: psutil.Process, out: Path, steps: int) -> list
     ]
 
 
-def measure(name: str, size: Size, facts: dict[str, Any], *, quick: bool) -> Report:
+def measure(name: str, size: LoadSize, facts: dict[str, Any], *, quick: bool) -> Report:
     """Run all parts."""
     folder = checkpoint_folder(name)
     model = WorldModel.load(folder)
-    trust = load_trust(model, folder)
-    monitor = trust.monitor
+    calibration = load_calibration(model, folder)
+    monitor = calibration.monitor
     report = Report({**facts, "frames": monitor.frame_shape_}, [], [], [], [])
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "log"
@@ -325,7 +325,7 @@ def measure(name: str, size: Size, facts: dict[str, Any], *, quick: bool) -> Rep
                 print(check, latency, flush=True)
 
         with service(name, out) as (address, _):
-            crowds(live_monitor(model, trust), size.robots // 4, size.steps // 5)
+            crowds(online_monitor(model, calibration), size.robots // 4, size.steps // 5)
         with service(name, out, "--no-imagine") as (address, process):
             report.used.append(usage(process, "start"))
             rest = report.used[0].file_descriptors
@@ -361,7 +361,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tenth of the load, no slow peers")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     given = parser.parse_args()
-    size = Size(steps=50, visits=100, rounds=10, limit_s=600) if given.quick else Size()
+    size = LoadSize(steps=50, visits=100, rounds=10, limit_s=600) if given.quick else LoadSize()
     signal.signal(signal.SIGALRM, give_up)
     signal.alarm(size.limit_s)
     names = ("torch", "numpy", "websockets", "msgpack")

@@ -47,7 +47,7 @@ OTHERS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class HeadCostRow:
     """What was measured at one batch size."""
 
     batch: int
@@ -111,7 +111,7 @@ def one_round(model: WorldModel, inputs: RolloutInputs, heads: dict[str, Head]) 
     return found
 
 
-def measure(model: WorldModel, batch: int, rounds: int) -> Row:
+def measure(model: WorldModel, batch: int, rounds: int) -> HeadCostRow:
     """Time everything in turns; one round to warm up."""
     assert model.confidence is not None, "the shipped model has a head of ours"
     heads = {f"{model.config.confidence.head} (shipped)": model.confidence}
@@ -122,7 +122,7 @@ def measure(model: WorldModel, batch: int, rounds: int) -> Row:
     found = [one_round(model, inputs, heads) for _ in range(rounds + 1)][1:]
     bare = np.array([times.pop("bare") for times in found])
     added = {name: np.array([times[name] for times in found]) / bare for name in found[0]}
-    return Row(
+    return HeadCostRow(
         batch=batch,
         rounds=rounds,
         frame_ms=1e3 * float(np.median(bare)) / FRAMES,
@@ -139,7 +139,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[HeadCostRow]) -> str:
     """What each adds, as Markdown."""
     lines = [
         "| batch | frame without, ms | " + " | ".join(rows[0].added) + " |",

@@ -33,10 +33,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.provenance import RESULTS
 from benchmarks.speed.plain_reference import PlainConfig, PlainDiT, plain_rollout
 from worldmodel import WorldModel, imagination
-from worldmodel.c3_import import load_reference
+from worldmodel.c3_import import load_c3
 from worldmodel.imagination import frames
 from worldmodel.networks import attention, c3_rollout
-from worldmodel.networks.c3 import Reference
+from worldmodel.networks.c3 import C3Network
 from worldmodel.networks.rollout import RolloutInputs
 from worldmodel.networks.sampler import Sampling
 
@@ -45,7 +45,7 @@ EPSILON = torch.tensor([0.5])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class ImaginationSize:
     """A network and the latents it runs on."""
 
     name: str
@@ -64,15 +64,15 @@ class Size:
 
 
 SIZES = (
-    Size(name="8x8, patch 2", side=8, patch=2, dim=128, layers=4, heads=4),
-    Size(name="8x8", side=8, patch=1, dim=128, layers=4, heads=4),
-    Size(name="16x16", side=16, patch=2, dim=384, layers=6, heads=6, sampled=True),
-    Size(name="32x32", side=32, patch=2, dim=256, layers=4, heads=4, sampled=True),
+    ImaginationSize(name="8x8, patch 2", side=8, patch=2, dim=128, layers=4, heads=4),
+    ImaginationSize(name="8x8", side=8, patch=1, dim=128, layers=4, heads=4),
+    ImaginationSize(name="16x16", side=16, patch=2, dim=384, layers=6, heads=6, sampled=True),
+    ImaginationSize(name="32x32", side=32, patch=2, dim=256, layers=4, heads=4, sampled=True),
 )
 
 
 @dataclass(kw_only=True)
-class Row:
+class ImaginationRow:
     """What was measured of one size and batch; seconds are CPU seconds of one thread."""
 
     size: str
@@ -94,18 +94,20 @@ class Row:
     """Technique -> time of 10 frames without it over the time with all."""
 
 
-def build(size: Size) -> tuple[PlainDiT, Reference]:
+def build(size: ImaginationSize) -> tuple[PlainDiT, C3Network]:
     """The same random weights on both sides, ours imported from a file."""
-    shape = {"channels": 4, "patch": size.patch, "dim": size.dim, "heads": size.heads}
-    plain = PlainDiT(PlainConfig(**shape, layers=size.layers)).randomize(0, 1.0)
+    config = PlainConfig(
+        channels=4, patch=size.patch, dim=size.dim, heads=size.heads, layers=size.layers
+    )
+    plain = PlainDiT(config).randomize(0, 1.0)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "weights.pt"
         torch.save(plain.state_dict(), file)
-        options = {"heads": size.heads, "window": WINDOW, "height": size.side, "width": size.side}
-        return plain, load_reference(file, **options)
+        network = load_c3(file, heads=size.heads, window=WINDOW, height=size.side, width=size.side)
+        return plain, network
 
 
-def random_inputs(size: Size, batch: int, total: int) -> tuple[torch.Tensor, ...]:
+def random_inputs(size: ImaginationSize, batch: int, total: int) -> tuple[torch.Tensor, ...]:
     """Context of one frame, actions and noise, as the published loop reads them."""
     generator = torch.Generator().manual_seed(0)
     shape = (size.side, size.side, 4)
@@ -121,7 +123,7 @@ def channels_third(latents: torch.Tensor) -> torch.Tensor:
 
 
 def ours(
-    network: Reference, size: Size, batch: int, total: int, *, window: str = "exact"
+    network: C3Network, size: ImaginationSize, batch: int, total: int, *, window: str = "exact"
 ) -> tuple[np.ndarray, torch.Tensor]:
     """CPU seconds of each frame of our rollout, and its latents."""
     context, actions, noise = random_inputs(size, batch, total)
@@ -139,7 +141,7 @@ def ours(
     return np.array(seconds), torch.stack(latents, 1)
 
 
-def published(network: PlainDiT, size: Size, batch: int) -> np.ndarray:
+def published(network: PlainDiT, size: ImaginationSize, batch: int) -> np.ndarray:
     """CPU seconds of the published loop's frame in windows of 2 to 10 frames."""
     windows = (2, 6, WINDOW) if size.sampled else range(2, WINDOW + 1)
     seconds = []
@@ -191,7 +193,7 @@ WITHOUT: dict[str, Callable[[], Any]] = {
 """Technique -> what takes it away."""
 
 
-def ablate(size: Size, batch: int, rounds: int) -> dict[str, float]:
+def ablate(size: ImaginationSize, batch: int, rounds: int) -> dict[str, float]:
     """How many times longer 10 frames take without each technique."""
     _, network = build(size)
     times: dict[str, list[float]] = {name: [] for name in ("all", *WITHOUT)}
@@ -216,11 +218,13 @@ def matmul_peak(size: int = 1024, repeats: int = 10) -> float:
     return 2 * size**3 / min(seconds)
 
 
-def measure(size: Size, batch: int, rounds: int) -> Row:
+def measure(size: ImaginationSize, batch: int, rounds: int) -> ImaginationRow:
     """One row of the table: the fastest of `rounds` interleaved rounds, frame by frame."""
     plain, network = build(size)
     half = build(size)[1].to(torch.bfloat16)
-    row = Row(size=size.name, tokens=size.tokens, dim=size.dim, batch=batch, rounds=rounds)
+    row = ImaginationRow(
+        size=size.name, tokens=size.tokens, dim=size.dim, batch=batch, rounds=rounds
+    )
     context, actions, noise = random_inputs(size, batch, 4)
     truth, _ = plain_rollout(plain, context, actions, noise, window=WINDOW)
     row.error = float((ours(network, size, batch, 4)[1] - channels_third(truth)).abs().max())
@@ -303,7 +307,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[ImaginationRow]) -> str:
     """The speed-ups as Markdown."""
     lines = [
         "| latents | tokens | width | batch | published, s a frame | exact, T=10 | exact, T=20 |"

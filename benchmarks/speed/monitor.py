@@ -36,14 +36,14 @@ import psutil
 import torch
 
 from benchmarks.provenance import RESULTS, git_commit, hardware
-from worldmodel.calibration.calibrated import load_trust
+from worldmodel.calibration.calibrated import load_calibration
 from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.envs.collect import Collection
 from worldmodel.evaluation.simulate import simulate
 from worldmodel.model import WorldModel
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.networks.images import to_model
-from worldmodel.runtime.live import live_monitor
+from worldmodel.runtime.live import online_monitor
 
 SEED = 5_000_011
 """Of the simulated episodes."""
@@ -57,7 +57,7 @@ CHECK, IMAGINE = "update that checks a claim", "imagining the next frame"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class LatencySize:
     """How much is measured."""
 
     episodes: int = 8
@@ -70,7 +70,9 @@ class Size:
     taken wait for one another, a hundred times longer than they work."""
 
 
-QUICK = Size(episodes=2, updates=100, remembered=5000, computed=200, beside=100, limit_s=60.0)
+QUICK = LatencySize(
+    episodes=2, updates=100, remembered=5000, computed=200, beside=100, limit_s=60.0
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,7 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class MonitorStep:
     """What a robot sees and is told to do."""
 
     first: bool
@@ -129,12 +131,12 @@ class Remembered:
         return getattr(self.features, name)
 
 
-def nominal_steps(model: WorldModel, episodes: int) -> list[Step]:
+def nominal_steps(model: WorldModel, episodes: int) -> list[MonitorStep]:
     """The frames and actions of simulated episodes, one after the other."""
     scene = Collection(renderer="ray", seed=SEED)
     (found,) = simulate(model, [("nominal", scene, episodes)], workers=1).values()
     return [
-        Step(first=t == 0, frame=frame.numpy(), action=action.numpy())
+        MonitorStep(first=t == 0, frame=frame.numpy(), action=action.numpy())
         for episode in found
         for t, (frame, action) in enumerate(
             zip(episode.frames, episode.batch.actions[0], strict=True)
@@ -142,7 +144,7 @@ def nominal_steps(model: WorldModel, episodes: int) -> list[Step]:
     ]
 
 
-def rehearse(monitor: RuntimeMonitor, steps: Sequence[Step]) -> Iterator[Step]:
+def rehearse(monitor: RuntimeMonitor, steps: Sequence[MonitorStep]) -> Iterator[MonitorStep]:
     """The steps over and over; the monitor is told where an episode starts."""
     for step in itertools.cycle(steps):
         if step.first:
@@ -151,7 +153,7 @@ def rehearse(monitor: RuntimeMonitor, steps: Sequence[Step]) -> Iterator[Step]:
 
 
 def parts(
-    model: WorldModel, monitor: RuntimeMonitor, step: Step, levels: Counter[str]
+    model: WorldModel, monitor: RuntimeMonitor, step: MonitorStep, levels: Counter[str]
 ) -> dict[str, Callable[[], Any]]:
     """What is timed on a step; the update counts its level."""
     tokenizer, features, views = model.tokenizer, monitor.features, torch.from_numpy(step.frame)
@@ -177,7 +179,7 @@ def elapsed_ms(run: Callable[[], Any]) -> tuple[float, float]:
 
 @torch.inference_mode()
 def timings(
-    model: WorldModel, monitor: RuntimeMonitor, steps: Sequence[Step], size: Size
+    model: WorldModel, monitor: RuntimeMonitor, steps: Sequence[MonitorStep], size: LatencySize
 ) -> tuple[list[Timing], Counter[str]]:
     """Each of the parts in turns, and how often the monitor gave each level."""
     levels, rows = Counter[str](), list[dict[str, tuple[float, float]]]()
@@ -188,7 +190,9 @@ def timings(
     return summed_up(rows, [name for name, _ in todo]), levels
 
 
-def beside_model(live: RuntimeMonitor, steps: Sequence[Step], size: Size) -> list[Timing]:
+def beside_model(
+    live: RuntimeMonitor, steps: Sequence[MonitorStep], size: LatencySize
+) -> list[Timing]:
     """An update that checks what the model claimed of the frame, then the next claim."""
     rows = [
         {
@@ -200,7 +204,9 @@ def beside_model(live: RuntimeMonitor, steps: Sequence[Step], size: Size) -> lis
     return summed_up(rows, [CHECK, IMAGINE])
 
 
-def timed(monitor: RuntimeMonitor, steps: Sequence[Step], size: Size) -> Iterator[Step]:
+def timed(
+    monitor: RuntimeMonitor, steps: Sequence[MonitorStep], size: LatencySize
+) -> Iterator[MonitorStep]:
     """As many steps as are to be timed, or as there is time for."""
     asked, end = WARM_UP + size.updates, time.monotonic() + size.limit_s
     for number, step in enumerate(itertools.islice(rehearse(monitor, steps), asked)):
@@ -230,7 +236,9 @@ def summed_up(rows: Sequence[dict[str, tuple[float, float]]], names: Sequence[st
     return found
 
 
-def memory(what: str, monitor: RuntimeMonitor, steps: Sequence[Step], updates: int) -> Memory:
+def memory(
+    what: str, monitor: RuntimeMonitor, steps: Sequence[MonitorStep], updates: int
+) -> Memory:
     """What the process holds, ten times along the way."""
     process, found = psutil.Process(), Memory(features=what, updates=[], rss_mib=[])
     for number, step in enumerate(itertools.islice(rehearse(monitor, steps), updates), 1):
@@ -242,13 +250,13 @@ def memory(what: str, monitor: RuntimeMonitor, steps: Sequence[Step], updates: i
     return found
 
 
-def measure(name: str, size: Size, threads: int, *, with_memory: bool) -> dict[str, Any]:
+def measure(name: str, size: LatencySize, threads: int, *, with_memory: bool) -> dict[str, Any]:
     """Everything that one process measures, as plain JSON values."""
     torch.set_num_threads(threads)
     folder = checkpoint_folder(name)
     model = WorldModel.load(folder)
-    trust = load_trust(model, folder)
-    monitor, live = trust.monitor, live_monitor(model, trust)
+    calibration = load_calibration(model, folder)
+    monitor, live = calibration.monitor, online_monitor(model, calibration)
     steps, load = nominal_steps(model, size.episodes), os.getloadavg()[0]
     times, levels = timings(model, monitor, steps, size)
     times += beside_model(live, steps, size)
@@ -371,7 +379,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--threads", type=int, help="measure in this process, and print JSON")
     given = parser.parse_args()
-    size = QUICK if given.quick else Size()
+    size = QUICK if given.quick else LatencySize()
     if given.threads:
         alone = given.threads == 1
         print(json.dumps(measure(given.model, size, given.threads, with_memory=alone)))

@@ -62,7 +62,8 @@ class PlainAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, t, h, w, d = x.shape
         if self.over_time:
-            rows, shape = x.permute(0, 2, 3, 1, 4).reshape(b * h * w, t, d), (t,)
+            rows = x.permute(0, 2, 3, 1, 4).reshape(b * h * w, t, d)
+            shape: tuple[int, ...] = (t,)
         else:
             rows, shape = x.reshape(b * t, h * w, d), (h, w)
         q, k, v = (

@@ -41,7 +41,7 @@ Frame = UInt8[np.ndarray, "view height width 3"]
 Descriptors = Float64[np.ndarray, " d"]
 
 
-class Evidence:
+class CauseEvidence:
     """What one camera has shown since the alarm began, in constant memory."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class CauseModel:
     def reset(self) -> None:
         """Forget the frames."""
         require_fitted(self, "views_")
-        self._evidence = [Evidence() for _ in self.views_]
+        self._evidence = [CauseEvidence() for _ in self.views_]
 
     def observe(self, frame: Frame) -> None:
         """Take in a frame of all views, from the alarm on."""
@@ -257,7 +257,7 @@ def _learn_view(
 
 def _examples(reference: ViewReference, film: np.ndarray) -> Float64[np.ndarray, "n d"]:
     """Mean descriptors of the film's first frames, for each of the lengths it reaches."""
-    evidence, rows = Evidence(), []
+    evidence, rows = CauseEvidence(), []
     for picture in film[: CLIP_LENGTHS[-1]]:
         evidence.add(reference.depart(picture))
         if evidence.frames in CLIP_LENGTHS:

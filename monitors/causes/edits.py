@@ -29,7 +29,7 @@ SHADE = (0.3, 1.4)
 
 
 @dataclass(frozen=True)
-class Scene:
+class EditedScene:
     """One nominal episode of one camera, taken apart."""
 
     film: Film
@@ -84,7 +84,7 @@ def edited_episodes(
 
 def take_apart(
     frames: UInt8[np.ndarray, "time height width 3"], palette: Palette, cut: slice
-) -> Scene:
+) -> EditedScene:
     """The scene of an episode of one camera, with the frames of `cut`."""
     from scipy.ndimage import binary_opening
 
@@ -98,7 +98,7 @@ def take_apart(
     width = max(still_labels.shape) // 8
     surfaces = [_closed(np.isin(still_labels, surface), width) for surface in palette.surfaces_]
     surfaces = sorted((mask for mask in surfaces if mask.any()), key=np.count_nonzero, reverse=True)
-    return Scene(
+    return EditedScene(
         film=film,
         still=still,
         foreground=foreground,
@@ -117,7 +117,7 @@ def _closed(mask: Bool[np.ndarray, "height width"], width: int) -> Bool[np.ndarr
     return closed[width:-width, width:-width]
 
 
-def relight(scene: Scene, rng: np.random.Generator) -> Film:
+def relight(scene: EditedScene, rng: np.random.Generator) -> Film:
     """Another strength, colour, direction and contrast of the light."""
     height, width = scene.still.shape[:2]
     strength = rng.choice([-1, 1]) * rng.uniform(0.2, 1.2)
@@ -130,7 +130,7 @@ def relight(scene: Scene, rng: np.random.Generator) -> Film:
     return (scene.film * light).clip(0, 1) ** np.exp(rng.normal(0, 0.1))
 
 
-def repaint(scene: Scene, rng: np.random.Generator) -> Film | None:
+def repaint(scene: EditedScene, rng: np.random.Generator) -> Film | None:
     """Other materials on the largest surface, and often on the others; shadows are kept."""
     chroma = coordinates(scene.film)[..., 1:]
     grain = rng.choice([0, 0.15])  # of the old material, in its brightness
@@ -184,7 +184,7 @@ def _pattern(shape: tuple[int, ...], rng: np.random.Generator) -> Mapped:
     return 0.5 + 0.5 * first * second
 
 
-def strew(scene: Scene, rng: np.random.Generator) -> Film:
+def strew(scene: EditedScene, rng: np.random.Generator) -> Film:
     """One to eight small things on the still surfaces, behind whatever moves; or a large one."""
     shape = scene.still.shape[:2]
     ground = np.any(scene.surfaces, axis=0) if scene.surfaces else np.ones(shape, bool)
@@ -220,7 +220,7 @@ def _any_colour(rng: np.random.Generator) -> Float64[np.ndarray, " 3"]:
     return np.array(hsv_to_rgb(rng.random(), np.sqrt(rng.random()), rng.uniform(0.15, 1)))
 
 
-def swap_target(scene: Scene, rng: np.random.Generator) -> Film | None:
+def swap_target(scene: EditedScene, rng: np.random.Generator) -> Film | None:
     """The small thing that is always there in another colour, and often another shape."""
     from scipy.ndimage import binary_dilation, binary_erosion
 
@@ -239,7 +239,7 @@ def swap_target(scene: Scene, rng: np.random.Generator) -> Film | None:
     return _painted(film, rim & (rng.random(rim.shape[1:]) < 0.6), scene.still)
 
 
-def refit_arm(scene: Scene, rng: np.random.Generator) -> Film | None:
+def refit_arm(scene: EditedScene, rng: np.random.Generator) -> Film | None:
     """An arm of another colour at its tip, or all over; often with a plate mounted at the tip."""
     if not scene.arm.any():
         return None
@@ -279,7 +279,7 @@ def _tip(
     return tip, (base - tip) / max(np.linalg.norm(base - tip), 1e-6)
 
 
-def move_camera(scene: Scene, rng: np.random.Generator) -> Film:
+def move_camera(scene: EditedScene, rng: np.random.Generator) -> Film:
     """The picture of a plane from elsewhere: turned, tilted, rolled, nearer or farther, shifted."""
     elevation, focal = rng.uniform(0.6, 1.1), rng.uniform(0.9, 1.6)
     turn = rng.choice([-1, 1]) * rng.uniform(0.1, 0.8) * (rng.random() < 0.8)
@@ -291,7 +291,7 @@ def move_camera(scene: Scene, rng: np.random.Generator) -> Film:
     return _warped(scene.film, old @ np.linalg.inv(new))
 
 
-def distort(scene: Scene, rng: np.random.Generator) -> Film:
+def distort(scene: EditedScene, rng: np.random.Generator) -> Film:
     """What is none of the other causes: noise, blur, a negative, exchanged colours."""
     from scipy.ndimage import gaussian_filter
 
@@ -339,7 +339,7 @@ def _warped(film: Film, matrix: Float64[np.ndarray, "3 3"]) -> Film:
     return np.moveaxis(np.reshape(moved, (len(film), 3, height, width)), 1, -1)
 
 
-EDITS: dict[str, Callable[[Scene, np.random.Generator], Film | None]] = {
+EDITS: dict[str, Callable[[EditedScene, np.random.Generator], Film | None]] = {
     "lighting": relight,
     "background": repaint,
     "clutter": strew,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from worldmodel.monitors.alarm_rule import EpisodeJudge
+from worldmodel.monitors.alarm_rule import AlarmRule
 from worldmodel.monitors.causes.classifier import LIKELY, UNKNOWN, CauseModel, region
 from worldmodel.monitors.channels.channel_set import LOOKS, Scores
 from worldmodel.monitors.channels.signals import EpisodeSignals
@@ -37,9 +37,9 @@ class Attribution:
     """Names what an alarm is about, from its beginning until all has been calm for a while."""
 
     def __init__(
-        self, judge: EpisodeJudge, causes: CauseModel | None, cameras: Sequence[str]
+        self, alarm_rule: AlarmRule, causes: CauseModel | None, cameras: Sequence[str]
     ) -> None:
-        self.judge, self.cameras = judge, tuple(cameras)
+        self.alarm_rule, self.cameras = alarm_rule, tuple(cameras)
         self.causes = copy.copy(causes)
         self.reset()
 
@@ -61,12 +61,12 @@ class Attribution:
 
         Evidence of a signal above its threshold says what was found, in words.
         """
-        standard = {name: float(s[0]) for name, s in self.judge.standardised(scores).items()}
-        limit = self.judge.thresholds_[Level.NOTICE]
+        standard = {name: float(s[0]) for name, s in self.alarm_rule.standardised(scores).items()}
+        limit = self.alarm_rule.thresholds_[Level.NOTICE]
         found = [name for name, value in standard.items() if value > limit]
         self._step += 1
         if not found:
-            if self._step - self._calm_since > self.judge.config.calm_steps and self._began:
+            if self._step - self._calm_since > self.alarm_rule.config.calm_steps and self._began:
                 self._forget_alarm()
             return (), {}
         self._calm_since = self._step
@@ -128,19 +128,19 @@ class Attribution:
         return name, Evidence(chance, LIKELY, note)
 
     def _outside(self, signals: EpisodeSignals) -> list[int]:
-        channel = self.judge.channels_.action
+        channel = self.alarm_rule.channels_.action
         if channel is None or signals.actions is None:
             return []
         return channel.out_of_range(signals.actions[0, -1])
 
     def _sentence(self, name: str, signals: EpisodeSignals, scores: Scores) -> Evidence:
-        score, threshold = float(scores[name][0]), self.judge.threshold(name)
+        score, threshold = float(scores[name][0]), self.alarm_rule.threshold(name)
         numbers = f"score {score:.3g}, threshold {threshold:.3g}."
         note = f"{self._finding(name, signals)}; {numbers}"
         return Evidence(score, threshold, note)
 
     def _finding(self, name: str, signals: EpisodeSignals) -> str:
-        channels, n = self.judge.channels_, self.judge.num_reference_
+        channels, n = self.alarm_rule.channels_, self.alarm_rule.num_reference_
         places = channels.placed(signals).places
         if name == "region" and places is not None:
             return f"{self._peak(places[0])} is unlike the {n} familiar episodes"

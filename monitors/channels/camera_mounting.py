@@ -65,7 +65,7 @@ class MixUp:
         return first, taken[first]
 
 
-class Mounting:
+class CameraSetupCheck:
     """Finds exchanged cameras, exchanged colour channels, and pictures the wrong way round.
 
     For each mistake a linear discriminant (Fisher) tells frames with it from frames without. It is
@@ -76,7 +76,7 @@ class Mounting:
     (scenes that look alike in a mirror, views that change places, grey pictures) is not looked for.
     """
 
-    def fit(self, films: Sequence[Film]) -> Mounting:
+    def fit(self, films: Sequence[Film]) -> CameraSetupCheck:
         """Learn from the frames of reference episodes; from fewer than 10 nothing is learned.
 
         Every second episode tests what the others say, so that the bounds hold for new episodes.
@@ -142,7 +142,7 @@ class Mounting:
         return {"mean": self.mean_, "deviation": self.deviation_, "reach": self.reach_} | weights
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Mounting:
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> CameraSetupCheck:
         """The inverse of `arrays`."""
         mounting = cls()
         mounting.mean_, mounting.deviation_ = arrays["mean"], arrays["deviation"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from worldmodel.monitors.channels.camera_mounting import Mounting
+from worldmodel.monitors.channels.camera_mounting import CameraSetupCheck
 
 BLANK_DEVIATION = 2.0
 """Grey levels: a view whose pixels vary less shows nothing."""
@@ -51,7 +51,7 @@ class SensorChannel:
         frame_shape: tuple[int, ...],
         *,
         rate_hz: float | None = None,
-        mounting: Mounting | None = None,
+        mounting: CameraSetupCheck | None = None,
         action_rows: int = 1,
     ) -> None:
         if rate_hz is not None and not 0 < rate_hz < np.inf:

@@ -136,7 +136,7 @@ def summarize_detection(
     if onset >= length:
         raise ValueError(f"`onset` must be below the shortest length {length}, got {onset}.")
     calm, odd = (
-        np.array([episode.surprise[onset:length].max() for episode in episodes])
+        np.array([episode.alarm_score[onset:length].max() for episode in episodes])
         for episodes in (nominal, shifted)
     )
     delays = [alarm_delay(e.levels[:length], onset=onset, level=level) for e in shifted]

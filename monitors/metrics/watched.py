@@ -15,7 +15,7 @@ class WatchedEpisode:
     """What the monitor made of a recorded episode, one row per frame."""
 
     scores: Scores
-    surprise: Float64[np.ndarray, " time"]
+    alarm_score: Float64[np.ndarray, " time"]
     """Largest standardised score: what the thresholds are compared with."""
     levels: Int[np.ndarray, " time"]
     """`Level` after hysteresis."""

@@ -11,7 +11,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from worldmodel.calibration.calibrated import Loaded, Trust, load_trust, save_trust
+from worldmodel.calibration.calibrated import (
+    Calibration,
+    Checkpoint,
+    load_calibration,
+    save_calibration,
+)
 from worldmodel.calibration.features import FrameFeatures
 from worldmodel.calibration.gate import Gate
 from worldmodel.checkpoint import fingerprint
@@ -20,7 +25,7 @@ from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.model import WorldModel
 from worldmodel.monitors.reliability.recalibration import HorizonRecalibration
-from worldmodel.monitors.validity import Artefact
+from worldmodel.monitors.validity import MonitorMetadata
 from worldmodel.rollouts.open_loop import START
 
 Refused = Callable[..., str]
@@ -36,11 +41,13 @@ def test_the_training_store_gives_untouched_episodes_and_familiar_ones(calibrate
     assert made["calibration"] == UNTOUCHED
     assert made["reference"] == [f"train/{i}" for i in range(4)]
     assert made["alphas"] == {"notice": 0.2, "degrade": 0.2, "stop": 0.2}  # 1 / (4 + 1)
-    trust = Trust.load(calibrated / "monitor", WorldModel.load(calibrated))
-    assert trust.horizon == 4
-    assert trust.monitor.judge_.num_calibration_ == 4
-    assert trust.monitor.judge_.max_frames_ == 12
-    thresholds = {level.name.lower(): t for level, t in trust.monitor.judge_.thresholds_.items()}
+    calibration = Calibration.load(calibrated / "monitor", WorldModel.load(calibrated))
+    assert calibration.horizon == 4
+    assert calibration.monitor.alarm_rule_.num_calibration_ == 4
+    assert calibration.monitor.alarm_rule_.max_frames_ == 12
+    thresholds = {
+        level.name.lower(): t for level, t in calibration.monitor.alarm_rule_.thresholds_.items()
+    }
     assert made["thresholds"] == thresholds
 
 
@@ -63,7 +70,7 @@ def test_it_prints_its_tables_and_what_limits_them(
     assert "horizon 16" not in captured.out
     expires = record(model / "monitor")["expires"]
     assert captured.out.endswith(f"\nGood until: {expires[:10]}\n\nMonitor: {model / 'monitor'}\n")
-    curves = Trust.load(model / "monitor", WorldModel.load(model)).recalibration
+    curves = Calibration.load(model / "monitor", WorldModel.load(model)).recalibration
     assert isinstance(curves, HorizonRecalibration)
     assert curves.method == "beta"
     check_trusted(captured.out, record(model / "monitor"))
@@ -170,7 +177,7 @@ def test_delta_asks_for_more_episodes_or_raises_the_rates(
     made = record(model / "monitor")
     assert made["delta"] == 0.2
     assert made["alphas"] == pytest.approx(dict.fromkeys(made["alphas"], least))
-    config = Trust.load(model / "monitor", WorldModel.load(model)).monitor.config
+    config = Calibration.load(model / "monitor", WorldModel.load(model)).monitor.config
     assert (config.delta, config.alpha_stop) == (0.2, pytest.approx(least))
 
 
@@ -186,13 +193,13 @@ def test_a_calibration_says_how_long_it_is_good(
     assert not (model / "monitor").exists()
     assert main([*map(str, start), "--horizon", "4", "--valid-days", "None"]) == 0
     assert "\nGood until: ever, it does not expire\n" in capsys.readouterr().out
-    made = Trust.load(model / "monitor", WorldModel.load(model)).monitor.artefact_
+    made = Calibration.load(model / "monitor", WorldModel.load(model)).monitor.metadata_
     assert (made.expires, record(model / "monitor")["expires"]) == (None, None)
 
 
 def test_what_it_was_made_of_is_kept_with_the_monitor_and_the_gate(calibrated: Path) -> None:
     model, folder = WorldModel.load(calibrated), calibrated / "monitor"
-    made = Trust.load(folder, model).monitor.artefact_
+    made = Calibration.load(folder, model).monitor.metadata_
     assert made.created is not None
     assert made.expires is not None
     assert timedelta(days=179.9) < made.expires - made.created <= timedelta(days=180)
@@ -201,7 +208,7 @@ def test_what_it_was_made_of_is_kept_with_the_monitor_and_the_gate(calibrated: P
     assert made.action_spec == CANONICAL.as_dict()
     assert made.features == FrameFeatures(model).name
     assert made.data_hash is not None
-    gate = Gate.load(folder / "gate", model_hash=made.model_hash).monitor.artefact_
+    gate = Gate.load(folder / "gate", model_hash=made.model_hash).monitor.metadata_
     assert replace(gate, created=made.created) == replace(made, features=None)
     with pytest.raises(ValueError, match=r"gate was fitted for the model .*, not for 'other'"):
         Gate.load(folder / "gate", model_hash="other")
@@ -212,41 +219,41 @@ def test_a_trust_of_another_model_or_action_spec_is_refused(
 ) -> None:
     """Even where nobody says which checkpoint the model came from."""
     with pytest.raises(ValueError, match=r"actions whose `rate_hz` is 5\.0, not 15\.0; give"):
-        Trust.load(calibrated / "monitor", WorldModel.load(slow_model))
+        Calibration.load(calibrated / "monitor", WorldModel.load(slow_model))
     other = WorldModel.load(model)
     with torch.no_grad():
         other.tokenizer.std.mul_(2)
     with pytest.raises(ValueError, match="was fitted for the features 'FrameFeatures "):
-        Trust.load(calibrated / "monitor", other)
+        Calibration.load(calibrated / "monitor", other)
     shutil.copytree(calibrated / "monitor", model / "monitor")
-    assert Loaded.from_checkpoint(model).trust.horizon == 4
+    assert Checkpoint.from_checkpoint(model).calibration.horizon == 4
     config = model / "config.json"
     config.write_text(config.read_text().replace('"num_steps": 1', '"num_steps": 2'))
     with pytest.raises(ValueError, match="was fitted for the model"):
-        Loaded.from_checkpoint(model)
+        Checkpoint.from_checkpoint(model)
 
 
 def test_a_monitor_from_before_the_first_frames_were_imagined_watches_as_it_was_fitted(
     calibrated: Path, model: Path
 ) -> None:
     folder = Path(shutil.copytree(calibrated / "monitor", model / "monitor"))
-    assert load_trust(WorldModel.load(model), model).watch_start == 1
+    assert load_calibration(WorldModel.load(model), model).watch_start == 1
     kept = json.loads((folder / "rollouts.json").read_text())
     del kept["watch_start"]
     (folder / "rollouts.json").write_text(json.dumps(kept))
-    assert load_trust(WorldModel.load(model), model).watch_start == START
+    assert load_calibration(WorldModel.load(model), model).watch_start == START
 
 
 def test_a_monitor_that_keeps_no_hash_is_known_by_its_record(calibrated: Path, model: Path) -> None:
     """As those from before the hash was kept are."""
     folder = Path(shutil.copytree(calibrated / "monitor", model / "monitor"))
-    trust = Trust.load(folder, WorldModel.load(model))
-    trust.monitor.artefact_ = Artefact()
-    trust.save(folder)
-    assert load_trust(WorldModel.load(model), model).horizon == 4
+    calibration = Calibration.load(folder, WorldModel.load(model))
+    calibration.monitor.metadata_ = MonitorMetadata()
+    calibration.save(folder)
+    assert load_calibration(WorldModel.load(model), model).horizon == 4
     (folder / "calibration.json").write_text('{"model": "0123456789abcdef"}')
     with pytest.raises(ValueError, match="was fitted for the model '0123456789abcdef', not for"):
-        load_trust(WorldModel.load(model), model)
+        load_calibration(WorldModel.load(model), model)
 
 
 def test_changed_curves_are_refused(calibrated: Path, model: Path) -> None:
@@ -255,7 +262,7 @@ def test_changed_curves_are_refused(calibrated: Path, model: Path) -> None:
     content[-1] ^= 0x01
     (folder / "recalibration.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match="cannot be read; calibrate it again"):
-        Trust.load(folder, WorldModel.load(model))
+        Calibration.load(folder, WorldModel.load(model))
 
 
 def test_an_interrupted_save_leaves_the_old_monitor_whole(
@@ -263,7 +270,7 @@ def test_an_interrupted_save_leaves_the_old_monitor_whole(
 ) -> None:
     folder = Path(shutil.copytree(calibrated / "monitor", model / "monitor"))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    trust, gate = Trust.load(folder, WorldModel.load(model)), Gate.load(folder / "gate")
+    calibration, gate = Calibration.load(folder, WorldModel.load(model)), Gate.load(folder / "gate")
 
     def interrupted(gate: Gate, folder: Path) -> None:
         folder.mkdir()
@@ -272,11 +279,11 @@ def test_an_interrupted_save_leaves_the_old_monitor_whole(
     with monkeypatch.context() as patch:
         patch.setattr(Gate, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            save_trust(replace(trust, horizon=3), gate, folder, {})
+            save_calibration(replace(calibration, horizon=3), gate, folder, {})
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert not list(model.glob("monitor.*"))
-    save_trust(replace(trust, horizon=3), gate, folder, {})
-    assert Trust.load(folder, WorldModel.load(model)).horizon == 3
+    save_calibration(replace(calibration, horizon=3), gate, folder, {})
+    assert Calibration.load(folder, WorldModel.load(model)).horizon == 3
     assert not list(model.glob("monitor.*"))
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import zarr
 
-from worldmodel.calibration.calibrated import Trust
+from worldmodel.calibration.calibrated import Calibration
 from worldmodel.cli import main
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.rollout_log import RolloutLog
@@ -102,7 +102,7 @@ def test_a_monitor_recalibrates(
         assert imagine(model, scenes, tmp_path / name, "--only", "train/8") == 0
     raw, curved = (RolloutLog.open(tmp_path / n).read("train/8") for n in ("raw", "curved"))
     np.testing.assert_array_equal(raw["imagined"], curved["imagined"])
-    curves = Trust.load(calibrated / "monitor", WorldModel.load(calibrated)).recalibration
+    curves = Calibration.load(calibrated / "monitor", WorldModel.load(calibrated)).recalibration
     for t, horizon in enumerate(raw["horizon"]):
         stated = np.moveaxis(raw["confidence"][t].astype(np.float32), -1, 0)
         expected = curves.predict(stated, horizon=int(horizon)) if horizon else stated

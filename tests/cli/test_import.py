@@ -10,11 +10,13 @@ import torch
 from diffusers import AutoencoderKL
 
 from benchmarks.speed.plain_reference import PlainConfig, PlainDiT
-from worldmodel import WorldModel, load_reference
+from worldmodel import WorldModel
+from worldmodel.c3_import import load_c3
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.imagination import imagine_published
 from worldmodel.networks.images import resize, to_model
 
 SIZES = ["--heads", "2", "--window", "4", "--height", "8", "--width", "8"]
@@ -58,11 +60,11 @@ def test_an_imported_model_imagines_as_its_checkpoint(
     assert "C3, states its confidence" in capsys.readouterr().out
     model = WorldModel.load(tmp_path / "model")
     assert (model.config.cameras, model.config.image_size) == (("front",), (16, 16))
-    network = load_reference(checkpoint, heads=2, window=4, height=8, width=8)
+    network = load_c3(checkpoint, heads=2, window=4, height=8, width=8)
     g = torch.Generator().manual_seed(0)
     context, rows = torch.randn(1, 1, 1, 3, 8, 8, generator=g), torch.randn(1, 4, 7, generator=g)
     rows[:, 0] = 0
-    direct = network.imagine(context, rows, epsilon=(0.3, 0.5))
+    direct = imagine_published(network, context, rows, epsilon=(0.3, 0.5))
     found = model.imagine(context, rows[:, 1:], epsilon=(0.3, 0.5))
     assert torch.equal(found.latents, direct.latents)
     assert torch.equal(found.confidence, direct.confidence)

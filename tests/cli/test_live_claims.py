@@ -7,38 +7,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldmodel.calibration.calibrated import Trust, load_trust
+from worldmodel.calibration.calibrated import Calibration, load_calibration
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.episodes.episode import Episode
 from worldmodel.episodes.load import load_episode
 from worldmodel.model import WorldModel
-from worldmodel.monitors import ImaginedFrame
+from worldmodel.monitors import PredictionCheck
 from worldmodel.monitors.verdict import Level, Verdict
 from worldmodel.networks.cache import LayerCache
 from worldmodel.rollouts.log import commanded
 from worldmodel.rollouts.open_loop import CONTEXT
-from worldmodel.runtime.live import LiveClaims, live_monitor
+from worldmodel.runtime.live import OnlinePredictor, online_monitor
 from worldmodel.runtime.watch import claimed, known, watch
 
 HORIZON = 4
 ROUNDING = 2e-3
 """Claims are kept in half precision."""
-Loaded = tuple[WorldModel, Trust, Episode]
+Parts = tuple[WorldModel, Calibration, Episode]
 
 
 @pytest.fixture(scope="module")
-def loaded(calibrated: Path, scenes: Path) -> Loaded:
+def loaded(calibrated: Path, scenes: Path) -> Parts:
     model = WorldModel.load(calibrated)
     episode = load_episode(model, open_dataset(scenes).episode("train/7"), ("front",))
-    return model, load_trust(model, calibrated), episode
+    return model, load_calibration(model, calibrated), episode
 
 
 def action_at(episode: Episode, t: int) -> np.ndarray:
     return commanded(episode, t).astype(np.float64)
 
 
-def observed(claims: LiveClaims, episode: Episode) -> list[ImaginedFrame | None]:
+def observed(claims: OnlinePredictor, episode: Episode) -> list[PredictionCheck | None]:
     """What was claimed of every frame, one after the other."""
     return [
         claims.observe(frame.numpy(), action_at(episode, t))
@@ -48,11 +48,11 @@ def observed(claims: LiveClaims, episode: Episode) -> list[ImaginedFrame | None]
 
 @pytest.mark.parametrize("start", [1, 3, CONTEXT + 1])
 @pytest.mark.parametrize("horizon", [1, HORIZON])
-def test_they_are_those_of_the_recording(loaded: Loaded, start: int, horizon: int) -> None:
-    model, trust, episode = loaded
-    recorded = Trust(trust.monitor, trust.recalibration, HORIZON, horizon, start)
+def test_they_are_those_of_the_recording(loaded: Parts, start: int, horizon: int) -> None:
+    model, calibration, episode = loaded
+    recorded = Calibration(calibration.monitor, calibration.recalibration, HORIZON, horizon, start)
     (rollouts,) = recorded.claims(model, [episode.batch], seed=5)
-    live = observed(LiveClaims(model, start=start, horizon=horizon, seed=5), episode)
+    live = observed(OnlinePredictor(model, start=start, horizon=horizon, seed=5), episode)
     assert [claim is None for claim in live] == [t < start for t in range(len(live))]
     for t, claim in enumerate(live):
         error = rollouts.error[t].half().numpy()
@@ -65,9 +65,9 @@ def test_they_are_those_of_the_recording(loaded: Loaded, start: int, horizon: in
         np.testing.assert_allclose(claim.error_ratio, wanted.error_ratio, rtol=0.02, atol=ROUNDING)
 
 
-def beside(loaded: Loaded, *, imagine: bool) -> list[Verdict]:
-    model, trust, episode = loaded
-    monitor, verdicts = live_monitor(model, trust), []
+def beside(loaded: Parts, *, imagine: bool) -> list[Verdict]:
+    model, calibration, episode = loaded
+    monitor, verdicts = online_monitor(model, calibration), []
     for t, frame in enumerate(episode.frames):
         verdicts.append(monitor.update(frame.numpy(), known(commanded(episode, t))))
         if imagine:
@@ -75,10 +75,10 @@ def beside(loaded: Loaded, *, imagine: bool) -> list[Verdict]:
     return verdicts
 
 
-def test_the_monitor_runs_every_channel_beside_a_robot(loaded: Loaded) -> None:
-    model, trust, episode = loaded
-    (rollouts,) = trust.claims(model, [episode.batch], seed=0)
-    recorded = list(watch(trust, episode, rollouts))
+def test_the_monitor_runs_every_channel_beside_a_robot(loaded: Parts) -> None:
+    model, calibration, episode = loaded
+    (rollouts,) = calibration.claims(model, [episode.batch], seed=0)
+    recorded = list(watch(calibration, episode, rollouts))
     live = beside(loaded, imagine=True)
     assert [verdict.level for verdict in live] == [verdict.level for verdict in recorded]
     for verdict, wanted in zip(live[1:], recorded[1:], strict=True):
@@ -88,9 +88,9 @@ def test_the_monitor_runs_every_channel_beside_a_robot(loaded: Loaded) -> None:
     assert live == beside(loaded, imagine=False)  # late, but the same
 
 
-def test_after_a_broken_frame_nothing_is_claimed_of_the_next(loaded: Loaded) -> None:
-    model, trust, episode = loaded
-    monitor = live_monitor(model, trust)
+def test_after_a_broken_frame_nothing_is_claimed_of_the_next(loaded: Parts) -> None:
+    model, calibration, episode = loaded
+    monitor = online_monitor(model, calibration)
     frames = [frame.numpy() for frame in episode.frames[:6]]
     frames[3] = np.zeros_like(frames[3])
     verdicts = []
@@ -103,13 +103,13 @@ def test_after_a_broken_frame_nothing_is_claimed_of_the_next(loaded: Loaded) -> 
     assert min(v.level for v in verdicts[3:6]) == Level.STOP  # held
 
 
-def test_what_the_robot_did_counts_and_not_what_was_asked(loaded: Loaded) -> None:
+def test_what_the_robot_did_counts_and_not_what_was_asked(loaded: Parts) -> None:
     model, _, episode = loaded
     frames = [frame.numpy() for frame in episode.frames[:2]]
     asked, done = np.zeros(7), np.full(7, 3.0)
 
     def ratio(action: np.ndarray, executed: np.ndarray | None) -> np.ndarray:
-        claims = LiveClaims(model, start=1, horizon=HORIZON)
+        claims = OnlinePredictor(model, start=1, horizon=HORIZON)
         claims.observe(frames[0], action)
         claims.imagine(executed)
         claim = claims.observe(frames[1], asked)
@@ -124,9 +124,9 @@ def test_what_the_robot_did_counts_and_not_what_was_asked(loaded: Loaded) -> Non
     assert (unknown != ratio(asked, None)).any()
 
 
-def test_a_past_that_is_over_is_freed_without_the_garbage_collector(loaded: Loaded) -> None:
+def test_a_past_that_is_over_is_freed_without_the_garbage_collector(loaded: Parts) -> None:
     model, _, episode = loaded
-    claims = LiveClaims(model, start=1, horizon=2)
+    claims = OnlinePredictor(model, start=1, horizon=2)
     gc.collect()
     gc.disable()
     try:
@@ -138,9 +138,9 @@ def test_a_past_that_is_over_is_freed_without_the_garbage_collector(loaded: Load
         gc.enable()
 
 
-def test_robots_do_not_share_an_episode(loaded: Loaded) -> None:
+def test_robots_do_not_share_an_episode(loaded: Parts) -> None:
     model, _, episode = loaded
-    one = LiveClaims(model, start=1, horizon=HORIZON)
+    one = OnlinePredictor(model, start=1, horizon=HORIZON)
     one.observe(episode.frames[0].numpy(), np.zeros(7))
     other = one.sibling()
     assert other.observe(episode.frames[5].numpy(), np.zeros(7)) is None
@@ -161,7 +161,7 @@ def test_commands_side_by_side_are_watched_as_one_action(
     assert main(["calibrate", "--model", str(tmp_path / "slow"), "--data", str(scenes)]) == 0
     model = WorldModel.load(tmp_path / "slow")
     episode = load_episode(model, open_dataset(scenes).episode("train/7"), ("front",))
-    verdicts = beside((model, load_trust(model, tmp_path / "slow"), episode), imagine=True)
+    verdicts = beside((model, load_calibration(model, tmp_path / "slow"), episode), imagine=True)
     assert len(verdicts) == 6
     assert not any(cause.startswith("sensor") for v in verdicts for cause in v.causes)
     for name in ("action", "surprise"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from worldmodel.calibration.calibrated import Trust
+from worldmodel.calibration.calibrated import Calibration
 from worldmodel.cli import main
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
@@ -27,10 +27,13 @@ def test_a_watched_rollout_replays_bit_for_bit(
     watched = ["watch", "--model", str(calibrated), "--data", str(data), "--out", str(out)]
     assert main(watched) == 1
     logged = RolloutLog.open(out).read("a")
-    trust = Trust.load(calibrated / "monitor", WorldModel.load(calibrated))
-    verdicts = list(replay(trust.monitor, logged_steps(logged)))
+    calibration = Calibration.load(calibrated / "monitor", WorldModel.load(calibrated))
+    verdicts = list(replay(calibration.monitor, logged_steps(logged)))
     assert len({verdict.level for verdict in verdicts}) > 1
-    names, map_shape = trust.monitor.judge_.channels_.names, logged["trust_map"].shape[1:]
+    names, map_shape = (
+        calibration.monitor.alarm_rule_.channels_.names,
+        logged["trust_map"].shape[1:],
+    )
     for t, verdict in enumerate(verdicts):
         for name, value in verdict_signals(verdict, names, map_shape).items():
             if name == "causes":

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldmodel.calibration.calibrated import Trust
+from worldmodel.calibration.calibrated import Calibration
 from worldmodel.calibration.features import FrameFeatures, signals
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
@@ -78,11 +78,11 @@ def test_frame_by_frame_is_what_the_monitor_says_of_the_whole(
     out = tmp_path / "log.zarr"
     watch(calibrated, scenes, "--only", "train/[78]", "--out", out)
     model = WorldModel.load(calibrated)
-    trust = Trust.load(calibrated / "monitor", model)
+    calibration = Calibration.load(calibrated / "monitor", model)
     log = RolloutLog.open(out)
     for episode in load_episodes(model, open_dataset(scenes), only="train/[78]"):
-        (rollouts,) = trust.claims(model, [episode.batch], seed=0)
-        whole = trust.monitor.watch(signals(FrameFeatures(model), episode, rollouts))
+        (rollouts,) = calibration.claims(model, [episode.batch], seed=0)
+        whole = calibration.monitor.watch(signals(FrameFeatures(model), episode, rollouts))
         read = log.read(episode.name)
         assert [Level[str(name).upper()] for name in read["level"]] == whole.levels.tolist()
         for name, scores in whole.scores.items():
@@ -142,10 +142,12 @@ def test_a_stale_monitor_degrades_every_frame_and_says_so_once(
 ) -> None:
     """The log says when it was watched, so that the verdicts can be had again."""
     model, expires = WorldModel.load(calibrated), datetime(2020, 1, 31, 12, tzinfo=UTC)
-    trust = Trust.load(calibrated / "monitor", model)
-    artefact = replace(trust.monitor.artefact_, created=expires - timedelta(9), expires=expires)
-    trust.monitor.artefact_ = artefact
-    trust.save(tmp_path / "stale")
+    calibration = Calibration.load(calibrated / "monitor", model)
+    metadata = replace(
+        calibration.monitor.metadata_, created=expires - timedelta(9), expires=expires
+    )
+    calibration.monitor.metadata_ = metadata
+    calibration.save(tmp_path / "stale")
     out = tmp_path / "log.zarr"
     options = ("--monitor", tmp_path / "stale", "--only", "train/[01]", "--out", out)
     assert watch(calibrated, scenes, *options) == 1
@@ -156,7 +158,7 @@ def test_a_stale_monitor_degrades_every_frame_and_says_so_once(
     log = RolloutLog.open(out)
     assert (log.read("train/0")["level"] == "degrade").all()
     assert set(log.read("train/1")["causes"]) == {("monitor.stale_calibration",)}
-    again = Trust.load(tmp_path / "stale", model).monitor
+    again = Calibration.load(tmp_path / "stale", model).monitor
     day, steps = datetime.fromisoformat(log.attributes["watched_at"]), log.read("train/0")
     for verdict in replay(again, logged_steps(steps), today=day):
         found = verdict.evidence["monitor.stale_calibration"]
@@ -173,11 +175,11 @@ def test_drift_of_a_fleet_is_found_and_changes_no_exit_code(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Of a monitor whose thresholds nothing exceeds any more."""
-    trust = Trust.load(calibrated / "monitor", WorldModel.load(calibrated))
-    judge = trust.monitor.judge_
+    calibration = Calibration.load(calibrated / "monitor", WorldModel.load(calibrated))
+    judge = calibration.monitor.alarm_rule_
     judge.thresholds_ = dict.fromkeys(judge.thresholds_, 1e9)
     judge.config = replace(judge.config, alpha_notice=0.5)
-    trust.save(tmp_path / "deaf")
+    calibration.save(tmp_path / "deaf")
     odd = [make_scene(f"odd/{i}", i, num_frames=5, odd=True) for i in range(5)]
     data = make_store("odd.zarr", *odd)
     assert watch(calibrated, data, "--monitor", tmp_path / "deaf", "--json") == 0
@@ -187,7 +189,7 @@ def test_drift_of_a_fleet_is_found_and_changes_no_exit_code(
     assert drift["found_after"] == f"odd/{drift['num_episodes'] - 1}"
     assert drift["num_episodes"] < 5
     judge.maxima_ = None
-    trust.save(tmp_path / "old")
+    calibration.save(tmp_path / "old")
     options = ("--monitor", tmp_path / "old", "--only", "odd/0")
     watch(calibrated, data, *options)
     assert capsys.readouterr().out.endswith(

@@ -100,6 +100,4 @@ def test_a_view_is_refused_where_something_is(
     log = tmp_path / "log"
     assert "must lie apart" in refused(*argv, log / "view", "--out", log)
     assert "must lie apart" in refused(*argv, log, "--out", log)
-    served = ("watch", "--model", calibrated, "--listen", "127.0.0.1:0", "--view", log)
-    assert "`--view` go with `--data`" in refused(*served)
     assert [p.name for p in sorted(tmp_path.rglob("*"))] == ["full", "notes.txt"]

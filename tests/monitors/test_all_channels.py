@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig
+from worldmodel.monitors.alarm_rule import AlarmRule, MonitorConfig
 from worldmodel.monitors.channels.action import recent_actions
 from worldmodel.monitors.channels.signals import EpisodeSignals
-from worldmodel.monitors.claims import ImaginedFrame
+from worldmodel.monitors.claims import PredictionCheck
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Level
 
@@ -70,7 +70,7 @@ def test_online_equals_batch(monitor: RuntimeMonitor, odd: str) -> None:
     for t in range(TIME):
         claim = None
         if signals.horizon[t]:
-            claim = ImaginedFrame(
+            claim = PredictionCheck(
                 signals.confidence[t], int(signals.horizon[t]), signals.error_ratio[t]
             )
         action = signals.actions[t, -1]
@@ -94,7 +94,7 @@ def test_each_oddity_has_its_name(monitor: RuntimeMonitor, odd: str, cause: str)
     assert signals.frames is not None
     assert signals.actions is not None
     for t in range(4, TIME):
-        claim = ImaginedFrame(signals.confidence[t], t - 1, signals.error_ratio[t])
+        claim = PredictionCheck(signals.confidence[t], t - 1, signals.error_ratio[t])
         verdict = monitor.update(signals.frames[t], signals.actions[t, -1], claim)
     assert verdict.causes[0] == cause
 
@@ -123,7 +123,7 @@ def test_a_monitor_of_looks_alone_waits_for_no_claim() -> None:
     def looks(signals: EpisodeSignals) -> EpisodeSignals:
         return EpisodeSignals(pooled=signals.pooled, positions=signals.positions)
 
-    judge = EpisodeJudge(CONFIG).fit(
+    judge = AlarmRule(CONFIG).fit(
         [looks(episode(rng)) for _ in range(40)],
         reference=[looks(episode(rng)) for _ in range(20)],
     )
@@ -137,4 +137,4 @@ def test_saved_and_loaded_monitors_judge_alike(monitor: RuntimeMonitor, tmp_path
     signals = episode(np.random.default_rng(6), odd="surprise")
     one, two = monitor.watch(signals), again.watch(signals)
     assert np.array_equal(one.levels, two.levels)
-    assert np.array_equal(one.surprise, two.surprise)
+    assert np.array_equal(one.alarm_score, two.alarm_score)

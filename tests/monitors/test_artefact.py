@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
-from worldmodel.monitors import Artefact, EpisodeSignals, Level, MonitorConfig, RuntimeMonitor
+from worldmodel.monitors import (
+    EpisodeSignals,
+    Level,
+    MonitorConfig,
+    MonitorMetadata,
+    RuntimeMonitor,
+)
 from worldmodel.monitors.replay import RecordedStep, replay
 from worldmodel.monitors.storage import MAXIMA, _json_hash
 
@@ -19,7 +25,7 @@ SHAPE = (8, 8, 3)
 CREATED = datetime(2030, 1, 1, 12, tzinfo=UTC)
 EXPIRES = CREATED + timedelta(days=180)
 SPEC = {"name": "ours", "rate_hz": 5.0, "scale": (1.0, 2.0)}
-ARTEFACT = Artefact(expires=EXPIRES, model_hash="abc", action_spec=SPEC, data_hash="def")
+ARTEFACT = MonitorMetadata(expires=EXPIRES, model_hash="abc", action_spec=SPEC, data_hash="def")
 CONFIG = MonitorConfig(alpha_notice=0.2, alpha_degrade=0.1, alpha_stop=0.05, calm_steps=2)
 
 
@@ -53,7 +59,7 @@ def fit(today: Callable[[], datetime] = lambda: CREATED) -> RuntimeMonitor:
         CALIBRATION,
         reference=[draw_episode(seed) for seed in range(50, 58)],
         frame_shape=SHAPE,
-        artefact=ARTEFACT,
+        metadata=ARTEFACT,
     )
 
 
@@ -102,16 +108,16 @@ def test_everything_about_its_making_is_kept(monitor: RuntimeMonitor, tmp_path: 
     loaded = RuntimeMonitor.load(tmp_path)
     spec = fields["action_spec"]
     expected = replace(ARTEFACT, created=CREATED, features="brightness", action_spec=spec)
-    assert loaded.artefact_ == expected
+    assert loaded.metadata_ == expected
 
 
 def test_the_kept_maxima_are_those_that_set_the_thresholds(
     monitor: RuntimeMonitor, tmp_path: Path
 ) -> None:
     monitor.save(tmp_path)
-    judge = RuntimeMonitor.load(tmp_path).judge_
+    judge = RuntimeMonitor.load(tmp_path).alarm_rule_
     assert judge.maxima_ is not None
-    expected = [monitor.watch(episode).surprise.max() for episode in CALIBRATION]
+    expected = [monitor.watch(episode).alarm_score.max() for episode in CALIBRATION]
     np.testing.assert_array_equal(judge.maxima_, expected)
     ranked = np.sort(expected)  # of 19: the 16th, 18th and 19th keep 0.2, 0.1 and 0.05
     assert list(judge.thresholds_.values()) == [ranked[15], ranked[17], ranked[18]]
@@ -123,7 +129,7 @@ def test_a_monitor_from_before_all_this_still_loads(
     def age(fields: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         fields["format"] = 1
         del arrays[MAXIMA]
-        for name in (*Artefact().as_dict(), "smallest_alpha"):
+        for name in (*MonitorMetadata().as_dict(), "smallest_alpha"):
             del fields[name]
 
     monitor.save(tmp_path)
@@ -131,12 +137,12 @@ def test_a_monitor_from_before_all_this_still_loads(
     loaded = RuntimeMonitor.load(
         tmp_path, features=Brightness("any"), model_hash="any", action_spec={"rate_hz": 9.0}
     )
-    assert loaded.artefact_ == Artefact()
-    assert loaded.judge_.maxima_ is None
+    assert loaded.metadata_ == MonitorMetadata()
+    assert loaded.alarm_rule_.maxima_ is None
     frame = draw_frame(3)
     assert loaded.update(frame, None) == monitor.update(frame, None)
     loaded.save(tmp_path / "again")
-    assert RuntimeMonitor.load(tmp_path / "again").judge_.maxima_ is None
+    assert RuntimeMonitor.load(tmp_path / "again").alarm_rule_.maxima_ is None
 
 
 @pytest.mark.parametrize(
@@ -174,7 +180,7 @@ def test_the_same_use_and_an_unknown_one_are_accepted(
     RuntimeMonitor.load(tmp_path, features=lambda frame: Brightness()(frame))  # has no name
     for unknown in ({"model_hash": None}, {"action_spec": None}):
         again = RuntimeMonitor.load(tmp_path)
-        again.artefact_ = replace(again.artefact_, **unknown)
+        again.metadata_ = replace(again.metadata_, **unknown)
         again.save(tmp_path / "less")
         other = {name: "xyz" if name == "model_hash" else {"rate_hz": 1.0} for name in unknown}
         RuntimeMonitor.load(tmp_path / "less", **other)
@@ -204,7 +210,7 @@ def test_after_the_expiry_no_verdict_is_better_than_degrade(monitor: RuntimeMoni
 
 
 def test_a_calibration_without_expiry_never_goes_stale(monitor: RuntimeMonitor) -> None:
-    monitor.artefact_ = replace(monitor.artefact_, expires=None)
+    monitor.metadata_ = replace(monitor.metadata_, expires=None)
     calm = calm_frames(monitor, 1)[0]
     for today in (datetime(9999, 1, 1, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UTC)):
         monitor.today = lambda today=today: today
@@ -302,7 +308,7 @@ def test_an_interrupted_save_leaves_the_old_monitor_whole(
     with pytest.raises(KeyboardInterrupt):
         other.save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    assert RuntimeMonitor.load(tmp_path).artefact_.created == CREATED
+    assert RuntimeMonitor.load(tmp_path).metadata_.created == CREATED
 
 
 def test_a_save_cut_between_its_two_files_is_refused_and_not_mixed(
@@ -321,4 +327,4 @@ def test_a_save_cut_between_its_two_files_is_refused_and_not_mixed(
 
 def test_a_date_needs_a_time_zone() -> None:
     with pytest.raises(ValueError, match="`expires` must have a time zone, got 2030-01-01"):
-        Artefact(expires=datetime(2030, 1, 1))
+        MonitorMetadata(expires=datetime(2030, 1, 1))

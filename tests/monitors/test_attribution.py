@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig
+from worldmodel.monitors.alarm_rule import AlarmRule, MonitorConfig
 from worldmodel.monitors.causes.classifier import CauseModel
 from worldmodel.monitors.causes.explain import SURE, TOGETHER, Attribution
 from worldmodel.monitors.channels.signals import EpisodeSignals
@@ -28,10 +28,10 @@ def episode(rng: np.random.Generator) -> EpisodeSignals:
 
 
 @pytest.fixture(scope="module")
-def judge() -> EpisodeJudge:
+def alarm_rule() -> AlarmRule:
     rng = np.random.default_rng(0)
     calibration = [episode(rng) for _ in range(12)]
-    return EpisodeJudge(CONFIG).fit(calibration, reference=[episode(rng) for _ in range(10)])
+    return AlarmRule(CONFIG).fit(calibration, reference=[episode(rng) for _ in range(10)])
 
 
 def one_frame(*, action: float = 0.0, odd_place: bool = False) -> EpisodeSignals:
@@ -48,14 +48,14 @@ def one_frame(*, action: float = 0.0, odd_place: bool = False) -> EpisodeSignals
 def explain(
     attribution: Attribution, *odd: str, signals: EpisodeSignals | None = None
 ) -> tuple[tuple[str, ...], dict[str, Evidence]]:
-    names = attribution.judge.scales_
+    names = attribution.alarm_rule.scales_
     scores = {name: np.array([ODD if name in odd else CALM]) for name in names}
     return attribution.explain(FRAME, signals or one_frame(), scores)
 
 
 @pytest.fixture
-def attribution(judge: EpisodeJudge) -> Attribution:
-    return Attribution(judge, None, ["wrist"])
+def attribution(alarm_rule: AlarmRule) -> Attribution:
+    return Attribution(alarm_rule, None, ["wrist"])
 
 
 @pytest.mark.parametrize(
@@ -145,11 +145,11 @@ def test_evidence_says_where_and_how_much(attribution: Attribution) -> None:
     _, evidence = explain(attribution, "region", signals=one_frame(odd_place=True))
     note = evidence["region"].note
     assert note.startswith("lower left third of wrist is unlike the 10 familiar episodes; score")
-    assert f"threshold {attribution.judge.threshold('region'):.3g}." in note
+    assert f"threshold {attribution.alarm_rule.threshold('region'):.3g}." in note
     assert set(evidence) == {"region"}
 
 
 def test_every_signal_has_its_sentence(attribution: Attribution) -> None:
-    _, evidence = explain(attribution, *attribution.judge.scales_)
-    assert set(evidence) == set(attribution.judge.scales_)
+    _, evidence = explain(attribution, *attribution.alarm_rule.scales_)
+    assert set(evidence) == set(attribution.alarm_rule.scales_)
     assert all("; score 1e+04, threshold" in found.note for found in evidence.values())

@@ -59,8 +59,8 @@ def test_perfect_separation_of_few_episodes_is_no_certainty() -> None:
     assert auroc_interval(0.0, 20, 20) == pytest.approx((0.0, 1 - low))
 
 
-def watched(surprise: list[float], levels: list[int]) -> WatchedEpisode:
-    return WatchedEpisode({}, np.array(surprise, float), np.array(levels))
+def watched(alarm_score: list[float], levels: list[int]) -> WatchedEpisode:
+    return WatchedEpisode({}, np.array(alarm_score, float), np.array(levels))
 
 
 def test_summary_of_a_hand_written_case() -> None:

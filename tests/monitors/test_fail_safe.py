@@ -19,9 +19,9 @@ from hypothesis.extra import numpy as hnp
 
 from worldmodel.monitors import (
     EpisodeSignals,
-    ImaginedFrame,
     Level,
     MonitorConfig,
+    PredictionCheck,
     RuntimeMonitor,
 )
 from worldmodel.monitors.replay import RecordedStep, replay
@@ -88,7 +88,7 @@ def monitor(fitted: RuntimeMonitor) -> RuntimeMonitor:
 
 
 def good(seed: int = 0) -> tuple[Any, Any, Any]:
-    return picture(10 * seed), ACTION, ImaginedFrame(claim(10 * seed), 1)
+    return picture(10 * seed), ACTION, PredictionCheck(claim(10 * seed), 1)
 
 
 ANY_ARRAY = st.one_of(
@@ -99,7 +99,12 @@ ANY_ARRAY = st.one_of(
     hnp.arrays(object, (2,), elements=st.none() | st.text(max_size=1)),
 )
 ANYTHING = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.binary(max_size=3)
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=3),
+    st.binary(max_size=3),
 ) | st.lists(st.integers(), max_size=3)
 
 OTHER_TYPES = ("i1", ">u2", "<i8", "?", ">f4", "<f8", "f2", "g", "c8", "S1", "U1", "M8[s]", "O")
@@ -163,9 +168,9 @@ BROKEN_MAPS = st.one_of(
 BROKEN_CLAIMS = st.one_of(
     ANYTHING.filter(lambda thing: thing is not None),
     ANY_ARRAY,
-    st.builds(ImaginedFrame, BROKEN_MAPS, st.integers(0, 9)),
+    st.builds(PredictionCheck, BROKEN_MAPS, st.integers(0, 9)),
     st.builds(
-        ImaginedFrame,
+        PredictionCheck,
         st.just(claim(0)),
         st.sampled_from([-1, 1.5, 1.0, np.nan, np.inf, "1", None, True, [1], np.array([1])]),
     ),
@@ -267,7 +272,7 @@ def test_how_an_array_lies_in_memory_does_not_matter(monitor: RuntimeMonitor, la
     parts = [layout(array) for array in (frame, action, imagined.confidence)]
     for part in parts:
         part.flags.writeable = False
-    other = monitor.update({"image": parts[0]}, parts[1], ImaginedFrame(parts[2], 1))
+    other = monitor.update({"image": parts[0]}, parts[1], PredictionCheck(parts[2], 1))
     assert other.level == Level.TRUST
     assert other == plain
 
@@ -359,7 +364,8 @@ def test_a_stored_session_replays_on_a_stored_monitor(
     frames = np.stack([picture(0), picture(10), bright, np.zeros_like(bright), picture(20)])
     claims = np.stack([claim(10 * t) for t in range(5)]).astype(np.float32)
     live = [
-        monitor.update(f, ACTION, ImaginedFrame(c, 2)) for f, c in zip(frames, claims, strict=True)
+        monitor.update(f, ACTION, PredictionCheck(c, 2))
+        for f, c in zip(frames, claims, strict=True)
     ]
     assert len({v.level for v in live}) > 1
     monitor.save(tmp_path / "monitor")
@@ -367,7 +373,7 @@ def test_a_stored_session_replays_on_a_stored_monitor(
     loaded = RuntimeMonitor.load(tmp_path / "monitor", features=features)
     session = np.load(tmp_path / "session.npz")
     steps = [
-        RecordedStep(observation=frame, action=ACTION, imagined=ImaginedFrame(stated, 2))
+        RecordedStep(observation=frame, action=ACTION, imagined=PredictionCheck(stated, 2))
         for frame, stated in zip(session["frames"], session["claims"], strict=True)
     ]
     assert list(replay(loaded, steps)) == live
@@ -388,7 +394,7 @@ def test_a_monitor_that_could_never_alarm_is_refused(
 ) -> None:
     fitted.save(tmp_path / "good")
     broken = RuntimeMonitor.load(tmp_path / "good")
-    damage(broken.judge_)
+    damage(broken.alarm_rule_)
     broken.save(tmp_path / "bad")
     with pytest.raises(ValueError, match=reason):
         RuntimeMonitor.load(tmp_path / "bad")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig, held_levels
+from worldmodel.monitors.alarm_rule import AlarmRule, MonitorConfig, held_levels
 from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.verdict import Level
 
@@ -31,10 +31,10 @@ def episodes(rng: np.random.Generator, n: int, **change: float) -> list[EpisodeS
 
 
 def alarms(
-    judge: EpisodeJudge, watched: list[EpisodeSignals], level: Level = Level.NOTICE
+    alarm_rule: AlarmRule, watched: list[EpisodeSignals], level: Level = Level.NOTICE
 ) -> float:
-    surprise = [judge.surprise(judge.scores(e)).max() for e in watched]
-    return float(np.mean(judge.levels(np.array(surprise)) >= level))
+    alarm_score = [alarm_rule.alarm_score(alarm_rule.scores(e)).max() for e in watched]
+    return float(np.mean(alarm_rule.levels(np.array(alarm_score)) >= level))
 
 
 CONFIG = MonitorConfig(alpha_notice=0.1, alpha_degrade=0.05, alpha_stop=0.05)
@@ -50,9 +50,11 @@ def test_three_signals_together_keep_the_promise_of_every_level() -> None:
     rng = np.random.default_rng(0)
     rates = []
     for _ in range(30):
-        judge = EpisodeJudge(CONFIG).fit(episodes(rng, 19), reference=episodes(rng, 4))
+        alarm_rule = AlarmRule(CONFIG).fit(episodes(rng, 19), reference=episodes(rng, 4))
         watched = episodes(rng, 15)
-        rates.append([alarms(judge, watched, level) for level in (Level.NOTICE, Level.DEGRADE)])
+        rates.append(
+            [alarms(alarm_rule, watched, level) for level in (Level.NOTICE, Level.DEGRADE)]
+        )
     notice, degrade = np.mean(rates, axis=0)
     assert notice <= 0.1 + 3 * 0.019
     assert degrade <= 0.05 + 3 * 0.014
@@ -60,9 +62,9 @@ def test_three_signals_together_keep_the_promise_of_every_level() -> None:
 
 
 @pytest.fixture(scope="module")
-def judge() -> EpisodeJudge:
+def alarm_rule() -> AlarmRule:
     rng = np.random.default_rng(1)
-    return EpisodeJudge(CONFIG).fit(episodes(rng, 99), reference=episodes(rng, 60))
+    return AlarmRule(CONFIG).fit(episodes(rng, 99), reference=episodes(rng, 60))
 
 
 def without(episode: EpisodeSignals, *, features: bool, confidence: bool) -> EpisodeSignals:
@@ -74,35 +76,35 @@ def without(episode: EpisodeSignals, *, features: bool, confidence: bool) -> Epi
     )
 
 
-def test_missing_signals_never_add_an_alarm(judge: EpisodeJudge) -> None:
+def test_missing_signals_never_add_an_alarm(alarm_rule: AlarmRule) -> None:
     for whole in episodes(np.random.default_rng(2), 30):
-        surprise = judge.surprise(judge.scores(whole))
+        alarm_score = alarm_rule.alarm_score(alarm_rule.scores(whole))
         for part in (
             without(whole, features=False, confidence=True),
             without(whole, features=True, confidence=False),
         ):
-            scores = judge.scores(part)
-            assert (judge.surprise(scores) <= surprise).all()
+            scores = alarm_rule.scores(part)
+            assert (alarm_rule.alarm_score(scores) <= alarm_score).all()
         assert np.isnan(scores["appearance"]).all()
         assert (np.isnan(scores["confidence"]) == (whole.horizon == 0)).all()
 
 
-def test_each_channel_alone_finds_its_own_shift(judge: EpisodeJudge) -> None:
+def test_each_channel_alone_finds_its_own_shift(alarm_rule: AlarmRule) -> None:
     rng = np.random.default_rng(3)
     strange = [without(e, features=False, confidence=True) for e in episodes(rng, 30, shift=6.0)]
-    assert alarms(judge, strange) > 0.9
+    assert alarms(alarm_rule, strange) > 0.9
     doubtful = [without(e, features=True, confidence=False) for e in episodes(rng, 30, doubt=0.6)]
-    assert alarms(judge, doubtful) > 0.9
-    assert alarms(judge, episodes(rng, 30)) < 0.4
+    assert alarms(alarm_rule, doubtful) > 0.9
+    assert alarms(alarm_rule, episodes(rng, 30)) < 0.4
 
 
-def test_threshold_in_a_signals_own_unit_is_where_it_alarms(judge: EpisodeJudge) -> None:
-    for name in judge.scales_:
-        limit = np.array([judge.threshold(name, Level.STOP)])
+def test_threshold_in_a_signals_own_unit_is_where_it_alarms(alarm_rule: AlarmRule) -> None:
+    for name in alarm_rule.scales_:
+        limit = np.array([alarm_rule.threshold(name, Level.STOP)])
         for nudge, level in ((-1e-6, Level.DEGRADE), (1e-6, Level.STOP)):
-            reached = judge.levels(judge.surprise({name: limit + nudge}))[0]
+            reached = alarm_rule.levels(alarm_rule.alarm_score({name: limit + nudge}))[0]
             assert reached == level or CONFIG.alpha_degrade == CONFIG.alpha_stop
-        assert judge.levels(judge.surprise({name: limit + 1e-6}))[0] == Level.STOP
+        assert alarm_rule.levels(alarm_rule.alarm_score({name: limit + 1e-6}))[0] == Level.STOP
 
 
 def test_a_signals_scale_reaches_as_far_as_its_share_of_the_alarms() -> None:
@@ -110,27 +112,30 @@ def test_a_signals_scale_reaches_as_far_as_its_share_of_the_alarms() -> None:
     config = MonitorConfig(alpha_notice=0.24, alpha_degrade=0.1, alpha_stop=0.1)
     values = np.linspace(0, 1, 101)
     maxima = [dict.fromkeys(("region", "action", "surprise"), value) for value in values]
-    scales = EpisodeJudge(config)._scales(maxima)
+    scales = AlarmRule(config)._scales(maxima)
     assert [scale.centre for scale in scales.values()] == [0.5] * 3
     assert [scale.spread for scale in scales.values()] == pytest.approx([0.47, 0.49, 0.3])
 
 
-def test_levels_are_nested(judge: EpisodeJudge) -> None:
-    limits = list(judge.thresholds_.values())
+def test_levels_are_nested(alarm_rule: AlarmRule) -> None:
+    limits = list(alarm_rule.thresholds_.values())
     assert limits == sorted(limits)
     grid = np.linspace(limits[0] - 1, limits[-1] + 1, 50)
-    assert (np.diff(judge.levels(grid)) >= 0).all()
-    assert judge.levels(grid)[0] == Level.TRUST
-    assert judge.levels(grid)[-1] == Level.STOP
+    assert (np.diff(alarm_rule.levels(grid)) >= 0).all()
+    assert alarm_rule.levels(grid)[0] == Level.TRUST
+    assert alarm_rule.levels(grid)[-1] == Level.STOP
 
 
 def test_fewer_channels_are_fitted_when_signals_are_missing() -> None:
     rng = np.random.default_rng(4)
     bare = [without(e, features=False, confidence=True) for e in episodes(rng, 30)]
-    judge = EpisodeJudge(CONFIG).fit(bare[:20], reference=bare[20:])
-    assert set(judge.scores(bare[0])) == {"appearance", "region"}
+    alarm_rule = AlarmRule(CONFIG).fit(bare[:20], reference=bare[20:])
+    assert set(alarm_rule.scores(bare[0])) == {"appearance", "region"}
     whole = episode(rng)
-    assert set(judge.scores(whole)) == {"appearance", "region"}  # confidence was never calibrated
+    assert set(alarm_rule.scores(whole)) == {
+        "appearance",
+        "region",
+    }  # confidence was never calibrated
 
 
 def test_config_for_few_episodes_raises_alpha_to_what_they_support() -> None:
@@ -138,7 +143,7 @@ def test_config_for_few_episodes_raises_alpha_to_what_they_support() -> None:
     assert (config.alpha_notice, config.alpha_degrade, config.alpha_stop) == (0.1, 0.1, 0.1)
     assert MonitorConfig.for_episodes(99) == MonitorConfig()
     rng = np.random.default_rng(5)
-    EpisodeJudge(config).fit(episodes(rng, 9), reference=episodes(rng, 4))
+    AlarmRule(config).fit(episodes(rng, 9), reference=episodes(rng, 4))
 
 
 def test_too_few_episodes_are_refused() -> None:
@@ -148,9 +153,9 @@ def test_too_few_episodes_are_refused() -> None:
         r"at best \(see `MonitorConfig\.for_episodes`\)\."
     )
     with pytest.raises(ValueError, match=message):
-        EpisodeJudge(MonitorConfig()).fit(episodes(rng, 20), reference=episodes(rng, 4))
+        AlarmRule(MonitorConfig()).fit(episodes(rng, 20), reference=episodes(rng, 4))
     with pytest.raises(ValueError, match="`reference` needs at least 2 episodes, got 1"):
-        EpisodeJudge(CONFIG).fit(episodes(rng, 20), reference=episodes(rng, 1))
+        AlarmRule(CONFIG).fit(episodes(rng, 20), reference=episodes(rng, 1))
 
 
 def test_wrong_config_is_refused() -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from worldmodel.monitors import (
     EpisodeSignals,
-    ImaginedFrame,
     Level,
     MonitorConfig,
     NotFittedError,
+    PredictionCheck,
     RuntimeMonitor,
     Verdict,
 )
@@ -85,7 +85,7 @@ def test_online_equals_batch(monitor: RuntimeMonitor) -> None:
     confidence = [draw_confidence(rng) * (0.5 if i == 8 else 1.0) for i in range(12)]
     batch = monitor.watch(signals(frames, confidence))
     verdicts = [
-        monitor.update(frame, ACTION, ImaginedFrame(c, i + 1))
+        monitor.update(frame, ACTION, PredictionCheck(c, i + 1))
         for i, (frame, c) in enumerate(zip(frames, confidence, strict=True))
     ]
     np.testing.assert_array_equal([v.level for v in verdicts], batch.levels)
@@ -107,7 +107,7 @@ def test_cause_and_evidence_name_the_channel_that_found_it(monitor: RuntimeMonit
         assert f"score {evidence.score:.3g}, threshold {evidence.threshold:.3g}." in evidence.note
     monitor.reset()
     frame = calm_frame(monitor, rng)
-    doubtful = monitor.update(frame, ACTION, ImaginedFrame(np.full((2, 4, 4), 0.1), 5))
+    doubtful = monitor.update(frame, ACTION, PredictionCheck(np.full((2, 4, 4), 0.1), 5))
     assert doubtful.level == Level.STOP
     assert doubtful.causes == ("low_confidence",)
 
@@ -118,7 +118,7 @@ def test_verdict_says_which_channel_did_not_run(monitor: RuntimeMonitor) -> None
     assert verdict.evidence["confidence"].note == "did not run: no imagined frame."
     assert verdict.evidence["confidence"].score is None
     monitor.features = None
-    verdict = monitor.update(draw_frame(rng), ACTION, ImaginedFrame(draw_confidence(rng), 1))
+    verdict = monitor.update(draw_frame(rng), ACTION, PredictionCheck(draw_confidence(rng), 1))
     assert verdict.evidence["appearance"].note == "did not run: no feature function."
 
 
@@ -129,7 +129,7 @@ def test_trust_map_is_low_where_the_frame_is_strange_or_the_model_doubts(
     frame[4:8, 8:12] = 255  # latent position (1, 2)
     confidence = np.full((2, 4, 4), 0.9)
     confidence[:, 3, 0] = 0.2
-    trust = monitor.update(frame, ACTION, ImaginedFrame(confidence, 1)).trust_map
+    trust = monitor.update(frame, ACTION, PredictionCheck(confidence, 1)).trust_map
     assert trust is not None
     assert trust.shape == (4, 4)
     assert {divmod(int(i), 4) for i in np.argsort(trust, axis=None)[:2]} == {(1, 2), (3, 0)}
@@ -220,14 +220,14 @@ def test_broken_input_is_a_stop_with_its_cause(
 @pytest.mark.parametrize(
     "imagined",
     [
-        ImaginedFrame(np.full((2, 4, 4), np.nan), 1),
-        ImaginedFrame(np.full((2, 4, 4), 1.5), 1),
-        ImaginedFrame(np.ones((2, 3, 3)), 1),
-        ImaginedFrame(np.ones(4), 1),
-        ImaginedFrame(np.ones((2, 4, 4)), -1),
+        PredictionCheck(np.full((2, 4, 4), np.nan), 1),
+        PredictionCheck(np.full((2, 4, 4), 1.5), 1),
+        PredictionCheck(np.ones((2, 3, 3)), 1),
+        PredictionCheck(np.ones(4), 1),
+        PredictionCheck(np.ones((2, 4, 4)), -1),
     ],
 )
-def test_broken_imagination_is_a_stop(monitor: RuntimeMonitor, imagined: ImaginedFrame) -> None:
+def test_broken_imagination_is_a_stop(monitor: RuntimeMonitor, imagined: PredictionCheck) -> None:
     verdict = monitor.update(calm_frame(monitor, np.random.default_rng(8)), ACTION, imagined)
     assert (verdict.level, verdict.causes) == (Level.STOP, ("monitor.error",))
 
@@ -236,7 +236,7 @@ def test_monitor_that_sees_nothing_stops(monitor: RuntimeMonitor) -> None:
     monitor.features = None
     verdict = monitor.update(draw_frame(np.random.default_rng(9)), ACTION)
     assert (verdict.level, verdict.causes) == (Level.STOP, ("monitor.blind",))
-    imagined = ImaginedFrame(np.ones((2, 4, 4)), 0)  # horizon 0: not imagined
+    imagined = PredictionCheck(np.ones((2, 4, 4)), 0)  # horizon 0: not imagined
     assert monitor.update(draw_frame(np.random.default_rng(9)), ACTION, imagined).causes == (
         "monitor.blind",
     )
@@ -270,7 +270,7 @@ def test_an_episode_longer_than_calibrated_is_told_that_the_promise_ended(
 def test_verdict_is_json(monitor: RuntimeMonitor) -> None:
     rng = np.random.default_rng(13)
     for verdict in (
-        monitor.update(draw_frame(rng), ACTION, ImaginedFrame(draw_confidence(rng), 2)),
+        monitor.update(draw_frame(rng), ACTION, PredictionCheck(draw_confidence(rng), 2)),
         monitor.update(None, ACTION),
         Verdict(Level.TRUST),
     ):
@@ -302,7 +302,7 @@ def test_without_reference_the_calibration_episodes_are_split() -> None:
     every = [draw_episode(rng) for _ in range(38)]
     split = RuntimeMonitor(CONFIG).fit(every, frame_shape=SHAPE)
     told = RuntimeMonitor(CONFIG).fit(every[1::2], reference=every[::2], frame_shape=SHAPE)
-    assert split.judge_.thresholds_ == told.judge_.thresholds_
+    assert split.alarm_rule_.thresholds_ == told.alarm_rule_.thresholds_
     with pytest.raises(ValueError, match="needs at least 19 calibration episodes, got 18"):
         RuntimeMonitor(CONFIG).fit(every[:36], frame_shape=SHAPE)
 
@@ -325,7 +325,7 @@ def test_a_loaded_monitor_gives_the_same_verdicts(monitor: RuntimeMonitor, tmp_p
     rng = np.random.default_rng(15)
     for i in range(12):
         frame = draw_frame(rng, bright=8.0 * (i % 3))
-        imagined = ImaginedFrame(draw_confidence(rng), i + 1)
+        imagined = PredictionCheck(draw_confidence(rng), i + 1)
         one, other = (m.update(frame, ACTION, imagined) for m in (monitor, loaded))
         assert {**one.as_dict(), "latency_s": 0} == {**other.as_dict(), "latency_s": 0}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from worldmodel.monitors import EpisodeSignals, Level, MonitorConfig, RuntimeMonitor
-from worldmodel.monitors.channels.camera_mounting import MIX_UPS, Mounting, thumbnails
+from worldmodel.monitors.channels.camera_mounting import MIX_UPS, CameraSetupCheck, thumbnails
 
 SIDE = 32
 ROWS, COLUMNS = np.indices((SIDE, SIDE)) / SIDE
@@ -30,13 +30,13 @@ def pair(seed: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def mounting() -> Mounting:
-    return Mounting().fit([film(seed) for seed in range(30)])
+def mounting() -> CameraSetupCheck:
+    return CameraSetupCheck().fit([film(seed) for seed in range(30)])
 
 
 @pytest.fixture(scope="module")
-def two() -> Mounting:
-    return Mounting().fit([pair(seed) for seed in range(30)])
+def two() -> CameraSetupCheck:
+    return CameraSetupCheck().fit([pair(seed) for seed in range(30)])
 
 
 WRONG = {
@@ -48,7 +48,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_picture_the_wrong_way_round_is_named(mounting: Mounting, kind: str) -> None:
+def test_a_picture_the_wrong_way_round_is_named(mounting: CameraSetupCheck, kind: str) -> None:
     for frame in np.concatenate([film(seed) for seed in range(100, 110)]):
         assert mounting.find(frame[None]) is None
         found = mounting.find(WRONG[kind](frame)[None])
@@ -56,7 +56,9 @@ def test_a_picture_the_wrong_way_round_is_named(mounting: Mounting, kind: str) -
         assert (found.kind, found.views) == (kind, (0,))
 
 
-def test_what_is_found_is_said_in_a_sentence(mounting: Mounting, two: Mounting) -> None:
+def test_what_is_found_is_said_in_a_sentence(
+    mounting: CameraSetupCheck, two: CameraSetupCheck
+) -> None:
     said = str(mounting.find(film(100)[:1, ..., ::-1]))
     assert said == "the colour channels of view 0 are those of a BGR picture."
     assert str(two.find(pair(100)[0, ::-1])) == "views 0 and 1 are exchanged."
@@ -81,12 +83,12 @@ def changes(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", changes(np.random.default_rng(0)))
-def test_a_strange_picture_is_not_called_swapped(mounting: Mounting, name: str) -> None:
+def test_a_strange_picture_is_not_called_swapped(mounting: CameraSetupCheck, name: str) -> None:
     picture = changes(np.random.default_rng(0))[name].clip(0, 255).astype(np.uint8)
     assert mounting.find(picture[None]) is None
 
 
-def test_one_view_of_two_or_both_can_be_wrong(two: Mounting) -> None:
+def test_one_view_of_two_or_both_can_be_wrong(two: CameraSetupCheck) -> None:
     frames = pair(300)
     for frame in frames:
         assert two.find(frame) is None
@@ -104,39 +106,39 @@ def test_one_view_of_two_or_both_can_be_wrong(two: Mounting) -> None:
 def test_a_mistake_that_changes_nothing_that_can_be_told_is_not_looked_for() -> None:
     even = (TABLE + TABLE[:, ::-1]) / 2
     grey = np.repeat(even.mean(-1, keepdims=True), 3, axis=-1)
-    mounting = Mounting().fit([film(seed, grey) for seed in range(30)])
+    mounting = CameraSetupCheck().fit([film(seed, grey) for seed in range(30)])
     assert {mix_up.kind for mix_up in mounting.weights_} == {"flipped", "turned"}
     mixed = [film(seed)[:, :, :: (-1) ** seed] for seed in range(30)]  # half of them mirrored
-    kinds = {mix_up.kind for mix_up in Mounting().fit(mixed).weights_}
+    kinds = {mix_up.kind for mix_up in CameraSetupCheck().fit(mixed).weights_}
     assert kinds == {"colours", "flipped"}
     same = np.repeat(np.stack([film(seed) for seed in range(30)])[:, :, None], 2, axis=2)
-    assert "cameras" not in {mix_up.kind for mix_up in Mounting().fit(list(same)).weights_}
+    assert "cameras" not in {mix_up.kind for mix_up in CameraSetupCheck().fit(list(same)).weights_}
 
 
 def test_a_grey_camera_is_still_told_to_be_upside_down() -> None:
     def grey(seed: int) -> np.ndarray:
         return np.repeat(film(seed)[..., :1], 3, axis=-1)
 
-    mounting = Mounting().fit([grey(seed) for seed in range(30)])
+    mounting = CameraSetupCheck().fit([grey(seed) for seed in range(30)])
     assert "colours" not in {mix_up.kind for mix_up in mounting.weights_}
     found = mounting.find(grey(100)[:1, ::-1])
     assert found is not None
     assert found.kind == "flipped"
 
 
-def test_one_reference_frame_that_looks_mirrored_does_not_blind(mounting: Mounting) -> None:
+def test_one_reference_frame_that_looks_mirrored_does_not_blind(mounting: CameraSetupCheck) -> None:
     films = [film(seed) for seed in range(30)]
     plain = (TABLE + TABLE[:, ::-1]) / 2  # neither mirrored nor not
     films[3][2] = film(3, plain)[2]
-    kinds = {mix_up.kind for mix_up in Mounting().fit(films).weights_}
+    kinds = {mix_up.kind for mix_up in CameraSetupCheck().fit(films).weights_}
     assert kinds == {mix_up.kind for mix_up in mounting.weights_}
     films[3][2] = films[3][2, :, ::-1]
     films[4][1] = film(4)[1, :, ::-1]
-    assert "mirrored" not in {mix_up.kind for mix_up in Mounting().fit(films).weights_}
+    assert "mirrored" not in {mix_up.kind for mix_up in CameraSetupCheck().fit(films).weights_}
 
 
 def test_too_few_episodes_teach_nothing() -> None:
-    mounting = Mounting().fit([film(seed) for seed in range(9)])
+    mounting = CameraSetupCheck().fit([film(seed) for seed in range(9)])
     assert mounting.weights_ == {}
     assert mounting.find(film(100)[:1, ::-1]) is None
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import beta
 
 from benchmarks import promises
-from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig
+from worldmodel.monitors.alarm_rule import AlarmRule, MonitorConfig
 from worldmodel.monitors.channels.sensor import SensorChannel
 from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.guarantees.episode_threshold import (
@@ -17,8 +17,8 @@ from worldmodel.monitors.guarantees.episode_threshold import (
     episodes_needed,
     smallest_alpha,
 )
-from worldmodel.monitors.storage import load_judge, save_judge
-from worldmodel.monitors.validity import Artefact
+from worldmodel.monitors.storage import load_alarm_rule, save_alarm_rule
+from worldmodel.monitors.validity import MonitorMetadata
 
 
 def rank(n: int, alpha: float, delta: float) -> int:
@@ -91,12 +91,12 @@ def test_a_monitor_with_delta_has_higher_thresholds_and_needs_more_episodes() ->
     config = MonitorConfig(**alphas)
     strict = replace(config, delta=0.05)
     calibration, reference = signals(rng, 60), signals(rng, 8)  # both leave some for scales
-    loose = EpisodeJudge(config).fit(calibration, reference=reference).thresholds_
-    tight = EpisodeJudge(strict).fit(calibration, reference=reference).thresholds_
+    loose = AlarmRule(config).fit(calibration, reference=reference).thresholds_
+    tight = AlarmRule(strict).fit(calibration, reference=reference).thresholds_
     assert all(tight[level] > loose[level] for level in loose)
     message = r"`alpha_stop`=0\.1 with `delta`=0\.05 needs at least 29 calibration episodes, got 28"
     with pytest.raises(ValueError, match=message):
-        EpisodeJudge(strict).fit(calibration[:28], reference=reference)
+        AlarmRule(strict).fit(calibration[:28], reference=reference)
     with pytest.raises(ValueError, match=r"`delta` must lie in \(0, 1\) or be None, got 0\.0"):
         MonitorConfig(delta=0.0)
 
@@ -104,14 +104,14 @@ def test_a_monitor_with_delta_has_higher_thresholds_and_needs_more_episodes() ->
 def test_delta_is_stored_and_monitors_from_before_it_still_load(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     config = MonitorConfig(alpha_notice=0.3, alpha_degrade=0.2, alpha_stop=0.1, delta=0.05)
-    judge = EpisodeJudge(config).fit(signals(rng, 30), reference=signals(rng, 8))
-    save_judge(judge, SensorChannel((4, 4, 3)), tmp_path, Artefact())
-    assert load_judge(tmp_path)[0].config == config
+    judge = AlarmRule(config).fit(signals(rng, 30), reference=signals(rng, 8))
+    save_alarm_rule(judge, SensorChannel((4, 4, 3)), tmp_path, MonitorMetadata())
+    assert load_alarm_rule(tmp_path)[0].config == config
     stored = json.loads((tmp_path / "monitor.json").read_text())
     del stored["config"]["delta"]
     stored["format"] = 1
     (tmp_path / "monitor.json").write_text(json.dumps(stored))
-    assert load_judge(tmp_path)[0].config == replace(config, delta=None)
+    assert load_alarm_rule(tmp_path)[0].config == replace(config, delta=None)
 
 
 def test_config_for_few_episodes_keeps_delta() -> None:
@@ -121,7 +121,7 @@ def test_config_for_few_episodes_keeps_delta() -> None:
     assert config.delta == 0.05
 
 
-SMALL = promises.Size(episodes=400, sets=200, fleets=20, pool=20_000)
+SMALL = promises.PromiseSize(episodes=400, sets=200, fleets=20, pool=20_000)
 
 
 def test_the_benchmark_measures_what_theory_says() -> None:

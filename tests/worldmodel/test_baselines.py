@@ -17,7 +17,7 @@ from benchmarks.calibration.baselines import (
     motion,
     passes_per_frame,
 )
-from benchmarks.calibration.rescore import Moment, by_window, revisit, windows
+from benchmarks.calibration.rescore import ScoredFrame, by_window, rescore, windows
 from benchmarks.calibration.score_curves import ScoreConfidence, fit_scores, with_confidence
 from worldmodel.episodes.clips import LatentBatch, views_there
 from worldmodel.imagination import DynamicsRollout
@@ -54,10 +54,10 @@ def case(make_model: Callable[..., WorldModel]) -> Case:
 
 def missing_one_view(episode: LatentBatch) -> LatentBatch:
     """The same without its second view from the third frame on."""
-    there = views_there(episode)
-    there[:, 2:, 1] = False
-    latents = episode.latents.masked_fill(~there[..., None, None, None], 0)
-    return replace(episode, latents=latents, view_valid=there)
+    view_mask = views_there(episode)
+    view_mask[:, 2:, 1] = False
+    latents = episode.latents.masked_fill(~view_mask[..., None, None, None], 0)
+    return replace(episode, latents=latents, view_valid=view_mask)
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -156,13 +156,13 @@ def test_going_back_shows_each_frame_with_the_past_it_was_imagined_from(case: Ca
         generators = [torch.Generator().manual_seed(seed) for seed in window.inputs.seeds]
 
         def again(
-            moment: Moment, generators: Sequence[torch.Generator] = generators
+            moment: ScoredFrame, generators: Sequence[torch.Generator] = generators
         ) -> torch.Tensor:
             shape = moment.latent.shape[1:]
             noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
             return moment.denoise(noise, 1.0)
 
-        made = revisit(model, window, again)
+        made = rescore(model, window, again)
         torch.testing.assert_close(made, window.imagined, atol=1e-4, rtol=1e-4)
 
 

@@ -24,7 +24,7 @@ from benchmarks.detection.run import (
 from benchmarks.detection.tables import tables
 from worldmodel.cli import main
 from worldmodel.envs.collect import Collection, record
-from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig, Scale
+from worldmodel.monitors.alarm_rule import AlarmRule, MonitorConfig, Scale
 from worldmodel.monitors.channels.channel_set import SIGNALS
 from worldmodel.monitors.verdict import Level
 
@@ -32,9 +32,9 @@ TIME = 20
 CONFIG = DetectionConfig(nominal=4, shifted=2, onset=6)
 
 
-def judge() -> EpisodeJudge:
+def alarm_rule() -> AlarmRule:
     """Every signal's unit is 1, and 3 gives notice."""
-    made = EpisodeJudge(MonitorConfig())
+    made = AlarmRule(MonitorConfig())
     made.scales_ = {name: Scale(0.0, 1.0) for name in SIGNALS}
     made.thresholds_ = dict.fromkeys(list(Level)[1:], 3.0)
     return made
@@ -81,7 +81,7 @@ def test_the_plan_has_every_shift_severity_and_onset() -> None:
 
 
 def test_tables_of_a_perfect_monitor(results: dict[Cell, list[Watched]]) -> None:
-    detection, both, signals, benign, at_once, soon, most, harm = tables(results, judge())
+    detection, both, signals, benign, at_once, soon, most, harm = tables(results, alarm_rule())
     assert len(detection.rows) == 6 * (len(LOOKS) + 2 * len(ACTIONS))
     for row in detection.rows:
         assert str(row[3]).startswith("1.00 [")
@@ -104,7 +104,7 @@ def test_tables_of_a_perfect_monitor(results: dict[Cell, list[Watched]]) -> None
 def test_a_wrong_name_counts_as_wrong(results: dict[Cell, list[Watched]]) -> None:
     cell = Cell(kind="looks", name="camera", severity=3, onset=0)
     spoilt = {**results, cell: [watched(cell, seed=0, cause="lighting")] * 2}
-    row = next(r for r in tables(spoilt, judge())[5].rows if r[0] == "scene: camera")
+    row = next(r for r in tables(spoilt, alarm_rule())[5].rows if r[0] == "scene: camera")
     assert str(row[-1]).startswith("0.25")
 
 
@@ -139,7 +139,9 @@ def test_it_goes_on_where_it_was_stopped(
 ) -> None:
     done: list[Cell] = []
 
-    def watch_cell(model: Any, trust: Any, cell: Cell, number: int, config: Any) -> list[Watched]:
+    def watch_cell(
+        model: Any, calibration: Any, cell: Cell, number: int, config: Any
+    ) -> list[Watched]:
         if len(done) == 5:
             raise KeyboardInterrupt
         done.append(cell)
@@ -148,18 +150,18 @@ def test_it_goes_on_where_it_was_stopped(
     class Stub:
         def __init__(self) -> None:
             self.monitor = self
-            self.judge_ = judge()
+            self.alarm_rule_ = alarm_rule()
 
     monkeypatch.setattr(bench, "watch_cell", watch_cell)
-    trust: Any = Stub()
+    calibration: Any = Stub()
     with pytest.raises(KeyboardInterrupt):
-        bench.run.__wrapped__(None, trust, CONFIG, tmp_path / "out")  # type: ignore[attr-defined]
+        bench.run.__wrapped__(None, calibration, CONFIG, tmp_path / "out")  # type: ignore[attr-defined]
     first = list(done)
     done.clear()
     monkeypatch.setattr(
         bench, "watch_cell", lambda m, t, cell, n, c: done.append(cell) or results[cell]
     )
-    found = bench.run.__wrapped__(None, trust, CONFIG, tmp_path / "out")  # type: ignore[attr-defined]
+    found = bench.run.__wrapped__(None, calibration, CONFIG, tmp_path / "out")  # type: ignore[attr-defined]
     assert not set(first) & set(done)
     assert set(found) == set(results)
     cell = Cell(kind="looks", name="camera", severity=3, onset=0)
@@ -168,7 +170,7 @@ def test_it_goes_on_where_it_was_stopped(
     )
     other = DetectionConfig(nominal=5, shifted=2, onset=8)
     with pytest.raises(ValueError, match=r"holds results of other settings; give another `--out`"):
-        bench.run.__wrapped__(None, trust, other, tmp_path / "out")  # type: ignore[attr-defined]
+        bench.run.__wrapped__(None, calibration, other, tmp_path / "out")  # type: ignore[attr-defined]
 
 
 def test_it_writes_into_no_folder_of_others(tmp_path: Path) -> None:

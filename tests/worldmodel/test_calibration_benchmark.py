@@ -9,11 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.calibration.cross_validation import copied, deal
-from benchmarks.calibration.episodes import Materials, imagined, make_banks
+from benchmarks.calibration.cross_validation import copied, make_folds
+from benchmarks.calibration.episodes import BenchmarkData, imagined, make_banks
 from benchmarks.calibration.heads import HeadRecipe
 from benchmarks.calibration.measures import measure
-from benchmarks.calibration.methods import SHIPPED, Bench, MethodResult, Stated, run, together
+from benchmarks.calibration.methods import (
+    SHIPPED,
+    Comparison,
+    MethodForecasts,
+    MethodResult,
+    run,
+    together,
+)
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes.load import load_episode
@@ -64,7 +71,7 @@ def test_scores_rank_in_place_of_confidence() -> None:
 @pytest.fixture
 def bench(
     make_model: Callable[..., WorldModel], make_trajectory: Callable[..., Trajectory]
-) -> Bench:
+) -> Comparison:
     """An untrained model and six short episodes."""
     model = make_model()
     episodes = [
@@ -72,17 +79,17 @@ def bench(
         for seed in range(6)
     ]
     rolled = imagined(model, episodes, seed=0)
-    materials = Materials(
+    materials = BenchmarkData(
         banks=make_banks(model, episodes[:2], passes=1, horizon=8, seed=0),
         calibrate=rolled,
         corrupted=rolled,
         groups={"calm": rolled, "odd": imagined(model, episodes[3:], seed=1)},
         seconds_per_frame=1.0,
     )
-    return Bench(model, lambda: materials, steps=2, recipes=(HeadRecipe(),))
+    return Comparison(model, lambda: materials, steps=2, recipes=(HeadRecipe(),))
 
 
-def test_every_method_is_judged_once_and_kept(bench: Bench, tmp_path: Path) -> None:
+def test_every_method_is_judged_once_and_kept(bench: Comparison, tmp_path: Path) -> None:
     merged = {"both": ("calm", "odd")}
     only = (SHIPPED, "distribution", "base rate", "round trip")
     results = run([bench], merged, tmp_path, only=only)
@@ -99,7 +106,9 @@ def test_every_method_is_judged_once_and_kept(bench: Bench, tmp_path: Path) -> N
     assert json.dumps([r.as_dict() for r in again]) == json.dumps([r.as_dict() for r in results])
 
 
-def test_recalibration_helps_on_the_episodes_it_was_fitted_on(bench: Bench, tmp_path: Path) -> None:
+def test_recalibration_helps_on_the_episodes_it_was_fitted_on(
+    bench: Comparison, tmp_path: Path
+) -> None:
     results = {r.method: r.rows[0] for r in run([bench], {}, tmp_path, only=(SHIPPED,))}
     stated = results[SHIPPED].ece.value
     assert stated > 0.1  # an untrained head
@@ -108,7 +117,7 @@ def test_recalibration_helps_on_the_episodes_it_was_fitted_on(bench: Bench, tmp_
 
 
 def test_a_constant_confidence_has_no_rank_and_survives_storage(
-    bench: Bench, tmp_path: Path
+    bench: Comparison, tmp_path: Path
 ) -> None:
     (result,) = run([bench], {}, tmp_path, only=("base rate",))
     assert math.isnan(result.rows[0].pi.value)
@@ -119,10 +128,10 @@ def test_a_constant_confidence_has_no_rank_and_survives_storage(
     assert back.rows[0].ece == result.rows[0].ece
 
 
-def test_models_are_judged_together(bench: Bench) -> None:
+def test_models_are_judged_together(bench: Comparison) -> None:
     stated = bench.shipped()
-    half = Stated({"calm": stated.forecasts["calm"][:2]}, 1.5)
-    rest = Stated({"calm": stated.forecasts["calm"][2:]}, 2.5)
+    half = MethodForecasts({"calm": stated.forecasts["calm"][:2]}, 1.5)
+    rest = MethodForecasts({"calm": stated.forecasts["calm"][2:]}, 2.5)
     whole = together([half, rest])
     assert [id(r) for r in whole.forecasts["calm"]] == [id(r) for r in stated.forecasts["calm"]]
     assert whole.cost == 2.0
@@ -133,19 +142,19 @@ def test_episodes_are_dealt_once_and_copies_not_at_all(
 ) -> None:
     store = make_store([6, 7, 8, 6, 7, 3])
     store.add(make_trajectory("copy", 6, 0))
-    dealt = deal(store, 2)
+    dealt = make_folds(store, 2)
     assert sorted(name for fold in dealt for name in fold) == [f"episode-{i}" for i in range(5)]
     assert [len(fold) for fold in dealt] == [3, 2]
     for folds in (1, 3):
         with pytest.raises(ValueError, match=r"`folds` must be from 2 to 2, half .* got \d"):
-            deal(store, folds)
+            make_folds(store, folds)
     target = tmp_path / "fold.zarr"
     copied(store, dealt[0][:1], target)
     again = copied(store, dealt[0], target)
     assert list(again.episode_ids) == dealt[0]
 
 
-def test_rollouts_keep_features_only_if_asked(bench: Bench) -> None:
+def test_rollouts_keep_features_only_if_asked(bench: Comparison) -> None:
     kept = bench.materials.groups["odd"].rollouts[0]
     assert kept.features is not None
     assert not kept.features[kept.horizon == 0].any()

@@ -5,7 +5,7 @@ import pytest
 
 from worldmodel.monitors.causes.edits import (
     EDITS,
-    Scene,
+    EditedScene,
     _plane_view,
     _warped,
     edited_episodes,
@@ -40,20 +40,20 @@ def episodes() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def scene(episodes: list[np.ndarray]) -> Scene:
+def scene(episodes: list[np.ndarray]) -> EditedScene:
     """The first of them, taken apart."""
     palette = Palette().fit([e[:, 0] for e in episodes], rng=np.random.default_rng(0))
     return take_apart(episodes[0][:, 0], palette, slice(0, 6))
 
 
-def changed(scene: Scene, cause: str, seed: int) -> np.ndarray:
+def changed(scene: EditedScene, cause: str, seed: int) -> np.ndarray:
     """Pixels that an edit changes clearly: [time, 64, 64]."""
     film = EDITS[cause](scene, np.random.default_rng(seed))
     assert film is not None
     return np.abs(film - scene.film).max(axis=-1) > 0.05
 
 
-def test_parts_of_the_scene_are_found(scene: Scene) -> None:
+def test_parts_of_the_scene_are_found(scene: EditedScene) -> None:
     arm = np.abs(scene.film - ARM).max(axis=-1) < 0.05
     box = np.abs(scene.film - BOX).max(axis=-1) < 0.05
     assert (scene.arm == arm).mean() > 0.99
@@ -62,14 +62,14 @@ def test_parts_of_the_scene_are_found(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_edits_leave_the_rest_alone(scene: Scene, seed: int) -> None:
+def test_edits_leave_the_rest_alone(scene: EditedScene, seed: int) -> None:
     assert not changed(scene, "target", seed)[scene.arm].any()
     assert not changed(scene, "embodiment", seed)[scene.target].any()
     assert not changed(scene, "background", seed)[scene.arm | scene.target].any()
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_edits_change_what_they_are_named_for(scene: Scene, seed: int) -> None:
+def test_edits_change_what_they_are_named_for(scene: EditedScene, seed: int) -> None:
     table = scene.surfaces[0] & ~scene.arm & ~scene.target
     assert changed(scene, "background", seed)[table].mean() > 0.3
     assert changed(scene, "lighting", seed)[table].mean() > 0.5
@@ -81,7 +81,7 @@ def test_edits_change_what_they_are_named_for(scene: Scene, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_clutter_stays_in_place_behind_what_moves(scene: Scene, seed: int) -> None:
+def test_clutter_stays_in_place_behind_what_moves(scene: EditedScene, seed: int) -> None:
     """But for a large thing, which stays in place in front of it."""
     strewn = changed(scene, "clutter", seed)
     covered = scene.arm | scene.target | scene.foreground
@@ -90,14 +90,14 @@ def test_clutter_stays_in_place_behind_what_moves(scene: Scene, seed: int) -> No
         assert not strewn[scene.arm | scene.target].any()
 
 
-def test_a_warp_by_the_same_view_changes_nothing(scene: Scene) -> None:
+def test_a_warp_by_the_same_view_changes_nothing(scene: EditedScene) -> None:
     view = _plane_view(0.8, 0.3, 0.1, 1.2)
     np.testing.assert_allclose(
         _warped(scene.film, view @ np.linalg.inv(view)), scene.film, atol=1e-9
     )
 
 
-def test_a_warp_by_a_shift_is_a_shift(scene: Scene) -> None:
+def test_a_warp_by_a_shift_is_a_shift(scene: EditedScene) -> None:
     shift = np.array([[1.0, 0, 5 / 64], [0, 1, 0], [0, 0, 1]])
     moved = _warped(scene.film, shift)
     np.testing.assert_allclose(moved[:, :, :-5], scene.film[:, :, 5:], atol=1e-9)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from worldmodel.calibration.calibrated import Loaded
+from worldmodel.calibration.calibrated import Checkpoint
 from worldmodel.checkpoint import SHIPPED
 from worldmodel.demo import Group, count, imagine_group
 from worldmodel.envs.collect import Collection
@@ -22,20 +22,20 @@ NOMINAL = 16
 
 
 @pytest.fixture(scope="module")
-def loaded() -> Loaded:
-    return Loaded.from_checkpoint("tabletop")
+def checkpoint() -> Checkpoint:
+    return Checkpoint.from_checkpoint("tabletop")
 
 
 @pytest.fixture(scope="module")
-def groups(loaded: Loaded) -> dict[str, Group]:
+def groups(checkpoint: Checkpoint) -> dict[str, Group]:
     base = Collection(renderer="ray", seed=SEED)
     shifted = Collection(renderer="ray", seed=SEED, factor="background", severity=3)
     plan: Sequence[tuple[str, Collection, int]] = [
         ("nominal", base, NOMINAL),
         ("background", shifted, 4),
     ]
-    episodes = simulate(loaded.model, plan, workers=1)
-    return {name: imagine_group(loaded, part, seed=SEED) for name, part in episodes.items()}
+    episodes = simulate(checkpoint.model, plan, workers=1)
+    return {name: imagine_group(checkpoint, part, seed=SEED) for name, part in episodes.items()}
 
 
 def test_it_is_small_enough_to_ship_and_names_no_path_of_its_making() -> None:
@@ -48,13 +48,13 @@ def test_it_is_small_enough_to_ship_and_names_no_path_of_its_making() -> None:
 
 
 def test_imagined_pictures_beat_a_copy_and_need_their_actions(
-    loaded: Loaded, groups: dict[str, Group]
+    checkpoint: Checkpoint, groups: dict[str, Group]
 ) -> None:
     nominal = groups["nominal"]
     rng = np.random.default_rng(0)
     rows = {
         row.step: row
-        for row in image_quality(loaded.model, nominal.episodes, nominal.rollouts, rng=rng)
+        for row in image_quality(checkpoint.model, nominal.episodes, nominal.rollouts, rng=rng)
     }
     # Measured on 80 episodes: see the model card. 16 episodes move a mean by about 0.5 dB (1 sd).
     assert rows[5].gain[0] >= 3
@@ -64,10 +64,12 @@ def test_imagined_pictures_beat_a_copy_and_need_their_actions(
 
 @pytest.mark.parametrize("horizon", [1, 4, 8, 16])
 def test_recalibrated_confidence_comes_true(
-    loaded: Loaded, groups: dict[str, Group], horizon: int
+    checkpoint: Checkpoint, groups: dict[str, Group], horizon: int
 ) -> None:
     nominal = groups["nominal"]
-    curved = [recalibrated(rollout, loaded.trust.recalibration) for rollout in nominal.rollouts]
+    curved = [
+        recalibrated(rollout, checkpoint.calibration.recalibration) for rollout in nominal.rollouts
+    ]
     bins = count(replace(nominal, rollouts=curved)).episode_bins(horizon=horizon)
     # 16 episodes: the sample alone moves the error by about 0.01 (see the model card's interval).
     assert summarize(bins, rng=np.random.default_rng(0), num_resamples=2).ece <= 0.03
@@ -75,7 +77,7 @@ def test_recalibrated_confidence_comes_true(
 
 def test_the_monitor_tells_another_background(groups: dict[str, Group]) -> None:
     calm, odd = (
-        np.array([episode.surprise.max() for episode in groups[name].watched])
+        np.array([episode.alarm_score.max() for episode in groups[name].watched])
         for name in ("nominal", "background")
     )
     assert auroc(calm, odd) >= 0.95

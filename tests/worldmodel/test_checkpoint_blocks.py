@@ -6,7 +6,7 @@ import torch
 from worldmodel.episodes.clips import LatentBatch
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.training.objectives import DynamicsObjective
-from worldmodel.training.randomness import step_draws
+from worldmodel.training.randomness import step_randomness
 
 
 def batch() -> LatentBatch:
@@ -26,7 +26,7 @@ def gradients(dynamics: Dynamics, precision: str) -> tuple[dict[str, torch.Tenso
         block.register_forward_pre_hook(lambda *_: calls.append(0))
     objective = DynamicsObjective(dynamics, own_context=1.0, passes=1, image_share=0.3)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        loss, _ = objective(batch(), step_draws(0))
+        loss, _ = objective(batch(), step_randomness(0))
     loss.backward()
     named = dynamics.named_parameters()
     return {name: p.grad for name, p in named if p.grad is not None}, len(calls)

@@ -10,7 +10,7 @@ from torch import nn
 from worldmodel.episodes.clips import LatentBatch, LatentClips
 from worldmodel.training.config import LoopConfig
 from worldmodel.training.loop import fit
-from worldmodel.training.randomness import Draws
+from worldmodel.training.randomness import StepRandomness
 
 GROWING = LoopConfig(
     steps=20, batch_size=2, checkpoint_every=3, curriculum=((0.0, 2), (0.25, 3), (0.5, 6))
@@ -33,7 +33,9 @@ class Mean(nn.Module):
         self.mean = nn.Parameter(torch.zeros(1))
         self.lengths, self.losses, self.stop_at = Record(), Record(), stop_at
 
-    def forward(self, batch: LatentBatch, draws: Draws) -> tuple[torch.Tensor, dict[str, Any]]:
+    def forward(
+        self, batch: LatentBatch, draws: StepRandomness
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
         loss = (batch.latents - self.mean).square().mean()
         if self.training:
             if len(self.losses) == self.stop_at:

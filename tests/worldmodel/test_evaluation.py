@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from worldmodel.evaluation.evaluate import Judged, compare_policies
+from worldmodel.evaluation.evaluate import PolicyOutcomes, compare_policies
 
 
-def outcomes(true: int, imagined: int, trusted: int, from_actions: int) -> Judged:
+def outcomes(true: int, imagined: int, trusted: int, from_actions: int) -> PolicyOutcomes:
     """Ten episodes: so many true ones first."""
 
     def first(number: int) -> np.ndarray:
         return np.arange(10) < number
 
-    return Judged(first(true), first(imagined), first(trusted), first(from_actions))
+    return PolicyOutcomes(first(true), first(imagined), first(trusted), first(from_actions))
 
 
 def test_the_table_counts_what_was_judged() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from worldmodel.monitors import EpisodeSignals, FleetDrift, MonitorConfig
-from worldmodel.monitors.alarm_rule import EpisodeJudge
-from worldmodel.runtime.fleet import fleet_drift, largest_surprise
+from worldmodel.monitors.alarm_rule import AlarmRule
+from worldmodel.runtime.fleet import fleet_drift, largest_alarm_score
 from worldmodel.runtime.watch import SCORE
 
 CONFIG = MonitorConfig(alpha_notice=0.05, alpha_degrade=0.05, alpha_stop=0.05)
@@ -24,9 +24,9 @@ def draw(rng: np.random.Generator, num_frames: int = 8) -> EpisodeSignals:
     )
 
 
-def rows(judge: EpisodeJudge, episode: EpisodeSignals) -> list[dict[str, Any]]:
+def rows(alarm_rule: AlarmRule, episode: EpisodeSignals) -> list[dict[str, Any]]:
     """As a log holds them: NaN where a channel did not run."""
-    scores = judge.scores(episode)
+    scores = alarm_rule.scores(episode)
     return [
         {SCORE + name: float(score[t]) for name, score in scores.items()}
         for t in range(len(episode))
@@ -40,47 +40,49 @@ def calibration() -> list[EpisodeSignals]:
 
 
 @pytest.fixture(scope="module")
-def judge(calibration: list[EpisodeSignals]) -> EpisodeJudge:
+def alarm_rule(calibration: list[EpisodeSignals]) -> AlarmRule:
     rng = np.random.default_rng(1)
-    return EpisodeJudge(CONFIG).fit(calibration, reference=[draw(rng) for _ in range(10)])
+    return AlarmRule(CONFIG).fit(calibration, reference=[draw(rng) for _ in range(10)])
 
 
 def test_an_episode_scores_as_it_did_in_calibration(
-    judge: EpisodeJudge, calibration: list[EpisodeSignals]
+    alarm_rule: AlarmRule, calibration: list[EpisodeSignals]
 ) -> None:
-    found = [largest_surprise(judge, rows(judge, episode)) for episode in calibration]
-    assert judge.maxima_ is not None
-    assert len(judge.maxima_) == judge.num_calibration_ > 20
-    assert set(judge.maxima_) <= set(found)  # some episodes set scales, and no threshold
+    found = [largest_alarm_score(alarm_rule, rows(alarm_rule, episode)) for episode in calibration]
+    assert alarm_rule.maxima_ is not None
+    assert len(alarm_rule.maxima_) == alarm_rule.num_calibration_ > 20
+    assert set(alarm_rule.maxima_) <= set(found)  # some episodes set scales, and no threshold
 
 
-def test_frames_that_no_calibration_episode_reached_do_not_count(judge: EpisodeJudge) -> None:
-    episode = rows(judge, draw(np.random.default_rng(2), num_frames=10))
-    assert judge.max_frames_ == 8
+def test_frames_that_no_calibration_episode_reached_do_not_count(alarm_rule: AlarmRule) -> None:
+    episode = rows(alarm_rule, draw(np.random.default_rng(2), num_frames=10))
+    assert alarm_rule.max_frames_ == 8
     for row in episode[8:]:
         row[SCORE + "appearance"] = 1e6
-    assert largest_surprise(judge, episode) == largest_surprise(judge, episode[:8])
-    assert largest_surprise(judge, episode[8:]) > 1e5
+    assert largest_alarm_score(alarm_rule, episode) == largest_alarm_score(alarm_rule, episode[:8])
+    assert largest_alarm_score(alarm_rule, episode[8:]) > 1e5
 
 
-def test_an_episode_without_a_score_has_no_surprise(judge: EpisodeJudge) -> None:
-    silent = [dict.fromkeys(row, np.nan) for row in rows(judge, draw(np.random.default_rng(3)))]
-    assert largest_surprise(judge, silent) is None
-    silent[3][SCORE + "region"] = judge.scales_["region"].centre
-    assert largest_surprise(judge, silent) == 0.0
+def test_an_episode_without_a_score_has_no_surprise(alarm_rule: AlarmRule) -> None:
+    silent = [
+        dict.fromkeys(row, np.nan) for row in rows(alarm_rule, draw(np.random.default_rng(3)))
+    ]
+    assert largest_alarm_score(alarm_rule, silent) is None
+    silent[3][SCORE + "region"] = alarm_rule.scales_["region"].centre
+    assert largest_alarm_score(alarm_rule, silent) == 0.0
 
 
 def test_drift_is_found_after_the_episode_that_fleet_drift_finds_it_at(
-    judge: EpisodeJudge,
+    alarm_rule: AlarmRule,
 ) -> None:
     """Two spreads above every calibration episode, from the fourth episode on."""
-    assert judge.maxima_ is not None
-    calm = np.quantile(judge.maxima_, [0.4, 0.1, 0.6])
-    high = judge.maxima_.max() + 2 + np.arange(20) / 100
-    surprises = {f"e/{i}": float(score) for i, score in enumerate([*calm, *high])}
-    test = FleetDrift(0.05).fit(judge.maxima_)
-    found = [name for name, score in surprises.items() if test.update(score)]
-    drift = fleet_drift(judge, {"dark": None, **surprises, "last": None})
+    assert alarm_rule.maxima_ is not None
+    calm = np.quantile(alarm_rule.maxima_, [0.4, 0.1, 0.6])
+    high = alarm_rule.maxima_.max() + 2 + np.arange(20) / 100
+    alarm_scores = {f"e/{i}": float(score) for i, score in enumerate([*calm, *high])}
+    test = FleetDrift(0.05).fit(alarm_rule.maxima_)
+    found = [name for name, score in alarm_scores.items() if test.update(score)]
+    drift = fleet_drift(alarm_rule, {"dark": None, **alarm_scores, "last": None})
     assert drift is not None
     assert (drift.alpha, drift.found_after, drift.num_left_out) == (0.05, found[0], 1)
     assert (drift.capital, drift.num_episodes) == (test.capital_, test.num_episodes_)
@@ -93,17 +95,19 @@ def test_drift_is_found_after_the_episode_that_fleet_drift_finds_it_at(
     )
 
 
-def test_nominal_episodes_are_no_drift(judge: EpisodeJudge) -> None:
+def test_nominal_episodes_are_no_drift(alarm_rule: AlarmRule) -> None:
     """60 new episodes of the same distribution, seed 4; false alarms: at most 0.05 of such runs."""
     rng = np.random.default_rng(4)
-    surprises = {str(i): largest_surprise(judge, rows(judge, draw(rng))) for i in range(60)}
-    drift = fleet_drift(judge, surprises)
+    alarm_scores = {
+        str(i): largest_alarm_score(alarm_rule, rows(alarm_rule, draw(rng))) for i in range(60)
+    }
+    drift = fleet_drift(alarm_rule, alarm_scores)
     assert drift is not None
     assert (drift.found_after, drift.num_episodes) == (None, 60)
     assert drift.sentence().startswith("Drift of the fleet: not found in 60 episodes (capital ")
 
 
 def test_a_monitor_without_maxima_tests_nothing(calibration: list[EpisodeSignals]) -> None:
-    old = EpisodeJudge(CONFIG).fit(calibration, reference=calibration[:4])
+    old = AlarmRule(CONFIG).fit(calibration, reference=calibration[:4])
     old.maxima_ = None
     assert fleet_drift(old, {"a": 1.0}) is None

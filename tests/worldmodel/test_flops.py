@@ -8,7 +8,7 @@ from worldmodel.episodes.clips import LatentBatch
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.training.flops import flops_per_item, peak_flops
 from worldmodel.training.objectives import DynamicsObjective
-from worldmodel.training.randomness import Draws
+from worldmodel.training.randomness import StepRandomness
 
 
 class Product(nn.Module):
@@ -18,7 +18,7 @@ class Product(nn.Module):
         super().__init__()
         self.linear = nn.Linear(8, 16, bias=False)
 
-    def forward(self, batch: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Tensor, draws: StepRandomness) -> tuple[Tensor, dict[str, Tensor]]:
         return self.linear(batch).sum(), {}
 
 

@@ -1,4 +1,4 @@
-"""Features for the appearance channel, from the tokenizer and from the dynamics."""
+"""Features for the appearance channel, from the tokenizer."""
 
 from collections.abc import Callable
 
@@ -7,15 +7,11 @@ import pytest
 import torch
 
 from worldmodel.calibration.features import PROJECTED, FrameFeatures, project
-from worldmodel.dynamics_features import DynamicsFeatures
 from worldmodel.model import WorldModel
 from worldmodel.monitors.alarm_rule import MonitorConfig
 from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Level
-
-both = pytest.mark.parametrize("kind", [FrameFeatures, DynamicsFeatures])
-Features = FrameFeatures | DynamicsFeatures
 
 
 def film(seed: int, *, time: int = 5, views: int = 1) -> torch.Tensor:
@@ -25,12 +21,11 @@ def film(seed: int, *, time: int = 5, views: int = 1) -> torch.Tensor:
     return torch.from_numpy(grey)
 
 
-@both
 @pytest.mark.parametrize(("views", "patch"), [(1, 1), (2, 1), (1, 2)])
 def test_every_latent_position_of_every_view_has_features(
-    kind: type[Features], views: int, patch: int, make_model: Callable[..., WorldModel]
+    views: int, patch: int, make_model: Callable[..., WorldModel]
 ) -> None:
-    features = kind(make_model(views=views, patch=patch))
+    features = FrameFeatures(make_model(views=views, patch=patch))
     pooled, positions = features.of_episode(film(0, views=views))
     assert positions.shape[:4] == (5, views, 4, 4)
     assert pooled.shape == (5, 2 * views * positions.shape[-1])
@@ -38,11 +33,8 @@ def test_every_latent_position_of_every_view_has_features(
     assert positions.std() > 0
 
 
-@both
-def test_a_frame_is_looked_at_alone(
-    kind: type[Features], make_model: Callable[..., WorldModel]
-) -> None:
-    features, frames = kind(make_model()), film(1)
+def test_a_frame_is_looked_at_alone(make_model: Callable[..., WorldModel]) -> None:
+    features, frames = FrameFeatures(make_model()), film(1)
     pooled, positions = features.of_episode(frames, chunk=2)
     for t, frame in enumerate(frames.numpy()):
         alone = features(frame)
@@ -50,13 +42,15 @@ def test_a_frame_is_looked_at_alone(
         np.testing.assert_allclose(alone[1], positions[t], rtol=1e-3, atol=1e-5)
 
 
-def test_names_tell_weights_apart(make_model: Callable[..., WorldModel]) -> None:
+def test_its_name_tells_tokenizers_apart(make_model: Callable[..., WorldModel]) -> None:
     model = make_model()
-    before = FrameFeatures(model).name, DynamicsFeatures(model).name
+    before = FrameFeatures(model).name
     with torch.no_grad():
         model.dynamics.final_modulation.bias.add_(1)  # type: ignore[union-attr, operator]
-    assert FrameFeatures(model).name == before[0]
-    assert DynamicsFeatures(model).name != before[1]
+    assert FrameFeatures(model).name == before
+    with torch.no_grad():
+        next(model.tokenizer.parameters()).add_(1)
+    assert FrameFeatures(model).name != before
 
 
 def test_many_features_become_few_the_same_way_every_time() -> None:
@@ -70,11 +64,8 @@ def test_many_features_become_few_the_same_way_every_time() -> None:
     assert torch.equal(project(rows[:, :PROJECTED]), rows[:, :PROJECTED])
 
 
-@both
-def test_a_monitor_finds_what_is_strange_to_them(
-    kind: type[Features], make_model: Callable[..., WorldModel]
-) -> None:
-    features = kind(make_model())
+def test_a_monitor_finds_what_is_strange_to_them(make_model: Callable[..., WorldModel]) -> None:
+    features = FrameFeatures(make_model())
     signals = []
     for seed in range(24):
         pooled, positions = features.of_episode(film(seed))
@@ -87,10 +78,3 @@ def test_a_monitor_finds_what_is_strange_to_them(
         verdict = monitor.update(frame, None)
     assert verdict.level > Level.TRUST
     assert not any(cause.startswith(("monitor", "sensor")) for cause in verdict.causes)
-
-
-def test_an_imported_network_is_refused(make_model: Callable[..., WorldModel]) -> None:
-    model = make_model()
-    model.dynamics = torch.nn.Identity()  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="`model` must have dynamics of its own"):
-        DynamicsFeatures(model)

@@ -15,10 +15,10 @@ from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 HORIZON = 10
 
 
-def rollout(rng: np.random.Generator, trust: float) -> EpisodeRollouts:
-    """A rollout of eleven frames whose confidence falls with the horizon, from `trust` on."""
+def rollout(rng: np.random.Generator, calibration: float) -> EpisodeRollouts:
+    """A rollout of eleven frames whose confidence falls with the horizon, from `calibration` on."""
     horizon = np.arange(HORIZON + 1)
-    level = np.clip(trust - 0.02 * horizon + rng.normal(0, 0.01, HORIZON + 1), 0, 1)
+    level = np.clip(calibration - 0.02 * horizon + rng.normal(0, 0.01, HORIZON + 1), 0, 1)
     shape = (HORIZON + 1, 1, 2, 3, 3)
     confidence = torch.from_numpy(level).reshape(-1, 1, 1, 1, 1, 1).expand(*shape, len(EPSILONS))
     latents = torch.zeros(shape)
@@ -64,7 +64,7 @@ def test_it_survives_a_round_trip_and_refuses_a_damaged_file(gate: Gate, tmp_pat
     gate.save(tmp_path / "gate")
     loaded = Gate.load(tmp_path / "gate")
     rng = np.random.default_rng(4)
-    some = [rollout(rng, trust) for trust in np.linspace(0.6, 0.9, 20)]
+    some = [rollout(rng, calibration) for calibration in np.linspace(0.6, 0.9, 20)]
     assert [loaded.lets_through(r) for r in some] == [gate.lets_through(r) for r in some]
     (tmp_path / "gate" / "gate.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read; calibrate it again"):

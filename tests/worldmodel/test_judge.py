@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from worldmodel.networks.success import ActionJudge, LatentJudge
+from worldmodel.networks.success import ActionSuccessClassifier, SuccessClassifier
 
 
 def draw(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
@@ -11,7 +11,7 @@ def draw(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 @torch.no_grad()
 def test_latent_judge_judges_each_frame_alone() -> None:
     torch.manual_seed(0)
-    judge = LatentJudge(channels=2, views=2, width=4).eval()
+    judge = SuccessClassifier(channels=2, views=2, width=4).eval()
     latents = draw((2, 5, 2, 2, 4, 4))
     logits = judge(latents)
     edited = latents.clone()
@@ -24,14 +24,14 @@ def test_latent_judge_judges_each_frame_alone() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (24, 40)])
 @torch.no_grad()
 def test_latent_judge_takes_latents_of_any_size(size: tuple[int, int]) -> None:
-    judge = LatentJudge(channels=2, views=1, width=4).eval()
+    judge = SuccessClassifier(channels=2, views=1, width=4).eval()
     assert judge(draw((1, 3, 1, 2, *size))).isfinite().all()
 
 
 @torch.no_grad()
 def test_action_judge_reads_the_actions_and_their_running_sum() -> None:
     torch.manual_seed(0)
-    judge = ActionJudge(action_dim=7, width=4).eval()
+    judge = ActionSuccessClassifier(action_dim=7, width=4).eval()
     actions = draw((3, 20, 7))
     logits = judge(actions)
     torch.testing.assert_close(judge(actions[1:2]), logits[1:2])
@@ -47,10 +47,10 @@ def test_a_judge_learns_what_success_looks_like(kind: str) -> None:
     success = torch.arange(200) % 2
     shift = success.float()[:, None, None]
     if kind == "latent":
-        judge: torch.nn.Module = LatentJudge(channels=1, views=1, width=8)
+        judge: torch.nn.Module = SuccessClassifier(channels=1, views=1, width=8)
         inputs = draw((200, 1, 1, 1, 4, 4)) + shift[..., None, None, None]
     else:
-        judge = ActionJudge(action_dim=2, width=8)
+        judge = ActionSuccessClassifier(action_dim=2, width=8)
         inputs = draw((200, 10, 2)) + shift
     optimizer = torch.optim.Adam(judge.parameters(), lr=0.01)
     for _ in range(30):

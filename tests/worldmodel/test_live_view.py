@@ -13,7 +13,14 @@ from worldmodel.monitors.heatmaps import overlay
 from worldmodel.monitors.verdict import Evidence, Level, Verdict
 from worldmodel.report import watch_view as live_view
 from worldmodel.report.strip import BAR, GAP, LEFT, LEVEL_COLORS, MIN_WIDTH, NO_MAP, level_bar
-from worldmodel.report.timeline import MAX_SPREAD, Course, Moment, MomentChoice, between, ratio
+from worldmodel.report.timeline import (
+    MAX_SPREAD,
+    Keyframe,
+    KeyframeChoice,
+    VerdictTimeline,
+    between,
+    ratio,
+)
 from worldmodel.report.watch_view import open_view, view_file
 
 ONSET, FAULT, NUM_FRAMES = 12, 20, 30
@@ -173,10 +180,10 @@ def test_names_stay_inside_the_folder_and_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("alarm", [None, 0, 1, 700, 998, 999])
 def test_chosen_frames_hold_ends_and_alarm_in_little_memory(alarm: int | None) -> None:
-    choice = MomentChoice()
+    choice = KeyframeChoice()
     for t in range(1000):
         level = Level.TRUST if alarm is None or t < alarm else Level.NOTICE
-        choice.add(t, Moment(make_frame(0), None, level))
+        choice.add(t, Keyframe(make_frame(0), None, level))
         assert len(choice._spread) <= MAX_SPREAD
     chosen = choice.chosen(12)
     around = [] if alarm is None else [alarm - 1, alarm, alarm + 1]
@@ -187,9 +194,9 @@ def test_chosen_frames_hold_ends_and_alarm_in_little_memory(alarm: int | None) -
 
 
 def test_all_frames_of_a_short_episode_are_chosen() -> None:
-    choice = MomentChoice()
+    choice = KeyframeChoice()
     for t in range(9):
-        choice.add(t, Moment(make_frame(t), None, Level.NOTICE if t > 6 else Level.TRUST))
+        choice.add(t, Keyframe(make_frame(t), None, Level.NOTICE if t > 6 else Level.TRUST))
     assert list(choice.chosen(12)) == list(range(9))
 
 
@@ -206,7 +213,7 @@ def test_a_ratio_needs_a_score_and_a_threshold_above_zero() -> None:
 
 
 def test_the_course_tells_changes_and_keeps_channels_in_step() -> None:
-    course = Course()
+    course = VerdictTimeline()
     for t in range(NUM_FRAMES):
         course.add(make_verdict(t))
     assert course.changes == [
@@ -281,14 +288,14 @@ def test_a_recording_holds_every_picture_of_every_camera(tmp_path: Path) -> None
     path = tmp_path / "a.rrd"
     for view, camera in enumerate(("front", "left\\/wrist")):
         images = read_entity(path, f"/camera/{camera}", "Image:buffer")
-        trust = read_entity(path, f"/trust/{camera}", "Image:buffer")
-        assert list(images) == list(trust) == list(range(NUM_FRAMES))
+        calibration = read_entity(path, f"/trust/{camera}", "Image:buffer")
+        assert list(images) == list(calibration) == list(range(NUM_FRAMES))
         for t in (0, ONSET, NUM_FRAMES - 1):
             frame, trust_map = make_frame(t)[view], make_verdict(t).trust_map
             grey = np.full_like(frame, NO_MAP)
             over = grey if trust_map is None else overlay(frame, trust_map[0])
             assert bytes(images[t][1]) == frame.tobytes()
-            assert bytes(trust[t][1]) == over.tobytes()
+            assert bytes(calibration[t][1]) == over.tobytes()
 
 
 def test_an_error_leaves_no_recording(tmp_path: Path) -> None:

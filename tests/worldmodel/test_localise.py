@@ -16,14 +16,14 @@ from benchmarks.calibration.localisation import (
     localisation_table,
     look_at,
 )
-from worldmodel.calibration.calibrated import Trust
+from worldmodel.calibration.calibrated import Calibration
 from worldmodel.calibration.features import FrameFeatures
 from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.envs.collect import Collection
 from worldmodel.episodes.load import load_episode
 from worldmodel.model import WorldModel
-from worldmodel.monitors.alarm_rule import EpisodeJudge, MonitorConfig
+from worldmodel.monitors.alarm_rule import AlarmRule, MonitorConfig
 from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.heatmaps import upsample
 from worldmodel.rollouts.open_loop import EPSILONS, START, roll_out
@@ -49,7 +49,7 @@ def marked(
     return episodes
 
 
-def fitted_judge(model: WorldModel, episodes: list[MarkedEpisode]) -> EpisodeJudge:
+def fitted_judge(model: WorldModel, episodes: list[MarkedEpisode]) -> AlarmRule:
     """A judge whose channels know these frames."""
     features = FrameFeatures(model)
     signals = []
@@ -57,13 +57,13 @@ def fitted_judge(model: WorldModel, episodes: list[MarkedEpisode]) -> EpisodeJud
         pooled, positions = features.of_episode(item.episode.frames)
         signals.append(EpisodeSignals(pooled=pooled, positions=positions))
     config = MonitorConfig.for_episodes(len(signals))
-    return EpisodeJudge(config).fit(signals, reference=signals)
+    return AlarmRule(config).fit(signals, reference=signals)
 
 
 @pytest.fixture
 def small(
     make_model: Callable[..., WorldModel], make_trajectory: Callable[..., Trajectory]
-) -> tuple[WorldModel, EpisodeJudge, list[MarkedEpisode]]:
+) -> tuple[WorldModel, AlarmRule, list[MarkedEpisode]]:
     """A model with random weights, its judge and six marked episodes."""
     model = make_model()
     episodes = marked(model, make_trajectory, 6)
@@ -71,7 +71,7 @@ def small(
 
 
 def test_a_row_is_the_mean_over_pictures_of_scikit_learns_auroc(
-    small: tuple[WorldModel, EpisodeJudge, list[MarkedEpisode]],
+    small: tuple[WorldModel, AlarmRule, list[MarkedEpisode]],
 ) -> None:
     model, judge, episodes = small
     table = localisation_table(model, judge, episodes, horizons=(1, 3), seed=5)
@@ -101,7 +101,7 @@ def test_a_row_is_the_mean_over_pictures_of_scikit_learns_auroc(
 
 
 def test_maps_know_nothing_of_later_frames_but_the_true_error_does(
-    small: tuple[WorldModel, EpisodeJudge, list[MarkedEpisode]],
+    small: tuple[WorldModel, AlarmRule, list[MarkedEpisode]],
 ) -> None:
     model, judge, episodes = small
     item = episodes[0]
@@ -123,7 +123,7 @@ def test_maps_know_nothing_of_later_frames_but_the_true_error_does(
 
 
 def test_pictures_in_which_nothing_is_to_be_seen_are_left_out(
-    small: tuple[WorldModel, EpisodeJudge, list[MarkedEpisode]],
+    small: tuple[WorldModel, AlarmRule, list[MarkedEpisode]],
 ) -> None:
     model, judge, episodes = small
     episodes[0].mask[START] = False
@@ -134,7 +134,7 @@ def test_pictures_in_which_nothing_is_to_be_seen_are_left_out(
 
 
 def test_what_cannot_be_looked_at_is_refused(
-    small: tuple[WorldModel, EpisodeJudge, list[MarkedEpisode]],
+    small: tuple[WorldModel, AlarmRule, list[MarkedEpisode]],
 ) -> None:
     model, judge, episodes = small
     with pytest.raises(ValueError, match="`episodes` must have at least 9 frames"):
@@ -142,7 +142,7 @@ def test_what_cannot_be_looked_at_is_refused(
     confidence = [
         EpisodeSignals(confidence=np.full((3, 1, 2, 4, 4), 0.5), horizon=np.arange(1, 4))
     ] * 30
-    blind = EpisodeJudge(MonitorConfig.for_episodes(30)).fit(confidence, reference=confidence)
+    blind = AlarmRule(MonitorConfig.for_episodes(30)).fit(confidence, reference=confidence)
     with pytest.raises(ValueError, match="`judge` has no appearance channel"):
         localisation_table(model, blind, episodes, horizons=(1,))
 
@@ -151,12 +151,12 @@ def test_what_cannot_be_looked_at_is_refused(
 def test_the_shipped_tokenizer_points_at_what_does_not_belong() -> None:
     torch.set_num_threads(1)
     model = WorldModel.load("tabletop")
-    trust = Trust.load(checkpoint_folder("tabletop") / "monitor", model)
+    calibration = Calibration.load(checkpoint_folder("tabletop") / "monitor", model)
     episodes = marked_episodes(
         model, Collection(seed=3_000_031, renderer="ray"), number=2, num_steps=START + 1
     )
     assert {item.kind for item in episodes} == {INSERTED, *PATCHES}
-    table = localisation_table(model, trust.monitor.judge_, episodes, horizons=(1,))
+    table = localisation_table(model, calibration.monitor.alarm_rule_, episodes, horizons=(1,))
     area = {row.surprise: row.result.auroc for row in table if row.kind == ALL}
     # 0.97 and 0.94 over 24 episodes of another seed; standard deviation of an episode 0.02.
     assert area["round trip"] > 0.9

@@ -21,7 +21,7 @@ from worldmodel.training.memory import (
 from worldmodel.training.objectives import DynamicsObjective
 from worldmodel.training.optimizers import optimizers, start_average
 from worldmodel.training.presets import TABLETOP
-from worldmodel.training.randomness import step_draws
+from worldmodel.training.randomness import step_randomness
 
 WORK = Workload(
     dynamics=DynamicsConfig(
@@ -43,7 +43,7 @@ def live_bytes_after_forward(work: Workload, *, checkpoint_blocks: bool) -> int:
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace,
         torch.autocast("cpu", torch.bfloat16, enabled=work.precision == "bf16"),
     ):
-        loss, _ = objective(batch, step_draws(0))
+        loss, _ = objective(batch, step_randomness(0))
     assert loss.requires_grad
     events = trace.profiler.kineto_results.events()  # type: ignore[union-attr]
     return sum(event.nbytes() for event in events if event.name() == "[memory]")
@@ -83,7 +83,7 @@ def test_weights_gradients_and_states_are_counted_to_the_byte() -> None:
     objective = DynamicsObjective(Dynamics(WORK.dynamics), own_context=0.0, passes=1)
     config = replace(TABLETOP.dynamics_loop, batch_size=3)
     steppers = optimizers(objective, config)
-    objective(random_clips(WORK), step_draws(0))[0].backward()
+    objective(random_clips(WORK), step_randomness(0))[0].backward()
     for stepper in steppers:
         stepper.step()
     found = footprint(WORK, has_muon=True, checkpoint_blocks=False)

@@ -24,7 +24,7 @@ from worldmodel.rollouts.quality import psnr_db, psnr_pair
 from worldmodel.rollouts.reliability import count_reliability
 from worldmodel.training.objectives import ConfidenceObjective, DynamicsObjective
 from worldmodel.training.presets import PRESETS, Preset
-from worldmodel.training.randomness import step_draws
+from worldmodel.training.randomness import step_randomness
 from worldmodel.training.stages import FramePairs, changes_of, train
 
 Make, Model = Callable[..., Trajectory], Callable[..., WorldModel]
@@ -91,15 +91,15 @@ def test_latents_of_missing_cameras_are_zeros_and_marked(
 
 def draw_batch() -> LatentBatch:
     generator = Generator().manual_seed(0)
-    there = torch.ones(3, 7, 2, dtype=torch.bool)
-    there[0, :, 1] = there[2, :, 0] = False
+    view_mask = torch.ones(3, 7, 2, dtype=torch.bool)
+    view_mask[0, :, 1] = view_mask[2, :, 0] = False
     latents = torch.randn((3, 7, 2, 2, 4, 4), generator=generator)
     return LatentBatch(
-        latents * there[..., None, None, None],
+        latents * view_mask[..., None, None, None],
         torch.randn((3, 7, 7), generator=generator),
         torch.ones((3, 7), dtype=torch.bool),
         torch.zeros((3, 7)),
-        there,
+        view_mask,
     )
 
 
@@ -113,14 +113,14 @@ def test_losses_leave_missing_cameras_out(model: WorldModel) -> None:
     for objective in (dynamics, confidence):
         for seed in range(3):  # with and without own predictions as context
             (loss, figures), (other, others) = (
-                objective(given, step_draws(seed)) for given in (batch, junk)
+                objective(given, step_randomness(seed)) for given in (batch, junk)
             )
             assert loss.item() == other.item()
             assert {k: v.item() for k, v in figures.items()} == {
                 k: v.item() for k, v in others.items()
             }
-        whole = objective(replace(batch, view_valid=None), step_draws(0))[0]
-        assert whole.item() != objective(batch, step_draws(0))[0].item()
+        whole = objective(replace(batch, view_valid=None), step_randomness(0))[0]
+        assert whole.item() != objective(batch, step_randomness(0))[0].item()
 
 
 def test_a_model_is_trained_on_cameras_that_come_and_go(

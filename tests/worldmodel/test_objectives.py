@@ -9,14 +9,14 @@ from torch.nn import functional as F
 from worldmodel.episodes.clips import LatentBatch
 from worldmodel.model import WorldModel
 from worldmodel.networks.dynamics import Dynamics
-from worldmodel.networks.success import ActionJudge, LatentJudge
+from worldmodel.networks.success import ActionSuccessClassifier, SuccessClassifier
 from worldmodel.training.objectives import (
     ConfidenceObjective,
     DynamicsObjective,
-    JudgeObjective,
+    SuccessObjective,
     activity_weight,
 )
-from worldmodel.training.randomness import Draws, step_draws
+from worldmodel.training.randomness import StepRandomness, step_randomness
 
 Build = Callable[..., Dynamics]
 
@@ -32,8 +32,8 @@ def draw_batch(*, height: int = 2, width: int = 4, frames: int = 7, batch: int =
     )
 
 
-def seeded(seed: int = 0) -> Draws:
-    return step_draws(seed)
+def seeded(seed: int = 0) -> StepRandomness:
+    return step_randomness(seed)
 
 
 @torch.no_grad()
@@ -106,15 +106,18 @@ def test_dropped_actions_are_unknown_to_their_own_frame_alone(make_dynamics: Bui
 def test_actions_are_dropped_at_their_rate_and_only_if_asked(make_dynamics: Build) -> None:
     dynamics, batch = make_dynamics(), draw_batch()
     objective = DynamicsObjective(dynamics, own_context=0.0, passes=1, action_dropout=0.3)
-    drawn = objective.dropped_actions(500, 20, step_draws(0))  # n = 10000: 3 standard errors
+    drawn = objective.dropped_actions(500, 20, step_randomness(0))  # n = 10000: 3 standard errors
     assert drawn.float().mean().item() == pytest.approx(0.3, abs=0.014)
-    assert torch.equal(drawn, objective.dropped_actions(500, 20, step_draws(0)))
+    assert torch.equal(drawn, objective.dropped_actions(500, 20, step_randomness(0)))
     plain = DynamicsObjective(dynamics, own_context=0.0, passes=1)
-    losses = [o(batch, step_draws(0))[0].item() for o in (plain, objective, objective)]
+    losses = [o(batch, step_randomness(0))[0].item() for o in (plain, objective, objective)]
     assert losses[1] == losses[2] != losses[0]
     unknown = replace(batch, action_valid=torch.zeros_like(batch.action_valid))
     # Nothing else is drawn differently: without any action to drop, both losses are one.
-    assert objective(unknown, step_draws(0))[0].item() == plain(unknown, step_draws(0))[0].item()
+    assert (
+        objective(unknown, step_randomness(0))[0].item()
+        == plain(unknown, step_randomness(0))[0].item()
+    )
     with pytest.raises(ValueError, match=r"^`action_dropout` must be at least 0 and below 1, got"):
         DynamicsObjective(dynamics, own_context=0.0, passes=1, action_dropout=1.0)
 
@@ -168,7 +171,7 @@ def test_training_confidence_leaves_the_dynamics_alone(
 
 def test_both_judges_are_scored_against_their_own_labels() -> None:
     torch.manual_seed(0)
-    objective = JudgeObjective(LatentJudge(2, 1, 4), ActionJudge(7, 4)).eval()
+    objective = SuccessObjective(SuccessClassifier(2, 1, 4), ActionSuccessClassifier(7, 4)).eval()
     objective.latent_noise = 0.0
     batch = draw_batch(height=4, width=4)
     success = torch.zeros(3, 7)

@@ -10,7 +10,7 @@ from torch import Tensor
 from worldmodel.episodes.clips import LatentBatch, LatentClips, collate_latents
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.training.objectives import DynamicsObjective
-from worldmodel.training.randomness import step_draws
+from worldmodel.training.randomness import step_randomness
 
 Build = Callable[..., Dynamics]
 
@@ -68,16 +68,16 @@ def test_the_share_of_pictures_is_that_asked_for(make_dynamics: Build) -> None:
     inner = objective.estimate
 
     def recorded(batch: LatentBatch, *rest: Tensor) -> object:
-        assert batch.apart is not None
-        assert (batch.apart.all(1) == batch.apart.any(1)).all()
-        seen.append(batch.apart[:, 0].float().mean().item())
+        assert batch.starts_segment is not None
+        assert (batch.starts_segment.all(1) == batch.starts_segment.any(1)).all()
+        seen.append(batch.starts_segment[:, 0].float().mean().item())
         return inner(batch, *rest)
 
     objective.estimate = recorded  # type: ignore[method-assign, assignment]
     batch = collate_latents([episode(3, seed) for seed in range(25)])
     with torch.no_grad():
         for step in range(40):
-            objective(batch, step_draws(0, step))
+            objective(batch, step_randomness(0, step))
     assert sum(seen) / len(seen) == pytest.approx(0.3, abs=0.06)
 
 
@@ -90,13 +90,13 @@ def test_pictures_train_every_weight_but_do_not_mix_units(
     objective = DynamicsObjective(dynamics, own_context=own_context, passes=2, pure_noise=1.0)
     batch = collate_latents([episode(5, seed) for seed in range(3)])
     pictures = batch.as_pictures(torch.ones(3, dtype=torch.bool))
-    loss, _ = objective(pictures, step_draws(0))
+    loss, _ = objective(pictures, step_randomness(0))
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in dynamics.parameters())
     with torch.no_grad():
         dynamics.final.weight.zero_()
         dynamics.final.bias.zero_()
-        loss, figures = objective(pictures, step_draws(0))
+        loss, figures = objective(pictures, step_randomness(0))
     assert loss.item() == pytest.approx(batch.latents[:, 1:].square().mean().item(), rel=1e-5)
     assert figures["relative_error"].item() == pytest.approx(1.0)
 
@@ -113,13 +113,13 @@ def test_short_episodes_run_on_from_their_first_frame() -> None:
         assert torch.equal(window.latents, episodes[source].latents[:, expected])
         assert torch.equal(window.actions, episodes[source].actions[:, expected])
         if source == 0:
-            assert window.apart is None
+            assert window.starts_segment is None
         else:
-            assert window.apart is not None
-            assert window.apart[0].tolist() == [row == 0 for row in expected]
+            assert window.starts_segment is not None
+            assert window.starts_segment[0].tolist() == [row == 0 for row in expected]
     batch = LatentClips.collate([clips[0], clips[3]])
-    assert batch.apart is not None
-    assert batch.apart.tolist() == [[False] * 4, [False, True, False, True]]
+    assert batch.starts_segment is not None
+    assert batch.starts_segment.tolist() == [[False] * 4, [False, True, False, True]]
 
 
 def test_stretches_of_a_short_episode_do_not_see_each_other(make_dynamics: Build) -> None:

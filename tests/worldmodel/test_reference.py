@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed.plain_reference import ROTARY, PlainConfig, PlainDiT, plain_rollout
-from worldmodel import load_reference
-from worldmodel.networks.c3 import PUBLISHED, Reference, ReferenceConfig
+from worldmodel.c3_import import load_c3
+from worldmodel.imagination import imagine_published
+from worldmodel.networks.c3 import PUBLISHED, C3Config, C3Network
 
 WINDOW = 4
 HEIGHT, WIDTH, CHANNELS, ACTION = 4, 6, 3, 5
 SMALL = PlainConfig(channels=CHANNELS, dim=24, layers=2, heads=2, action_dim=ACTION)
 STALE = replace(PUBLISHED, window="stale")
-Make = Callable[..., tuple[PlainDiT, Reference]]
+Make = Callable[..., tuple[PlainDiT, C3Network]]
 
 
 @pytest.fixture
@@ -25,13 +26,13 @@ def both(tmp_path: Path) -> Make:
 
     def make(
         confidence_layers: int = 1, rotary: tuple[str, str] = ("standard", "standard")
-    ) -> tuple[PlainDiT, Reference]:
+    ) -> tuple[PlainDiT, C3Network]:
         config = replace(SMALL, confidence_layers=confidence_layers, rotary=rotary)
         plain = PlainDiT(config).randomize(seed=1)
         if confidence_layers:  # so that the error level matters as it would after training
             plain.err_thresh_mlp.requires_grad_(False)[0].weight *= 30
         torch.save(plain.state_dict(), tmp_path / "plain.pt")
-        imported = load_reference(
+        imported = load_c3(
             tmp_path / "plain.pt", heads=2, window=WINDOW, height=HEIGHT, width=WIDTH,
             spatial_rotary=rotary[0], temporal_rotary=rotary[1],
         )  # fmt: skip
@@ -58,10 +59,10 @@ class Case:
             torch.randn(batch, frames, *shape, generator=g),
         )
 
-    def imagine(self, network: Reference, **options: object) -> tuple[Tensor, Tensor]:
+    def imagine(self, network: C3Network, **options: object) -> tuple[Tensor, Tensor]:
         """Latents and confidence, in the publications' axes."""
         given = {"noise": ours(self.noise), "epsilon": (0.3,), **options}
-        made = network.imagine(ours(self.context), self.actions, **given)  # type: ignore[arg-type]
+        made = imagine_published(network, ours(self.context), self.actions, **given)  # type: ignore[arg-type]
         return theirs(made.latents), made.confidence[:, :, 0].permute(0, 1, 3, 4, 2, 5)
 
 
@@ -254,4 +255,4 @@ def test_samplers_that_the_network_does_not_have_are_refused(
 )
 def test_impossible_shapes_are_refused(change: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        ReferenceConfig(**change)  # type: ignore[arg-type]
+        C3Config(**change)  # type: ignore[arg-type]

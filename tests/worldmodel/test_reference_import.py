@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.speed.plain_reference import PlainConfig, PlainDiT
-from worldmodel import load_reference
-from worldmodel.networks.c3 import ReferenceConfig
+from worldmodel.c3_import import load_c3
+from worldmodel.networks.c3 import C3Config
 
 SMALL = {"heads": 2, "window": 4, "height": 4, "width": 4}
 State = dict[str, Tensor]
@@ -27,7 +27,7 @@ def weights(seed: int = 0, *, confidence_layers: int = 1, dim: int = 16) -> Stat
 
 def says(path: Path, **options: object) -> Tensor:
     """The velocity that an imported network gives for a fixed input."""
-    network = load_reference(path, **(SMALL | options))  # type: ignore[arg-type]
+    network = load_c3(path, **(SMALL | options))  # type: ignore[arg-type]
     x = torch.linspace(-1, 1, 64).reshape(1, 2, 1, 2, 4, 4)
     with torch.no_grad():
         return network(x, torch.full((1, 2), 500.0), torch.ones(1, 2, 3))[0]
@@ -71,7 +71,7 @@ def test_old_files_and_safetensors_are_read(state: State, expected: Tensor, tmp_
 
 def test_half_precision_becomes_single(state: State, expected: Tensor, tmp_path: Path) -> None:
     torch.save({name: value.half() for name, value in state.items()}, tmp_path / "half.pt")
-    network = load_reference(tmp_path / "half.pt", **SMALL)
+    network = load_c3(tmp_path / "half.pt", **SMALL)
     assert {p.dtype for p in network.parameters()} == {torch.float32}
     assert not network.training
     torch.testing.assert_close(says(tmp_path / "half.pt"), expected, atol=0.02, rtol=0)
@@ -86,13 +86,13 @@ def test_of_a_run_the_last_checkpoint_is_read_as_its_config_says(
     (tmp_path / "config.yaml").write_text(
         "heads: 2\nn_frames: 4\ninput_h: 32\ninput_w: 32\nwindow_len: null\nlr: 8e-5\n"
     )
-    network = load_reference(tmp_path)
-    assert network.config == ReferenceConfig(
+    network = load_c3(tmp_path)
+    assert network.config == C3Config(
         channels=2, action_dim=3, patch=2, dim=16, layers=1, confidence_layers=1,
         heads=2, window=4, height=4, width=4,
     )  # fmt: skip
     assert torch.equal(says(tmp_path), expected)
-    assert load_reference(tmp_path, window=7, heads=4).config.window == 7  # the caller knows best
+    assert load_c3(tmp_path, window=7, heads=4).config.window == 7  # the caller knows best
 
 
 @pytest.mark.parametrize(("confidence_layers", "window"), [(0, 20), (2, 10)])
@@ -100,7 +100,7 @@ def test_what_nothing_tells_is_as_published(
     tmp_path: Path, confidence_layers: int, window: int
 ) -> None:
     torch.save(weights(confidence_layers=confidence_layers, dim=64), tmp_path / "alone.pt")
-    config = load_reference(tmp_path / "alone.pt").config
+    config = load_c3(tmp_path / "alone.pt").config
     assert (config.heads, config.window, config.height, config.width) == (16, window, 32, 32)
     assert config.confidence_layers == confidence_layers
     assert (config.spatial_rotary, config.temporal_rotary) == ("standard", "standard")
@@ -146,7 +146,7 @@ def test_a_file_of_more_or_less_than_weights_is_refused_and_runs_nothing(
 ) -> None:
     DAMAGE[damage](tmp_path / "bad.pt")
     with pytest.raises(ValueError, match=r"bad\.pt' cannot be read as weights alone: "):
-        load_reference(tmp_path / "bad.pt")
+        load_c3(tmp_path / "bad.pt")
     assert not (tmp_path / "sprung").exists()
 
 
@@ -159,7 +159,7 @@ def test_the_trap_would_have_sprung(tmp_path: Path) -> None:
 def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0not json at all")
     with pytest.raises(ValueError, match="cannot be read as weights alone"):
-        load_reference(tmp_path / "bad.safetensors")
+        load_c3(tmp_path / "bad.safetensors")
 
 
 def without(name: str) -> Callable[[State], object]:
@@ -193,14 +193,14 @@ def test_other_networks_are_refused(state: State, tmp_path: Path, wrong: str) ->
     change, match = WRONG[wrong]
     torch.save(change(state), tmp_path / "wrong.pt")
     with pytest.raises(ValueError, match=rf"wrong\.pt'.*{match}") as error:
-        load_reference(tmp_path / "wrong.pt", **SMALL)
+        load_c3(tmp_path / "wrong.pt", **SMALL)
     assert "\n" not in str(error.value)
 
 
 def test_no_file_is_no_checkpoint(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "nothing.pt"):
         with pytest.raises(ValueError, match=f"No checkpoint at '{place}'"):
-            load_reference(place)
+            load_c3(place)
 
 
 @pytest.mark.parametrize("text", ["heads: [", "- a\n- b", "heads: many", "just words"])
@@ -208,4 +208,4 @@ def test_a_damaged_config_is_refused(state: State, tmp_path: Path, text: str) ->
     torch.save(state, tmp_path / "ckpt_1.pt")
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"config\.yaml' cannot be read as a config"):
-        load_reference(tmp_path)
+        load_c3(tmp_path)

@@ -13,11 +13,12 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from benchmarks.speed.plain_reference import PlainConfig, PlainDiT
-from worldmodel import WorldModel, load_reference
-from worldmodel.c3_import import as_world_model
+from worldmodel import WorldModel
+from worldmodel.c3_import import as_world_model, load_c3
 from worldmodel.checkpoint import check_trained
 from worldmodel.datasets.actions import CANONICAL
-from worldmodel.networks.c3 import Reference
+from worldmodel.imagination import imagine_published
+from worldmodel.networks.c3 import C3Network
 from worldmodel.networks.sampler import Sampling
 from worldmodel.networks.tokenizer import Tokenizer
 
@@ -34,21 +35,21 @@ def small_autoencoder(channels: int = 3) -> AutoencoderKL:
 
 
 @pytest.fixture
-def network(tmp_path: Path) -> Callable[[int], Reference]:
+def network(tmp_path: Path) -> Callable[[int], C3Network]:
     """`network(confidence_layers)`: a published network of latents of 3 x 4 x 4."""
 
-    def make(confidence_layers: int) -> Reference:
+    def make(confidence_layers: int) -> C3Network:
         config = PlainConfig(
             channels=3, dim=24, layers=2, heads=2, action_dim=7, confidence_layers=confidence_layers
         )
         torch.save(PlainDiT(config).randomize(0).state_dict(), tmp_path / "network.pt")
-        return load_reference(tmp_path / "network.pt", heads=2, window=3, height=4, width=4)
+        return load_c3(tmp_path / "network.pt", heads=2, window=3, height=4, width=4)
 
     return make
 
 
 @pytest.fixture
-def imported(network: Callable[[int], Reference]) -> Make:
+def imported(network: Callable[[int], C3Network]) -> Make:
     """`imported(confidence_layers)`: the same with a small autoencoder."""
 
     def make(confidence_layers: int = 1) -> WorldModel:
@@ -91,9 +92,9 @@ def test_a_world_model_imagines_as_its_network_does(imported: Make) -> None:
     model, levels = imported(2), (0.2, 0.5, 1.0)
     context, actions = given()
     network = model.dynamics
-    assert isinstance(network, Reference)
+    assert isinstance(network, C3Network)
     unknown = torch.cat((torch.zeros(2, 1, 7), actions), dim=1)
-    direct = network.imagine(context, unknown, epsilon=levels)
+    direct = imagine_published(network, context, unknown, epsilon=levels)
     found = model.imagine(context, actions, epsilon=levels)
     assert torch.equal(found.latents, direct.latents)
     assert torch.equal(found.confidence, direct.confidence)
@@ -145,7 +146,7 @@ def test_configs_say_which_network_they_are_of(imported: Make, tmp_path: Path) -
         replace(model.config, sampler="none")
 
 
-def test_a_tokenizer_of_other_channels_is_refused(network: Callable[[int], Reference]) -> None:
+def test_a_tokenizer_of_other_channels_is_refused(network: Callable[[int], C3Network]) -> None:
     tokenizer = Tokenizer(small_autoencoder(4), torch.zeros(4), torch.ones(4))
     with pytest.raises(ValueError, match=r"`tokenizer` makes latents of \(4, 4, 4\).*\(3, 4, 4\)"):
         as_world_model(network(0), tokenizer, action_spec=CANONICAL)

@@ -98,8 +98,8 @@ def test_binary_rules_are_strictly_proper(name: str, truth: float) -> None:
         margin -= 1e-2  # probabilities stop at the floor
     p = torch.linspace(0, 1, 201, dtype=torch.float64)
     stated = torch.stack((1 - p, p), dim=-1)
-    there = torch.tensor([1 - truth, truth], dtype=torch.float64)
-    check_strictly_proper(of_two(rule), there, stated, margin)
+    view_mask = torch.tensor([1 - truth, truth], dtype=torch.float64)
+    check_strictly_proper(of_two(rule), view_mask, stated, margin)
 
 
 TRUTHS = {

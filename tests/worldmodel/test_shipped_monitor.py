@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from worldmodel.calibration.calibrated import load_trust
+from worldmodel.calibration.calibrated import load_calibration
 from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.envs.faults import make_fault
 from worldmodel.envs.monitored import MonitoredEnv, hold_still
@@ -16,7 +16,7 @@ from worldmodel.envs.tabletop import TabletopEnv
 from worldmodel.model import WorldModel
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Level
-from worldmodel.runtime.live import live_monitor
+from worldmodel.runtime.live import online_monitor
 
 ONSET, NUM_STEPS = 8, 24
 
@@ -38,7 +38,7 @@ class CrossedWires(gymnasium.ActionWrapper[Any, Any, Any]):
 @pytest.fixture(scope="module")
 def monitor() -> RuntimeMonitor:
     model = WorldModel.load("tabletop")
-    return live_monitor(model, load_trust(model, checkpoint_folder("tabletop")))
+    return online_monitor(model, load_calibration(model, checkpoint_folder("tabletop")))
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from worldmodel.model import WorldModel
 from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
-from worldmodel.training.randomness import Draws, step_draws
+from worldmodel.training.randomness import StepRandomness, step_randomness
 from worldmodel.training.tokenizer_objective import (
     TokenizerLoss,
     TokenizerObjective,
@@ -19,8 +19,8 @@ PIXELS = TokenizerLoss(structure=0.0, perceptual=0.0)
 EVERYTHING = TokenizerLoss(structure=0.3, perceptual=0.5)
 
 
-def seeded(seed: int = 0) -> Draws:
-    return step_draws(seed)
+def seeded(seed: int = 0) -> StepRandomness:
+    return step_randomness(seed)
 
 
 def draw_batch(batch: int = 2, height: int = 20, width: int = 24) -> Tensor:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from worldmodel.training.config import LoopConfig
 from worldmodel.training.loop import NonFiniteLossError, StepSampler, fit
 from worldmodel.training.optimizers import average_decay, optimizers
-from worldmodel.training.randomness import Draws
+from worldmodel.training.randomness import StepRandomness
 from worldmodel.training.state import latest_checkpoint
 from worldmodel.training.stopping import Stop, TrainingStopped
 
@@ -59,7 +59,7 @@ class Toy(nn.Module):
         self.losses = Record()
         self.weights = Record()
 
-    def forward(self, batch: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Tensor, draws: StepRandomness) -> tuple[Tensor, dict[str, Tensor]]:
         noise = 0.1 * draws.normal_like(batch)
         out = self.final(self.norm(self.net["mlp"](batch + noise)))
         loss = (out - batch.sum(1, keepdim=True)).square().mean()
@@ -343,12 +343,12 @@ def test_looking_at_held_out_data_leaves_the_run_as_it_was(
     config = replace(CONFIG, validate_every=3)
     toy, seen = Toy(), []
 
-    def look(writer: Any, step: int) -> None:
+    def run_validation(writer: Any, step: int) -> None:
         torch.randn(5)
         assert not toy.training
         seen.append((step, toy.final.weight.clone()))
 
-    fit(toy, Rows(), config, tmp_path, validate=look)
+    fit(toy, Rows(), config, tmp_path, validate=run_validation)
     assert toy.losses == uninterrupted.losses
     assert_same_weights(toy, uninterrupted)
     assert [step for step, _ in seen] == [3, 6, 7]

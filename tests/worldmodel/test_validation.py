@@ -81,13 +81,13 @@ def test_views_that_are_missing_do_not_count(
     """The second camera's latents are wrong wherever it is missing; the figures do not see it."""
     clips = episode(7, 0)
     twice = replace(clips, latents=clips.latents.float().repeat(1, 1, 2, 1, 1, 1))
-    there = torch.ones(1, 7, 2, dtype=torch.bool)
-    there[:, :, 1] = False
+    view_mask = torch.ones(1, 7, 2, dtype=torch.bool)
+    view_mask[:, :, 1] = False
     model, values = make_model(views=2), []
     for wrong in (0.0, 100.0):
         latents = twice.latents.clone()
         latents[:, :, 1] = wrong
-        seen = HeldOut(replace(twice, latents=latents, view_valid=there), start=2)
+        seen = HeldOut(replace(twice, latents=latents, view_valid=view_mask), start=2)
         with SummaryWriter(str(tmp_path / str(wrong))) as writer:
             show_rollouts(model, seen, writer, 0)
         found = events(tmp_path / str(wrong))

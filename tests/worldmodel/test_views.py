@@ -25,10 +25,10 @@ def all_at_once(dynamics: Dynamics, inputs: FrameInputs) -> Estimate:
 
 def some_missing(inputs: FrameInputs) -> Tensor:
     """Every frame keeps a view: of two batches of frames, each lacks another one now and then."""
-    there = torch.rand(inputs.noisy.shape[:3], generator=Generator().manual_seed(1)) > 0.4
-    there[..., 0] |= ~there.any(-1)
-    assert 0.3 < there.float().mean() < 0.9
-    return there
+    view_mask = torch.rand(inputs.noisy.shape[:3], generator=Generator().manual_seed(1)) > 0.4
+    view_mask[..., 0] |= ~view_mask.any(-1)
+    assert 0.3 < view_mask.float().mean() < 0.9
+    return view_mask
 
 
 def by_view(dynamics: Dynamics, features: Tensor) -> Tensor:
@@ -43,10 +43,10 @@ def test_what_a_missing_view_holds_changes_no_other(
 ) -> None:
     dynamics = make_dynamics(views=3)
     inputs = draw_inputs(dynamics, 5)
-    there = some_missing(inputs)
-    inputs = replace(inputs, view_valid=there)
+    view_mask = some_missing(inputs)
+    inputs = replace(inputs, view_valid=view_mask)
     before = all_at_once(dynamics, inputs)
-    gone = ~there[..., None, None, None]
+    gone = ~view_mask[..., None, None, None]
     full = inputs.noisy.masked_fill(gone, junk), inputs.previous.masked_fill(gone, junk)
     after = all_at_once(dynamics, replace(inputs, noisy=full[0], previous=full[1]))
     for name in ("clean", "correction", "features"):
@@ -59,12 +59,12 @@ def test_nan_in_a_missing_view_reaches_no_gradient(
 ) -> None:
     dynamics = make_dynamics(views=2)
     inputs = draw_inputs(dynamics, 4)
-    there = torch.ones(2, 4, 2, dtype=torch.bool)
-    there[0, :, 1] = False
+    view_mask = torch.ones(2, 4, 2, dtype=torch.bool)
+    view_mask[0, :, 1] = False
     noisy = inputs.noisy.clone()
     noisy[0, :, 1] = torch.nan
-    estimate = all_at_once(dynamics, replace(inputs, noisy=noisy, view_valid=there))
-    estimate.correction[there].square().mean().backward()
+    estimate = all_at_once(dynamics, replace(inputs, noisy=noisy, view_valid=view_mask))
+    estimate.correction[view_mask].square().mean().backward()
     gradients = {name: p.grad for name, p in dynamics.named_parameters()}
     # View 1 of the first row is looked at by nobody, so what stands in for it learns nothing.
     assert torch.equal(gradients.pop("missing"), torch.zeros(16))
@@ -81,8 +81,8 @@ def test_a_view_that_is_never_there_is_as_good_as_none(
     state["view"] = state["view"][:2]
     two.load_state_dict(state)
     inputs = draw_inputs(three, 5)
-    there = torch.tensor([True, True, False]).expand(2, 5, 3)
-    masked = all_at_once(three, replace(inputs, view_valid=there)).clean[:, :, :2]
+    view_mask = torch.tensor([True, True, False]).expand(2, 5, 3)
+    masked = all_at_once(three, replace(inputs, view_valid=view_mask)).clean[:, :, :2]
     fewer = replace(inputs, noisy=inputs.noisy[:, :, :2], previous=inputs.previous[:, :, :2])
     torch.testing.assert_close(masked, all_at_once(two, fewer).clean, atol=1e-5, rtol=0)
     whole = all_at_once(three, inputs).clean[:, :, :2]
@@ -96,15 +96,15 @@ def test_the_order_of_views_does_not_matter(
 ) -> None:
     dynamics, order = make_dynamics(views=3), [2, 0, 1]
     inputs = draw_inputs(dynamics, 5)
-    there = some_missing(inputs) if masked else None
-    inputs = replace(inputs, view_valid=there)
+    view_mask = some_missing(inputs) if masked else None
+    inputs = replace(inputs, view_valid=view_mask)
     before = all_at_once(dynamics, inputs)
     dynamics.view.copy_(dynamics.view[order].clone())
     permuted = replace(
         inputs,
         noisy=inputs.noisy[:, :, order],
         previous=inputs.previous[:, :, order],
-        view_valid=None if there is None else there[:, :, order],
+        view_valid=None if view_mask is None else view_mask[:, :, order],
     )
     after = all_at_once(dynamics, permuted)
     torch.testing.assert_close(after.clean, before.clean[:, :, order], atol=1e-5, rtol=0)
@@ -139,9 +139,9 @@ def test_new_views_differ_and_one_view_has_nothing_missing(make_dynamics: Build)
     assert torch.equal(single.view, torch.zeros_like(single.view))
 
 
-def roll(model: WorldModel, context: Tensor, there: Tensor | None) -> Imagined:
+def roll(model: WorldModel, context: Tensor, view_mask: Tensor | None) -> Imagined:
     actions = torch.randn((len(context), 6, 7), generator=Generator().manual_seed(2))
-    return model.imagine(context, actions, view_valid=there, epsilon=(0.2, 0.5))
+    return model.imagine(context, actions, view_valid=view_mask, epsilon=(0.2, 0.5))
 
 
 def three_views(make_model: Model) -> tuple[WorldModel, Tensor]:
@@ -154,10 +154,12 @@ def three_views(make_model: Model) -> tuple[WorldModel, Tensor]:
 def test_rollouts_never_see_a_missing_camera(make_model: Model) -> None:
     """View 1 of row 0 is gone for good, view 2 of row 1 was missing in the first frame only."""
     model, context = three_views(make_model)
-    there = torch.ones(2, 3, 3, dtype=torch.bool)
-    there[0, :, 1] = there[1, 0, 2] = False
-    plain = roll(model, context, there)
-    broken = roll(model, context.masked_fill(~there[..., None, None, None], torch.nan), there)
+    view_mask = torch.ones(2, 3, 3, dtype=torch.bool)
+    view_mask[0, :, 1] = view_mask[1, 0, 2] = False
+    plain = roll(model, context, view_mask)
+    broken = roll(
+        model, context.masked_fill(~view_mask[..., None, None, None], torch.nan), view_mask
+    )
     for name in ("latents", "features", "confidence"):
         assert torch.equal(
             getattr(plain, name).nan_to_num(-1), getattr(broken, name).nan_to_num(-1)
@@ -175,7 +177,8 @@ def test_rollouts_never_see_a_missing_camera(make_model: Model) -> None:
 def test_a_mask_that_hides_nothing_changes_nothing(make_model: Model) -> None:
     model, context = three_views(make_model)
     unmasked, masked = (
-        roll(model, context, there) for there in (None, torch.ones(2, 3, 3, dtype=torch.bool))
+        roll(model, context, view_mask)
+        for view_mask in (None, torch.ones(2, 3, 3, dtype=torch.bool))
     )
     assert unmasked.view_valid is None
     torch.testing.assert_close(masked.latents, unmasked.latents, atol=1e-5, rtol=0)
@@ -184,20 +187,20 @@ def test_a_mask_that_hides_nothing_changes_nothing(make_model: Model) -> None:
 
 def test_frames_without_any_view_are_refused(make_model: Model) -> None:
     model, context = three_views(make_model)
-    there = torch.ones(2, 3, 3, dtype=torch.bool)
-    there[1, 1] = False
+    view_mask = torch.ones(2, 3, 3, dtype=torch.bool)
+    view_mask[1, 1] = False
     message = r"^`view_valid` must leave every frame at least one view\.$"
     with pytest.raises(ValueError, match=message):
-        roll(model, context, there)
+        roll(model, context, view_mask)
     message = r"^`view_valid` must be of shape \(2, 3, 3\), got \(2, 2, 3\)\.$"
     with pytest.raises(ValueError, match=message):
-        check_views(there[:, :2], expected=context.shape[:3])
+        check_views(view_mask[:, :2], expected=context.shape[:3])
 
 
 def test_frames_of_a_missing_camera_are_zeros_when_encoded(make_model: Model) -> None:
     model = make_model(views=2)
     frames = torch.randint(256, (3, 2, 16, 16, 3), generator=Generator().manual_seed(0)).byte()
-    there = torch.tensor([[True, True], [False, True], [True, False]])
-    latents = model.encode(frames, view_valid=there)
-    assert torch.equal(latents[there], model.encode(frames)[there])
-    assert (latents[~there] == 0).all()
+    view_mask = torch.tensor([[True, True], [False, True], [True, False]])
+    latents = model.encode(frames, view_valid=view_mask)
+    assert torch.equal(latents[view_mask], model.encode(frames)[view_mask])
+    assert (latents[~view_mask] == 0).all()

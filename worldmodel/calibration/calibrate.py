@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from functools import partial
 
-from worldmodel.calibration.calibrated import WATCH_HORIZON, WATCH_START, Trust
+from worldmodel.calibration.calibrated import WATCH_HORIZON, WATCH_START, Calibration
 from worldmodel.calibration.choose_episodes import Plan
 from worldmodel.calibration.fit_monitor import fit_monitor
 from worldmodel.calibration.gate import Gate, fit_gate
@@ -17,12 +16,11 @@ from worldmodel.model import WorldModel
 from worldmodel.monitors.alarm_rule import MonitorConfig
 from worldmodel.monitors.guarantees.episode_threshold import episodes_needed, smallest_alpha
 from worldmodel.monitors.reliability.counts import CalibrationSummary
-from worldmodel.monitors.validity import Artefact
+from worldmodel.monitors.validity import MonitorMetadata
 from worldmodel.rollouts.open_loop import roll_out_all
 from worldmodel.rollouts.recalibrate import cross_fitted, fit_recalibration
 from worldmodel.rollouts.reliability import calibration_table
 
-LOG = logging.getLogger(__name__)
 GATE_REFERENCE = 60
 """About so many of them are imagined for the gate, which looks at confidence alone."""
 
@@ -61,10 +59,10 @@ def monitor_config(
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class CalibrationResult:
     """What calibration learned, and how well the confidence held."""
 
-    trust: Trust
+    calibration: Calibration
     gate: Gate
     tables: dict[str, dict[int, CalibrationSummary]]
     """"as stated" and, with two or more episodes, "recalibrated" (cross-fitted): per horizon."""
@@ -79,40 +77,40 @@ def calibrate(
     config: MonitorConfig,
     horizon: int,
     method: str = "isotonic",
-    artefact: Artefact | None = None,
-) -> Calibrated:
+    metadata: MonitorMetadata | None = None,
+) -> CalibrationResult:
     """Fit monitor, recalibration (of the kind `method`) and gate to the episodes of a plan.
 
-    `artefact` says what hash the model has, and how long the calibration is good; None: for ever.
+    `metadata` says what hash the model has, and how long the calibration is good; None: for ever.
 
     Raises:
         ValueError: frames of other proportions than the model's, at which the monitor would stop.
     """
-    calibration = load_named(model, plan.data, plan.calibration)
-    if unstretched(calibration[0]) is not calibration[0].frames:
+    held_out = load_named(model, plan.data, plan.calibration)
+    if unstretched(held_out[0]) is not held_out[0].frames:
         raise ValueError(
             f"Frames of {plan.data.path} have other proportions than the model's, so the monitor "
             "would stop at every one; calibrate on frames like those it was trained on."
         )
     familiar = load_named(model, plan.reference_data, plan.reference)
-    rollouts = roll_out_all(model, calibration, horizon=horizon)
+    rollouts = roll_out_all(model, held_out, horizon=horizon)
     ahead = min(horizon, WATCH_HORIZON)
     claims = partial(roll_out_all, model, horizon=ahead, start=WATCH_START)
     monitor = fit_monitor(
         model,
-        list(zip(calibration, claims(calibration), strict=True)),
+        list(zip(held_out, claims(held_out), strict=True)),
         list(zip(familiar, claims(familiar), strict=True)),
         config=config,
-        artefact=artefact,
+        metadata=metadata,
     )
-    trust = Trust(monitor, fit_recalibration(rollouts, method=method), horizon, ahead)
+    calibration = Calibration(monitor, fit_recalibration(rollouts, method=method), horizon, ahead)
     tables = {"as stated": calibration_table(rollouts)}
     if len(rollouts) > 1:
         tables["recalibrated"] = calibration_table(cross_fitted(rollouts, method=method))
     gate = fit_gate(
         model,
-        [e.batch for e in calibration],
+        [e.batch for e in held_out],
         [e.batch for e in familiar[:: max(1, len(familiar) // GATE_REFERENCE)]],
-        artefact=trust.monitor.artefact_,
+        metadata=calibration.monitor.metadata_,
     )
-    return Calibrated(trust, gate, tables, trusted_shares(rollouts))
+    return CalibrationResult(calibration, gate, tables, trusted_shares(rollouts))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from safetensors.numpy import save as save_arrays
 
 from worldmodel.calibration.features import FrameFeatures
 from worldmodel.calibration.gate import Gate
-from worldmodel.checkpoint import check_trained, checkpoint_folder, fingerprint
+from worldmodel.checkpoint import check_trained, checkpoint_folder, fingerprint, replaced_folder
 from worldmodel.episodes.clips import LatentBatch
 from worldmodel.model import WorldModel
 from worldmodel.monitors.monitor import RuntimeMonitor
-from worldmodel.monitors.validity import Artefact, staleness
+from worldmodel.monitors.validity import MonitorMetadata, staleness
 from worldmodel.rollouts.open_loop import START, EpisodeRollouts, roll_out
 from worldmodel.rollouts.recalibrate import Curves, restored_curves
 
@@ -36,7 +35,7 @@ RECALIBRATION = "recalibration.safetensors"
 
 
 @dataclass(frozen=True)
-class Trust:
+class Calibration:
     """What `worldmodel calibrate` learns and keeps in `<checkpoint>/monitor`."""
 
     monitor: RuntimeMonitor
@@ -72,7 +71,7 @@ class Trust:
         (folder / "rollouts.json").write_text(json.dumps(rollouts) + "\n")
 
     @classmethod
-    def load(cls, folder: Path, model: WorldModel, *, model_hash: str | None = None) -> Trust:
+    def load(cls, folder: Path, model: WorldModel, *, model_hash: str | None = None) -> Calibration:
         """Read what `save` wrote.
 
         Args:
@@ -119,27 +118,20 @@ def check_target(folder: Path) -> None:
         raise ValueError(f"{folder} holds something that is no monitor; give another folder.")
 
 
-def save_trust(trust: Trust, gate: Gate, folder: Path, record: dict[str, Any]) -> None:
+def save_calibration(
+    calibration: Calibration, gate: Gate, folder: Path, record: dict[str, Any]
+) -> None:
     """Write monitor, recalibration, gate and `record`, in place of earlier ones when whole."""
     check_target(folder)
-    part = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        trust.save(part)
+    with replaced_folder(folder) as part:
+        calibration.save(part)
         gate.save(part / "gate")
         (part / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    except BaseException:  # Ctrl-C too: nothing half-written is left
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(part, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
-def load_trust(model: WorldModel, checkpoint: Path, monitor: Path | None = None) -> Trust:
+def load_calibration(
+    model: WorldModel, checkpoint: Path, monitor: Path | None = None
+) -> Calibration:
     """What `worldmodel calibrate` made for a checkpoint; warns if it has gone stale since.
 
     Raises:
@@ -147,18 +139,21 @@ def load_trust(model: WorldModel, checkpoint: Path, monitor: Path | None = None)
         ValueError: a file is corrupt, or made for other weights, actions or frames.
     """
     folder, model_hash = monitor or checkpoint / "monitor", fingerprint(checkpoint)
-    trust = Trust.load(folder, model, model_hash=model_hash)
-    made_for = Artefact(model_hash=read_record(folder).get("model"))  # of monitors of format 1
-    made_for.check_fits(str(folder), Artefact(model_hash=model_hash))
+    calibration = Calibration.load(folder, model, model_hash=model_hash)
+    made_for = MonitorMetadata(
+        model_hash=read_record(folder).get("model")
+    )  # of monitors of format 1
+    made_for.check_fits(str(folder), MonitorMetadata(model_hash=model_hash))
     expected = (model.config.dynamics.views, *model.config.image_size, 3)
-    if trust.monitor.frame_shape_ != expected:
+    if calibration.monitor.frame_shape_ != expected:
         raise ValueError(
-            f"The monitor in {folder} was made for frames of shape {trust.monitor.frame_shape_}, "
-            f"the model makes {expected}; calibrate it for this model."
+            f"The monitor in {folder} was made for frames of shape "
+            f"{calibration.monitor.frame_shape_}, the model makes {expected}; calibrate it for "
+            "this model."
         )
-    if found := staleness(trust.monitor.artefact_, trust.monitor.today()):
+    if found := staleness(calibration.monitor.metadata_, calibration.monitor.today()):
         LOG.warning("note: the monitor in %s is stale: %s", folder, found.note)
-    return trust
+    return calibration
 
 
 def read_record(monitor: Path) -> dict[str, Any]:
@@ -173,24 +168,53 @@ def read_record(monitor: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A checkpoint with everything that was fitted to it."""
+class Checkpoint:
+    """A world model with the calibration fitted to it."""
 
     model: WorldModel
-    trust: Trust
-    gate: Gate
+    calibration: Calibration
+    folder: Path
+    """Folder of the model."""
+    monitor_folder: Path
+    """Folder of monitor, recalibration and gate."""
 
     @classmethod
-    def from_checkpoint(cls, source: str | Path) -> Loaded:
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        monitor: Path | None = None,
+        stages: Sequence[str] = ("confidence",),
+    ) -> Checkpoint:
         """Load a calibrated checkpoint.
 
+        Args:
+            source: Its folder, or the name of a shipped one ("tabletop").
+            monitor: Folder that `worldmodel calibrate` wrote; None: `monitor` in the checkpoint.
+            stages: Training stages that must be complete.
+
         Raises:
-            OSError: it was never calibrated.
-            ValueError: it cannot be read, or was calibrated for other weights.
+            OSError: the model was never calibrated.
+            ValueError: no such checkpoint, one that cannot be read or is half trained, or a monitor
+                calibrated for other weights.
         """
         folder = checkpoint_folder(source)
         model = WorldModel.load(folder)
-        check_trained(model.config.provenance, source, "confidence", "judge")
-        trust = load_trust(model, folder)
-        gate = Gate.load(folder / "monitor" / "gate", model_hash=fingerprint(folder))
-        return cls(model, trust, gate)
+        check_trained(model.config.provenance, source, *stages)
+        monitor_folder = monitor or folder / "monitor"
+        return cls(model, load_calibration(model, folder, monitor_folder), folder, monitor_folder)
+
+    @cached_property
+    def gate(self) -> Gate:
+        """The gate that lets a rollout count or not, read on first use."""
+        return Gate.load(self.monitor_folder / "gate", model_hash=fingerprint(self.folder))
+
+
+def load(source: str | Path, *, monitor: Path | None = None) -> Checkpoint:
+    """Load a calibrated checkpoint: `Checkpoint.load` under its short name.
+
+    Args:
+        source: Folder of the checkpoint, or the name of a shipped one ("tabletop").
+        monitor: Folder that `worldmodel calibrate` wrote; None: `monitor` in the checkpoint.
+    """
+    return Checkpoint.load(source, monitor=monitor)

@@ -55,7 +55,7 @@ def long_enough(dataset: Dataset, names: Sequence[str], *, start: int = START) -
     return kept
 
 
-def note_seen(model: WorldModel, dataset: Dataset, names: Sequence[str], monitor: Path) -> None:
+def warn_if_seen(model: WorldModel, dataset: Dataset, names: Sequence[str], monitor: Path) -> None:
     """Warn if the model or its monitor knows some of the episodes."""
     record = read_record(monitor)
     fitted = {

@@ -17,7 +17,7 @@ from worldmodel.model import WorldModel
 from worldmodel.monitors.alarm_rule import MonitorConfig
 from worldmodel.monitors.causes.classifier import CauseModel
 from worldmodel.monitors.monitor import RuntimeMonitor
-from worldmodel.monitors.validity import Artefact
+from worldmodel.monitors.validity import MonitorMetadata
 from worldmodel.rollouts.open_loop import EpisodeRollouts
 
 LOG = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def fit_monitor(
     reference: Sequence[Rolled],
     *,
     config: MonitorConfig,
-    artefact: Artefact | None = None,
+    metadata: MonitorMetadata | None = None,
 ) -> RuntimeMonitor:
     """Fit the monitor.
 
@@ -75,11 +75,11 @@ def fit_monitor(
         reference: episodes that count as familiar; no episode may be in both. All are imagined
             `WATCH_HORIZON` frames ahead, from frame `WATCH_START` on.
         config: alarm rates.
-        artefact: what else is known of the model and for how long the monitor is good.
+        metadata: what else is known of the model and for how long the monitor is good.
     """
     features = FrameFeatures(model)
-    artefact = replace(
-        artefact or Artefact(),
+    metadata = replace(
+        metadata or MonitorMetadata(),
         action_spec=model.config.action_spec.as_dict(),
         cameras=model.config.cameras,
         data_hash=data_hash(episode for episode, _ in (*calibration, *reference)),
@@ -89,6 +89,6 @@ def fit_monitor(
         frame_shape=tuple(calibration[0][0].frames.shape[1:]),
         reference=[signals(features, *rolled) for rolled in reference],
         causes=fit_causes([episode.frames.numpy() for episode, _ in reference]),
-        artefact=artefact,
+        metadata=metadata,
         rate_hz=model.config.rate_hz,
     )

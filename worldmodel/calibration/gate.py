@@ -16,7 +16,7 @@ from worldmodel.monitors.alarm_rule import MonitorConfig
 from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.guarantees.episode_threshold import smallest_alpha
 from worldmodel.monitors.monitor import RuntimeMonitor
-from worldmodel.monitors.validity import Artefact
+from worldmodel.monitors.validity import MonitorMetadata
 from worldmodel.monitors.verdict import Level
 from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
 
@@ -69,7 +69,7 @@ def fit_gate(
     calibration: Sequence[LatentBatch],
     reference: Sequence[LatentBatch],
     *,
-    artefact: Artefact | None = None,
+    metadata: MonitorMetadata | None = None,
 ) -> Gate:
     """Fit the gate on nominal rollouts from the first frame of episodes.
 
@@ -77,7 +77,7 @@ def fit_gate(
         model: the world model.
         calibration: episodes no part of the model was trained on; they set the threshold.
         reference: episodes that say what is usual; none may be in both.
-        artefact: what model and data it is fitted on, and for how long it is good.
+        metadata: what model and data it is fitted on, and for how long it is good.
     """
     shortest = min(batch.latents.shape[1] for batch in (*calibration, *reference))
     horizon = min(model.config.trained_horizon, shortest - 1)
@@ -90,6 +90,6 @@ def fit_gate(
     config = MonitorConfig(alpha_notice=alpha, alpha_degrade=alpha, alpha_stop=alpha)
     size = (model.config.dynamics.views, *model.config.image_size, 3)
     monitor = RuntimeMonitor(config).fit(
-        signals(calibration), frame_shape=size, reference=signals(reference), artefact=artefact
+        signals(calibration), frame_shape=size, reference=signals(reference), metadata=metadata
     )
     return Gate(monitor, horizon)

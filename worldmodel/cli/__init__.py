@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from types import ModuleType
 
 import tyro
@@ -21,35 +22,36 @@ COMMANDS = {
     "train": "train a tokenizer, a dynamics model and its confidence head",
     "calibrate": "calibrate confidence and monitor thresholds on held-out episodes",
     "imagine": "roll episodes out in the world model and log them",
-    "watch": "run the monitor over recorded episodes, or as a service for robots",
+    "watch": "run the monitor over recorded episodes",
+    "serve": "run the monitor as a websocket service for robots",
     "evaluate": "evaluate policies in imagination",
     "report": "write the HTML report of a rollout log",
 }
 """Subcommand -> one line of help; its words joined by _ name a module with `Command` and `run`."""
 
-GROUPS = {name.split()[0] for name in COMMANDS if " " in name}
-"""First words of the commands of two words."""
+GROUPS = {"data": "inspect, check, convert and record datasets"}
+"""First words of the commands of two words -> what the group is for."""
+MOVED = {("watch", "--listen"): "`worldmodel serve --listen HOST:PORT`"}
+"""Command and option of earlier versions -> what took its place."""
 
+USAGE = "usage: worldmodel COMMAND [OPTIONS]\n       worldmodel --version"
+FOOTER = """`worldmodel COMMAND --help` lists its options with units and defaults.
+`worldmodel COMMAND --tyro-print-completion bash` prints a shell completion (also zsh, tcsh).
+Exit code 0: done; 1: the check failed, for example an alarm; 2: wrong input."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells report it."""
 READER_GONE = 141
 """Exit code when the reader of a pipe left: 128 + SIGPIPE."""
 
 
-def usage() -> str:
-    """The text of `worldmodel --help`."""
-    width = max(map(len, COMMANDS)) + 2
-    lines = [f"  {name:<{width}}{summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: worldmodel COMMAND [OPTIONS]",
-            "",
-            *lines,
-            "",
-            "`worldmodel COMMAND --help` lists its options with units and defaults.",
-            "Exit code 0: done; 1: found a problem that the run was to look for; 2: wrong input.",
-        ]
-    )
+def usage(group: str = "") -> str:
+    """The text of `worldmodel --help`, or of `worldmodel GROUP --help`."""
+    shown = {name: text for name, text in COMMANDS.items() if name.startswith(group)}
+    width = max(map(len, shown)) + 2
+    lines = [f"  {name:<{width}}{summary}" for name, summary in shown.items()]
+    title = f"usage: worldmodel {group} COMMAND [OPTIONS]" if group else USAGE
+    about = [f"{GROUPS[group].capitalize()}.", ""] if group else []
+    return "\n".join([title, "", *about, *lines, "", FOOTER])
 
 
 def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -71,6 +73,9 @@ def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
 def dispatch(argv: Sequence[str]) -> int:
     """Parse the options of a subcommand and run it."""
     name, rest = split_command(argv)
+    for (command, option), successor in MOVED.items():
+        if name == command and any(word.split("=")[0] == option for word in rest):
+            raise ValueError(f"`worldmodel {command} {option}` is now {successor}.")
     module = importlib.import_module(f"worldmodel.cli.{name.replace(' ', '_')}")
     return run_module(module, rest, prog=f"worldmodel {name}")
 
@@ -83,21 +88,27 @@ def run_module(module: ModuleType, argv: Sequence[str], *, prog: str) -> int:
     return code
 
 
-def asks_for_usage(argv: Sequence[str]) -> bool:
-    """Whether no command was named, but at most a group of them.
+def help_page(argv: Sequence[str]) -> str | None:
+    """The page of commands that `argv` asks for; None if it names a command.
 
-    >>> asks_for_usage(["data", "--help"]), asks_for_usage(["train", "--help"])
-    (True, False)
+    >>> help_page(["train", "--help"]) is None
+    True
+    >>> help_page(["data", "--help"]).splitlines()[0]
+    'usage: worldmodel data COMMAND [OPTIONS]'
     """
-    rest = argv[1:] if argv and argv[0] in GROUPS else argv
-    return not rest or rest[0] in ("-h", "--help")
+    group = argv[0] if argv and argv[0] in GROUPS else ""
+    rest = argv[1:] if group else argv
+    return usage(group) if not rest or rest[0] in ("-h", "--help") else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; wrong input is one line on standard error and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
-    if asks_for_usage(argv):
-        print(usage())
+    if argv and argv[0] == "--version":
+        print(f"worldmodel {version('worldmodel')}")
+        return 0
+    if page := help_page(argv):
+        print(page)
         return 0
     return exit_code(lambda: dispatch(argv))
 

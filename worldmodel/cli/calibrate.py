@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from worldmodel.calibration.calibrate import Calibrated
+    from worldmodel.calibration.calibrate import CalibrationResult
     from worldmodel.calibration.choose_episodes import Plan
     from worldmodel.calibration.trusted_share import TrustedShare
     from worldmodel.monitors.alarm_rule import MonitorConfig
@@ -56,13 +56,13 @@ class Command:
 def run(command: Command) -> int:
     """Fit monitor and recalibration, save them, and print how well the confidence held."""
     from worldmodel.calibration.calibrate import calibrate, monitor_config
-    from worldmodel.calibration.calibrated import check_target, save_trust
+    from worldmodel.calibration.calibrated import check_target, save_calibration
     from worldmodel.calibration.choose_episodes import plan_calibration
     from worldmodel.checkpoint import check_trained, checkpoint_folder, fingerprint
     from worldmodel.episodes.load import open_for
     from worldmodel.model import WorldModel
     from worldmodel.monitors.reliability.recalibration import curve_kind
-    from worldmodel.monitors.validity import Artefact
+    from worldmodel.monitors.validity import MonitorMetadata
 
     curve_kind(command.recalibration)
     if command.horizon < 1:
@@ -77,13 +77,13 @@ def run(command: Command) -> int:
     plan = plan_calibration(model, open_for(model, command.data), reference)
     config = monitor_config(len(plan.calibration), command.alpha, command.delta)
     note_limits(command, plan, config, trained_horizon=model.config.trained_horizon)
-    artefact = Artefact(model_hash=fingerprint(folder), expires=expires)
+    metadata = MonitorMetadata(model_hash=fingerprint(folder), expires=expires)
     fitted = calibrate(
         model, plan, config=config, horizon=command.horizon, method=command.recalibration,
-        artefact=artefact,
+        metadata=metadata,
     )  # fmt: skip
     record = make_record(command, plan, fitted)
-    save_trust(fitted.trust, fitted.gate, target, record)
+    save_calibration(fitted.calibration, fitted.gate, target, record)
     if command.json:
         print(json.dumps({"monitor": str(target), **record}))
     else:
@@ -104,10 +104,10 @@ def expiry(valid_days: int | None) -> datetime | None:
     return datetime.now(UTC).replace(microsecond=0) + timedelta(days=valid_days)
 
 
-def make_record(command: Command, plan: Plan, fitted: Calibrated) -> dict[str, Any]:
+def make_record(command: Command, plan: Plan, fitted: CalibrationResult) -> dict[str, Any]:
     """What is kept of this run for people."""
-    monitor = fitted.trust.monitor
-    made = monitor.artefact_.as_dict()
+    monitor = fitted.calibration.monitor
+    made = monitor.metadata_.as_dict()
     return {
         "model": made["model_hash"],
         "created": made["created"],
@@ -120,7 +120,7 @@ def make_record(command: Command, plan: Plan, fitted: Calibrated) -> dict[str, A
         "horizon": command.horizon,
         "delta": command.delta,
         "alphas": {level.name.lower(): alpha for level, alpha in monitor.config.alphas.items()},
-        "thresholds": {n.name.lower(): t for n, t in monitor.judge_.thresholds_.items()},
+        "thresholds": {n.name.lower(): t for n, t in monitor.alarm_rule_.thresholds_.items()},
         "table": table_as_json(fitted.tables),
         "trusted": [asdict(row) for row in fitted.trusted],
     }
@@ -166,7 +166,7 @@ def table_as_json(tables: dict[str, dict[int, CalibrationSummary]]) -> list[dict
     ]
 
 
-def print_result(fitted: Calibrated, record: dict[str, Any]) -> None:
+def print_result(fitted: CalibrationResult, record: dict[str, Any]) -> None:
     """The calibration table, what may be trusted, and the monitor's thresholds."""
     from worldmodel.report.html import Table
 

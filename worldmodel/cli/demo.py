@@ -21,19 +21,21 @@ class Command(DemoConfig):
 
 def run(command: Command) -> int:
     """Run everything, print the tables and write the report."""
-    from worldmodel.calibration.calibrated import Loaded
+    from worldmodel.calibration.calibrated import Checkpoint
     from worldmodel.demo import run_demo
     from worldmodel.report.demo_page import false_alarms, sections, tables
     from worldmodel.report.html import write_report
 
-    loaded = Loaded.from_checkpoint(command.model)
-    result = run_demo(loaded, command)
+    checkpoint = Checkpoint.load(command.model, stages=("confidence", "judge"))
+    result = run_demo(checkpoint, command)
     title = f"worldmodel demo: {command.model} on {command.task}"
-    report = write_report(command.out, title, sections(loaded.model, loaded.trust, result))
+    report = write_report(
+        command.out, title, sections(checkpoint.model, checkpoint.calibration, result)
+    )
     if command.json:
         print(json.dumps({**result.as_dict(), "report": str(report)}))
         return 0
-    for table in tables(result, loaded.model.config.rate_hz):
+    for table in tables(result, checkpoint.model.config.rate_hz):
         print(f"{table.to_text()}\n")
     print(false_alarms(result))
     print(f"Report: {report}")

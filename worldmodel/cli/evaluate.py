@@ -37,17 +37,17 @@ class Command:
 
 def run(command: Command) -> int:
     """Simulate, imagine, judge and print the policy table."""
-    from worldmodel.calibration.calibrated import Loaded
+    from worldmodel.calibration.calibrated import Checkpoint
     from worldmodel.evaluation.evaluate import evaluate
     from worldmodel.evaluation.simulate import policy_episodes
     from worldmodel.report.policy_tables import agreement_table, policy_table
 
-    loaded = Loaded.from_checkpoint(command.model)
+    checkpoint = Checkpoint.load(command.model, stages=("confidence", "judge"))
     episodes = policy_episodes(
-        loaded.model, command.policies, task=command.task, episodes=command.episodes,
+        checkpoint.model, command.policies, task=command.task, episodes=command.episodes,
         seed=command.seed, workers=command.workers,
     )  # fmt: skip
-    evaluation = evaluate(loaded.model, loaded.gate, episodes, seed=command.seed)
+    evaluation = evaluate(checkpoint.model, checkpoint.gate, episodes, seed=command.seed)
     if command.json:
         print(json.dumps(evaluation.as_dict()))
         return 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from worldmodel.calibration.calibrated import Trust
+    from worldmodel.calibration.calibrated import Calibration
     from worldmodel.datasets.dataset import Dataset
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes.episode import Episode
@@ -72,8 +72,8 @@ class Command:
 
 def run(command: Command) -> int:
     """Log what is missing, then print how good all logged rollouts are."""
-    from worldmodel.calibration.calibrated import load_trust
-    from worldmodel.calibration.choose_episodes import long_enough, note_seen
+    from worldmodel.calibration.calibrated import load_calibration
+    from worldmodel.calibration.choose_episodes import long_enough, warn_if_seen
     from worldmodel.checkpoint import check_trained, checkpoint_folder
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes.load import open_for, select_episodes
@@ -88,22 +88,22 @@ def run(command: Command) -> int:
     sampling = choose_sampling(command, model)
     monitor = command.monitor or folder / "monitor"
     has_trust = command.monitor is not None or monitor.exists()
-    trust = load_trust(model, folder, monitor) if has_trust else None
+    calibration = load_calibration(model, folder, monitor) if has_trust else None
     dataset = open_for(model, command.data)
     names = select_episodes(dataset, only=command.only, limit=command.episodes)
     names = long_enough(dataset, names, start=command.start)
-    own_monitor = monitor if trust else None
+    own_monitor = monitor if calibration else None
     attributes = attributes_of(command, model, folder, own_monitor, sampling)
     log = open_log(command.out, attributes)
     missing = names if log is None else missing_rollouts(log, names)
-    note_seen(model, dataset, names, monitor)
-    made = imagine_episodes(command, model, trust, dataset, missing, sampling)
+    warn_if_seen(model, dataset, names, monitor)
+    made = imagine_episodes(command, model, calibration, dataset, missing, sampling)
     for episode, rollouts, more in made:
         log = log or RolloutLog.create(command.out, attributes=attributes)
         rows = steps(model, episode, rollouts)
         write_rollout(log, episode.name, rows, dataset.summary(episode.name), more)
     assert log is not None
-    print_result(command, read_rollouts(log), is_recalibrated=trust is not None)
+    print_result(command, read_rollouts(log), is_recalibrated=calibration is not None)
     return 0
 
 
@@ -174,7 +174,7 @@ def missing_rollouts(log: RolloutLog, names: Sequence[str]) -> list[str]:
 def imagine_episodes(
     command: Command,
     model: WorldModel,
-    trust: Trust | None,
+    calibration: Calibration | None,
     dataset: Dataset,
     names: Sequence[str],
     sampling: Sampling,
@@ -204,7 +204,7 @@ def imagine_episodes(
                     sampling=sampling,
                 )  # fmt: skip
                 more["decomposition"] = asdict(parts)
-            curves = trust.recalibration if trust else None
+            curves = calibration.recalibration if calibration else None
             yield episode, recalibrated(rollouts, curves) if curves else rollouts, more
 
 

@@ -45,7 +45,7 @@ class Command:
 
 def run(command: Command) -> int:
     """Read network and tokenizer, write the folder, and say what is in it."""
-    from worldmodel.c3_import import as_world_model, load_reference
+    from worldmodel.c3_import import as_world_model, load_c3
     from worldmodel.checkpoint import check_new
     from worldmodel.datasets import mp4_npz, rlds
     from worldmodel.datasets.actions import CANONICAL
@@ -55,7 +55,7 @@ def run(command: Command) -> int:
     if command.rate_hz <= 0:
         raise ValueError(f"`--rate-hz` must be positive, got {command.rate_hz}.")
     spec = {"worldgym": mp4_npz.SPEC, "bridge": rlds.SPEC, "canonical": CANONICAL}[command.actions]
-    network = load_reference(
+    network = load_c3(
         command.checkpoint,
         heads=command.heads,
         window=command.window,

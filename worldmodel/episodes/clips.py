@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from worldmodel.datasets.clip_dataset import shown, stack_views
+from worldmodel.datasets.clip_dataset import camera_mask, stack_views
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.resampling import resample
 from worldmodel.datasets.trajectory import Trajectory
@@ -34,7 +34,7 @@ class LatentBatch:
     """1 where the frame shows the task done, 0 where not, NaN where the source does not say."""
     view_valid: Bool[Tensor, "batch time view"] | None = None
     """False where a frame lacks a camera: its latents are zeros; None: all are there."""
-    apart: Bool[Tensor, "batch time"] | None = None
+    starts_segment: Bool[Tensor, "batch time"] | None = None
     """True where a frame does not follow the one before it; None: all do."""
 
     def __len__(self) -> int:
@@ -53,8 +53,12 @@ class LatentBatch:
 
     def as_pictures(self, items: Bool[Tensor, " batch"]) -> LatentBatch:
         """The same windows, where in those of `items` no frame follows another."""
-        apart = torch.zeros_like(self.action_valid) if self.apart is None else self.apart
-        return replace(self, apart=apart | items[:, None])
+        starts_segment = (
+            torch.zeros_like(self.action_valid)
+            if self.starts_segment is None
+            else self.starts_segment
+        )
+        return replace(self, starts_segment=starts_segment | items[:, None])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> LatentBatch:
         changed: dict[str, Any] = {
@@ -76,7 +80,7 @@ def collate_latents(items: list[LatentBatch]) -> LatentBatch:
     if any(item.view_valid is not None for item in items):
         items = [replace(item, view_valid=views_there(item)) for item in items]
         names.append("view_valid")
-    if any(item.apart is not None for item in items):
+    if any(item.starts_segment is not None for item in items):
         none = torch.zeros(1, dtype=torch.bool)
         items = [item.as_pictures(none) for item in items]
         names.append("apart")
@@ -126,7 +130,7 @@ def around(episode: LatentBatch, start: int, num_frames: int) -> LatentBatch:
     """Frames of a short episode from `start` on, from the first one again after the last."""
     rows = torch.arange(start, start + num_frames) % episode.latents.shape[1]
     window = episode._each(lambda value: value[:, rows])
-    return replace(window, apart=(rows == 0)[None])
+    return replace(window, starts_segment=(rows == 0)[None])
 
 
 def views_of(trajectory: Trajectory, cameras: Sequence[str]) -> Bool[Tensor, "time view"] | None:
@@ -135,19 +139,19 @@ def views_of(trajectory: Trajectory, cameras: Sequence[str]) -> Bool[Tensor, "ti
     Raises:
         ValueError: if it has none of them.
     """
-    there = torch.from_numpy(shown(trajectory, cameras))
-    return None if there.all() else there.expand(len(trajectory), -1)
+    view_mask = torch.from_numpy(camera_mask(trajectory, cameras))
+    return None if view_mask.all() else view_mask.expand(len(trajectory), -1)
 
 
 def labelled(latents: Tensor, trajectory: Trajectory, cameras: Sequence[str]) -> LatentBatch:
     """Latents of a whole episode with its actions and labels, as a batch of one."""
-    there = views_of(trajectory, cameras)
+    view_mask = views_of(trajectory, cameras)
     return LatentBatch(
         latents,
         torch.from_numpy(np.array(trajectory.actions))[None],
         torch.from_numpy(np.array(trajectory.action_valid))[None],
         torch.from_numpy(success_per_frame(trajectory))[None],
-        None if there is None else there[None],
+        None if view_mask is None else view_mask[None],
     )
 
 

@@ -102,12 +102,12 @@ def load_episode(model: WorldModel, trajectory: Trajectory, cameras: Sequence[st
             conversion exists.
     """
     trajectory = resample(trajectory, model.config.action_spec)
-    there = views_of(trajectory, cameras)
+    view_mask = views_of(trajectory, cameras)
     views = {c: shrunk(trajectory.frames[c], model) for c in cameras if c in trajectory.frames}
     first = next(iter(views))
     black = torch.zeros_like(views[first])
     frames = torch.stack([views.get(name, black) for name in cameras], dim=1)
-    latents = model.encode(frames, view_valid=there)[None].half().cpu().clone()
+    latents = model.encode(frames, view_valid=view_mask)[None].half().cpu().clone()
     batch = labelled(latents, trajectory, cameras)
     height, width = trajectory.frames[first].size
     model_height, model_width = model.config.image_size

@@ -36,7 +36,7 @@ LAST_FRAMES = 3
 
 
 @dataclass(frozen=True)
-class Judged:
+class PolicyOutcomes:
     """What became of each episode of one policy, truly and in imagination."""
 
     true: Bool[np.ndarray, " episode"]
@@ -91,7 +91,7 @@ class Evaluation:
 @torch.inference_mode()
 def judge_episodes(
     model: WorldModel, gate: Gate, episodes: Sequence[Episode], *, seed: int
-) -> Judged:
+) -> PolicyOutcomes:
     """Imagine whole episodes from their first frame and judge them.
 
     Raises:
@@ -111,7 +111,7 @@ def judge_episodes(
         imagined.append(bool(probability > 0.5))
         trusted.append(gate.lets_through(rollout))
     expected = [bool(model.action_judge(batch.actions)[0] > 0) for batch in batches]
-    return Judged(
+    return PolicyOutcomes(
         true=np.array([bool(batch.success[0, -1] > 0.5) for batch in batches]),
         imagined=np.array(imagined),
         trusted=np.array(trusted),
@@ -137,7 +137,9 @@ def agreement(
     )
 
 
-def compare_policies(judged: Mapping[str, Judged], *, generator: np.random.Generator) -> Evaluation:
+def compare_policies(
+    judged: Mapping[str, PolicyOutcomes], *, generator: np.random.Generator
+) -> Evaluation:
     """The policy table and its agreement figures.
 
     Args:

@@ -10,7 +10,6 @@ head: further blocks on detached features, conditioned on the error level ε.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,11 +32,10 @@ from worldmodel.networks.attention import (
     write_time,
 )
 from worldmodel.networks.cache import TemporalCache
-from worldmodel.networks.rollout import RolloutInputs
 from worldmodel.networks.sampler import Sampling
 
 if TYPE_CHECKING:
-    from worldmodel.imagination import Imagined
+    pass
 
 ROTARY = ("standard", "pixel", "legacy")
 CONTEXT_LEVEL = 14.0
@@ -47,7 +45,7 @@ PUBLISHED = Sampling(num_steps=10, method="ddim")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReferenceConfig:
+class C3Config:
     """Shape of a published network; its state dict tells all but the last four fields."""
 
     channels: int = 16
@@ -147,7 +145,7 @@ class Stack(nn.Module):
     is_gain: Tensor
     """1 where a part of the modulations is a gain: a scale to which 1 is added."""
 
-    def __init__(self, config: ReferenceConfig, layers: int) -> None:
+    def __init__(self, config: C3Config, layers: int) -> None:
         super().__init__()
         self.config = config
         shape = (config.dim, config.heads, config.dim, 4.0)
@@ -185,7 +183,7 @@ class Stack(nn.Module):
         )  # fmt: skip
 
 
-class Reference(nn.Module):
+class C3Network(nn.Module):
     """The network. See the module's docstring.
 
     Latents have our axes; from and to the publications' [batch, time, height, width, channel]::
@@ -194,7 +192,7 @@ class Reference(nn.Module):
         theirs = ours[:, :, 0].permute(0, 1, 3, 4, 2)
     """
 
-    def __init__(self, config: ReferenceConfig) -> None:
+    def __init__(self, config: C3Config) -> None:
         super().__init__()
         self.config = config
         self.embed = nn.Linear(config.channels * config.patch**2, config.dim)
@@ -287,53 +285,6 @@ class Reference(nn.Module):
         stated = split(self.confidence.modulations(self.with_threshold(condition, epsilon)))
         x = run_stack(hidden, self.confidence.weights(), stated, tables, mask=mask)
         return velocity, self.confidence.read_out(x, stated[-1]).float().sigmoid()
-
-    def imagine(
-        self,
-        context: Float[Tensor, "batch start 1 channel height width"],
-        actions: Float[Tensor, "batch rows action"],
-        *,
-        noise: Float[Tensor, "batch frames 1 channel height width"] | None = None,
-        seeds: Sequence[int] | None = None,
-        epsilon: Sequence[float] = (),
-        sampling: Sampling = PUBLISHED,
-    ) -> Imagined:
-        """Roll out as the publications do, but with keys and values of the past kept.
-
-        Args:
-            context: Latents of the frames before the rollout.
-            actions: Row t leads to frame t, as in the publications: row 0 belongs to the first
-                frame of the context and is seen too. (`WorldModel.imagine` counts differently.)
-            noise: First noise of each imagined frame; default: drawn from the seeds.
-            seeds: One per rollout; default: 0, 1, 2, ...
-            epsilon: Error levels to state the confidence for; none without a confidence head.
-            sampling: How frames are drawn.
-
-        Returns:
-            `rows - start` imagined frames per rollout. The last axis of the confidence is empty
-            without `epsilon`, or without a head.
-
-        Raises:
-            ValueError: no row for a frame to imagine, or inputs that do not fit each other.
-        """
-        from worldmodel.imagination import imagine  # it builds on this module
-
-        start, (b, rows, width) = context.shape[1], actions.shape
-        if rows <= start or width != self.config.action_dim:
-            raise ValueError(
-                f"`actions` must be more than {start} rows, those of the context and one per frame "
-                f"to imagine, of {self.config.action_dim} numbers, got {rows} rows of {width}."
-            )
-        inputs = RolloutInputs(
-            context=context,
-            actions=actions[:, 1:],
-            action_valid=torch.ones((b, rows - 1), dtype=torch.bool, device=actions.device),
-            seeds=range(len(context)) if seeds is None else seeds,
-            noise=noise,
-            first_action=actions[:, 0],
-        )
-        levels = torch.tensor(list(epsilon), device=context.device)
-        return imagine(self, None, inputs, sampling=sampling, epsilon=levels)
 
     def with_threshold(
         self, condition: Float[Tensor, "batch time dim"], epsilon: Float[Tensor, "batch time"]

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldmodel.networks.attention import Rotary
-from worldmodel.networks.c3 import CONTEXT_LEVEL, Reference, causal_mask, run_stack, split
+from worldmodel.networks.c3 import CONTEXT_LEVEL, C3Network, causal_mask, run_stack, split
 from worldmodel.networks.cache import TemporalCache
 from worldmodel.networks.dynamics import FrameInputs
 from worldmodel.networks.noise_schedule import SigmoidDiffusion
@@ -25,12 +25,12 @@ from worldmodel.networks.sampler import Draw, Sampling, sample
 SCHEDULE = SigmoidDiffusion()
 
 
-class ReferenceRollout:
+class C3Rollout:
     """A batch of rollouts of a published network."""
 
     def __init__(
         self,
-        network: Reference,
+        network: C3Network,
         context: FrameInputs,
         sampling: Sampling,
         draw: Draw,
@@ -132,7 +132,7 @@ class Step:
     latent: Float[Tensor, "batch 1 1 channel height width"]
     """What was sampled."""
 
-    def __init__(self, rollout: ReferenceRollout, action: Float[Tensor, "batch 1 action"]) -> None:
+    def __init__(self, rollout: C3Rollout, action: Float[Tensor, "batch 1 action"]) -> None:
         network = rollout.network
         self.rollout, self.network = rollout, network
         # The last entry is that of the frame once it is part of the past.

@@ -113,14 +113,15 @@ def two_stream_mask(positions: Tensor, context: int) -> Bool[Tensor, "both both"
 
 
 def only_valid(
-    latents: Float[Tensor, "batch time view channel h w"], there: Bool[Tensor, "batch time view"]
+    latents: Float[Tensor, "batch time view channel h w"],
+    view_mask: Bool[Tensor, "batch time view"],
 ) -> Float[Tensor, "batch time view channel h w"]:
     """Latents with zeros, whatever they held, where a view is not there.
 
     >>> only_valid(torch.full((1, 1, 1, 1, 1, 1), torch.nan), torch.tensor([[[False]]])).item()
     0.0
     """
-    return torch.where(there[..., None, None, None], latents, torch.zeros_like(latents))
+    return torch.where(view_mask[..., None, None, None], latents, torch.zeros_like(latents))
 
 
 class Conditioner(nn.Module):
@@ -243,21 +244,23 @@ class Dynamics(nn.Module):
 
     def tokens(self, inputs: FrameInputs) -> Float[Tensor, "batch time tokens dim"]:
         """Tokens of each frame: its noisy latent beside the frame before it."""
-        config, there = self.config, inputs.view_valid
+        config, view_mask = self.config, inputs.view_valid
         pair = torch.cat((inputs.noisy, inputs.previous), dim=3)
         tokens = self.embed(
             rearrange(
                 pair, "b t v c (h p) (w q) -> b t v h w (c p q)", p=config.patch, q=config.patch
             )
         )
-        if there is not None and config.views > 1:
-            tokens = torch.where(there[..., None, None, None], tokens, self.missing.to(tokens))
+        if view_mask is not None and config.views > 1:
+            tokens = torch.where(view_mask[..., None, None, None], tokens, self.missing.to(tokens))
         return rearrange(tokens + self.view, "b t v h w d -> b t (v h w) d")
 
-    def visible(self, there: Bool[Tensor, "batch time view"]) -> Bool[Tensor, "frames 1 1 tokens"]:
+    def visible(
+        self, view_mask: Bool[Tensor, "batch time view"]
+    ) -> Bool[Tensor, "frames 1 1 tokens"]:
         """Which tokens the others of their frame may look at."""
         per_view = self.config.tokens // self.config.views
-        return repeat(there, "b t v -> (b t) 1 1 (v n)", n=per_view)
+        return repeat(view_mask, "b t v -> (b t) 1 1 (v n)", n=per_view)
 
     def modulations(self, condition: Float[Tensor, "batch time condition"]) -> list[Modulation]:
         """Of every block in order: a spatial one, then a temporal one, layer by layer."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class LatentJudge(nn.Module):
+class SuccessClassifier(nn.Module):
     """Probability that a frame shows the task done, from the latents of its views."""
 
     def __init__(self, channels: int, views: int, width: int = 64) -> None:
@@ -38,7 +38,7 @@ class LatentJudge(nn.Module):
         return rearrange(logits, "(b t) 1 -> b t", b=b)
 
 
-class ActionJudge(nn.Module):
+class ActionSuccessClassifier(nn.Module):
     """Probability that an episode succeeds, from its canonical actions alone."""
 
     def __init__(self, action_dim: int, width: int = 64) -> None:

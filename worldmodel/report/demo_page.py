@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from worldmodel.calibration.calibrated import Trust
+from worldmodel.calibration.calibrated import Calibration
 from worldmodel.calibration.features import MONITOR_EPSILON, confidence_maps
 from worldmodel.demo import DemoResult, Group
 from worldmodel.envs.factors import NOMINAL, SEVERITIES, SHIFTS
@@ -133,14 +133,14 @@ def reliability_figure(reliability: dict[str, Reliability]) -> Figure:
     )
 
 
-def surprise_figure(result: DemoResult, trust: Trust) -> Figure:
+def alarm_score_figure(result: DemoResult, calibration: Calibration) -> Figure:
     """Largest surprise of every episode."""
-    scores = {NOMINAL: np.array([w.surprise.max() for w in result.groups[NOMINAL, 0].watched])}
+    scores = {NOMINAL: np.array([w.alarm_score.max() for w in result.groups[NOMINAL, 0].watched])}
     for factor in SHIFTS:
         for severity in SEVERITIES:
             watched = result.groups[factor, severity].watched
-            scores[f"{factor} {severity}"] = np.array([w.surprise.max() for w in watched])
-    threshold = min(trust.monitor.judge_.thresholds_.values())
+            scores[f"{factor} {severity}"] = np.array([w.alarm_score.max() for w in watched])
+    threshold = min(calibration.monitor.alarm_rule_.thresholds_.values())
     clipped = {name: np.minimum(values, 40.0) for name, values in scores.items()}
     return Figure(
         drawing=score_distributions(
@@ -168,12 +168,12 @@ def film(model: WorldModel, group: Group, index: int, caption: str) -> Video:
     )
 
 
-def films(model: WorldModel, trust: Trust, result: DemoResult) -> list[Block]:
+def films(model: WorldModel, calibration: Calibration, result: DemoResult) -> list[Block]:
     """Two nominal episodes and the strongest shift of each factor."""
     blocks: list[Block] = [
         Text(
             "Left what happened, in the middle what the model imagined under the same actions "
-            f"(open loop, real frames again every {trust.horizon} "
+            f"(open loop, real frames again every {calibration.horizon} "
             f"frames), right its confidence that the error is at most {MONITOR_EPSILON} latent "
             "standard deviations: yellow 1, dark blue 0."
         )
@@ -186,9 +186,9 @@ def films(model: WorldModel, trust: Trust, result: DemoResult) -> list[Block]:
     return blocks
 
 
-def sections(model: WorldModel, trust: Trust, result: DemoResult) -> list[Section]:
+def sections(model: WorldModel, calibration: Calibration, result: DemoResult) -> list[Section]:
     """The whole report."""
-    quality, calibration, monitor, policies, agreement = tables(result, model.config.rate_hz)
+    quality, reliability, monitor, policies, agreement = tables(result, model.config.rate_hz)
     evaluation = result.evaluation
     scatter = Figure(
         drawing=policy_scatter(
@@ -200,8 +200,11 @@ def sections(model: WorldModel, trust: Trust, result: DemoResult) -> list[Sectio
         caption="Each dot is a policy, with 95% Wilson intervals both ways.",
     )
     return [
-        Section("Imagination", [quality, *films(model, trust, result)]),
-        Section("Calibration", [calibration, reliability_figure(dict(result.reliability))]),
-        Section("Monitor", [Text(false_alarms(result)), monitor, surprise_figure(result, trust)]),
+        Section("Imagination", [quality, *films(model, calibration, result)]),
+        Section("Calibration", [reliability, reliability_figure(dict(result.reliability))]),
+        Section(
+            "Monitor",
+            [Text(false_alarms(result)), monitor, alarm_score_figure(result, calibration)],
+        ),
         Section("Policies", [policies, agreement, scatter]),
     ]

@@ -247,7 +247,7 @@ def film(rollout: LoggedRollout, rate_hz: float) -> Video:
         "confidence": heat(rollout.imagined, confidence),
     }
     if "trust_map" in rollout.signals:
-        trust = np.nan_to_num(rollout.signals["trust_map"], nan=0.0)  # a fault: no trust at all
+        trust = np.nan_to_num(rollout.signals["trust_map"], nan=0.0)  # after a fault: no trust
         panels["monitor's trust"] = heat(rollout.frames, trust[:, :, None])
     caption = f"{rollout.name}: {rollout.attributes['instruction'] or 'no instruction'}"
     if has_alarm(rollout):

@@ -16,7 +16,14 @@ from jaxtyping import Float, Int, UInt8
 
 from worldmodel.monitors.heatmaps import LEGEND_WIDTH, legend, overlay
 from worldmodel.monitors.verdict import Level, Verdict
-from worldmodel.report.timeline import MIN_CHOSEN, Course, Frame, Map, Moment, MomentChoice
+from worldmodel.report.timeline import (
+    MIN_CHOSEN,
+    Frame,
+    Keyframe,
+    KeyframeChoice,
+    Map,
+    VerdictTimeline,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,12 +65,12 @@ class StripView:
     def __init__(self, path: Path, *, title: str, cameras: Sequence[str], rate_hz: float) -> None:
         """Set up; `path` is written by `finish`."""
         self.path, self.title, self.cameras, self.rate_hz = path, title, tuple(cameras), rate_hz
-        self._course, self._choice = Course(), MomentChoice()
+        self._course, self._choice = VerdictTimeline(), KeyframeChoice()
 
     def add(self, frame: Frame, verdict: Verdict) -> None:
         """Take the next frame."""
         self._choice.add(
-            len(self._course.levels), Moment(frame.copy(), verdict.trust_map, verdict.level)
+            len(self._course.levels), Keyframe(frame.copy(), verdict.trust_map, verdict.level)
         )
         self._course.add(verdict)
 
@@ -102,7 +109,7 @@ def stacked(parts: list[np.ndarray]) -> Picture:
     return np.concatenate(padded)
 
 
-def heading(title: str, course: Course, rate_hz: float, *, width: int) -> Picture:
+def heading(title: str, course: VerdictTimeline, rate_hz: float, *, width: int) -> Picture:
     """The episode, its first alarm and the evidence for it; lines too long end in dots."""
     from PIL import Image, ImageDraw
 
@@ -135,7 +142,7 @@ def shortened(draw: ImageDraw, text: str, width: int) -> str:
     return f"{text}..."
 
 
-def frame_rows(moments: Mapping[int, Moment], cameras: Sequence[str], rate_hz: float) -> Picture:
+def frame_rows(moments: Mapping[int, Keyframe], cameras: Sequence[str], rate_hz: float) -> Picture:
     """Per camera a row of frames and, below it, trust over them; a frame around those of alarms."""
     from PIL import Image, ImageDraw
 
@@ -166,7 +173,7 @@ def frame_rows(moments: Mapping[int, Moment], cameras: Sequence[str], rate_hz: f
     return np.asarray(canvas)
 
 
-def moment_pictures(moment: Moment) -> list[Picture]:
+def moment_pictures(moment: Keyframe) -> list[Picture]:
     """Frame and trust of every view in turn, enlarged."""
     factor = enlargement(moment.frame.shape[1])
     maps = trust_of_views(moment.trust_map, len(moment.frame))
@@ -188,7 +195,7 @@ def trust_picture(frame: Picture, trust_map: Float[np.ndarray, "h w"] | None) ->
     return np.full_like(frame, NO_MAP) if trust_map is None else overlay(frame, trust_map)
 
 
-def plot(course: Course, marked: Sequence[int], rate_hz: float, *, width: int) -> Picture:
+def plot(course: VerdictTimeline, marked: Sequence[int], rate_hz: float, *, width: int) -> Picture:
     """Each channel's score in thresholds over time, and the threshold; `marked` frames are shown.
 
     The plot is `width` wide and starts `LEFT` from the left.
@@ -214,7 +221,7 @@ def plot(course: Course, marked: Sequence[int], rate_hz: float, *, width: int) -
     return np.array(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
 
 
-def draw_channels(axes: Axes, course: Course) -> None:
+def draw_channels(axes: Axes, course: VerdictTimeline) -> None:
     """The lines, the threshold at 1, and the names above the plot."""
     from worldmodel.report.figures import COLORS, DASHES, finish
 
@@ -244,7 +251,7 @@ def level_bar(levels: Int[np.ndarray, " time"], width: int) -> UInt8[np.ndarray,
     return np.array(LEVEL_COLORS, np.uint8)[np.maximum.reduceat(levels, starts)]
 
 
-def level_rows(course: Course, *, width: int) -> Picture:
+def level_rows(course: VerdictTimeline, *, width: int) -> Picture:
     """The bar of levels in line with the plot, and below it what changed when."""
     from PIL import Image, ImageDraw
 

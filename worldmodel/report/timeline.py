@@ -58,7 +58,7 @@ def reasons(verdict: Verdict) -> str:
 
 
 @dataclass(frozen=True)
-class Moment:
+class Keyframe:
     """What is shown of one frame."""
 
     frame: Frame
@@ -67,7 +67,7 @@ class Moment:
 
 
 @dataclass
-class Course:
+class VerdictTimeline:
     """What the verdicts said over time, in numbers and words."""
 
     levels: list[int] = field(default_factory=list)
@@ -103,17 +103,17 @@ class Course:
             values.append(found.get(name, float("nan")))
 
 
-class MomentChoice:
+class KeyframeChoice:
     """Keeps the first frame, those around the first alarm, the last, and some evenly between."""
 
     def __init__(self) -> None:
-        self._spread: dict[int, Moment] = {}
+        self._spread: dict[int, Keyframe] = {}
         self._stride = 1
-        self._pinned: dict[int, Moment] = {}
-        self._last: tuple[int, Moment] | None = None
+        self._pinned: dict[int, Keyframe] = {}
+        self._last: tuple[int, Keyframe] | None = None
         self._alarm: int | None = None
 
-    def add(self, t: int, moment: Moment) -> None:
+    def add(self, t: int, moment: Keyframe) -> None:
         """Take the next frame; one is forgotten whenever too many are kept."""
         if self._alarm is None and moment.level > Level.TRUST:
             self._alarm = t
@@ -127,7 +127,7 @@ class MomentChoice:
             self._spread = {t: m for t, m in self._spread.items() if t % self._stride == 0}
         self._last = (t, moment)
 
-    def chosen(self, number: int) -> dict[int, Moment]:
+    def chosen(self, number: int) -> dict[int, Keyframe]:
         """So many moments by frame, at least `MIN_CHOSEN`; fewer if there are not so many."""
         assert self._last is not None
         chosen = dict([*self._pinned.items(), self._last])

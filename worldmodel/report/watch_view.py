@@ -138,12 +138,12 @@ class RerunView:
             figures["ratio", name] = ratio(evidence)
             figures["channel", name, "score"] = evidence.score
             figures["channel", name, "threshold"] = evidence.threshold
-        there = {p: x for p, x in figures.items() if x is not None and math.isfinite(x)}
-        for path, figure in there.items():
+        view_mask = {p: x for p, x in figures.items() if x is not None and math.isfinite(x)}
+        for path, figure in view_mask.items():
             self._log([*path], self._rerun.Scalars(figure))
-        for path in self._drawn - there.keys():
+        for path in self._drawn - view_mask.keys():
             self._log([*path], self._rerun.Clear(recursive=False))
-        self._drawn = set(there)
+        self._drawn = set(view_mask)
 
     def _log(self, path: list[str], entity: Any) -> None:
         self._recording.log(path, entity)

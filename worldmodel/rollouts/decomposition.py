@@ -144,14 +144,14 @@ def decompose_rollout(
     window = episode.cut(start + horizon - begin, start=begin)
     num_context, num_rows = start - begin, window.actions.shape[1] - 1
     drawn = scale.draw(window.actions[0, :num_rows], num_context - 1, intent, seed)
-    there, count = window.view_valid, intent.num_sequences * intent.num_seeds
+    view_mask, count = window.view_valid, intent.num_sequences * intent.num_seeds
     imagined = model.imagine(
         window.latents[:, :num_context].float().expand(count, *[-1] * 5),
         drawn.repeat_interleave(intent.num_seeds, 0),
         action_valid=window.action_valid[:, :num_rows].expand(count, -1),
         seeds=range(seed, seed + count),
         epsilon=(),
-        view_valid=None if there is None else there[:, :num_context].expand(count, -1, -1),
+        view_valid=None if view_mask is None else view_mask[:, :num_context].expand(count, -1, -1),
         sampling=sampling,
     ).latents.cpu()
     rollouts = embed_rollouts(imagined).reshape(intent.num_sequences, intent.num_seeds, -1)

@@ -28,9 +28,11 @@ def steps(
 
     Missing views are black, and `view_valid` says which they are. Unknown actions are NaN.
     """
-    imagined, there = model.decode(rollouts.imagined).cpu(), rollouts.view_valid
-    if there is not None:
-        imagined = torch.where(there[..., None, None, None], imagined, torch.zeros_like(imagined))
+    imagined, view_mask = model.decode(rollouts.imagined).cpu(), rollouts.view_valid
+    if view_mask is not None:
+        imagined = torch.where(
+            view_mask[..., None, None, None], imagined, torch.zeros_like(imagined)
+        )
     for t, horizon in enumerate(rollouts.horizon):
         yield {
             "frame": episode.frames[t].numpy(),
@@ -39,7 +41,7 @@ def steps(
             "confidence": rollouts.confidence[t].numpy(),
             "error": rollouts.error[t].half().numpy(),
             "horizon": int(horizon),
-            **({} if there is None else {"view_valid": there[t].numpy()}),
+            **({} if view_mask is None else {"view_valid": view_mask[t].numpy()}),
         }
 
 
@@ -141,8 +143,8 @@ class LoggedRollout:
     @property
     def view_valid(self) -> Bool[Tensor, "time view"] | None:
         """False where the episode lacks a camera; None: it has all."""
-        there = self.signals.get("view_valid")
-        return None if there is None else torch.from_numpy(there)
+        view_mask = self.signals.get("view_valid")
+        return None if view_mask is None else torch.from_numpy(view_mask)
 
 
 def read_rollouts(log: RolloutLog) -> list[LoggedRollout]:

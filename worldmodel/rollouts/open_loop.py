@@ -52,7 +52,7 @@ class EpisodeRollouts:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class RolloutSegment:
     """Frames `start` to `stop` of episode `episode`, imagined from the `context` frames before."""
 
     episode: int
@@ -66,10 +66,10 @@ class Stretch:
         return self.context, self.stop - self.start
 
 
-def stretches(length: int, *, episode: int, start: int, horizon: int) -> Iterator[Stretch]:
+def segments(length: int, *, episode: int, start: int, horizon: int) -> Iterator[RolloutSegment]:
     """Cut frames `start` to `length` into stretches of `horizon` frames."""
     for begin in range(start, length, horizon):
-        yield Stretch(episode, min(CONTEXT, begin), begin, min(begin + horizon, length))
+        yield RolloutSegment(episode, min(CONTEXT, begin), begin, min(begin + horizon, length))
 
 
 def roll_out(
@@ -101,9 +101,7 @@ def roll_out(
     plan = [
         piece
         for index, episode in enumerate(episodes)
-        for piece in stretches(
-            episode.latents.shape[1], episode=index, start=start, horizon=horizon
-        )
+        for piece in segments(episode.latents.shape[1], episode=index, start=start, horizon=horizon)
     ]
     seeds = {piece: seed + number for number, piece in enumerate(plan)}
     for shape in sorted({piece.shape for piece in plan}):
@@ -118,15 +116,15 @@ def roll_out(
 def _not_imagined(episode: LatentBatch) -> EpisodeRollouts:
     truth = episode.latents[0].float()
     confidence = torch.ones((*truth.shape, len(EPSILONS)), dtype=torch.float16)
-    there = None if episode.view_valid is None else episode.view_valid[0]
+    view_mask = None if episode.view_valid is None else episode.view_valid[0]
     horizon = np.zeros(len(truth), dtype=np.int64)
-    return EpisodeRollouts(truth, truth.clone(), confidence, horizon, there)
+    return EpisodeRollouts(truth, truth.clone(), confidence, horizon, view_mask)
 
 
 def _imagine_batch(
     model: WorldModel,
     episodes: Sequence[LatentBatch],
-    batch: Sequence[Stretch],
+    batch: Sequence[RolloutSegment],
     seeds: Sequence[int],
     results: Sequence[EpisodeRollouts],
     sampling: Sampling | None,
@@ -136,14 +134,14 @@ def _imagine_batch(
     windows = collate_latents(
         [episodes[s.episode].cut(context + horizon, start=s.start - context) for s in batch]
     )
-    there = windows.view_valid
+    view_mask = windows.view_valid
     imagined = model.imagine(
         windows.latents[:, :context].float(),
         windows.actions[:, :-1],
         action_valid=windows.action_valid[:, :-1],
         seeds=seeds,
         epsilon=EPSILONS,
-        view_valid=None if there is None else there[:, :context],
+        view_valid=None if view_mask is None else view_mask[:, :context],
         sampling=sampling,
     )
     for row, piece in enumerate(batch):

@@ -156,8 +156,8 @@ def psnr_table(
 
 def psnr_pair(rollout: LoggedRollout, horizon: int) -> tuple[float, float]:
     """Of the frames imagined so far ahead, and of the last real frame before each (dB)."""
-    rows, there = np.flatnonzero(rollout.horizon == horizon), rollout.view_valid
-    seen = slice(None) if there is None else there[rows].numpy()
+    rows, view_mask = np.flatnonzero(rollout.horizon == horizon), rollout.view_valid
+    seen = slice(None) if view_mask is None else view_mask[rows].numpy()
     pictures = (rollout.frames[rows], rollout.imagined[rows], rollout.frames[rows - horizon])
     real, imagined, last = (torch.from_numpy(p[seen]).float() for p in pictures)
     return psnr_db(imagined, real), psnr_db(last, real)

@@ -1,4 +1,4 @@
-"""Ask a running `worldmodel watch --listen` for its verdict on every step of a robot.
+"""Ask a running `worldmodel serve` for its verdict on every step of a robot.
 
 Copy this one file beside the robot's code: it needs numpy, msgpack and websockets, nothing else.
 

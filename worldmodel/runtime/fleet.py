@@ -8,20 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.monitors.alarm_rule import EpisodeJudge
+from worldmodel.monitors.alarm_rule import AlarmRule
 from worldmodel.monitors.guarantees.drift import FleetDrift
 from worldmodel.runtime.watch import SCORE
 
 
-def largest_surprise(judge: EpisodeJudge, rows: Sequence[Mapping[str, Any]]) -> float | None:
+def largest_alarm_score(alarm_rule: AlarmRule, rows: Sequence[Mapping[str, Any]]) -> float | None:
     """An episode's score as calibration took it, from its `verdict_signals`; None: nothing ran.
 
     Frames beyond the longest calibration episode do not count: the more frames, the higher a
     largest score is by chance alone.
     """
-    seen = rows[: judge.max_frames_]
-    scores = {name: np.array([row[SCORE + name] for row in seen]) for name in judge.channels_.names}
-    largest = float(judge.surprise(scores).max())
+    seen = rows[: alarm_rule.max_frames_]
+    scores = {
+        name: np.array([row[SCORE + name] for row in seen]) for name in alarm_rule.channels_.names
+    }
+    largest = float(alarm_rule.alarm_score(scores).max())
     return largest if np.isfinite(largest) else None
 
 
@@ -60,16 +62,18 @@ NOT_TESTED = (
 """What there is to say where `fleet_drift` gives None."""
 
 
-def fleet_drift(judge: EpisodeJudge, surprises: Mapping[str, float | None]) -> DriftSummary | None:
-    """Test episode by episode, given the `largest_surprise` of each; None: the monitor is too old.
+def fleet_drift(
+    alarm_rule: AlarmRule, alarm_scores: Mapping[str, float | None]
+) -> DriftSummary | None:
+    """Test episode by episode, given the `largest_alarm_score` of each; None for too old a monitor.
 
     alpha is that of any alarm in a nominal episode.
     """
-    if judge.maxima_ is None:
+    if alarm_rule.maxima_ is None:
         return None
-    drift = FleetDrift(judge.config.alpha_notice).fit(judge.maxima_)
+    drift = FleetDrift(alarm_rule.config.alpha_notice).fit(alarm_rule.maxima_)
     left_out, found_after = 0, None
-    for name, surprise in surprises.items():
+    for name, surprise in alarm_scores.items():
         if surprise is None:
             left_out += 1
         elif drift.update(surprise):

@@ -9,31 +9,31 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from worldmodel.calibration.calibrated import Trust
+from worldmodel.calibration.calibrated import Calibration
 from worldmodel.imagination import Imagination, state_confidence
 from worldmodel.model import WorldModel
-from worldmodel.monitors.claims import ImaginedFrame
+from worldmodel.monitors.claims import PredictionCheck
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.networks.rollout import RolloutInputs
 from worldmodel.rollouts.open_loop import CONTEXT, EPSILONS
 from worldmodel.runtime.watch import claimed
 
 
-def live_monitor(model: WorldModel, trust: Trust, *, seed: int = 0) -> RuntimeMonitor:
+def online_monitor(model: WorldModel, calibration: Calibration, *, seed: int = 0) -> RuntimeMonitor:
     """The fitted monitor for a robot, which lets the model imagine the frame to come.
 
     So its confidence and surprise channels run without a recording: `update` compares a frame with
     what was claimed of it, and `imagine` makes the next claim.
     """
-    monitor = trust.monitor.sibling()
-    monitor.claims = LiveClaims(
-        model, start=trust.watch_start, horizon=trust.watch_horizon, seed=seed
+    monitor = calibration.monitor.sibling()
+    monitor.claims = OnlinePredictor(
+        model, start=calibration.watch_start, horizon=calibration.watch_horizon, seed=seed
     )
     return monitor
 
 
-class LiveClaims:
-    """What `Trust.claims` makes of a recorded episode, one frame at a time and in constant memory.
+class OnlinePredictor:
+    """Predicts frame by frame what `Calibration.claims` does for an episode, in constant memory.
 
     The same model, seed, frames and actions give the same claims, but for rounding: a rollout
     starts from real frames `start`, `start + horizon` and so on.
@@ -46,9 +46,9 @@ class LiveClaims:
         self._rollout: Imagination | None = None
         self.reset()
 
-    def sibling(self) -> LiveClaims:
+    def sibling(self) -> OnlinePredictor:
         """Another episode of the same model."""
-        return LiveClaims(self.model, start=self.start, horizon=self.horizon, seed=self.seed)
+        return OnlinePredictor(self.model, start=self.start, horizon=self.horizon, seed=self.seed)
 
     def reset(self) -> None:
         """Start a new episode, or go on after a gap: nothing is claimed of the next frame."""
@@ -62,7 +62,7 @@ class LiveClaims:
     @torch.inference_mode()
     def observe(
         self, frame: UInt8[np.ndarray, "*view height width 3"], action: Float[np.ndarray, " a"]
-    ) -> ImaginedFrame | None:
+    ) -> PredictionCheck | None:
         """What had been claimed of this frame, and how wrong it was; None if nothing was.
 
         Args:

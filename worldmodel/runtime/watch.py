@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from worldmodel.calibration.calibrated import Trust
+from worldmodel.calibration.calibrated import Calibration
 from worldmodel.calibration.features import MONITOR_EPSILON
 from worldmodel.episodes.episode import Episode, unstretched
 from worldmodel.model import WorldModel
 from worldmodel.monitors.channels.surprise import error_ratio
-from worldmodel.monitors.claims import ImaginedFrame
+from worldmodel.monitors.claims import PredictionCheck
 from worldmodel.monitors.replay import RecordedStep
 from worldmodel.monitors.verdict import Level, Verdict
 from worldmodel.rollouts.log import commanded, steps
@@ -26,9 +26,11 @@ VERDICT = ("level", "causes", "latency_s")
 """Signals of a log that sum up a verdict."""
 
 
-def watch(trust: Trust, episode: Episode, rollouts: EpisodeRollouts) -> Iterator[Verdict]:
+def watch(
+    calibration: Calibration, episode: Episode, rollouts: EpisodeRollouts
+) -> Iterator[Verdict]:
     """One verdict per frame, from the real frame and what the model claimed of it beforehand."""
-    monitor = trust.monitor
+    monitor = calibration.monitor
     monitor.reset()
     frames = unstretched(episode)
     for t, horizon in enumerate(rollouts.horizon):
@@ -42,7 +44,7 @@ def claimed(
     confidence: Float[np.ndarray, "view channel h w levels"],
     error: Float[np.ndarray, "view channel h w"],
     horizon: int,
-) -> ImaginedFrame | None:
+) -> PredictionCheck | None:
     """What the monitor is told of an imagined frame, once the real one is there; None: it was not.
 
     `confidence` is that of `EPSILONS`.
@@ -50,7 +52,7 @@ def claimed(
     if not horizon:
         return None
     stated = confidence[..., EPSILONS.index(MONITOR_EPSILON)].astype(np.float32)
-    return ImaginedFrame(stated, horizon, error_ratio(error, confidence, np.array(EPSILONS)))
+    return PredictionCheck(stated, horizon, error_ratio(error, confidence, np.array(EPSILONS)))
 
 
 def known(action: Float[np.ndarray, " a"]) -> Float[np.ndarray, " a"] | None:
@@ -60,7 +62,7 @@ def known(action: Float[np.ndarray, " a"]) -> Float[np.ndarray, " a"] | None:
 
 def watched_steps(
     model: WorldModel,
-    trust: Trust,
+    calibration: Calibration,
     episode: Episode,
     rollouts: EpisodeRollouts,
     *,
@@ -70,10 +72,10 @@ def watched_steps(
 
     `show` is given every frame [view, height, width, 3] and its verdict as they come.
     """
-    channels = trust.monitor.judge_.channels_.names
+    channels = calibration.monitor.alarm_rule_.channels_.names
     config = model.config.dynamics
     map_shape = (config.views, config.height, config.width)
-    verdicts = watch(trust, episode, rollouts)
+    verdicts = watch(calibration, episode, rollouts)
     for step, verdict in zip(steps(model, episode, rollouts), verdicts, strict=True):
         if show is not None:
             show(step["frame"], verdict)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from worldmodel.training.randomness import step_draws
+from worldmodel.training.randomness import step_randomness
 
 PROBES = 3
 """Steps counted: what an objective computes may depend on what it draws."""
@@ -27,7 +27,7 @@ def flops_per_item(objective: nn.Module, item: Any, *, precision: str) -> float:
     for probe in range(PROBES):
         with FlopCounterMode(display=False) as counter:
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                loss, _ = objective(item.to(device), step_draws(0, probe, device=device))
+                loss, _ = objective(item.to(device), step_randomness(0, probe, device=device))
             loss.backward()
         total += counter.get_total_flops()
     objective.zero_grad(set_to_none=True)

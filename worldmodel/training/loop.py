@@ -34,7 +34,7 @@ from worldmodel.training.parallel import (
     sum_over_processes,
     whole,
 )
-from worldmodel.training.randomness import step_draws, step_seed
+from worldmodel.training.randomness import step_randomness, step_seed
 from worldmodel.training.stage_log import Speed, StageLog
 from worldmodel.training.state import TrainingState, resume, save_checkpoint
 from worldmodel.training.stopping import Stop, TrainingStopped
@@ -115,7 +115,7 @@ def fit(
     objective.to(all_processes().device).eval()
     model, state = prepare(copy.deepcopy(objective).train(), config, computing)
     start = resume(state, folder)
-    stop.check(place(start, config, folder))
+    stop.check(progress_text(start, config, folder))
     speed = Speed(objective, batch_size=config.batch_size, computing=computing)
     with StageLog(folder, start=start, steps=config.steps, speed=speed) as log:
         for step, batch in load_batches(dataset, config, start=start):
@@ -128,10 +128,10 @@ def fit(
             if reason or done % config.checkpoint_every == 0 or done == config.steps:
                 save_checkpoint(state, folder, done)
             if validate and (done % config.validate_every == 0 or done == config.steps):
-                look(objective, state, validate, log.writer, done)
+                run_validation(objective, state, validate, log.writer, done)
             log.speed.pause()
             if reason:
-                raise TrainingStopped(reason, place(done, config, folder))
+                raise TrainingStopped(reason, progress_text(done, config, folder))
     objective.load_state_dict(whole(state.average))
     return objective
 
@@ -188,7 +188,7 @@ def advance(
     rank, count, device = processes.process_index, processes.num_processes, processes.device
     # Dropout draws from the global generators, which every step therefore sets.
     torch.manual_seed(step_seed(config.seed, step) * 1009 + rank)
-    draws = step_draws(
+    draws = step_randomness(
         config.seed, step, batch_size=config.batch_size, process=rank, processes=count,
         device=device,
     )  # fmt: skip
@@ -213,7 +213,7 @@ def move_weights(state: TrainingState, config: LoopConfig, step: int) -> dict[st
     return {f"learning_rate/{name}": rate for name, rate in rates.items()}
 
 
-def look(
+def run_validation(
     objective: nn.Module, state: TrainingState, validate: Validate, writer: Any, step: int
 ) -> None:
     """Let `validate` see averaged weights on the main process, while the others wait."""
@@ -225,7 +225,7 @@ def look(
     processes.wait_for_everyone()
 
 
-def place(step: int, config: LoopConfig, folder: Path) -> str:
+def progress_text(step: int, config: LoopConfig, folder: Path) -> str:
     """How far a stage has got, in words."""
     return f"after step {step} of {config.steps} of stage {folder.name!r}"
 

@@ -23,7 +23,7 @@ from worldmodel.training.objectives import DynamicsObjective
 from worldmodel.training.optimizers import is_hidden_matrix
 from worldmodel.training.parallel import all_processes
 from worldmodel.training.presets import Preset
-from worldmodel.training.randomness import step_draws
+from worldmodel.training.randomness import step_randomness
 
 GIB = 2**30
 COLUMNS = ("weights", "gradients", "optimizer", "average", "activations")
@@ -130,7 +130,7 @@ def saved_bytes(dynamics: Dynamics, batch: LatentBatch, *, precision: str) -> in
         saved_tensors_hooks(keep, lambda value: value),
         torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"),
     ):
-        loss, _ = objective(batch, step_draws(0))
+        loss, _ = objective(batch, step_randomness(0))
     total = sum(storage.nbytes() for storage in kept.values())
     del loss
     return total

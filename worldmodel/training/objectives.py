@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from worldmodel.episodes.clips import LatentBatch
 from worldmodel.imagination import frames, to_tokens
 from worldmodel.model import WorldModel
-from worldmodel.networks.c3 import Reference
+from worldmodel.networks.c3 import C3Network
 from worldmodel.networks.confidence_heads import mean_over
 from worldmodel.networks.dynamics import (
     Dynamics,
@@ -28,8 +28,8 @@ from worldmodel.networks.noise_schedule import (
     training_levels,
 )
 from worldmodel.networks.rollout import RolloutInputs, leading_actions, previous_frames
-from worldmodel.networks.success import ActionJudge, LatentJudge
-from worldmodel.training.randomness import Draws
+from worldmodel.networks.success import ActionSuccessClassifier, SuccessClassifier
+from worldmodel.training.randomness import StepRandomness
 
 
 class DynamicsObjective(nn.Module):
@@ -84,10 +84,10 @@ class DynamicsObjective(nn.Module):
         """
         num_frames = context.shape[1]
         actions, valid = leading_actions(batch.actions[:, :-1], batch.action_valid[:, :-1])
-        previous, apart = previous_frames(context), batch.apart
-        if apart is not None:
-            previous = where_apart(apart, torch.zeros_like(previous), previous)
-            valid = valid & ~apart
+        previous, starts_segment = previous_frames(context), batch.starts_segment
+        if starts_segment is not None:
+            previous = where_apart(starts_segment, torch.zeros_like(previous), previous)
+            valid = valid & ~starts_segment
         inputs = FrameInputs(
             noisy=torch.cat((context, noisy), 1),
             previous=previous.repeat(1, 2, 1, 1, 1, 1),
@@ -98,8 +98,8 @@ class DynamicsObjective(nn.Module):
         )
         positions = torch.arange(num_frames, device=noisy.device)
         mask = two_stream_mask(positions, self.dynamics.config.context)
-        if apart is not None:
-            each = mask & together(apart).repeat(1, 2, 2)
+        if starts_segment is not None:
+            each = mask & same_segment_mask(starts_segment).repeat(1, 2, 2)
             mask = repeat(each, "b q k -> (b n) 1 q k", n=self.dynamics.config.tokens)
         both = self.dynamics(inputs, mask=mask, positions=positions.repeat(2))
         return Estimate(
@@ -109,21 +109,21 @@ class DynamicsObjective(nn.Module):
         )
 
     @torch.no_grad()
-    def own_predictions(self, batch: LatentBatch, passes: int, draws: Draws) -> Tensor:
+    def own_predictions(self, batch: LatentBatch, passes: int, draws: StepRandomness) -> Tensor:
         """The clip as the model sees it after `passes` frames of its own rollout."""
         context = batch.latents
         level = torch.ones(context.shape[:2], device=context.device)
         for _ in range(passes):
             predicted = self.estimate(batch, context, draws.normal_like(context), level).clean
             context = torch.cat((batch.latents[:, :1], predicted[:, 1:].to(context)), 1)
-            if batch.apart is not None:
-                context = where_apart(batch.apart, batch.latents, context)
+            if batch.starts_segment is not None:
+                context = where_apart(batch.starts_segment, batch.latents, context)
             if batch.view_valid is not None:
                 context = only_valid(context, batch.view_valid)
         return context
 
     def dropped_actions(
-        self, num_items: int, num_frames: int, draws: Draws
+        self, num_items: int, num_frames: int, draws: StepRandomness
     ) -> Bool[Tensor, "batch time"]:
         """Which frames are denoised without their own action."""
         device = draws.generator.device
@@ -133,7 +133,9 @@ class DynamicsObjective(nn.Module):
         )
         return uniform < self.action_dropout
 
-    def forward(self, batch: LatentBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, batch: LatentBatch, draws: StepRandomness
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the correction, positions that change in the clip weighted up."""
         context = latents = batch.latents
         b, t = latents.shape[:2]
@@ -154,28 +156,30 @@ class DynamicsObjective(nn.Module):
         estimate = self.estimate(batch, context, noisy, level, dropped)
         scale = self.dynamics.change_std[:, None, None]
         previous, weight = previous_frames(context), activity_weight(latents)
-        if batch.apart is not None:
+        if batch.starts_segment is not None:
             # Without a frame before it, a frame's error counts in units of latents, not of changes.
-            previous = where_apart(batch.apart, torch.zeros_like(previous), previous)
-            weight = where_apart(batch.apart, scale.square(), weight)[:, 1:]
+            previous = where_apart(batch.starts_segment, torch.zeros_like(previous), previous)
+            weight = where_apart(batch.starts_segment, scale.square(), weight)[:, 1:]
         mean, std = posterior_under_persistence(noisy, previous, level, scale)
         target = (latents - mean) / std
         error = weight * (estimate.correction.float() - target).square()[:, 1:]
         baseline = weight * target.square()[:, 1:]
-        there = None if batch.view_valid is None else batch.view_valid[:, 1:]
-        loss = mean_over_views(error, there)
+        view_mask = None if batch.view_valid is None else batch.view_valid[:, 1:]
+        loss = mean_over_views(error, view_mask)
         if self.dynamics.config.views > 1:
             # Processes must agree on which weights have gradients, whichever cameras clips lack.
             loss = loss + 0 * self.dynamics.missing.sum()
-        return loss, {"relative_error": loss.detach() / mean_over_views(baseline, there)}
+        return loss, {"relative_error": loss.detach() / mean_over_views(baseline, view_mask)}
 
 
-def where_apart(apart: Bool[Tensor, "batch time"], yes: Tensor, no: Tensor) -> Tensor:
+def where_apart(starts_segment: Bool[Tensor, "batch time"], yes: Tensor, no: Tensor) -> Tensor:
     """`yes` at frames that follow none, `no` at the others."""
-    return torch.where(apart[:, :, None, None, None, None], yes, no)
+    return torch.where(starts_segment[:, :, None, None, None, None], yes, no)
 
 
-def together(apart: Bool[Tensor, "batch time"]) -> Bool[Tensor, "batch time time"]:
+def same_segment_mask(
+    starts_segment: Bool[Tensor, "batch time"],
+) -> Bool[Tensor, "batch time time"]:
     """Which frames belong to one stretch of frames that follow each other.
 
     >>> together(torch.tensor([[False, False, True]])).int()
@@ -183,13 +187,13 @@ def together(apart: Bool[Tensor, "batch time"]) -> Bool[Tensor, "batch time time
              [1, 1, 0],
              [0, 0, 1]]], dtype=torch.int32)
     """
-    stretch = apart.cumsum(1)
+    stretch = starts_segment.cumsum(1)
     return stretch[:, :, None] == stretch[:, None, :]
 
 
 def mean_over_views(
     values: Float[Tensor, "batch time view channel h w"],
-    there: Bool[Tensor, "batch time view"] | None,
+    view_mask: Bool[Tensor, "batch time view"] | None,
 ) -> Float[Tensor, ""]:
     """Mean over the views that are there, all for None.
 
@@ -197,10 +201,10 @@ def mean_over_views(
     >>> mean_over_views(values, torch.tensor([[[True, False]]]))
     tensor(1.)
     """
-    if there is None:
+    if view_mask is None:
         return values.mean()
-    per_view = only_valid(values, there).mean((3, 4, 5))
-    return per_view.sum() / there.sum().clamp_min(1)
+    per_view = only_valid(values, view_mask).mean((3, 4, 5))
+    return per_view.sum() / view_mask.sum().clamp_min(1)
 
 
 def activity_weight(latents: Float[Tensor, "batch time view channel h w"]) -> Tensor:
@@ -229,9 +233,11 @@ class ConfidenceObjective(nn.Module):
         # Behind a function, which keeps them out of the module tree and out of copies of it: they
         # are neither trained, nor averaged, nor checkpointed.
         frozen = model.dynamics.eval().requires_grad_(False)
-        self.dynamics: Callable[[], Dynamics | Reference] = lambda: frozen
+        self.dynamics: Callable[[], Dynamics | C3Network] = lambda: frozen
 
-    def forward(self, batch: LatentBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, batch: LatentBatch, draws: StepRandomness
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean proper score over rollouts, horizons and subpatches, and the mean error."""
         num_frames = batch.latents.shape[1]
         begin = draws.random.randrange(num_frames - 1)
@@ -249,7 +255,7 @@ class ConfidenceObjective(nn.Module):
             return self._score(batch, inputs, draws)
 
     def _score(
-        self, batch: LatentBatch, inputs: RolloutInputs, draws: Draws
+        self, batch: LatentBatch, inputs: RolloutInputs, draws: StepRandomness
     ) -> tuple[Tensor, dict[str, Tensor]]:
         dynamics = self.dynamics().to(batch.latents.device)
         start = inputs.context.shape[1]
@@ -278,17 +284,19 @@ def counted_tokens(
     return repeat(both, "b v -> b (v n)", n=tokens // both.shape[1])
 
 
-class JudgeObjective(nn.Module):
+class SuccessObjective(nn.Module):
     """Binary cross-entropy of both judges; batches are whole episodes."""
 
     latent_noise = 0.2
 
-    def __init__(self, judge: LatentJudge, action_judge: ActionJudge) -> None:
+    def __init__(self, judge: SuccessClassifier, action_judge: ActionSuccessClassifier) -> None:
         super().__init__()
         self.judge = judge
         self.action_judge = action_judge
 
-    def forward(self, batch: LatentBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, batch: LatentBatch, draws: StepRandomness
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of both judges' losses, and the accuracy of each."""
         noisy = batch.latents + self.latent_noise * draws.normal_like(batch.latents)
         if batch.view_valid is not None:

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 
 @dataclass(frozen=True)
-class Draws:
+class StepRandomness:
     """What is random in one step, as one process sees it.
 
     Numbers that belong to items are drawn for the whole batch on every process, which keeps those
@@ -67,7 +67,7 @@ def step_seed(seed: int, step: int) -> int:
     return seed * 1_000_003 + step
 
 
-def step_draws(
+def step_randomness(
     seed: int,
     step: int = 0,
     *,
@@ -75,7 +75,9 @@ def step_draws(
     process: int = 0,
     processes: int = 1,
     device: torch.device | str = "cpu",
-) -> Draws:
+) -> StepRandomness:
     """What is random in `step`: a function of these arguments and of nothing else."""
     own = step_seed(seed, step)
-    return Draws(Generator(device).manual_seed(own), Random(own), batch_size, process, processes)
+    return StepRandomness(
+        Generator(device).manual_seed(own), Random(own), batch_size, process, processes
+    )

@@ -35,7 +35,7 @@ from worldmodel.training.memory import plan
 from worldmodel.training.objectives import (
     ConfidenceObjective,
     DynamicsObjective,
-    JudgeObjective,
+    SuccessObjective,
 )
 from worldmodel.training.parallel import all_processes, is_sharded
 from worldmodel.training.presets import get_preset
@@ -128,10 +128,10 @@ def own_dynamics(model: WorldModel) -> Dynamics:
 
 def changes_of(episode: LatentBatch) -> Float[Tensor, "changes channel h w"]:
     """Change from frame to frame of every view that both frames have."""
-    change, there = episode.latents.float().diff(dim=1), episode.view_valid
-    if there is None:
+    change, view_mask = episode.latents.float().diff(dim=1), episode.view_valid
+    if view_mask is None:
         return change.flatten(0, 2)
-    return change[there[:, 1:] & there[:, :-1]]
+    return change[view_mask[:, 1:] & view_mask[:, :-1]]
 
 
 def train_dynamics(run: Run, model: WorldModel) -> bool:
@@ -140,7 +140,7 @@ def train_dynamics(run: Run, model: WorldModel) -> bool:
     episodes = latents_of(run, model, run.split.dynamics)
     fit_normalisers(model, episodes)
     clips = LatentClips(episodes, preset.clip_frames, short=preset.image_share > 0)
-    validate = looking_at(run, model, run.split.confidence, show_rollouts)
+    validate = make_validator(run, model, run.split.confidence, show_rollouts)
     shares = {"action_dropout": preset.action_dropout, "image_share": preset.image_share}
     dynamics = own_dynamics(model)
     forced = DynamicsObjective(dynamics, own_context=0.0, passes=1, **shares)
@@ -160,7 +160,7 @@ def train_confidence(run: Run, model: WorldModel) -> bool:
         show_familiar(model, LatentClips(episodes, length), start=preset.longest_start)
     clips = LatentClips(episodes + corrupted_copies(run, model, names), length)
     objective = ConfidenceObjective(model, longest_start=preset.longest_start)
-    validate = looking_at(run, model, run.split.untouched, show_reliability)
+    validate = make_validator(run, model, run.split.untouched, show_reliability)
     run.fit(objective, clips, preset.confidence_loop, name="confidence", validate=validate)
     return True
 
@@ -184,7 +184,7 @@ def corrupted_copies(run: Run, model: WorldModel, names: Sequence[str]) -> list[
     return copies
 
 
-def looking_at(
+def make_validator(
     run: Run,
     model: WorldModel,
     names: Sequence[str],
@@ -208,7 +208,7 @@ def train_judge(run: Run, model: WorldModel) -> bool:
     if not episodes:
         return False
     length = min(e.latents.shape[1] for e in episodes)
-    objective = JudgeObjective(model.judge, model.action_judge)
+    objective = SuccessObjective(model.judge, model.action_judge)
     run.fit(objective, LatentClips(episodes, length), run.preset.judge_loop, name="judge")
     return True
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from worldmodel.networks.images import resize, to_model
 from worldmodel.networks.tokenizer import Tokenizer
-from worldmodel.training.randomness import Draws
+from worldmodel.training.randomness import StepRandomness
 from worldmodel.training.tokenizer_losses import PerceptualDistance, structural_similarity
 
 
@@ -62,7 +62,7 @@ class TokenizerObjective(nn.Module):
         self.perceptual = PerceptualDistance()
 
     def forward(
-        self, batch: UInt8[Tensor, "batch 2 view height width 3"], draws: Draws
+        self, batch: UInt8[Tensor, "batch 2 view height width 3"], draws: StepRandomness
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum of all terms; each term that counts, and the PSNR in dB."""
         pixels = resize(to_model(batch), self.image_size)

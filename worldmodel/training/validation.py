@@ -69,9 +69,9 @@ def show_rollouts(model: WorldModel, seen: HeldOut, writer: Any, step: int) -> N
     imagined = roll_out(model, seen, epsilon=()).latents
     last = seen.clips.latents[:, seen.start - 1]
     for horizon in seen.horizons:
-        truth, there = seen.at(horizon)
+        truth, view_mask = seen.at(horizon)
         for name, guess in {"imagined": imagined[:, horizon - 1].cpu(), "copied": last}.items():
-            figure = psnr_db(guess[there], truth[there])
+            figure = psnr_db(guess[view_mask], truth[view_mask])
             writer.add_scalar(f"validation/psnr_db/{name}/horizon_{horizon:02d}", figure, step)
     picture = side_by_side(model, seen, imagined)
     writer.add_image("validation/rollouts", picture, step, dataformats="HWC")
@@ -86,9 +86,9 @@ def show_reliability(model: WorldModel, seen: HeldOut, writer: Any, step: int) -
     counts = Reliability(epsilons=epsilons, horizons=seen.horizons, keep_episodes=False)
     levels = torch.tensor(epsilons)
     for horizon in seen.horizons:
-        truth, there = seen.at(horizon)
-        stated = rolled.confidence[:, horizon - 1].cpu()[there]
-        error = (rolled.latents[:, horizon - 1].cpu() - truth).abs()[there]
+        truth, view_mask = seen.at(horizon)
+        stated = rolled.confidence[:, horizon - 1].cpu()[view_mask]
+        error = (rolled.latents[:, horizon - 1].cpu() - truth).abs()[view_mask]
         counts.update(
             stated.movedim(-1, 0).double().numpy(),
             (error[..., None] <= levels).movedim(-1, 0).numpy(),

@@ -1,4 +1,4 @@
-"""`worldmodel watch --listen`: serves until SIGTERM, and refuses what it cannot promise."""
+"""`worldmodel serve`: serves until SIGTERM, and refuses what it cannot promise."""
 
 import os
 import signal
@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldmodel.calibration.calibrated import Trust
+from worldmodel.calibration.calibrated import Calibration
 from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.model import WorldModel
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Verdict
 from worldmodel.runtime.client import MonitorClient, MonitorError
-from worldmodel.runtime.live import live_monitor
+from worldmodel.runtime.live import online_monitor
 
 Refused = Callable[..., str]
 ACTION = np.zeros(7, np.float32)
@@ -54,7 +54,7 @@ def serve_robot(
 
     thread = threading.Thread(target=robot)
     thread.start()
-    assert main(["watch", "--listen", f"127.0.0.1:{port}", *options]) == 0
+    assert main(["serve", "--listen", f"127.0.0.1:{port}", *options]) == 0
     thread.join()
     return shown, told
 
@@ -76,8 +76,8 @@ def test_a_robot_gets_the_monitors_verdicts_until_sigterm(
     assert told["deadline_s"] is None
     assert told["imagines"] is True
     model = WorldModel.load(calibrated)
-    trust = Trust.load(calibrated / "monitor", model)
-    wanted = judged(live_monitor(model, trust), frames)
+    calibration = Calibration.load(calibrated / "monitor", model)
+    wanted = judged(online_monitor(model, calibration), frames)
     assert [Verdict.from_dict(verdict) for verdict in shown] == wanted
     assert wanted[-1].evidence["surprise"].score is not None
     assert any(verdict["level"] == "trust" for verdict in shown)
@@ -88,7 +88,7 @@ def test_it_serves_without_imagining(calibrated: Path, scenes: Path) -> None:
     frames = np.asarray(open_dataset(scenes).episode("train/7").frames["front"][:3]).copy()
     shown, told = serve_robot(frames, "--model", str(calibrated), "--no-imagine")
     assert told["imagines"] is False
-    monitor = Trust.load(calibrated / "monitor", WorldModel.load(calibrated)).monitor
+    monitor = Calibration.load(calibrated / "monitor", WorldModel.load(calibrated)).monitor
     assert [Verdict.from_dict(verdict) for verdict in shown] == judged(monitor, frames)
 
 
@@ -104,13 +104,8 @@ def test_a_verdict_past_the_deadline_is_a_stop(calibrated: Path, scenes: Path) -
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ([], "Give either `--data` with episodes to watch, or `--listen` HOST:PORT."),
-        (["--data", "x", "--listen", "127.0.0.1:0"], "Give either `--data`"),
-        (["--data", "x", "--no-imagine"], "`--no-imagine` goes with `--listen`"),
-        (["--data", "x", "--deadline-ms", "9"], "`--deadline-ms` goes with `--listen`"),
         (["--listen", "127.0.0.1:0", "--deadline-ms", "0"], "`deadline_ms` must be above 0"),
         (["--listen", "127.0.0.1:0", "--deadline-ms", "nan"], "`deadline_ms` must be above 0"),
-        (["--listen", "127.0.0.1:0", "--json"], "go with `--data`, not with `--listen`"),
         (["--listen", "127.0.0.1"], "`listen` must be HOST:PORT"),
         (["--listen", "0.0.0.0:0"], "an API key is required: set WORLDMODEL_API_KEY"),
         (["--listen", "127.0.0.1:0", "--max-sessions", "0"], "`max_sessions` must be at least 1"),
@@ -124,12 +119,17 @@ def test_what_it_refuses(
     text: str,
 ) -> None:
     monkeypatch.delenv("WORLDMODEL_API_KEY", raising=False)
-    assert text in refused("watch", "--model", calibrated, *options)
+    assert text in refused("serve", "--model", calibrated, *options)
+
+
+def test_watch_listen_points_to_serve(refused: Refused) -> None:
+    said = refused("watch", "--model", "tabletop", "--listen", "127.0.0.1:0")
+    assert "`worldmodel serve --listen HOST:PORT`" in said
 
 
 def test_a_port_in_use_is_refused(calibrated: Path, refused: Refused) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert "address already in use" in refused(
-            "watch", "--model", calibrated, "--listen", f"127.0.0.1:{port}"
+            "serve", "--model", calibrated, "--listen", f"127.0.0.1:{port}"
         )

@@ -1,0 +1,126 @@
+"""Serve the monitor to robots over a websocket until SIGINT or SIGTERM.
+
+Each connection is a session of its own: the robot sends frames and actions, and gets a verdict on
+each. Recorded episodes: `worldmodel watch`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worldmodel.calibration.calibrated import Checkpoint
+    from worldmodel.model import WorldModel
+    from worldmodel.monitors.monitor import RuntimeMonitor
+    from worldmodel.runtime.server import MonitorService
+    from worldmodel.runtime.session import WatchSession
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Which model and monitor, and where robots connect."""
+
+    model: str
+    """Folder of a calibrated checkpoint, or the name of a shipped one ("tabletop")."""
+    listen: str = "127.0.0.1:8765"
+    """HOST:PORT of the websocket; any address but this machine's own (127.0.0.1) needs an API
+    key."""
+    monitor: Path | None = None
+    """Folder that `worldmodel calibrate` wrote; None: `monitor` in the checkpoint."""
+    out: Path | None = None
+    """Folder for one file of verdicts (JSON lines) per session; None: no file."""
+    max_sessions: int = 32
+    """Robots served at once."""
+    api_key_file: Path | None = None
+    """File with the API key that robots must send; None: the environment's WORLDMODEL_API_KEY."""
+    deadline_ms: float | None = None
+    """Time limit of a verdict in milliseconds: a later one is a stop, with the cause
+    "monitor.deadline"; None: no limit."""
+    imagine: bool = True
+    """Imagine every robot's next frame and check it on arrival: needed to find actions that the
+    robot does not obey. A step takes about four times as long, most of it after the verdict."""
+
+
+def run(command: Command) -> int:
+    """Serve until the process is told to stop."""
+    from worldmodel.calibration.calibrated import Checkpoint
+    from worldmodel.runtime.live import online_monitor
+    from worldmodel.runtime.server import (
+        MonitorService,
+        ServiceConfig,
+        read_api_key,
+        split_address,
+    )
+
+    host, port = split_address(command.listen)
+    deadline_s = seconds(command.deadline_ms)
+    config = ServiceConfig(
+        host=host,
+        port=port,
+        api_key=read_api_key(command.api_key_file),
+        max_sessions=command.max_sessions,
+        out=command.out,
+    )
+    checkpoint = Checkpoint.load(command.model, monitor=command.monitor)
+    model, calibration = checkpoint.model, checkpoint.calibration
+    monitor = online_monitor(model, calibration) if command.imagine else calibration.monitor
+    monitor.deadline_s = deadline_s
+    metadata = service_metadata(checkpoint, monitor)
+    asyncio.run(serve_until_told(MonitorService(sessions(model, monitor), metadata, config)))
+    return 0
+
+
+def seconds(deadline_ms: float | None) -> float | None:
+    """The deadline of a verdict in seconds."""
+    if deadline_ms is not None and not 0 < deadline_ms < math.inf:
+        raise ValueError(f"`deadline_ms` must be above 0 and finite, got {deadline_ms}.")
+    return None if deadline_ms is None else deadline_ms / 1000
+
+
+def sessions(model: WorldModel, monitor: RuntimeMonitor) -> Callable[[Path | None], WatchSession]:
+    """Makes sessions that share one model and one fitted monitor, with its deadline."""
+    from worldmodel.runtime.session import WatchSession
+
+    cameras = model.config.cameras
+    return lambda log: WatchSession(monitor.sibling(), cameras, log)
+
+
+def service_metadata(checkpoint: Checkpoint, monitor: RuntimeMonitor) -> dict[str, Any]:
+    """The first message to every robot."""
+    from worldmodel.checkpoint import fingerprint
+
+    config = checkpoint.model.config
+    return {
+        "server": "worldmodel serve",
+        "version": version("worldmodel"),
+        "cameras": list(config.cameras),
+        "frame_shape": list(monitor.frame_shape_),
+        "deadline_s": monitor.deadline_s,
+        "rate_hz": config.rate_hz,
+        "action_spec": asdict(config.action_spec),
+        "model_hash": fingerprint(checkpoint.folder),
+        "monitor_hash": fingerprint(checkpoint.monitor_folder),
+        "channels": list(monitor.alarm_rule_.channels_.names),
+        "imagines": monitor.claims is not None,
+    }
+
+
+async def serve_until_told(service: MonitorService) -> None:
+    """Serve until SIGINT or SIGTERM, then close every connection."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await service.run(stop, on_ready=announce)
+
+
+def announce(host: str, port: int) -> None:
+    """Say where robots can connect."""
+    where = f"[{host}]" if ":" in host else host
+    print(f"Listening at ws://{where}:{port}; Ctrl-C ends it.", flush=True)
