@@ -122,7 +122,7 @@ class RuntimeMonitor:
 
     def sibling(self) -> RuntimeMonitor:
         """A monitor with an episode of its own that shares what was fitted: one for each robot."""
-        require_fitted(self, "judge_")
+        require_fitted(self, "alarm_rule_")
         other = copy.copy(self)
         other.claims = self.claims and self.claims.sibling()
         other._start(copy.copy(self._sensor))
@@ -130,7 +130,7 @@ class RuntimeMonitor:
 
     def reset(self) -> None:
         """Start a new episode."""
-        require_fitted(self, "judge_")
+        require_fitted(self, "alarm_rule_")
         self._sensor.reset()
         self._attribution.reset()
         self._recent: deque[Level] = deque(maxlen=self.config.calm_steps)
@@ -154,7 +154,7 @@ class RuntimeMonitor:
                 frames are several commands apart, all of them side by side.
             imagined: The world model's prediction of this frame; None: that of `claims`, if any.
         """
-        require_fitted(self, "judge_")
+        require_fitted(self, "alarm_rule_")
         started = self.clock()
         self._num_frames += 1
         try:
@@ -281,7 +281,7 @@ class RuntimeMonitor:
 
     def watch(self, signals: EpisodeSignals) -> WatchedEpisode:
         """Judge a recorded episode at once: as `update`, but for faults of sensors and age."""
-        require_fitted(self, "judge_")
+        require_fitted(self, "alarm_rule_")
         scores = self.alarm_rule_.scores(signals)
         alarm_score = self.alarm_rule_.alarm_score(scores)
         levels = np.where(
@@ -291,7 +291,7 @@ class RuntimeMonitor:
 
     def save(self, folder: str | Path) -> None:
         """Write everything but the feature function."""
-        require_fitted(self, "judge_")
+        require_fitted(self, "alarm_rule_")
         save_alarm_rule(self.alarm_rule_, self._sensor, Path(folder), self.metadata_)
 
     @classmethod

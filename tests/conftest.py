@@ -10,7 +10,7 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-install_import_hook("worldmodel", "beartype.beartype")
+install_import_hook(["worldmodel", "benchmarks"], "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ class Attribution:
         Evidence of a signal above its threshold says what was found, in words.
         """
         standard = {name: float(s[0]) for name, s in self.alarm_rule.standardised(scores).items()}
-        limit = self.alarm_rule.thresholds_[Level.NOTICE]
+        limit = self.alarm_rule.limits[Level.NOTICE]
         found = [name for name, value in standard.items() if value > limit]
         self._step += 1
         if not found:

@@ -226,11 +226,11 @@ def test_a_trust_of_another_model_or_action_spec_is_refused(
     with pytest.raises(ValueError, match="was fitted for the features 'FrameFeatures "):
         Calibration.load(calibrated / "monitor", other)
     shutil.copytree(calibrated / "monitor", model / "monitor")
-    assert Checkpoint.from_checkpoint(model).calibration.horizon == 4
+    assert Checkpoint.load(model).calibration.horizon == 4
     config = model / "config.json"
     config.write_text(config.read_text().replace('"num_steps": 1', '"num_steps": 2'))
     with pytest.raises(ValueError, match="was fitted for the model"):
-        Checkpoint.from_checkpoint(model)
+        Checkpoint.load(model)
 
 
 def test_a_monitor_from_before_the_first_frames_were_imagined_watches_as_it_was_fitted(

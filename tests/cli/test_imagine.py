@@ -125,15 +125,15 @@ def test_a_rollout_depends_on_the_seed_and_on_no_other_episode(
 
 KILLED = """
 import os, signal, sys
-from worldmodel.datasets.rollout_log import Rollout
+from worldmodel.datasets.rollout_log import RolloutWriter
 
-append, steps = Rollout.append, []
+append, steps = RolloutWriter.append, []
 def append_or_die(self, step):
     append(self, step)
     steps.append(1)
     if len(steps) == 19:
         os.kill(os.getpid(), signal.SIGKILL)
-Rollout.append = append_or_die
+RolloutWriter.append = append_or_die
 from worldmodel.cli import main
 main(sys.argv[1:])
 """

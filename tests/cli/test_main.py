@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
@@ -38,7 +39,7 @@ def raising(error: BaseException) -> Callable[[Command], int]:
     return body
 
 
-@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"], ["data"], ["data", "--help"]])
+@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
 def test_usage_lists_every_command_and_the_exit_codes(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -46,6 +47,22 @@ def test_usage_lists_every_command_and_the_exit_codes(
     text = capsys.readouterr().out
     assert all(f"\n  {name} " in text for name in cli.COMMANDS)
     assert "0: done; 1:" in text
+
+
+@pytest.mark.parametrize("argv", [["data"], ["data", "--help"]])
+def test_a_group_has_a_page_of_its_own(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: worldmodel data COMMAND")
+    shown = {name for name in cli.COMMANDS if f"\n  {name} " in text}
+    assert shown == {name for name in cli.COMMANDS if name.startswith("data ")}
+
+
+def test_the_version_is_that_of_the_installed_package(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"worldmodel {version('worldmodel')}\n"
 
 
 @pytest.mark.parametrize("code", [0, 1])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.detection import run as bench
+from benchmarks.detection.__main__ import main
 from benchmarks.detection.run import (
     ACTIONS,
     LOOKS,
@@ -22,7 +23,6 @@ from benchmarks.detection.run import (
     settled_cause,
 )
 from benchmarks.detection.tables import tables
-from worldmodel.cli import main
 from worldmodel.envs.collect import Collection, record
 from worldmodel.monitors.alarm_rule import AlarmRule, MonitorConfig, Scale
 from worldmodel.monitors.channels.channel_set import SIGNALS
@@ -192,6 +192,6 @@ def test_it_writes_into_no_folder_of_others(tmp_path: Path) -> None:
 def test_wrong_input_is_one_line_and_writes_nothing(
     options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["benchmark", "detection", "--out", str(tmp_path / "out"), *options]) == 2
+    assert main(["--out", str(tmp_path / "out"), *options]) == 2
     assert f"error: {message}" in capsys.readouterr().err.splitlines()
     assert not (tmp_path / "out").exists()

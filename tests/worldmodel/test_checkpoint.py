@@ -23,7 +23,7 @@ NOMINAL = 16
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    return Checkpoint.from_checkpoint("tabletop")
+    return Checkpoint.load("tabletop")
 
 
 @pytest.fixture(scope="module")

@@ -143,7 +143,7 @@ def test_what_cannot_be_looked_at_is_refused(
         EpisodeSignals(confidence=np.full((3, 1, 2, 4, 4), 0.5), horizon=np.arange(1, 4))
     ] * 30
     blind = AlarmRule(MonitorConfig.for_episodes(30)).fit(confidence, reference=confidence)
-    with pytest.raises(ValueError, match="`judge` has no appearance channel"):
+    with pytest.raises(ValueError, match="`alarm_rule` has no appearance channel"):
         localisation_table(model, blind, episodes, horizons=(1,))
 
 

@@ -94,7 +94,7 @@ def test_whoever_may_read_the_config_may_read_the_weights(saved: Path) -> None:
     assert {path.stat().st_mode for path in files} == {(saved / "config.json").stat().st_mode}
 
 
-@pytest.mark.parametrize("broken", ["save_file", "_carry_over"])
+@pytest.mark.parametrize("broken", ["save_file", "copy_if_present"])
 def test_a_failed_save_leaves_the_old_checkpoint_whole(
     make_model: Build, saved: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -127,7 +127,7 @@ def test_a_checkpoint_is_moved_aside_not_deleted_before_the_new_one_is_there(
 def test_a_name_finds_a_shipped_checkpoint(
     make_model: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "SHIPPED", tmp_path)
+    monkeypatch.setattr("worldmodel.checkpoint.SHIPPED", tmp_path)
     make_model().save(tmp_path / "toy")
     assert checkpoint_folder("toy") == tmp_path / "toy"
     with pytest.raises(

@@ -61,7 +61,7 @@ def test_the_file_stands_alone(tmp_path: Path) -> None:
     source = Path(monitor_client.__file__)
     assert len(source.read_text().splitlines()) <= 150
     shutil.copy(source, tmp_path)
-    code = "import sys, monitor_client; print(*{name.split('.')[0] for name in sys.modules})"
+    code = "import sys, client; print(*{name.split('.')[0] for name in sys.modules})"
     told = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from types import ModuleType
+from typing import Any
 
 import tyro
 
@@ -80,7 +80,7 @@ def dispatch(argv: Sequence[str]) -> int:
     return run_module(module, rest, prog=f"worldmodel {name}")
 
 
-def run_module(module: ModuleType, argv: Sequence[str], *, prog: str) -> int:
+def run_module(module: Any, argv: Sequence[str], *, prog: str) -> int:
     """Parse `argv` into the `Command` of a module and pass it to the module's `run`."""
     command = tyro.cli(module.Command, args=argv, prog=prog, description=module.__doc__)
     code: int = module.run(command)

@@ -83,7 +83,7 @@ def collate_latents(items: list[LatentBatch]) -> LatentBatch:
     if any(item.starts_segment is not None for item in items):
         none = torch.zeros(1, dtype=torch.bool)
         items = [item.as_pictures(none) for item in items]
-        names.append("apart")
+        names.append("starts_segment")
     return LatentBatch(**{name: torch.cat([vars(item)[name] for item in items]) for name in names})
 
 

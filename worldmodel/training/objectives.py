@@ -86,7 +86,7 @@ class DynamicsObjective(nn.Module):
         actions, valid = leading_actions(batch.actions[:, :-1], batch.action_valid[:, :-1])
         previous, starts_segment = previous_frames(context), batch.starts_segment
         if starts_segment is not None:
-            previous = where_apart(starts_segment, torch.zeros_like(previous), previous)
+            previous = where_segment_starts(starts_segment, torch.zeros_like(previous), previous)
             valid = valid & ~starts_segment
         inputs = FrameInputs(
             noisy=torch.cat((context, noisy), 1),
@@ -117,7 +117,7 @@ class DynamicsObjective(nn.Module):
             predicted = self.estimate(batch, context, draws.normal_like(context), level).clean
             context = torch.cat((batch.latents[:, :1], predicted[:, 1:].to(context)), 1)
             if batch.starts_segment is not None:
-                context = where_apart(batch.starts_segment, batch.latents, context)
+                context = where_segment_starts(batch.starts_segment, batch.latents, context)
             if batch.view_valid is not None:
                 context = only_valid(context, batch.view_valid)
         return context
@@ -158,8 +158,10 @@ class DynamicsObjective(nn.Module):
         previous, weight = previous_frames(context), activity_weight(latents)
         if batch.starts_segment is not None:
             # Without a frame before it, a frame's error counts in units of latents, not of changes.
-            previous = where_apart(batch.starts_segment, torch.zeros_like(previous), previous)
-            weight = where_apart(batch.starts_segment, scale.square(), weight)[:, 1:]
+            previous = where_segment_starts(
+                batch.starts_segment, torch.zeros_like(previous), previous
+            )
+            weight = where_segment_starts(batch.starts_segment, scale.square(), weight)[:, 1:]
         mean, std = posterior_under_persistence(noisy, previous, level, scale)
         target = (latents - mean) / std
         error = weight * (estimate.correction.float() - target).square()[:, 1:]
@@ -172,7 +174,9 @@ class DynamicsObjective(nn.Module):
         return loss, {"relative_error": loss.detach() / mean_over_views(baseline, view_mask)}
 
 
-def where_apart(starts_segment: Bool[Tensor, "batch time"], yes: Tensor, no: Tensor) -> Tensor:
+def where_segment_starts(
+    starts_segment: Bool[Tensor, "batch time"], yes: Tensor, no: Tensor
+) -> Tensor:
     """`yes` at frames that follow none, `no` at the others."""
     return torch.where(starts_segment[:, :, None, None, None, None], yes, no)
 
@@ -180,15 +184,15 @@ def where_apart(starts_segment: Bool[Tensor, "batch time"], yes: Tensor, no: Ten
 def same_segment_mask(
     starts_segment: Bool[Tensor, "batch time"],
 ) -> Bool[Tensor, "batch time time"]:
-    """Which frames belong to one stretch of frames that follow each other.
+    """Which frames belong to the same segment of consecutive frames.
 
-    >>> together(torch.tensor([[False, False, True]])).int()
+    >>> same_segment_mask(torch.tensor([[False, False, True]])).int()
     tensor([[[1, 1, 0],
              [1, 1, 0],
              [0, 0, 1]]], dtype=torch.int32)
     """
-    stretch = starts_segment.cumsum(1)
-    return stretch[:, :, None] == stretch[:, None, :]
+    segment = starts_segment.cumsum(1)
+    return segment[:, :, None] == segment[:, None, :]
 
 
 def mean_over_views(
