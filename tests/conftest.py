@@ -1,6 +1,7 @@
 """Shape checks in every test, and where real data lie."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 install_import_hook(["worldmodel", "benchmarks"], "beartype.beartype")
+
+# The base install has no PyTorch; the monitors' tests run there without these fixtures.
+pytest_plugins = ["tests.model_fixtures"] if find_spec("torch") else []
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from worldmodel.cli import main
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
-from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.datasets.trajectory import ArrayFrames, Trajectory
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.networks.confidence_heads import ConfidenceConfig
 from worldmodel.networks.dynamics import DynamicsConfig
@@ -27,23 +27,6 @@ SPLIT = {
     "untouched": [],
 }
 """Of the ten scenes, the last four are left to calibrate on."""
-
-
-@dataclass(frozen=True)
-class ArrayFrames:
-    """Frames [time, height, width, 3] held in memory."""
-
-    pixels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, window: slice) -> np.ndarray:
-        return self.pixels[window]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.pixels.shape[1], self.pixels.shape[2]
 
 
 def scene(name: str, seed: int, *, num_frames: int = NUM_FRAMES, odd: bool = False) -> Trajectory:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,7 @@ import pytest
 import simplejpeg
 
 from worldmodel.datasets.actions import CANONICAL
-from worldmodel.datasets.trajectory import Trajectory
-
-
-@dataclass(frozen=True)
-class ArrayFrames:
-    """Frames [time, height, width, 3] held in memory."""
-
-    pixels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, window: slice) -> np.ndarray:
-        return self.pixels[window]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.pixels.shape[1], self.pixels.shape[2]
+from worldmodel.datasets.trajectory import ArrayFrames, Trajectory
 
 
 def gradients(num_frames: int, height: int = 32, width: int = 48) -> np.ndarray:

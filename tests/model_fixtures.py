@@ -1,9 +1,9 @@
-"""A network with weights that matter, a small model, and a small clip store."""
+"""Fixtures that need PyTorch: a small network, a small world model, and a small clip store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import nn
 
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
-from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.datasets.trajectory import ArrayFrames, Trajectory
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.networks.confidence_heads import ConfidenceConfig
 from worldmodel.networks.dynamics import Dynamics, DynamicsConfig, FrameInputs
@@ -31,23 +31,6 @@ def fresh_accelerator() -> Iterator[None]:
     yield
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-
-
-@dataclass(frozen=True)
-class ArrayFrames:
-    """Frames [time, height, width, 3] held in memory."""
-
-    pixels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, window: slice) -> np.ndarray:
-        return self.pixels[window]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.pixels.shape[1], self.pixels.shape[2]
 
 
 def moving_square(num_frames: int, seed: int, side: int = 16) -> tuple[np.ndarray, np.ndarray]:

@@ -286,18 +286,17 @@ def test_two_processes_train_one_model(make_store: Store, tmp_path: Path) -> Non
     store = make_store([6, 7, 6, 7])
     script = tmp_path / "script.py"
     script.write_text(
-        "import importlib.util, pathlib, sys\n"
-        "spec = importlib.util.spec_from_file_location('conftest', sys.argv[1])\n"
-        "conftest = sys.modules['conftest'] = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(conftest)\n"
+        "import pathlib, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from tests.model_fixtures import MICRO\n"
         "from worldmodel.training import presets, stages\n"
-        "presets.PRESETS['micro'] = conftest.MICRO\n"
+        "presets.PRESETS['micro'] = MICRO\n"
         "store = stages.ClipStore.open(sys.argv[2])\n"
         "model = stages.train(store, 'micro', pathlib.Path(sys.argv[3]))\n"
         "print('weights', float(sum(p.double().abs().sum() for p in model.parameters())))\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    arguments = [script, Path(__file__).with_name("conftest.py"), store.path, tmp_path / "run"]
+    arguments = [script, Path(__file__).parents[2], store.path, tmp_path / "run"]
     done = subprocess.run(
         [*launch, *map(str, arguments)], capture_output=True, text=True, check=False
     )

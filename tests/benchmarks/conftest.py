@@ -1,0 +1,3 @@
+"""The small tabletop of the environments' tests."""
+
+from tests.envs.conftest import tabletop as tabletop
