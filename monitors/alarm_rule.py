@@ -255,13 +255,19 @@ class AlarmRule:
         if "region" in self.scales_:
             usual["region"] = max(self.scales_["region"].centre, MIN_SPREAD)
         if "colour" in self.scales_:
-            usual["colour"] = max(self.threshold("colour"), MIN_SPREAD)
+            usual["colour"] = max(
+                self._in_own_unit("colour", self.thresholds_[Level.NOTICE]), MIN_SPREAD
+            )
         return self.channels_.trust_map(signals, usual=usual)
 
     def threshold(self, name: str, level: Level = Level.NOTICE) -> float:
         """The score of signal `name`, in its own unit, above which it raises `level`."""
+        return self._in_own_unit(name, self.limits[level])
+
+    def _in_own_unit(self, name: str, standardised: float) -> float:
+        """The score of signal `name` behind a standardised one."""
         scale = self.scales_[name]
-        return scale.centre + scale.spread * self.limits[level]
+        return scale.centre + scale.spread * standardised
 
 
 def _maxima(scores: Scores) -> dict[str, float]:
