@@ -14,7 +14,6 @@ from worldmodel.evaluation.statistics import (
     mmrv,
     pearson,
     permutation_p_value,
-    risk_coverage,
     spearman,
     success_bounds,
     wilson_interval,
@@ -202,21 +201,3 @@ def test_unpaired_rates_are_refused(generator: np.random.Generator) -> None:
         mmrv(np.zeros(1), np.zeros(1))
     with pytest.raises(ValueError, match="must be finite"):
         spearman(np.array([0.1, np.nan]), np.zeros(2), generator=generator)
-
-
-def test_risk_coverage_is_the_mean_error_of_the_most_confident(
-    generator: np.random.Generator,
-) -> None:
-    confidence, error = generator.random(50).round(1), generator.random(50)  # with ties
-    coverage, risk = risk_coverage(confidence, error)
-    thresholds = np.unique(confidence)[::-1]
-    assert coverage == pytest.approx([(confidence >= c).mean() for c in thresholds])
-    assert risk == pytest.approx([error[confidence >= c].mean() for c in thresholds])
-
-
-def test_a_long_risk_coverage_curve_keeps_its_ends(generator: np.random.Generator) -> None:
-    confidence, error = generator.random((2, 5000))
-    coverage, risk = risk_coverage(confidence, error)
-    assert len(coverage) == 200
-    assert (coverage[0], coverage[-1]) == (1 / 5000, 1.0)
-    assert risk[-1] == pytest.approx(error.mean())
