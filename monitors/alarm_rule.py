@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int
 
-from worldmodel.monitors.causes.classifier import CauseModel
 from worldmodel.monitors.channels.channel_set import (
     CLAIMS,
     LOOKS,
@@ -119,7 +118,6 @@ class AlarmRule:
 
     def __init__(self, config: MonitorConfig) -> None:
         self.config = config
-        self.causes_: CauseModel | None = None
 
     def fit(
         self, calibration: Sequence[EpisodeSignals], *, reference: Sequence[EpisodeSignals]

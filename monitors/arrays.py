@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 
-def checked(confidence: Float[np.ndarray, "*any"]) -> Float64[np.ndarray, "*any"]:
+def require_probabilities(confidence: Float[np.ndarray, "*any"]) -> Float64[np.ndarray, "*any"]:
     """The same numbers in float64 and in [0, 1]; anything that is no probability is refused."""
     stated = confidence.astype(np.float64)
     if not np.all((stated >= -ROUNDING) & (stated <= 1 + ROUNDING)):  # catches NaN too

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
-from worldmodel.monitors.arrays import checked
+from worldmodel.monitors.arrays import require_probabilities
 
 TICKS = (0.0, 0.5, 1.0)
 """Labelled confidences of the legend."""
@@ -49,7 +49,7 @@ def upsample(
 
 def colours(confidence: Float[np.ndarray, "*any"]) -> UInt8[np.ndarray, "*any 3"]:
     """The colour of every confidence."""
-    return palette()[np.round(255 * checked(confidence)).astype(np.intp)]
+    return palette()[np.round(255 * require_probabilities(confidence)).astype(np.intp)]
 
 
 def heatmap(
@@ -101,4 +101,4 @@ def _positions(confidence: Float[np.ndarray, " *channel h w"]) -> Float64[np.nda
         raise ValueError(
             f"`confidence` must be [h, w] or [channel, h, w], got shape {confidence.shape}."
         )
-    return checked(confidence).reshape(-1, *confidence.shape[-2:]).mean(axis=0)
+    return require_probabilities(confidence).reshape(-1, *confidence.shape[-2:]).mean(axis=0)

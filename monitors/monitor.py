@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
 from worldmodel.monitors.alarm_rule import AlarmRule, MonitorConfig, held_levels
-from worldmodel.monitors.arrays import checked
+from worldmodel.monitors.arrays import require_probabilities
 from worldmodel.monitors.causes.classifier import CauseModel
 from worldmodel.monitors.causes.explain import Attribution
 from worldmodel.monitors.channels.action import RECENT
@@ -26,7 +26,7 @@ from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.claims import Claims, PredictionCheck
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.metrics.watched import WatchedEpisode
-from worldmodel.monitors.storage import load_alarm_rule, save_alarm_rule
+from worldmodel.monitors.storage import SavedMonitor, load_monitor, save_monitor
 from worldmodel.monitors.validity import MonitorMetadata, degraded, staleness, utc_now
 from worldmodel.monitors.verdict import Evidence, Level, Verdict
 
@@ -107,17 +107,17 @@ class RuntimeMonitor:
         self.alarm_rule_ = AlarmRule(self.config).fit(calibration, reference=reference)
         created, name = self.today().replace(microsecond=0), getattr(self.features, "name", None)
         self.metadata_ = replace(metadata, created=created, features=name)
-        self.alarm_rule_.causes_ = causes
-        films = [episode.frames for episode in reference if episode.frames is not None]
-        if len(films) == len(reference):
-            sensor.mounting = CameraSetupCheck().fit(films)
+        self.causes_ = causes
+        videos = [episode.frames for episode in reference if episode.frames is not None]
+        if len(videos) == len(reference):
+            sensor.mounting = CameraSetupCheck().fit(videos)
         self._start(sensor)
         return self
 
     def _start(self, sensor: SensorChannel) -> None:
         self.frame_shape_, self._sensor = sensor.frame_shape, sensor
         cameras = self.metadata_.cameras or ()
-        self._attribution = Attribution(self.alarm_rule_, self.alarm_rule_.causes_, cameras)
+        self._attribution = Attribution(self.alarm_rule_, self.causes_, cameras)
         self.reset()
 
     def sibling(self) -> RuntimeMonitor:
@@ -251,7 +251,8 @@ class RuntimeMonitor:
         if self.features is not None:
             pooled, positions = (require_floats("features", p)[None] for p in self.features(frame))
         if imagined is not None:
-            confidence = checked(require_floats("confidence", imagined.confidence)[None])
+            stated = require_floats("confidence", imagined.confidence)[None]
+            confidence = require_probabilities(stated)
             horizon = np.array([require_integer("horizon", imagined.horizon)])
             if imagined.error_ratio is not None:
                 ratio = require_floats("error_ratio", imagined.error_ratio)[None]
@@ -292,7 +293,8 @@ class RuntimeMonitor:
     def save(self, folder: str | Path) -> None:
         """Write everything but the feature function."""
         require_fitted(self, "alarm_rule_")
-        save_alarm_rule(self.alarm_rule_, self._sensor, Path(folder), self.metadata_)
+        saved = SavedMonitor(self.alarm_rule_, self._sensor, self.metadata_, self.causes_)
+        save_monitor(saved, Path(folder))
 
     @classmethod
     def load(
@@ -311,13 +313,14 @@ class RuntimeMonitor:
             ValueError: a file is corrupt, or the monitor was fitted for another model, for actions
                 of another meaning, or with features of another name, where both sides say.
         """
-        alarm_rule, sensor, metadata = load_alarm_rule(Path(folder))
+        saved = load_monitor(Path(folder))
         name = getattr(features, "name", None)
         use = MonitorMetadata(model_hash=model_hash, action_spec=action_spec, features=name)
-        metadata.check_fits(str(folder), use)
-        monitor = cls(alarm_rule.config, features=features, deadline_s=deadline_s)
-        monitor.alarm_rule_, monitor.metadata_ = alarm_rule, metadata
-        monitor._start(sensor)
+        saved.metadata.check_fits(str(folder), use)
+        monitor = cls(saved.alarm_rule.config, features=features, deadline_s=deadline_s)
+        monitor.alarm_rule_, monitor.metadata_ = saved.alarm_rule, saved.metadata
+        monitor.causes_ = saved.causes
+        monitor._start(saved.sensor)
         return monitor
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,26 +38,35 @@ MOUNTING = "mounting/"
 JSON_NAME, ARRAYS_NAME = "monitor.json", "monitor.safetensors"
 
 
-def save_alarm_rule(
-    alarm_rule: AlarmRule, sensor: SensorChannel, folder: Path, metadata: MonitorMetadata
-) -> None:
-    """Write `alarm_rule`, what the sensor channel knows and where they come from.
+@dataclass(frozen=True)
+class SavedMonitor:
+    """Everything of a fitted monitor that is stored."""
 
-    Both files are written whole beside those of an earlier monitor, which stays usable until they
-    take its place, one after the other; a kill between the two leaves a monitor that is refused.
+    alarm_rule: AlarmRule
+    sensor: SensorChannel
+    metadata: MonitorMetadata
+    causes: CauseModel | None = None
+
+
+def save_monitor(saved: SavedMonitor, folder: Path) -> None:
+    """Write a monitor's two files, replacing an earlier monitor in `folder`.
+
+    Both are written next to the old files first and then moved into place one by one. A kill before
+    the moves keeps the old monitor; a kill between them leaves a pair that `load_monitor` refuses.
     """
     from safetensors.numpy import save
 
     folder.mkdir(parents=True, exist_ok=True)
+    alarm_rule, sensor = saved.alarm_rule, saved.sensor
     maxima = {} if alarm_rule.maxima_ is None else {MAXIMA: alarm_rule.maxima_}
-    causes = {} if alarm_rule.causes_ is None else alarm_rule.causes_.arrays()
+    causes = {} if saved.causes is None else saved.causes.arrays()
     mounting = {} if sensor.mounting is None else sensor.mounting.arrays()
     named = {CAUSES + name: np.ascontiguousarray(array) for name, array in causes.items()}
     named |= {MOUNTING + name: np.ascontiguousarray(array) for name, array in mounting.items()}
     arrays = save(_arrays(alarm_rule.channels_) | maxima | named)
     fields = {
         "format": FORMAT,
-        **metadata.as_dict(),
+        **saved.metadata.as_dict(),
         "frame_shape": sensor.frame_shape,
         "rate_hz": sensor.rate_hz,
         "config": asdict(alarm_rule.config),
@@ -76,8 +85,13 @@ def save_alarm_rule(
     _replace({folder / ARRAYS_NAME: arrays, folder / JSON_NAME: text.encode()})
 
 
-def load_alarm_rule(folder: Path) -> tuple[AlarmRule, SensorChannel, MonitorMetadata]:
-    """The judge and the sensor channel that `save_alarm_rule` wrote, and where they come from."""
+def load_monitor(folder: Path) -> SavedMonitor:
+    """Read what `save_monitor` wrote.
+
+    Raises:
+        FileNotFoundError: `folder` holds no monitor.
+        ValueError: a file is corrupt, changed, or of another format.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -95,10 +109,10 @@ def load_alarm_rule(folder: Path) -> tuple[AlarmRule, SensorChannel, MonitorMeta
         if hashlib.sha256(blob).hexdigest() != fields["arrays_sha256"]:
             raise ValueError(f"{ARRAYS_NAME} is not the file that {JSON_NAME} was written with")
         arrays = load(blob)
-        sensor = _sensor(fields, arrays)
-        alarm_rule = _judge(fields, arrays)
+        sensor, causes = _sensor(fields, arrays), _causes(arrays)
+        alarm_rule = _alarm_rule(fields, arrays)
         _check_numbers(alarm_rule)
-        return alarm_rule, sensor, MonitorMetadata.from_dict(fields)
+        return SavedMonitor(alarm_rule, sensor, MonitorMetadata.from_dict(fields), causes)
     except (ValueError, LookupError, TypeError, AttributeError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
@@ -116,21 +130,30 @@ def _arrays(channels: Channels) -> dict[str, np.ndarray]:
     }
 
 
+def _take(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Remove the arrays whose names start with `prefix`; return them without it."""
+    names = [name for name in arrays if name.startswith(prefix)]
+    return {name.removeprefix(prefix): arrays.pop(name) for name in names}
+
+
+def _causes(arrays: dict[str, np.ndarray]) -> CauseModel | None:
+    """The cause model, if one was saved; its arrays leave `arrays`."""
+    parts = _take(arrays, CAUSES)
+    return CauseModel.from_arrays(parts) if parts else None
+
+
 def _sensor(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> SensorChannel:
-    """Takes its arrays out of `arrays`."""
-    names = [name for name in arrays if name.startswith(MOUNTING)]
-    parts = {name.removeprefix(MOUNTING): arrays.pop(name) for name in names}
+    """The sensor channel; its arrays leave `arrays`."""
+    parts = _take(arrays, MOUNTING)
     mounting = CameraSetupCheck.from_arrays(parts) if parts else None
     shape = tuple(fields["frame_shape"])
     rows = MonitorMetadata.from_dict(fields).action_rows
     return SensorChannel(shape, rate_hz=fields.get("rate_hz"), mounting=mounting, action_rows=rows)
 
 
-def _judge(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> AlarmRule:
+def _alarm_rule(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> AlarmRule:
     config = MonitorConfig(**fields["config"])
     maxima = arrays.pop(MAXIMA, None)
-    names = [name for name in arrays if name.startswith(CAUSES)]
-    causes = {name.removeprefix(CAUSES): arrays.pop(name) for name in names}
     parts: dict[str, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
         part, key = name.split(".")
@@ -154,7 +177,6 @@ def _judge(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> AlarmRul
         fields["num_reference"],
         fields["num_calibration"],
     )
-    alarm_rule.causes_ = CauseModel.from_arrays(causes) if causes else None
     alarm_rule.max_frames_, alarm_rule.maxima_ = fields["max_frames"], maxima
     return alarm_rule
 

@@ -271,7 +271,7 @@ def causes(
     kept = [groups[name][i] for i in fitted]
     monitor = Fit(kept[::2], kept[1::2]).monitor
     monitor.features = features
-    monitor.alarm_rule_.causes_ = fit_causes([film.frames for film in kept[::2]])
+    monitor.causes_ = fit_causes([film.frames for film in kept[::2]])
     monitor = monitor.sibling()  # which starts with the causes
     familiar = {film.episode for film in kept}
     for shown, others in groups.items():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float64
 
-from worldmodel.monitors.arrays import checked
+from worldmodel.monitors.arrays import require_probabilities
 from worldmodel.monitors.channels.action import ActionChannel
 from worldmodel.monitors.channels.appearance import AppearanceChannel, region_score
 from worldmodel.monitors.channels.colour import ColourChannel
@@ -111,7 +111,7 @@ class Channels:
             maps.append(usual["region"] / places[0].clip(usual["region"]))
         imagined = signals.imagined()
         if imagined:
-            maps.append(position_means(checked(imagined[1]))[0])
+            maps.append(position_means(require_probabilities(imagined[1]))[0])
         if len(maps) == 2 and maps[0].shape != maps[1].shape:
             raise ValueError(
                 "`positions` and `confidence` must describe the same latent positions, "

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
-from worldmodel.monitors.arrays import checked
+from worldmodel.monitors.arrays import require_probabilities
 from worldmodel.monitors.channels.horizon_scale import HorizonScale
 from worldmodel.monitors.channels.regions import position_means, window_means
 from worldmodel.monitors.errors import require_fitted
@@ -94,6 +94,6 @@ class ConfidenceChannel:
         return channel
 
     def _signals(self, confidence: Float[np.ndarray, " n *map"]) -> Float64[np.ndarray, "n 2"]:
-        confidence = checked(confidence)
+        confidence = require_probabilities(confidence)
         share = low_confidence_share(confidence, self.threshold)
         return np.stack([share, 1.0 - worst_region(confidence, self.region)], axis=-1)

@@ -60,7 +60,7 @@ class Learned:
         """Features to score; what was learned moves to their device."""
         require_fitted(self, self.LEARNED[0])
         first = getattr(self, self.LEARNED[0])
-        rows = checked(features, first.shape[-1])
+        rows = require_features(features, first.shape[-1])
         if first.device != rows.device:
             for name in self.LEARNED:
                 setattr(self, name, getattr(self, name).to(rows.device))
@@ -76,7 +76,7 @@ class Mahalanobis(Learned):
 
     def fit(self, features: Float[Array, "*n d"]) -> Mahalanobis:
         """Learn from familiar features."""
-        self.mean_, self.whitener_ = fit_whitening(flat_rows(features))
+        self.mean_, self.whitener_ = batched_whitening(flat_rows(features))
         return self
 
     def score(self, features: Float[Array, "*n d"]) -> Float64[Array, "*n"]:
@@ -99,10 +99,10 @@ class PositionGaussian(Learned):
 
     def fit(self, features: Float[Array, "n *place d"]) -> PositionGaussian:
         """Learn from the maps of familiar frames."""
-        rows = checked(features, features.shape[-1])
+        rows = require_features(features, features.shape[-1])
         if len(rows) < 2:
             raise ValueError(f"`features` needs at least 2 frames, got {len(rows)}.")
-        self.mean_, self.whitener_ = fit_whitening(rows.movedim(0, -2))
+        self.mean_, self.whitener_ = batched_whitening(rows.movedim(0, -2))
         return self
 
     def score(self, features: Float[Array, "n *place d"]) -> Float64[Array, " n *place"]:
@@ -135,9 +135,9 @@ class RelativeMahalanobis(Learned):
         num_groups = int(index.max()) + 1
         if num_groups < 2:
             raise ValueError("`groups` must name at least 2 groups, got 1; use Mahalanobis.")
-        self.mean_, self.whitener_ = fit_whitening(rows)
+        self.mean_, self.whitener_ = batched_whitening(rows)
         self.group_means_ = torch.stack([rows[index == k].mean(0) for k in range(num_groups)])
-        _, self.group_whitener_ = fit_whitening(rows - self.group_means_[index])
+        _, self.group_whitener_ = batched_whitening(rows - self.group_means_[index])
         return self
 
     def score(self, features: Float[Array, "*n d"]) -> Float64[Array, "*n"]:
@@ -249,7 +249,7 @@ class PytorchOod:
     def score(self, features: Float[Array, "*n d"]) -> Float64[Array, "*n"]:
         """The detector's own scores."""
         require_fitted(self, "num_features_")
-        rows = checked(features, self.num_features_)
+        rows = require_features(features, self.num_features_)
         scores = self.detector.predict_features(rows.reshape(-1, rows.shape[-1]).float())
         if scores.numel() != rows.shape[:-1].numel():
             raise ValueError(
@@ -259,7 +259,7 @@ class PytorchOod:
         return like(features, scores.detach().to(rows).reshape(rows.shape[:-1]))
 
 
-def checked(features: Float[Array, "*n d"], num_features: int) -> Float64[Tensor, "*n d"]:
+def require_features(features: Float[Array, "*n d"], num_features: int) -> Float64[Tensor, "*n d"]:
     """The same numbers as a float64 tensor; refused if another detector's, or not finite."""
     if features.shape[-1] != num_features:
         raise ValueError(
@@ -273,7 +273,7 @@ def checked(features: Float[Array, "*n d"], num_features: int) -> Float64[Tensor
 
 def flat_rows(features: Float[Array, "*n d"]) -> Float64[Tensor, "rows d"]:
     """All features as rows, checked for a fit."""
-    rows = checked(features, features.shape[-1]).reshape(-1, features.shape[-1])
+    rows = require_features(features, features.shape[-1]).reshape(-1, features.shape[-1])
     if len(rows) < 2:
         raise ValueError(f"`features` needs at least 2 rows, got {len(rows)}.")
     return rows
@@ -301,18 +301,18 @@ def like(features: Array, scores: Tensor) -> Array:
     return scores if isinstance(features, Tensor) else scores.numpy()
 
 
-def fit_whitening(
+def batched_whitening(
     rows: Float64[Tensor, "*place n d"],
 ) -> tuple[Float64[Tensor, "*place d"], Float64[Tensor, "*place d d"]]:
     """`gaussian.fit_whitening` in torch, for each place on its own."""
     mean, scale = rows.mean(-2), deviation(rows)
-    covariance = ledoit_wolf((rows - mean[..., None, :]) / scale[..., None, :])
+    covariance = batched_ledoit_wolf((rows - mean[..., None, :]) / scale[..., None, :])
     covariance = covariance + RIDGE * torch.eye(rows.shape[-1]).to(rows)
     whitener = torch.linalg.inv(torch.linalg.cholesky(covariance))
     return mean, whitener / scale[..., None, :]
 
 
-def ledoit_wolf(centred: Float64[Tensor, "*place n d"]) -> Float64[Tensor, "*place d d"]:
+def batched_ledoit_wolf(centred: Float64[Tensor, "*place n d"]) -> Float64[Tensor, "*place d d"]:
     """Covariance of centred rows, shrunk towards a multiple of the identity (2004)."""
     n, d = centred.shape[-2:]
     covariance = centred.mT @ centred / n

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from worldmodel.monitors.arrays import checked
+from worldmodel.monitors.arrays import require_probabilities
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.guarantees.episode_threshold import episodes_needed, smallest_alpha
 from worldmodel.monitors.reliability.measures import ReliabilityBins, bin_forecasts
@@ -70,7 +70,7 @@ class RiskControl:
     def trusted(self, confidence: Float[np.ndarray, "*any"]) -> Bool[np.ndarray, "*any"]:
         """Which subpatches may be trusted."""
         require_fitted(self, "threshold_")
-        return np.asarray(checked(confidence) >= self.threshold_)
+        return np.asarray(require_probabilities(confidence) >= self.threshold_)
 
 
 def risk_controls(

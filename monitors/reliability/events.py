@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
-from worldmodel.monitors.arrays import checked
+from worldmodel.monitors.arrays import require_probabilities
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.reliability.recalibration import MIN_EPISODES, band_index, horizon_bands
 
@@ -61,7 +61,7 @@ def expected_error(
     >>> expected_error(np.array([[0.5, 1.0], [0.0, 0.0]]), (0.5, 1.0)).tolist()
     [0.5, 1.0]
     """
-    stated = checked(confidence)
+    stated = require_probabilities(confidence)
     below = np.concatenate([np.zeros_like(stated[..., :1]), stated[..., :-1]], axis=-1)
     return (1 - (below + stated) / 2) @ np.diff(epsilons, prepend=0.0)
 

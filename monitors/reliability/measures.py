@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 from numpy.typing import ArrayLike
 
-from worldmodel.monitors.arrays import checked
+from worldmodel.monitors.arrays import require_probabilities
 
 MIN_MASS = 1e-3
 """Bins with less than this share of all forecasts do not count for the maximum calibration
@@ -72,7 +72,7 @@ def bin_rows(
 ) -> ReliabilityBins:
     """Bin every row on its own: the result has the row as its leading axis."""
     rows = len(confidence)
-    stated = checked(confidence).reshape(rows, -1)
+    stated = require_probabilities(confidence).reshape(rows, -1)
     came_true = correct.reshape(rows, -1).astype(np.float64)
     bin_index = np.minimum((stated * num_bins).astype(np.intp), num_bins - 1)
     index = (bin_index + num_bins * np.arange(rows)[:, None]).ravel()

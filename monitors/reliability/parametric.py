@@ -8,7 +8,7 @@ from typing import ClassVar, TypeVar
 import numpy as np
 from jaxtyping import Float, Float64, Shaped
 
-from worldmodel.monitors.arrays import checked
+from worldmodel.monitors.arrays import require_probabilities
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.reliability.measures import ReliabilityBins
 
@@ -58,7 +58,7 @@ class BetaRecalibration:
         from scipy.special import expit
 
         require_fitted(self, "coefficients_")
-        return expit(_terms(checked(confidence)) @ self.coefficients_)
+        return expit(_terms(require_probabilities(confidence)) @ self.coefficients_)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything learned, as plain arrays."""
@@ -99,7 +99,11 @@ def weighed(
     if not len(confidence) or mass.min() < 0 or not mass.sum() > 0:
         raise ValueError("`weight` must not be negative, and some forecast must have a weight.")
     counts = mass > 0
-    return checked(confidence)[counts], checked(correct.astype(np.float64))[counts], mass[counts]
+    return (
+        require_probabilities(confidence)[counts],
+        require_probabilities(correct.astype(np.float64))[counts],
+        mass[counts],
+    )
 
 
 def bin_means(

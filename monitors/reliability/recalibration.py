@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Shaped
 
-from worldmodel.monitors.arrays import checked
+from worldmodel.monitors.arrays import require_probabilities
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.reliability.counts import Reliability
 from worldmodel.monitors.reliability.measures import ReliabilityBins
@@ -75,7 +75,7 @@ class IsotonicRecalibration:
     def predict(self, confidence: Float[np.ndarray, "*any"]) -> Float64[np.ndarray, "*any"]:
         """Recalibrated confidence."""
         require_fitted(self, "knots_")
-        return np.interp(checked(confidence), self.knots_, self.frequencies_)
+        return np.interp(require_probabilities(confidence), self.knots_, self.frequencies_)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything learned, as plain arrays."""

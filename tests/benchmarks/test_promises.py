@@ -17,7 +17,7 @@ from worldmodel.monitors.guarantees.episode_threshold import (
     episodes_needed,
     smallest_alpha,
 )
-from worldmodel.monitors.storage import load_alarm_rule, save_alarm_rule
+from worldmodel.monitors.storage import SavedMonitor, load_monitor, save_monitor
 from worldmodel.monitors.validity import MonitorMetadata
 
 
@@ -105,13 +105,14 @@ def test_delta_is_stored_and_monitors_from_before_it_still_load(tmp_path: Path) 
     rng = np.random.default_rng(1)
     config = MonitorConfig(alpha_notice=0.3, alpha_degrade=0.2, alpha_stop=0.1, delta=0.05)
     judge = AlarmRule(config).fit(signals(rng, 30), reference=signals(rng, 8))
-    save_alarm_rule(judge, SensorChannel((4, 4, 3)), tmp_path, MonitorMetadata())
-    assert load_alarm_rule(tmp_path)[0].config == config
+    saved = SavedMonitor(judge, SensorChannel((4, 4, 3)), MonitorMetadata())
+    save_monitor(saved, tmp_path)
+    assert load_monitor(tmp_path).alarm_rule.config == config
     stored = json.loads((tmp_path / "monitor.json").read_text())
     del stored["config"]["delta"]
     stored["format"] = 1
     (tmp_path / "monitor.json").write_text(json.dumps(stored))
-    assert load_alarm_rule(tmp_path)[0].config == replace(config, delta=None)
+    assert load_monitor(tmp_path).alarm_rule.config == replace(config, delta=None)
 
 
 def test_config_for_few_episodes_keeps_delta() -> None:

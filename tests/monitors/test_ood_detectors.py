@@ -15,8 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler, normalize
 
-from worldmodel.monitors.channels.gaussian import RIDGE
-from worldmodel.monitors.channels.gaussian import fit_whitening as fit_whitening_numpy
+from worldmodel.monitors.channels.gaussian import RIDGE, fit_whitening
 from worldmodel.monitors.channels.ood_detectors import (
     Mahalanobis,
     NearestNeighbours,
@@ -24,7 +23,7 @@ from worldmodel.monitors.channels.ood_detectors import (
     PositionGaussian,
     PytorchOod,
     RelativeMahalanobis,
-    fit_whitening,
+    batched_whitening,
     group_index,
 )
 from worldmodel.monitors.errors import NotFittedError
@@ -237,7 +236,7 @@ def test_whitening_is_the_one_in_numpy(n: int) -> None:
     rows = familiar(0, n)[0]
     rows[:, 2] = 5.0
     for ours, theirs in zip(
-        fit_whitening(torch.from_numpy(rows)), fit_whitening_numpy(rows), strict=True
+        batched_whitening(torch.from_numpy(rows)), fit_whitening(rows), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 

@@ -15,11 +15,11 @@ from worldmodel.monitors import (
     EpisodeSignals,
     Level,
     MonitorConfig,
-    MonitorMetadata,
     RuntimeMonitor,
 )
 from worldmodel.monitors.replay import RecordedStep, replay
 from worldmodel.monitors.storage import MAXIMA, _json_hash
+from worldmodel.monitors.validity import MonitorMetadata
 
 SHAPE = (8, 8, 3)
 CREATED = datetime(2030, 1, 1, 12, tzinfo=UTC)
