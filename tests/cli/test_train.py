@@ -72,7 +72,7 @@ def test_a_run_stopped_twice_ends_where_a_run_in_one_go_does(data: Path, tmp_pat
     out, err = stopped.communicate(timeout=60)
     assert stopped.returncode == 0, err
     assert out.startswith("Stopped at SIGTERM, after step ")
-    assert out.endswith("; the same command goes on from there.\n")
+    assert out.endswith("; run the same command to resume.\n")
 
     killed = launch(command(data, tmp_path / "stopped"))
     wait_for(tmp_path / "stopped" / "confidence" / "step-5", killed)

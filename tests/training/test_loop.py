@@ -138,8 +138,8 @@ def terminate(loss: Tensor) -> Tensor:
 def test_sigterm_stops_after_the_step_with_a_checkpoint(uninterrupted: Toy, tmp_path: Path) -> None:
     """Between checkpoints: the signal comes in the fourth step."""
     message = (
-        rf"^Stopped at SIGTERM, after step 4 of 7 of stage '{tmp_path.name}'; the same command "
-        r"goes on from there\.$"
+        rf"^Stopped at SIGTERM, after step 4 of 7 of stage '{tmp_path.name}'; run the same "
+        r"command to resume\.$"
     )
     with Stop() as stop, pytest.raises(TrainingStopped, match=message):
         fit(Toy(at=3, event=terminate), Rows(), CONFIG, tmp_path, stop=stop)
@@ -302,11 +302,11 @@ def test_events_of_a_killed_run_do_not_appear_twice(tmp_path: Path) -> None:
         ),
         (
             lambda: StepSampler(0, CONFIG, start=0, process=0, processes=1),
-            r"^`num_items` must be positive: there is nothing to train on\.$",
+            r"^`num_items` must be positive, got 0: the dataset is empty\.$",
         ),
         (
             lambda: StepSampler(9, CONFIG, start=0, process=0, processes=5),
-            r"^`batch_size` 4 cannot be split over 5 processes\.$",
+            r"^`batch_size` must be at least the number of processes, 5, got 4\.$",
         ),
     ],
 )

@@ -103,7 +103,7 @@ def test_episodes_of_both_trainings_are_known(
     ("options", "message"),
     [
         ({"stage": "head"}, r"`stage` must be one of \['tokenizer', .*\], got 'head'\."),
-        ({"stage": "judge", "restart": "dynamics"}, "`restart` must be the one stage"),
+        ({"stage": "judge", "restart": "dynamics"}, "`restart` must equal `stage`"),
         ({"model": "tabletop"}, '`model` needs `stage` "confidence" or "judge".*, got None'),
         ({"model": "tabletop", "stage": "dynamics"}, "`model` needs .*got 'dynamics'"),
         ({"model": "nowhere", "stage": "confidence"}, "No checkpoint in 'nowhere'"),

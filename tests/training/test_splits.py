@@ -50,7 +50,7 @@ def test_one_episode_is_too_few(
 ) -> None:
     store = make_store([6])
     store.add(make_trajectory("copy", 6, 0))
-    message = r"^`data` needs at least 2 different episodes to train on, got 1 in .*data\.zarr\.$"
+    message = r"^`data` needs at least 2 different episodes to train on, got 1 in .*data\.zarr;"
     with pytest.raises(ValueError, match=message):
         split_episodes(store, (0.65, 0.15))
 

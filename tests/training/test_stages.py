@@ -50,9 +50,9 @@ def test_short_episodes_are_refused_before_anything_is_trained(
     monkeypatch.setitem(PRESETS, "micro", replace(preset, **changes))
     store = make_store([6, 7, 6, 7])
     message = (
-        rf"^Stage '{stage}' needs episodes of at least {needed} frames, but all [1-3] dealt to it "
-        r"from .*data\.zarr are shorter \(the longest has 7\); add longer episodes or choose a "
-        r"preset of shorter clips\.$"
+        rf"^Stage '{stage}' needs episodes of at least {needed} frames, but all [1-3] of its "
+        r"split from .*data\.zarr are shorter \(the longest has 7\); add longer episodes or choose "
+        r"a preset with shorter clips\.$"
     )
     with pytest.raises(ValueError, match=message):
         train(store, "micro", tmp_path / "run")
@@ -252,7 +252,7 @@ def test_another_preset_data_or_stage_is_refused(
         train(store, "micro-2", folder)
     with pytest.raises(
         ValueError,
-        match=r"^'.*run' holds a run on other episodes than .*other\.zarr holds now; continue it "
+        match=r"^'.*run' holds a run on other episodes than those of .*other\.zarr; continue it "
         r"with the same data, or give another `out`\.$",
     ):
         train(make_store([6, 6, 7], "other.zarr"), "micro", folder)

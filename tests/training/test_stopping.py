@@ -28,7 +28,7 @@ def test_time_is_up_after_max_hours(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0 + 1799
     stop.check("early")
     now = 1000.0 + 1801
-    message = r"^Stopped after `--max-hours 0\.5`, late; the same command goes on from there\.$"
+    message = r"^Stopped after `--max-hours 0\.5`, late; run the same command to resume\.$"
     with pytest.raises(TrainingStopped, match=message):
         stop.check("late")
 

@@ -111,7 +111,7 @@ def test_every_size_from_11_pixels_has_its_scales() -> None:
         pictures = draw_pictures(88, 88)[..., :side, :]
         pictures = F.interpolate(pictures, (side, side))
         assert structural_similarity(pictures, pictures).item() == pytest.approx(1, abs=1e-6)
-    with pytest.raises(ValueError, match=r"^`structure` compares .* at least 11 .*, got 10; set"):
+    with pytest.raises(ValueError, match=r"^`structure` needs .* at least 11 .*, got 10; set"):
         structural_similarity(torch.zeros(1, 3, 10, 40), torch.zeros(1, 3, 10, 40))
 
 

@@ -134,14 +134,14 @@ def test_scale_is_zero_for_unit_latents_and_alike_up_and_down() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"moving": -1.0}, r"no negative weight, got \{'moving': -1\.0\}\.$"),
-        ({"structure": float("nan")}, r"no negative weight, got \{'structure': nan\}\.$"),
+        ({"moving": -1.0}, r"must not be negative, got \{'moving': -1\.0\}\.$"),
+        ({"structure": float("nan")}, r"must not be negative, got \{'structure': nan\}\.$"),
         (
             {"absolute": 0.0, "squared": 0.0, "structure": 0.0, "perceptual": 0.0},
-            r"compare pictures by something: one of `absolute`, .* must be above 0\.$",
+            r"needs one of `absolute`, .* above 0, got 0 for all\.$",
         ),
     ],
 )
 def test_losses_that_compare_nothing_are_refused(changes: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=rf"^`TokenizerLoss` must .*{message}"):
+    with pytest.raises(ValueError, match=rf"`TokenizerLoss` {message}"):
         TokenizerLoss(**changes)

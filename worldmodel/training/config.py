@@ -1,4 +1,4 @@
-"""How one stage is trained, and how its arithmetic is done."""
+"""Configuration of a training stage: loop, learning rates, precision and memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How one stage is trained."""
+    """Training loop of one stage."""
 
     steps: int
     """Optimiser steps."""
@@ -20,20 +20,20 @@ class LoopConfig:
     muon_learning_rate: float | None = None
     """Peak learning rate of Muon for hidden matrices; None trains everything with AdamW."""
     warmup: int = 50
-    """Steps of linear warm-up; afterwards the rate falls as a cosine to a twentieth."""
+    """Steps of linear warm-up; a cosine schedule then decays the rate to 5% of its peak."""
     weight_decay: float = 0.01
     """Decoupled weight decay."""
     clip_norm: float = 1.0
-    """Largest gradient norm."""
+    """Gradients are clipped to this norm."""
     average_decay: float = 0.999
     """Decay of the exponential moving average of the weights."""
     curriculum: tuple[tuple[float, int], ...] = ()
-    """(share of the steps, frames): from that share of the steps on, clips are cut to so many
-    frames, somewhere in them; empty: clips stay whole."""
+    """(share of the steps, frames): from that share of the steps on, each batch is cropped to this
+    many frames at a random position; empty: full clips."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
     validate_every: int = 200
-    """Steps between looks at held-out clips; the last step is always followed by one."""
+    """Steps between validations on held-out clips; the last step is always validated."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,12 +57,12 @@ class LoopConfig:
             )
 
     def learning_rate_factor(self, step: int) -> float:
-        """Share of the peak rate at `step`."""
+        """Learning rate at `step`, as a share of its peak."""
         warm = min(1.0, (step + 1) / max(self.warmup, 1))
         return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
 
     def clip_frames(self, step: int) -> int | None:
-        """Frames that clips are cut to at `step`; None: they stay whole.
+        """Number of frames that clips are cropped to at `step`; None: full clips.
 
         >>> config = LoopConfig(steps=10, batch_size=1, curriculum=((0.0, 4), (0.5, 8)))
         >>> [config.clip_frames(step) for step in (0, 4, 5, 9)]
@@ -76,15 +76,18 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Computing:
-    """How the arithmetic is done: this changes speed and memory, and the result by rounding."""
+    """Numerical precision, activation checkpointing and compilation.
+
+    They change speed and memory, and the result only by rounding.
+    """
 
     precision: str = "no"
     """"no" (float32) or "bf16" (matrix products in bfloat16, weights in float32)."""
     checkpoint_blocks: bool = False
-    """Compute each block of the dynamics again on the way back instead of keeping what is in it:
-    much less memory, about a third more time."""
+    """Recompute the activations of each dynamics block in the backward pass: much less memory,
+    about a third more time."""
     compile_blocks: bool = False
-    """`torch.compile` each block of the dynamics: pays on a GPU, after minutes of compiling."""
+    """`torch.compile` each dynamics block: faster on a GPU, after minutes of compilation."""
 
     def __post_init__(self) -> None:
         if self.precision not in ("no", "bf16"):

@@ -1,4 +1,4 @@
-"""Floating-point operations: how many a step of training asks for, how many a device can do."""
+"""Floating-point operations of a training step, and the peak throughput of a device."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from worldmodel.training.randomness import step_randomness
 
 PROBES = 3
-"""Steps counted: what an objective computes may depend on what it draws."""
+"""Steps to average over: an objective's work may depend on its random numbers."""
 
 
 def flops_per_item(objective: nn.Module, item: Any, *, precision: str) -> float:
-    """Operations of a forward and a backward pass over a batch of one, averaged over draws.
+    """Operations of a forward and backward pass on a batch of one, averaged over random numbers.
 
-    Only matrix products, convolutions and attention count, and nothing that is computed again.
-    The objective's gradients are dropped; its buffers may have moved.
+    Only matrix products, convolutions and attention count; recomputed activations do not. Clears
+    the objective's gradients and may change its buffers.
     """
     device = next(objective.parameters()).device
     total = 0
@@ -36,7 +36,7 @@ def flops_per_item(objective: nn.Module, item: Any, *, precision: str) -> float:
 
 @cache
 def peak_flops(device: torch.device, precision: str) -> float:
-    """Operations per second of a large matrix product on `device`: the best of three, measured."""
+    """Measured operations per second of a large matrix product on `device`, best of three."""
     size = 8192 if device.type == "cuda" else 512
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a = torch.ones((size, size), device=device, dtype=dtype)
@@ -51,6 +51,6 @@ def peak_flops(device: torch.device, precision: str) -> float:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until `device` has done what it was given."""
+    """Wait until `device` has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,8 +1,8 @@
-"""One training loop for every stage: on any number of processes, resumed after any stop.
+"""Training loop shared by all stages: distributed and resumable.
 
-A step is a function of the weights, the data and (seed, step): what is random in it comes from
-generators seeded by these two, and the same on every process, so that neither a stop nor the
-number of processes changes a run by more than rounding.
+A step is a function of the weights, the data and (seed, step). All random numbers come from
+generators seeded with these two, identically on every process. Interrupting a run or changing the
+number of processes therefore changes the result only by rounding.
 """
 
 from __future__ import annotations
@@ -40,36 +40,37 @@ from worldmodel.training.state import TrainingState, resume, save_checkpoint
 from worldmodel.training.stopping import Stop, TrainingStopped
 
 Validate = Callable[[Any, int], None]
-"""Shows how good the objective's parts are: writes to a TensorBoard writer, at a step."""
+"""Validation of the objective's networks: `validate(writer, step)` logs to TensorBoard."""
 
 
 @runtime_checkable
 class Items(Protocol):
-    """What batches are drawn from."""
+    """Dataset that batches are sampled from."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any: ...
 
     def collate(self, items: list[Any]) -> Any:
-        """A batch, which has a length, `.to(device)` and slices."""
+        """Stack items into a batch that has a length, `.to(device)` and slicing."""
 
 
 class NonFiniteLossError(ValueError):
-    """The loss or its gradient became NaN or infinite."""
+    """The loss or its gradient is NaN or infinite."""
 
 
 class StepSampler(Sampler[list[int]]):
-    """Indices of each step's batch, drawn from (seed, step) alone and split over processes."""
+    """Sampler of batch indices: seeded by (seed, step) and split over processes."""
 
     def __init__(
         self, num_items: int, config: LoopConfig, *, start: int, process: int, processes: int
     ) -> None:
         if num_items == 0:
-            raise ValueError("`num_items` must be positive: there is nothing to train on.")
+            raise ValueError("`num_items` must be positive, got 0: the dataset is empty.")
         if processes > config.batch_size:
             raise ValueError(
-                f"`batch_size` {config.batch_size} cannot be split over {processes} processes."
+                f"`batch_size` must be at least the number of processes, {processes}, got "
+                f"{config.batch_size}."
             )
         self.num_items, self.config = num_items, config
         self.start, self.process, self.processes = start, process, processes
@@ -97,21 +98,22 @@ def fit(
     """Train `objective` on `dataset` and return it with its averaged weights, in evaluation mode.
 
     Args:
-        objective: Its `forward(batch, draws)` gives the loss to minimise and figures to log.
-        dataset: Items to draw batches from.
-        config: Steps, batch size and rates.
-        folder: For checkpoints and TensorBoard events; one with a checkpoint is resumed. Its name
-            is that of the stage, for people.
-        computing: Precision and what to trade memory for; None: plain float32.
+        objective: Its `forward(batch, randomness)` returns the loss and metrics to log.
+        dataset: Items to sample batches from.
+        config: Steps, batch size and learning rates.
+        folder: Checkpoints and TensorBoard events; an existing checkpoint is resumed. The folder's
+            name is the stage name in messages.
+        computing: Precision, activation checkpointing and compilation; None: plain float32.
         stop: When to stop early; None: never.
-        validate: Called now and then on the main process, when `objective` has averaged weights.
+        validate: Called every `validate_every` steps on the main process, after `objective` has
+            received the averaged weights.
 
     Raises:
-        NonFiniteLossError: loss or gradient became NaN or infinite; the last checkpoint is kept.
-        TrainingStopped: `stop` had a reason; a checkpoint of the last step was saved.
+        NonFiniteLossError: the loss or gradient is NaN or infinite; the last checkpoint is kept.
+        TrainingStopped: `stop` asked to stop; a checkpoint of the last step is saved.
     """
     computing, stop = computing or Computing(), stop or Stop()
-    # `objective` stays whole: a copy is trained, and it gets the averaged weights.
+    # Train a copy, which may be sharded; `objective` itself receives the averaged weights.
     objective.to(all_processes().device).eval()
     model, state = prepare(copy.deepcopy(objective).train(), config, computing)
     start = resume(state, folder)
@@ -139,9 +141,9 @@ def fit(
 def prepare(
     trained: nn.Module, config: LoopConfig, computing: Computing
 ) -> tuple[nn.Module, TrainingState]:
-    """What takes a step, ready for all processes, and what a step changes."""
+    """Wrap the model for all processes and set up its optimizers and weight average."""
     for parameter in trained.parameters():
-        # A rollout lays weights out otherwise, which changes how products are rounded.
+        # A rollout changes the memory layout of weights, which would change rounding.
         parameter.data = parameter.data.contiguous()
     for network in (m for m in trained.modules() if isinstance(m, Dynamics)):
         network.checkpoint_blocks = computing.checkpoint_blocks
@@ -153,7 +155,7 @@ def prepare(
 
 
 def load_batches(dataset: Items, config: LoopConfig, *, start: int) -> Iterator[tuple[int, Any]]:
-    """Each step from `start` on, with this process's share of its batch."""
+    """Yield (step, this process's share of the batch) from step `start` on."""
     processes = all_processes()
     sampler = StepSampler(
         len(dataset),
@@ -162,7 +164,7 @@ def load_batches(dataset: Items, config: LoopConfig, *, start: int) -> Iterator[
         process=processes.process_index,
         processes=processes.num_processes,
     )
-    # A generator of its own: without one, starting to load draws from the global generator.
+    # Without its own generator, the loader would draw from the global one.
     loader: DataLoader[Any] = DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=sampler,
@@ -171,31 +173,31 @@ def load_batches(dataset: Items, config: LoopConfig, *, start: int) -> Iterator[
     )
     for step, batch in enumerate(loader, start):
         num_frames = config.clip_frames(step)
-        whole_batch = batch.to(processes.device)
+        full_batch = batch.to(processes.device)
         if num_frames is None:
-            yield step, whole_batch
+            yield step, full_batch
             continue
-        room = whole_batch.latents.shape[1] - num_frames
+        room = full_batch.latents.shape[1] - num_frames
         start = Random(step_seed(config.seed, step)).randrange(room + 1)
-        yield step, whole_batch.cut(num_frames, start=start)
+        yield step, full_batch.cut(num_frames, start=start)
 
 
 def advance(
     model: nn.Module, batch: Any, config: LoopConfig, computing: Computing, step: int
 ) -> dict[str, float]:
-    """Loss and gradients of one step; the figures are those of the whole batch."""
+    """Compute loss and gradients of one step; returns metrics of the whole batch."""
     processes = all_processes()
     rank, count, device = processes.process_index, processes.num_processes, processes.device
-    # Dropout draws from the global generators, which every step therefore sets.
+    # Dropout uses the global generators, so seed them at every step.
     torch.manual_seed(step_seed(config.seed, step) * 1009 + rank)
-    draws = step_randomness(
+    randomness = step_randomness(
         config.seed, step, batch_size=config.batch_size, process=rank, processes=count,
         device=device,
     )  # fmt: skip
     with torch.autocast(device.type, torch.bfloat16, enabled=computing.precision == "bf16"):
-        loss, figures = model(batch, draws)
+        loss, figures = model(batch, randomness)
     share = len(batch) / config.batch_size
-    # Gradients are averaged over processes, whose shares of the batch may differ by one item.
+    # DDP and FSDP average gradients over processes, whose batches may differ by one item.
     (loss * share * count).backward()
     norm = clip_gradients(model.parameters(), config.clip_norm)
     named = {"loss": loss.detach(), "gradient_norm": norm, **figures}
@@ -204,7 +206,7 @@ def advance(
 
 
 def move_weights(state: TrainingState, config: LoopConfig, step: int) -> dict[str, float]:
-    """Take the step along the gradients; the learning rates it took, for the log."""
+    """Apply an optimizer step and update the weight average; returns the learning rates."""
     rates = set_learning_rates(state.steppers, config, step)
     for stepper in state.steppers:
         stepper.step()
@@ -216,7 +218,7 @@ def move_weights(state: TrainingState, config: LoopConfig, step: int) -> dict[st
 def run_validation(
     objective: nn.Module, state: TrainingState, validate: Validate, writer: Any, step: int
 ) -> None:
-    """Let `validate` see averaged weights on the main process, while the others wait."""
+    """Run `validate` with the averaged weights on the main process; the others wait."""
     processes = all_processes()
     weights = whole(state.average, keep=processes.is_main_process)
     if processes.is_main_process:
@@ -226,16 +228,16 @@ def run_validation(
 
 
 def progress_text(step: int, config: LoopConfig, folder: Path) -> str:
-    """How far a stage has got, in words."""
+    """Describe the progress of a stage in words."""
     return f"after step {step} of {config.steps} of stage {folder.name!r}"
 
 
 def check_finite(figures: Mapping[str, float], step: int, name: str) -> None:
-    """Stop before a step along numbers that are none."""
-    for what in ("loss", "gradient_norm"):
-        if not math.isfinite(figures[what]):
+    """Raise if the loss or the gradient norm is not finite."""
+    for metric in ("loss", "gradient_norm"):
+        if not math.isfinite(figures[metric]):
             raise NonFiniteLossError(
-                f"The {what.replace('_', ' ')} of stage {name!r} became {figures[what]} at step "
-                f"{step}; the last checkpoint is kept. Check the data with `worldmodel data "
+                f"The {metric.replace('_', ' ')} of stage {name!r} became {figures[metric]} at "
+                f"step {step}; the last checkpoint is kept. Check the data with `worldmodel data "
                 "validate`, or lower the learning rate."
             )

@@ -1,15 +1,16 @@
-"""How much memory training the dynamics takes on each process, before it starts.
+"""Estimate the memory per process for training the dynamics, before training starts.
 
-Weights, gradients and optimiser state are counted. What a forward pass keeps for the way back is
-counted too, exactly, by tracing it without computing anything; a GPU's fused attention keeps no
-scores, and with checkpointed blocks one layer's share is kept at a time. What comes on top is
-passing: buffers of a step's products and of the communication, and what the allocator wastes.
+Counts weights, gradients, optimizer state and activations. Activations are exact: a forward pass is
+traced on fake tensors. Fused attention on a GPU keeps no scores, and checkpointed blocks keep the
+activations of one layer at a time. Not counted: temporary buffers of matrix products and
+communication, and allocator overhead.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import product
 
 import torch
 from torch import nn
@@ -26,29 +27,28 @@ from worldmodel.training.presets import Preset
 from worldmodel.training.randomness import step_randomness
 
 GIB = 2**30
-COLUMNS = ("weights", "gradients", "optimizer", "average", "activations")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What one process computes in a step."""
+    """Work of one process in a training step."""
 
     dynamics: DynamicsConfig
     clips: int
-    """Clips of this process."""
+    """Clips per process."""
     frames: int
-    """Frames of a clip."""
+    """Frames per clip."""
     precision: str
     fused_attention: bool
-    """The device has a kernel that keeps no attention scores: a GPU has, a CPU has not."""
+    """The attention kernel keeps no scores: true on a GPU, false on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Bytes on one process."""
+    """Bytes per process."""
 
     weights: int
-    """The trained ones, and the copy that is looked at and saved."""
+    """Training weights, and the full copy for validation and saving."""
     gradients: int
     optimizer: int
     average: int
@@ -62,12 +62,12 @@ class Footprint:
 def footprint(
     work: Workload, *, has_muon: bool, sharded_over: int = 1, checkpoint_blocks: bool
 ) -> Footprint:
-    """Memory of a training step of the dynamics; with FSDP all but the copy is shared out."""
+    """Memory of a training step of the dynamics; FSDP shards everything but the copy."""
     with torch.device("meta"):
         dynamics = Dynamics(work.dynamics)
     named = dict(dynamics.named_parameters())
     total = sum(p.numel() for p in named.values())
-    # Named as in the objective, of which the network is a part.
+    # Use the names inside the objective: `is_hidden_matrix` expects a prefix.
     hidden = sum(p.numel() for n, p in named.items() if is_hidden_matrix(f"dynamics.{n}", p))
     states = 2 * total - (hidden if has_muon else 0)
     share = 4 / sharded_over
@@ -81,9 +81,9 @@ def footprint(
 
 
 def activations(work: Workload, *, checkpoint_blocks: bool) -> int:
-    """Bytes that a forward pass keeps for the way back, from traces of one layer and of two."""
+    """Bytes of activations, extrapolated from traces with one and two layers."""
     one, two = (
-        kept_bytes(replace(work, dynamics=replace(work.dynamics, layers=n))) for n in (1, 2)
+        traced_bytes(replace(work, dynamics=replace(work.dynamics, layers=n))) for n in (1, 2)
     )
     layer = two - one
     outside = one - layer
@@ -98,46 +98,46 @@ def activations(work: Workload, *, checkpoint_blocks: bool) -> int:
 
 
 def scores_bytes(work: Workload) -> int:
-    """Bytes of attention scores that one layer keeps where attention is not fused."""
+    """Bytes of attention scores that one layer keeps without fused attention."""
     config, frames = work.dynamics, 2 * work.frames
     spatial = work.clips * frames * config.tokens**2
     temporal = work.clips * config.tokens * frames**2
-    # The softmax is computed in float32; bfloat16 products keep a copy of it beside.
+    # The softmax is float32; bfloat16 products keep a second copy.
     return (6 if work.precision == "bf16" else 4) * config.heads * (spatial + temporal)
 
 
-def kept_bytes(work: Workload) -> int:
-    """Bytes that the forward pass of a step keeps for the way back, without its weights."""
+def traced_bytes(work: Workload) -> int:
+    """Bytes that a forward pass saves for the backward pass, traced on fake tensors."""
     with FakeTensorMode():
         dynamics = Dynamics(work.dynamics)
         return saved_bytes(dynamics, random_clips(work), precision=work.precision)
 
 
 def saved_bytes(dynamics: Dynamics, batch: LatentBatch, *, precision: str) -> int:
-    """The same for given tensors, which may be real."""
+    """Bytes that a forward pass saves for the backward pass, without the weights."""
     objective = DynamicsObjective(dynamics, own_context=0.0, passes=1)
     weights = {parameter.untyped_storage()._cdata for parameter in objective.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
-    def keep(value: torch.Tensor) -> torch.Tensor:
+    def save(value: torch.Tensor) -> torch.Tensor:
         storage = value.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage
+            saved[storage._cdata] = storage
         return value
 
     device = batch.latents.device.type
     with (
-        saved_tensors_hooks(keep, lambda value: value),
+        saved_tensors_hooks(save, lambda value: value),
         torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"),
     ):
         loss, _ = objective(batch, step_randomness(0))
-    total = sum(storage.nbytes() for storage in kept.values())
+    total = sum(storage.nbytes() for storage in saved.values())
     del loss
     return total
 
 
 def random_clips(work: Workload) -> LatentBatch:
-    """A batch of the shape of the workload's."""
+    """Random batch of the workload's shape."""
     config, shape = work.dynamics, (work.clips, work.frames)
     latent = (config.views, config.channels, config.height, config.width)
     return LatentBatch(
@@ -149,8 +149,7 @@ def random_clips(work: Workload) -> LatentBatch:
 
 
 def plan(model: WorldModel, preset: Preset, *, processes: int, is_sharded: bool) -> str:
-    """What a run trains and how much memory its largest stage, the dynamics, takes: for people."""
-    parts = {name: count(part) for name, part in model.named_children()}
+    """Summarise the parameters of a run and the memory of its largest stage, the dynamics."""
     config, computing = preset.dynamics_loop, preset.computing
     assert isinstance(model.config.dynamics, DynamicsConfig), "published networks are not trained"
     clips = -(-config.batch_size // processes)
@@ -161,44 +160,45 @@ def plan(model: WorldModel, preset: Preset, *, processes: int, is_sharded: bool)
         precision=computing.precision,
         fused_attention=all_processes().device.type == "cuda",
     )
+    counts = ", ".join(f"{name} {num_parameters(part):,}" for name, part in model.named_children())
+    columns = (*(field.name for field in fields(Footprint)), "total")
     lines = [
-        "Parameters: " + ", ".join(f"{name} {number:,}" for name, number in parts.items()),
+        f"Parameters: {counts}",
         f"Memory for the dynamics in GiB, {clips} of {config.batch_size} clips of {work.frames} "
         f"frames per process, precision {computing.precision!r}:",
-        f"{'':<34}" + "".join(f"{name:>12}" for name in (*COLUMNS, "total")),
+        f"{'':<34}" + "".join(f"{name:>12}" for name in columns),
     ]
-    chosen = 0
-    ways = {"DDP": 1, "FSDP": processes} if processes > 1 else {"one process": 1}
-    for name, over in ways.items():
-        for again in (False, True):
-            found = footprint(
-                work,
-                has_muon=config.muon_learning_rate is not None,
-                sharded_over=over,
-                checkpoint_blocks=again,
-            )
-            is_chosen = again == computing.checkpoint_blocks and is_sharded == (name == "FSDP")
-            chosen = found.total if is_chosen else chosen
-            figures = (*(getattr(found, column) for column in COLUMNS), found.total)
-            label = f"{name}, blocks {'computed again' if again else 'kept'}"
-            row = f"{label:<34}" + "".join(f"{value / GIB:>12.2f}" for value in figures)
-            lines.append(row + ("  <- this run" if is_chosen else ""))
-    if chosen > device_bytes():
+    needed = 0
+    shards = {"DDP": 1, "FSDP": processes} if processes > 1 else {"one process": 1}
+    for (name, sharded_over), recompute in product(shards.items(), (False, True)):
+        memory = footprint(
+            work,
+            has_muon=config.muon_learning_rate is not None,
+            sharded_over=sharded_over,
+            checkpoint_blocks=recompute,
+        )
+        label = f"{name}, blocks {'recomputed' if recompute else 'kept'}"
+        row = "".join(f"{getattr(memory, column) / GIB:>12.2f}" for column in columns)
+        is_this_run = recompute == computing.checkpoint_blocks and is_sharded == (name == "FSDP")
+        if is_this_run:
+            needed = memory.total
+        lines.append(f"{label:<34}{row}" + ("  <- this run" if is_this_run else ""))
+    if needed > device_bytes():
         lines.append(
-            f"warning: this run needs about {chosen / GIB:.2f} GiB per process; the device has "
+            f"warning: this run needs about {needed / GIB:.2f} GiB per process; the device has "
             f"{device_bytes() / GIB:.2f} GiB."
         )
     return "\n".join(lines)
 
 
 def device_bytes() -> int:
-    """Memory of this process's device."""
+    """Memory of this process's device in bytes."""
     device = all_processes().device
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def count(module: nn.Module) -> int:
-    """Parameters of a module."""
+def num_parameters(module: nn.Module) -> int:
+    """Number of parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())

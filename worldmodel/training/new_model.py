@@ -1,4 +1,4 @@
-"""A new model: its shape from a store's pictures and actions, and from a recipe."""
+"""Create an untrained model from a preset and the shapes of a clip store."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def model_size(
 
 
 def model_actions(store: ClipStore, preset: Preset) -> ActionSpec:
-    """What a model of every `frame_stride`-th frame takes as one action."""
+    """Action layout of a model that sees every `frame_stride`-th frame."""
     if preset.action_chunk == "encode":
         return store.spec.side_by_side(preset.frame_stride)
     return replace(store.spec, rate_hz=store.rate_hz / preset.frame_stride)
 
 
 def new_model(store: ClipStore, preset: Preset, tokenizer: str | None = None) -> WorldModel:
-    """An untrained model shaped for a store, the same one every time.
+    """Untrained model for a store, initialised from the preset's seed.
 
-    `tokenizer` is the folder or hub name of a trained autoencoder; None: one of the preset's shape.
+    `tokenizer` is the folder or hub name of a trained autoencoder; None: a new one from the preset.
     """
     trained = None if tokenizer is None else Tokenizer.from_pretrained(tokenizer)
     channels = preset.tokenizer.channels if trained is None else trained.channels

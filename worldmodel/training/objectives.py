@@ -1,4 +1,4 @@
-"""What each stage of training minimises."""
+"""Training objectives of the dynamics, the confidence head and the success classifiers."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from worldmodel.training.randomness import StepRandomness
 
 
 class DynamicsObjective(nn.Module):
-    """Denoise every frame of a clip given the frames before it, in one pass with two streams.
+    """Denoise every frame of a clip given the earlier frames, in one pass with two streams.
 
-    With probability `own_context` the context is replaced by the model's own one-step predictions,
-    up to `passes` frames deep: what a rollout will feed it. The target stays the true frame.
+    With probability `own_context` the context consists of the model's own one-step predictions, up
+    to `passes` frames deep, as in a rollout. The target is still the true frame.
 
-    With probability `image_share` a clip counts as so many pictures: no frame of it sees another,
-    and each is denoised as a first frame is. Pictures teach what a scene looks like, videos what
-    actions do to it.
+    With probability `image_share` a clip is treated as independent images: its frames do not attend
+    to each other, and each is denoised like a first frame. Images teach the appearance of scenes,
+    videos the effect of actions.
 
-    With probability `action_dropout` a frame is denoised as if its own action were unknown, the
-    actions before it known: what guidance asks of the network for the frame it samples.
+    With probability `action_dropout` a frame is denoised without its own action, given the earlier
+    ones. Classifier-free guidance needs this at sampling time.
     """
 
     def __init__(
@@ -78,9 +78,9 @@ class DynamicsObjective(nn.Module):
         level: Float[Tensor, "batch time"],
         dropped: Bool[Tensor, "batch time"] | None = None,
     ) -> Estimate:
-        """Estimates of the noisy stream, given a clean stream of `context` frames.
+        """Denoise the noisy stream, given a clean stream of `context` frames.
 
-        Where `dropped` is true, the noisy frame's own action is unknown.
+        Where `dropped` is true, the noisy frame's own action is masked.
         """
         num_frames = context.shape[1]
         actions, valid = leading_actions(batch.actions[:, :-1], batch.action_valid[:, :-1])
@@ -109,12 +109,14 @@ class DynamicsObjective(nn.Module):
         )
 
     @torch.no_grad()
-    def own_predictions(self, batch: LatentBatch, passes: int, draws: StepRandomness) -> Tensor:
-        """The clip as the model sees it after `passes` frames of its own rollout."""
+    def own_predictions(
+        self, batch: LatentBatch, passes: int, randomness: StepRandomness
+    ) -> Tensor:
+        """Context made of the model's own predictions after `passes` one-step passes."""
         context = batch.latents
         level = torch.ones(context.shape[:2], device=context.device)
         for _ in range(passes):
-            predicted = self.estimate(batch, context, draws.normal_like(context), level).clean
+            predicted = self.estimate(batch, context, randomness.normal_like(context), level).clean
             context = torch.cat((batch.latents[:, :1], predicted[:, 1:].to(context)), 1)
             if batch.starts_segment is not None:
                 context = where_segment_starts(batch.starts_segment, batch.latents, context)
@@ -123,41 +125,41 @@ class DynamicsObjective(nn.Module):
         return context
 
     def dropped_actions(
-        self, num_items: int, num_frames: int, draws: StepRandomness
+        self, num_items: int, num_frames: int, randomness: StepRandomness
     ) -> Bool[Tensor, "batch time"]:
-        """Which frames are denoised without their own action."""
-        device = draws.generator.device
-        uniform = draws.per_item(
+        """Mask of the frames that are denoised without their own action."""
+        device = randomness.generator.device
+        uniform = randomness.per_item(
             num_items,
-            lambda n: torch.rand((n, num_frames), generator=draws.generator, device=device),
+            lambda n: torch.rand((n, num_frames), generator=randomness.generator, device=device),
         )
         return uniform < self.action_dropout
 
     def forward(
-        self, batch: LatentBatch, draws: StepRandomness
+        self, batch: LatentBatch, randomness: StepRandomness
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of the correction, positions that change in the clip weighted up."""
+        """Mean squared error of the correction, weighted towards positions that change."""
         context = latents = batch.latents
         b, t = latents.shape[:2]
         if self.image_share:
-            batch = batch.as_pictures(draws.uniform(b).to(latents.device) < self.image_share)
-        # Every process decides alike: a step takes as long as its slowest process.
-        if draws.random.random() < self.own_context:
-            passes = 1 + draws.random.randrange(min(self.passes, t - 1))
-            context = self.own_predictions(batch, passes, draws)
-        level = draws.per_item(
+            batch = batch.as_pictures(randomness.uniform(b).to(latents.device) < self.image_share)
+        # All processes decide alike: a step takes as long as its slowest process.
+        if randomness.random.random() < self.own_context:
+            passes = 1 + randomness.random.randrange(min(self.passes, t - 1))
+            context = self.own_predictions(batch, passes, randomness)
+        level = randomness.per_item(
             b,
             lambda n: training_levels(
-                (n, t), pure_noise=self.pure_noise, generator=draws.generator
+                (n, t), pure_noise=self.pure_noise, generator=randomness.generator
             ),
         ).to(latents)
-        noisy = add_noise(latents, draws.normal_like(latents), level)
-        dropped = self.dropped_actions(b, t, draws) if self.action_dropout else None
+        noisy = add_noise(latents, randomness.normal_like(latents), level)
+        dropped = self.dropped_actions(b, t, randomness) if self.action_dropout else None
         estimate = self.estimate(batch, context, noisy, level, dropped)
         scale = self.dynamics.change_std[:, None, None]
         previous, weight = previous_frames(context), activity_weight(latents)
         if batch.starts_segment is not None:
-            # Without a frame before it, a frame's error counts in units of latents, not of changes.
+            # A frame without a predecessor has its error in units of latents, not of changes.
             previous = where_segment_starts(
                 batch.starts_segment, torch.zeros_like(previous), previous
             )
@@ -169,7 +171,7 @@ class DynamicsObjective(nn.Module):
         view_mask = None if batch.view_valid is None else batch.view_valid[:, 1:]
         loss = mean_over_views(error, view_mask)
         if self.dynamics.config.views > 1:
-            # Processes must agree on which weights have gradients, whichever cameras clips lack.
+            # All processes need gradients for the same weights, even where no camera is missing.
             loss = loss + 0 * self.dynamics.missing.sum()
         return loss, {"relative_error": loss.detach() / mean_over_views(baseline, view_mask)}
 
@@ -177,14 +179,14 @@ class DynamicsObjective(nn.Module):
 def where_segment_starts(
     starts_segment: Bool[Tensor, "batch time"], yes: Tensor, no: Tensor
 ) -> Tensor:
-    """`yes` at frames that follow none, `no` at the others."""
+    """`yes` at the first frame of each segment, `no` elsewhere."""
     return torch.where(starts_segment[:, :, None, None, None, None], yes, no)
 
 
 def same_segment_mask(
     starts_segment: Bool[Tensor, "batch time"],
 ) -> Bool[Tensor, "batch time time"]:
-    """Which frames belong to the same segment of consecutive frames.
+    """Mask of frame pairs that belong to the same segment of consecutive frames.
 
     >>> same_segment_mask(torch.tensor([[False, False, True]])).int()
     tensor([[[1, 1, 0],
@@ -199,7 +201,7 @@ def mean_over_views(
     values: Float[Tensor, "batch time view channel h w"],
     view_mask: Bool[Tensor, "batch time view"] | None,
 ) -> Float[Tensor, ""]:
-    """Mean over the views that are there, all for None.
+    """Mean over the views in `view_mask`; None: all views.
 
     >>> values = torch.tensor([1.0, 5.0]).reshape(1, 1, 2, 1, 1, 1)
     >>> mean_over_views(values, torch.tensor([[[True, False]]]))
@@ -212,54 +214,56 @@ def mean_over_views(
 
 
 def activity_weight(latents: Float[Tensor, "batch time view channel h w"]) -> Tensor:
-    """Weight of each position from how much it changes within the clip: 1/4 to 4, mean about 1.
+    """Weight of each position by its change within the clip: 1/4 to 4, mean about 1.
 
-    It depends on the position, not on the frame, so that it hardly pulls predictions to motion.
+    It depends on the position, not on the frame, so it hardly biases predictions towards motion.
     """
     spread = latents.std(1, keepdim=True).mean(3, keepdim=True)
     return (spread / spread.mean((-2, -1), keepdim=True).clamp_min(1e-6)).clamp(0.25, 4.0)
 
 
 class ConfidenceObjective(nn.Module):
-    """Score the head's statements about the model's own rollouts; the dynamics stay frozen.
+    """Train the confidence head on the model's own rollouts; the dynamics stay frozen.
 
-    The trained event is the deployed one: the error of final latents from the model's own sampler,
-    at every horizon of its own rollouts. Where in its clip a rollout begins, and from how many real
-    frames, is drawn at random; it ends with the clip.
+    The training event equals the deployed one: the error of final latents from the model's own
+    sampler, at every horizon of an open-loop rollout. A rollout's first frame and its number of
+    real frames are random; it ends with the clip.
     """
 
     def __init__(self, model: WorldModel, *, longest_start: int) -> None:
         super().__init__()
-        assert model.confidence is not None, "nothing to train: the network has a head of its own"
+        assert model.confidence is not None, (
+            "nothing to train: the network has its own confidence head"
+        )
         self.head = model.confidence
         self.longest_start = longest_start
         self.sampling = model.sampling
-        # Behind a function, which keeps them out of the module tree and out of copies of it: they
-        # are neither trained, nor averaged, nor checkpointed.
+        # Hide the dynamics in a function: outside the module tree they are not copied, trained,
+        # averaged or checkpointed.
         frozen = model.dynamics.eval().requires_grad_(False)
         self.dynamics: Callable[[], Dynamics | C3Network] = lambda: frozen
 
     def forward(
-        self, batch: LatentBatch, draws: StepRandomness
+        self, batch: LatentBatch, randomness: StepRandomness
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean proper score over rollouts, horizons and subpatches, and the mean error."""
+        """Mean proper score over rollouts, horizons and subpatches; logs the mean error."""
         num_frames = batch.latents.shape[1]
-        begin = draws.random.randrange(num_frames - 1)
-        start = 1 + draws.random.randrange(min(self.longest_start, num_frames - 1 - begin))
+        begin = randomness.random.randrange(num_frames - 1)
+        start = 1 + randomness.random.randrange(min(self.longest_start, num_frames - 1 - begin))
         batch = batch.cut(num_frames - begin, start=begin)
         inputs = RolloutInputs(
             context=batch.latents[:, :start],
             actions=batch.actions[:, :-1],
             action_valid=batch.action_valid[:, :-1],
-            seeds=draws.seeds(len(batch)),
+            seeds=randomness.seeds(len(batch)),
             view_valid=None if batch.view_valid is None else batch.view_valid[:, :start],
         )
-        # The deployed event is a float32 rollout, whatever precision the rest of training runs in.
+        # Deployed rollouts are float32, so these are too, even when training in bf16.
         with torch.autocast(batch.latents.device.type, enabled=False):
-            return self._score(batch, inputs, draws)
+            return self._score(batch, inputs, randomness)
 
     def _score(
-        self, batch: LatentBatch, inputs: RolloutInputs, draws: StepRandomness
+        self, batch: LatentBatch, inputs: RolloutInputs, randomness: StepRandomness
     ) -> tuple[Tensor, dict[str, Tensor]]:
         dynamics = self.dynamics().to(batch.latents.device)
         start = inputs.context.shape[1]
@@ -271,7 +275,9 @@ class ConfidenceObjective(nn.Module):
             horizon = torch.full((len(features),), index + 1.0, device=features.device)
             counted = counted_tokens(batch, inputs, start + index, tokens=error.shape[1])
             losses.append(
-                self.head.loss(features, horizon, error, generator=draws.generator, counted=counted)
+                self.head.loss(
+                    features, horizon, error, generator=randomness.generator, counted=counted
+                )
             )
             errors.append(mean_over(error, counted))
         figures = {"mean_error": torch.stack(errors).mean()}
@@ -281,7 +287,7 @@ class ConfidenceObjective(nn.Module):
 def counted_tokens(
     batch: LatentBatch, inputs: RolloutInputs, frame: int, *, tokens: int
 ) -> Bool[Tensor, "batch tokens"] | None:
-    """Tokens of views that were imagined and are there to compare with; None: all."""
+    """Mask of the tokens of views that were imagined and are valid; None: all tokens."""
     if batch.view_valid is None or inputs.imagined_views is None:
         return None
     both = inputs.imagined_views[:, 0] & batch.view_valid[:, frame]
@@ -289,7 +295,7 @@ def counted_tokens(
 
 
 class SuccessObjective(nn.Module):
-    """Binary cross-entropy of both judges; batches are whole episodes."""
+    """Binary cross-entropy of both success classifiers; batches are whole episodes."""
 
     latent_noise = 0.2
 
@@ -299,10 +305,10 @@ class SuccessObjective(nn.Module):
         self.action_judge = action_judge
 
     def forward(
-        self, batch: LatentBatch, draws: StepRandomness
+        self, batch: LatentBatch, randomness: StepRandomness
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of both judges' losses, and the accuracy of each."""
-        noisy = batch.latents + self.latent_noise * draws.normal_like(batch.latents)
+        """Sum of both classifiers' losses; logs the accuracy of each."""
+        noisy = batch.latents + self.latent_noise * randomness.normal_like(batch.latents)
         if batch.view_valid is not None:
             noisy = only_valid(noisy, batch.view_valid)
         per_frame = self.judge(noisy).float()

@@ -1,4 +1,4 @@
-"""How weights move: AdamW and Muon, their learning rates, and the average of the weights."""
+"""Optimizers (AdamW and Muon), learning rates and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from worldmodel.training.config import LoopConfig
 
 
 def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon (Jordan et al. 2024) for hidden matrices if it has a learning rate.
+    """AdamW, plus Muon (Jordan et al. 2024) for hidden matrices if `muon_learning_rate` is set.
 
-    Muon orthogonalises whole matrices: where weights are sharded, it gathers them one by one.
+    Muon orthogonalises full matrices; with sharded weights it gathers them one by one.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     hidden = [name for name, p in parameters.items() if is_hidden_matrix(name, p)]
@@ -27,16 +27,16 @@ def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimiz
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon may train it: a matrix of an attention or a perceptron."""
+    """Whether Muon trains this parameter: a weight matrix of attention or an MLP."""
     return parameter.ndim == 2 and (".attention." in name or ".mlp." in name)
 
 
 def set_learning_rates(
     steppers: list[torch.optim.Optimizer], config: LoopConfig, step: int
 ) -> dict[str, float]:
-    """Set every optimiser's rate for `step`; the rates by the optimisers' names, in small letters.
+    """Set every optimizer's learning rate for `step`; returns them by lower-case optimizer name.
 
-    A function of the step: nothing of it needs to be in a checkpoint.
+    Rates depend on the step alone, so checkpoints do not store them.
     """
     rates = {}
     for stepper in steppers:
@@ -48,12 +48,12 @@ def set_learning_rates(
 
 
 def average_decay(num_averaged: int, limit: float) -> float:
-    """Decay of the weight average after `num_averaged` updates: rising to `limit`."""
+    """Decay of the moving average after `num_averaged` updates, rising to `limit`."""
     return min(limit, (1 + num_averaged) / (10 + num_averaged))
 
 
 def start_average(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of a model's weights and buffers, sharded as they are."""
+    """Copy a model's weights and buffers, with the same sharding."""
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
@@ -61,7 +61,7 @@ def start_average(model: nn.Module) -> dict[str, Tensor]:
 def update_average(
     average: dict[str, Tensor], model: nn.Module, num_averaged: int, limit: float
 ) -> None:
-    """Move the average towards the model's weights; the first update makes it equal to them."""
+    """Update the moving average of the weights; the first update copies them."""
     for name, value in model.state_dict().items():
         if value.is_floating_point() and num_averaged:
             average[name].lerp_(value, 1 - average_decay(num_averaged, limit))

@@ -1,8 +1,8 @@
-"""Several processes on one model: who they are, how its weights are shared out, what they sum up.
+"""Data-parallel training: processes, sharding with FSDP, and sums over processes.
 
-By default every process holds all weights (DDP). Where the launcher asks for FSDP, each holds a
-share of weights, gradients and optimiser state (`fully_shard`, PyTorch's second FSDP): the blocks
-of the dynamics are gathered one after the other, the rest stays whole while a step runs.
+By default every process holds all weights (DDP). If the launcher asks for FSDP, each holds a shard
+of the weights, gradients and optimizer state (`fully_shard`, FSDP2). Each dynamics block is
+gathered while it computes; the other weights stay gathered during a step.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch.nn.parallel import DistributedDataParallel
 from worldmodel.networks.attention import Block
 
 PATIENCE = timedelta(hours=6)
-"""Processes wait so long for one that encodes or validates."""
+"""Timeout while processes wait for the one that encodes episodes or validates."""
 
 
 def all_processes() -> PartialState:
-    """The processes of this run; the first call joins them, over gloo where there is no GPU."""
+    """Processes of this run; the first call connects them, with gloo on CPUs."""
     has_gpu = torch.cuda.is_available()
     return PartialState(cpu=not has_gpu, timeout=PATIENCE)
 
@@ -39,7 +39,7 @@ def is_sharded() -> bool:
 
 
 def share_out(model: nn.Module, *, precision: str) -> nn.Module:
-    """`model` ready for a step that all processes take together; sharded in place under FSDP."""
+    """Wrap `model` for training on all processes: DDP, or sharded in place with FSDP."""
     processes = all_processes()
     if is_sharded():
         return shard(model, precision=precision)
@@ -51,9 +51,9 @@ def share_out(model: nn.Module, *, precision: str) -> nn.Module:
 
 
 def shard(model: nn.Module, *, precision: str) -> nn.Module:
-    """Leave each process a share of every weight; a block is whole only while it computes.
+    """Shard every weight over the processes; a block is gathered only while it computes.
 
-    In bf16 a block's weights travel in half precision and its gradients are summed in float32.
+    In bf16, blocks are gathered in bfloat16 and their gradients are reduced in float32.
     """
     processes = all_processes()
     mesh = init_device_mesh(processes.device.type, (processes.num_processes,))
@@ -62,7 +62,7 @@ def shard(model: nn.Module, *, precision: str) -> nn.Module:
         param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     for block in blocks(model):
-        # All modulations are computed before the first block, so they are gathered by themselves.
+        # All modulations are computed before the first block, so shard them separately.
         fully_shard(block.modulation, mesh=mesh, mp_policy=policy)
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
@@ -70,14 +70,14 @@ def shard(model: nn.Module, *, precision: str) -> nn.Module:
 
 
 def blocks(model: nn.Module) -> list[Block]:
-    """The transformer blocks in `model`."""
+    """Transformer blocks of `model`."""
     return [module for module in model.modules() if isinstance(module, Block)]
 
 
 def whole(tree: Any, *, keep: bool = True) -> Any:
-    """Copies in main memory of all tensors in nested dicts and lists, shares put together.
+    """Gather all tensors in nested dicts and lists, copied to main memory.
 
-    Every process must call it; one that does not `keep` them gets None in their place.
+    Every process must call it. With `keep=False` a process gets None in place of tensors.
     """
     if isinstance(tree, dict):
         return {name: whole(value, keep=keep) for name, value in tree.items()}
@@ -90,16 +90,16 @@ def whole(tree: Any, *, keep: bool = True) -> Any:
 
 
 def own_share(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as this process holds it: the share that `like` is of its own, or all."""
+    """Shard of a full tensor that this process holds, with the sharding of `like`."""
     value = value.to(like.device)
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
-    # Every process has the whole tensor: nothing needs to be sent.
+    # Every process has the full tensor, so nothing is sent.
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def sum_over_processes(values: Tensor) -> list[float]:
-    """The sum of `values` over all processes."""
+    """Sum of `values` over all processes."""
     processes = all_processes()
     if processes.num_processes > 1:
         values = values.detach().to(processes.device)
@@ -108,6 +108,6 @@ def sum_over_processes(values: Tensor) -> list[float]:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Scale gradients to a norm of `limit` at most; the norm they had, over all shares."""
+    """Clip gradients to the norm `limit`; returns the norm before clipping, over all shards."""
     norm = nn.utils.clip_grad_norm_(parameters, limit)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -1,4 +1,4 @@
-"""Training recipes as values. A new experiment is a new preset."""
+"""Training presets: sizes and schedules of every stage. A new experiment is a new preset."""
 
 from __future__ import annotations
 
@@ -19,49 +19,48 @@ class Preset:
     image_height: int
     """Height in pixels that frames are resized to; the width follows the data's aspect ratio."""
     cameras: int = 1
-    """Cameras used, the first ones of the data set."""
+    """Number of cameras, the first ones of the dataset."""
     frame_stride: int = 1
-    """Every how many-th frame of the data the model sees; its rate is that much lower."""
+    """The model sees every `frame_stride`-th frame, at a rate lower by that factor."""
     action_chunk: str = "sum"
-    """What becomes of the actions between two frames: "sum" composes them into one (pose changes
-    only), "encode" gives the network all of them side by side."""
+    """How actions between two frames are combined: "sum" composes them into one (pose changes
+    only), "encode" concatenates them."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenizer_loss: TokenizerLoss = field(default_factory=TokenizerLoss)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
-    """Shape of the network; latent size, channels and views follow the data and the tokenizer."""
+    """Shape of the network; latent size, channels and views come from data and tokenizer."""
     confidence: ConfidenceConfig = field(default_factory=ConfidenceConfig)
     tokenizer_loop: LoopConfig
     dynamics_loop: LoopConfig
     rollout_loop: LoopConfig
-    """Second part of the dynamics' training, on the model's own context."""
+    """Second phase of the dynamics training, with the model's own predictions as context."""
     confidence_loop: LoopConfig
-    """Its curriculum may begin with clips of 2 frames, whose errors are those of one step."""
+    """Its curriculum may start with clips of 2 frames, that is one-step predictions."""
     judge_loop: LoopConfig
     image_share: float = 0.0
-    """Share of clips whose frames the dynamics sees as single pictures. Above 0, episodes shorter
-    than a clip are used too."""
+    """Share of clips that the dynamics sees as independent images. Above 0, episodes shorter than a
+    clip are used too."""
     clip_frames: int = 12
-    """Frames of a clip the dynamics is trained on."""
+    """Frames of a training clip of the dynamics."""
     rollout_passes: int = 4
-    """Longest own rollout, in frames, used as context in the second part."""
+    """Longest rollout, in frames, used as context in the second phase."""
     horizon: int = 16
-    """Longest horizon, in frames, the confidence head is trained on."""
+    """Longest training horizon of the confidence head, in frames."""
     longest_start: int = 6
-    """Most real frames a rollout starts from when the confidence head is trained; at least 1."""
+    """Maximum number of real frames that a training rollout of the head starts from, at least 1."""
     corrupted_copies: int = 1
-    """Copies of every episode, with corrupted frames, that the confidence head learns from too."""
+    """Corrupted copies of every episode in the training data of the confidence head."""
     pair_stride: int = 6
-    """Frames between the two frames of an item of the tokenizer's training."""
+    """Frames between the two frames of a tokenizer training item."""
     action_dropout: float = 0.1
-    """Share of frames the dynamics learns to predict without knowing their action, which guidance
-    needs."""
+    """Share of frames that the dynamics denoises without their action, needed for guidance."""
     num_steps: int = 1
     """Sampler steps per frame."""
     computing: Computing = field(default_factory=Computing)
-    """Precision, and what to trade memory for; the tokenizer's training ignores the latter."""
+    """Precision, activation checkpointing and compilation; the last two apply to the dynamics."""
     shares: tuple[float, float] = (0.65, 0.15)
     """Shares of the episodes for tokenizer and dynamics, and for the confidence head; the rest is
-    left untouched for calibration."""
+    held out for calibration."""
 
     def __post_init__(self) -> None:
         if self.frame_stride < 1:
@@ -158,7 +157,7 @@ BRIDGE_256 = Preset(
     action_dropout=0.1,
     shares=(0.9, 0.05),
 )  # fmt: skip
-"""Bridge at 256 pixels: untried at full length, since no run of it has been paid for yet."""
+"""Bridge at 256 pixels. Untested at full length: no complete run exists yet."""
 
 DROID_3VIEW = replace(
     BRIDGE_256,
@@ -177,9 +176,9 @@ DROID_3VIEW = replace(
     horizon=24,
     pair_stride=4,
 )
-"""DROID with its three cameras at 192x320 pixels, 15 Hz data seen at 5 Hz: untried like the other.
+"""DROID with its three cameras at 192x320 pixels, 15 Hz data at 5 Hz. Untested at full length.
 
-The network gets the three actions between two frames side by side."""
+The network gets the three actions between two frames, concatenated."""
 
 PRESETS = {
     "smoke": SMOKE,
@@ -190,7 +189,7 @@ PRESETS = {
 
 
 def get_preset(name: str) -> Preset:
-    """A preset by name."""
+    """Preset by name."""
     try:
         return PRESETS[name]
     except KeyError:

@@ -1,4 +1,4 @@
-"""The random numbers of a training step: the same however many processes share its batch."""
+"""Random numbers of a training step, independent of the number of processes."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class StepRandomness:
-    """What is random in one step, as one process sees it.
+    """Random numbers of one step on one process.
 
-    Numbers that belong to items are drawn for the whole batch on every process, which keeps those
-    of its own items: the generators are equal everywhere.
+    Every process has the same generators, draws per-item numbers for the whole batch and keeps
+    those of its own items.
     """
 
     generator: Generator
-    """For numbers that belong to items; it lives on the device they are needed on."""
+    """Generator of per-item numbers, on the device that needs them."""
     random: Random
-    """For decisions about the whole batch."""
+    """Generator of decisions about the whole batch."""
     batch_size: int | None = None
-    """Items over all processes; None: those at hand are all."""
+    """Items over all processes; None: a single process."""
     process: int = 0
     processes: int = 1
 
     def per_item(self, num_items: int, draw: Callable[[int], Tensor]) -> Tensor:
-        """`draw(n)` makes n rows, one per item of the whole batch; the rows of `num_items` own."""
+        """Call `draw` for the items of the whole batch; returns the rows of this process."""
         rows = draw(self.batch_size or num_items)[self.process :: self.processes]
-        assert len(rows) == num_items, "a process draws for its own items"
+        assert len(rows) == num_items, "`num_items` must be the number of this process's items"
         return rows
 
     def uniform(self, num_items: int) -> Tensor:
-        """One number from [0, 1) per item."""
+        """Uniform random number in [0, 1) per item."""
         device = self.generator.device
         return self.per_item(
             num_items, lambda n: torch.rand(n, generator=self.generator, device=device)
         )
 
     def normal_like(self, x: Tensor, *, num_items: int | None = None) -> Tensor:
-        """Standard normal noise of the shape of `x`, whose rows are those of items in order.
+        """Standard normal noise of the shape of `x`, whose rows are in the order of the items.
 
-        `num_items` says how many items share the rows evenly; None: one row each.
+        The rows are split evenly over `num_items` items; None: one row per item.
         """
         count = len(x) if num_items is None else num_items
         shape = (len(x) // count, *x.shape[1:])
@@ -54,7 +54,7 @@ class StepRandomness:
         return noise.reshape(x.shape).to(x)
 
     def seeds(self, num_items: int) -> list[int]:
-        """One seed per item, for generators of its own."""
+        """Random seed per item."""
         device = self.generator.device
         return self.per_item(
             num_items,
@@ -63,7 +63,7 @@ class StepRandomness:
 
 
 def step_seed(seed: int, step: int) -> int:
-    """The seed of one step of a run."""
+    """Seed of one step of a run."""
     return seed * 1_000_003 + step
 
 
@@ -76,8 +76,8 @@ def step_randomness(
     processes: int = 1,
     device: torch.device | str = "cpu",
 ) -> StepRandomness:
-    """What is random in `step`: a function of these arguments and of nothing else."""
-    own = step_seed(seed, step)
+    """Random numbers of `step`, a function of these arguments alone."""
+    seed = step_seed(seed, step)
     return StepRandomness(
-        Generator(device).manual_seed(own), Random(own), batch_size, process, processes
+        Generator(device).manual_seed(seed), Random(seed), batch_size, process, processes
     )

@@ -1,4 +1,4 @@
-"""A training run: its folder, what its model says of its making, and where it starts or goes on."""
+"""Training run: folder, provenance of the model, and how a run starts or resumes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ PARTS = {
     "confidence": ("confidence",),
     "judge": ("judge", "action_judge"),
 }
-"""Stage -> the parts of the model that it trains, in the order they need each other."""
+"""Stage -> the parts of the model that it trains, in the order of their dependencies."""
 ORDER = tuple(PARTS)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: data, recipe and the folder everything goes to."""
+    """One training run: data, preset and output folder."""
 
     store: ClipStore
     preset: Preset
@@ -48,11 +48,11 @@ class Run:
     tokenizer: str | None = None
     """Folder or hub name of a trained autoencoder; None: train one."""
     source: str | None = None
-    """Trained model to start from: its folder or name; None: an untrained one."""
+    """Folder or name of a trained model to start from; None: an untrained one."""
 
     @property
     def data(self) -> Episodes:
-        """The episodes as the model sees them: at its rate, with its actions."""
+        """Episodes resampled to the model's rate and actions."""
         return resampled(self.store, model_actions(self.store, self.preset))
 
     def fit(
@@ -73,7 +73,7 @@ class Run:
 
 
 def provenance(run: Run, preset_name: str) -> dict[str, Any]:
-    """What a checkpoint says of its own making."""
+    """Provenance record of a checkpoint: data, preset, split and versions."""
     return {
         "data": run.store.path.name,
         "data_attributes": run.store.attributes,
@@ -90,10 +90,10 @@ def provenance(run: Run, preset_name: str) -> dict[str, Any]:
 
 
 def prepare(run: Run, preset_name: str, *, stage: str | None, restart: str | None) -> None:
-    """Put the model to go on with into `<run>/model`: a new one, or that of an earlier run.
+    """Write the model to train into `<run>/model`: a new one, or that of an earlier run.
 
     Raises:
-        ValueError: it is of another run, or a stage before `stage` is missing.
+        ValueError: the folder holds another run, or a stage before `stage` is missing.
     """
     folder = run.folder / "model"
     if folder.is_dir():
@@ -106,7 +106,7 @@ def prepare(run: Run, preset_name: str, *, stage: str | None, restart: str | Non
         model = new_model(run.store, run.preset, run.tokenizer)
         model.config.provenance.update(provenance(run, preset_name))
     else:
-        assert stage is not None, "only one stage is trained of a model that is trained"
+        assert stage is not None, "a trained source model needs a single stage"
         model = start_from(run, preset_name, stage)
     if stage is not None:
         check_trained(model.config.provenance, folder, *ORDER[: ORDER.index(stage)])
@@ -115,13 +115,13 @@ def prepare(run: Run, preset_name: str, *, stage: str | None, restart: str | Non
 
 
 def start_from(run: Run, preset_name: str, stage: str) -> WorldModel:
-    """The trained model `run.source`, with the part that `stage` trains as the preset has it."""
-    assert run.source is not None, "there is a model to start from"
+    """Load the trained model `run.source` and reset the part that `stage` trains."""
+    assert run.source is not None, "`run.source` is set"
     trained = WorldModel.load(run.source)
     if trained.states_confidence and stage == "confidence":
         raise ValueError(
-            f"`model` {run.source!r} has a confidence head inside its network; start from one "
-            "without."
+            f"`model` must have no confidence head inside its network, got {run.source!r}; start "
+            "from another model."
         )
     stored, own = trained.config.provenance, provenance(run, preset_name)
     own["stages"] = [name for name in stored.get("stages", ORDER[:2]) if name != stage]
@@ -139,14 +139,14 @@ def start_from(run: Run, preset_name: str, stage: str) -> WorldModel:
 
 
 def untrained_like(config: ModelConfig, tokenizer: Tokenizer, *, seed: int) -> WorldModel:
-    """A model of this shape around a trained tokenizer, the same one for every seed."""
+    """Untrained model of this shape around a trained tokenizer, initialised from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return WorldModel(config, tokenizer)
 
 
 def check_same_run(stored: dict[str, Any], run: Run, preset_name: str) -> None:
-    """Refuse to go on with a run of another preset or of other episodes."""
+    """Raise if the stored run has another preset, tokenizer, source model or split."""
     if stored.get("preset") != preset_name:
         raise ValueError(
             f"{str(run.folder)!r} holds a run of preset {stored.get('preset')!r}; continue it with "
@@ -164,13 +164,13 @@ def check_same_run(stored: dict[str, Any], run: Run, preset_name: str) -> None:
         )
     if stored.get("split") != json.loads(json.dumps(asdict(run.split))):
         raise ValueError(
-            f"{str(run.folder)!r} holds a run on other episodes than {run.store.path} holds now; "
+            f"{str(run.folder)!r} holds a run on other episodes than those of {run.store.path}; "
             "continue it with the same data, or give another `out`."
         )
 
 
 def forget(run: Run, model: WorldModel, stages: Sequence[str]) -> None:
-    """Undo some stages: untrained parts, no checkpoints, no monitor."""
+    """Reset stages: untrained parts; delete their checkpoints and the monitor."""
     if run.source is None:
         fresh = new_model(run.store, run.preset, run.tokenizer)
     else:

@@ -1,4 +1,4 @@
-"""Which episodes of a store teach which part of a model."""
+"""Split of a store's episodes into training sets and held-out episodes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worldmodel.training.presets import Preset
 
 @dataclass(frozen=True)
 class Split:
-    """Which episodes teach what, by name; no episode, and no copy of one, is in two lists."""
+    """Episode names per training set; no episode, nor a copy of one, is in two sets."""
 
     dynamics: tuple[str, ...]
     confidence: tuple[str, ...]
@@ -21,10 +21,10 @@ class Split:
 
 
 def split_episodes(store: ClipStore, shares: tuple[float, float]) -> Split:
-    """Deal the episodes of a store into a split, the same way every time.
+    """Split the episodes of a store, with a fixed seed.
 
-    Episodes with the same actions are copies (some data sets ship their training split again as
-    validation) and stay together. At least one episode goes to each of the first two parts.
+    Episodes with the same actions are copies (some datasets repeat their training split as
+    validation) and stay together. Each of the first two sets gets at least one episode.
     """
     copies: dict[bytes, list[str]] = {}
     for episode_id in store.episode_ids:
@@ -33,20 +33,20 @@ def split_episodes(store: ClipStore, shares: tuple[float, float]) -> Split:
     if len(groups) < 2:
         raise ValueError(
             f"`data` needs at least 2 different episodes to train on, got {len(groups)} in "
-            f"{store.path}."
+            f"{store.path}; add episodes."
         )
     order = np.random.default_rng(0).permutation(len(groups))
     confidence = min(max(1, round(shares[1] * len(groups))), len(groups) - 1)
     dynamics = min(max(1, round(shares[0] * len(groups))), len(groups) - confidence)
-    dealt = [
+    parts = [
         [name for i in part for name in groups[i]]
         for part in np.split(order, [dynamics, dynamics + confidence])
     ]
-    return Split(*(tuple(part) for part in dealt))
+    return Split(*(tuple(part) for part in parts))
 
 
 def check_lengths(data: Episodes, preset: Preset, split: Split) -> None:
-    """Refuse, before anything is trained, data of which a stage could use no episode."""
+    """Raise before training if all episodes of a stage are too short for it."""
     needed = {
         "tokenizer": (preset.pair_stride + 1, split.dynamics),
         "dynamics": (preset.clip_frames, split.dynamics),
@@ -57,6 +57,6 @@ def check_lengths(data: Episodes, preset: Preset, split: Split) -> None:
         if longest < num_frames:
             raise ValueError(
                 f"Stage {stage!r} needs episodes of at least {num_frames} frames, but all "
-                f"{len(names)} dealt to it from {data.path} are shorter (the longest has "
-                f"{longest}); add longer episodes or choose a preset of shorter clips."
+                f"{len(names)} of its split from {data.path} are shorter (the longest has "
+                f"{longest}); add longer episodes or choose a preset with shorter clips."
             )

@@ -1,4 +1,4 @@
-"""What a stage of training shows: a progress bar, and TensorBoard events."""
+"""Progress bar and TensorBoard events of a training stage."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from worldmodel.training.flops import flops_per_item, peak_flops
 from worldmodel.training.parallel import all_processes
 
 EVERY = 10
-"""Steps between figures."""
+"""Steps between logged metrics."""
 
 
 def num_frames(batch: Any) -> int:
-    """Frames of every item of a batch, the views of one moment counting once."""
+    """Frames per item of a batch; views of the same time count once."""
     return int(getattr(batch, "latents", batch).shape[1])
 
 
 class Speed:
-    """Frames per second and model FLOPs utilisation over the steps since it was last read.
+    """Frames per second and model FLOPs utilisation since the last `read`.
 
-    The utilisation is that of PaLM (Chowdhery et al. 2022, arXiv:2204.02311, Appendix B): the
-    operations that the model asks for, without those done twice to save memory, over what the
-    devices could have done in that time. Their peak is measured by a large matrix product.
+    Utilisation as in PaLM (Chowdhery et al. 2022, arXiv:2204.02311, Appendix B): the model's
+    operations, without recomputed activations, divided by the peak of the devices over that time.
+    The peak is measured with a large matrix product.
     """
 
     def __init__(self, objective: nn.Module, *, batch_size: int, computing: Computing) -> None:
@@ -41,11 +41,11 @@ class Speed:
         self.since = time.perf_counter()
 
     def pause(self) -> None:
-        """Do not count the time since the last step: it went to something else."""
+        """Exclude the time since the last step, for example spent on validation."""
         self.since = time.perf_counter()
 
     def count(self, batch: Any) -> None:
-        """Count a step, which has just ended."""
+        """Count the step that just ended."""
         now = time.perf_counter()
         self.seconds += now - self.since
         self.frames += self.batch_size * num_frames(batch)
@@ -53,7 +53,7 @@ class Speed:
         self.pause()
 
     def flops_of(self, batch: Any) -> float:
-        """Operations per item, counted once for every length of clips."""
+        """Operations per item, cached by clip length."""
         length = num_frames(batch)
         if length not in self.flops:
             self.flops[length] = flops_per_item(
@@ -62,7 +62,7 @@ class Speed:
         return self.flops[length]
 
     def read(self) -> dict[str, float]:
-        """The figures, and a new start."""
+        """Return the metrics and reset the counters."""
         processes = all_processes()
         peak = peak_flops(processes.device, self.computing.precision) * processes.num_processes
         figures = {
@@ -75,12 +75,12 @@ class Speed:
 
 
 class StageLog:
-    """Progress bar and events of one stage; on all but the main process, nothing."""
+    """Progress bar and events of one stage; silent on all but the main process."""
 
     def __init__(self, folder: Path, *, start: int, steps: int, speed: Speed) -> None:
         is_main = all_processes().is_main_process
         self.writer: SummaryWriter | None = None
-        if is_main:  # events after step `start` are those of a run that was killed
+        if is_main:  # drop later events, written by a killed run
             self.writer = SummaryWriter(str(folder / "events"), purge_step=start)
         self.bar = tqdm(desc=folder.name, initial=start, total=steps, disable=not is_main)
         self.speed = speed
@@ -100,17 +100,20 @@ class StageLog:
             self.writer.close()
 
     def step(self, step: int, figures: dict[str, float], batch: Any) -> None:
-        """Show a step that has just ended."""
+        """Log the step that just ended."""
         self.bar.update()
         if self.writer is None:
             return
-        if step > self.start:  # the first step of a run pays for setting up
+        if step > self.start:  # the first step includes setup
             self.speed.count(batch)
         if step % EVERY == 0:
             timed = self.speed.read() if self.speed.seconds else {}
             for name, value in {**figures, **timed}.items():
                 self.writer.add_scalar(name, value, step)
-            shown = ("loss", "relative_error", "psnr_db", "frames_per_second")
-            named = {name: value for name, value in {**figures, **timed}.items() if name in shown}
-            self.bar.set_postfix({name: f"{value:.4g}" for name, value in named.items()})
+            postfix = {
+                name: f"{value:.4g}"
+                for name, value in {**figures, **timed}.items()
+                if name in ("loss", "relative_error", "psnr_db", "frames_per_second")
+            }
+            self.bar.set_postfix(postfix)
         self.speed.pause()

@@ -1,4 +1,4 @@
-"""From a clip store to a trained world model: tokenizer, dynamics, confidence head, judges."""
+"""Training stages: tokenizer, dynamics, confidence head and success classifiers."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ from worldmodel.training.validation import (
 )
 
 FAMILIAR_CLIPS = 64
-"""Clips whose rollouts show a head with `familiarity` what training looks like."""
+"""Clips whose rollouts fit the `familiarity` features of a confidence head."""
 
 
 class FramePairs(Dataset[torch.Tensor]):
-    """Two frames of one camera and episode a few steps apart, uint8 [2, 1, height, width, 3].
+    """Pairs of frames `stride` apart from one camera, uint8 [2, 1, height, width, 3].
 
-    All episodes are kept in memory at their own size.
+    All episodes stay in memory at their original size.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class FramePairs(Dataset[torch.Tensor]):
 
 
 def train_tokenizer(run: Run, model: WorldModel) -> bool:
-    """Train the autoencoder on pairs of frames, unless it came trained; then fit the whitening."""
+    """Train the autoencoder on frame pairs, unless a trained one is set; then fit its whitening."""
     pairs = FramePairs(run.data, run.split.dynamics, model.config.cameras, run.preset.pair_stride)
     if run.tokenizer is None:
         size, loss = model.config.image_size, run.preset.tokenizer_loss
@@ -102,7 +102,7 @@ def train_tokenizer(run: Run, model: WorldModel) -> bool:
 
 
 def latents_of(run: Run, model: WorldModel, names: Sequence[str]) -> list[LatentBatch]:
-    """Latents of some of the run's episodes."""
+    """Latents of the named episodes; the main process encodes and caches them."""
     if all_processes().is_main_process:
         cache_latents(model, run.store, names, until=run.stop.asked)
     run.stop.check("while episodes were encoded")
@@ -110,7 +110,7 @@ def latents_of(run: Run, model: WorldModel, names: Sequence[str]) -> list[Latent
 
 
 def fit_normalisers(model: WorldModel, episodes: Sequence[LatentBatch]) -> None:
-    """Set the scale of actions and of the change from frame to frame from the training episodes."""
+    """Fit the scales of actions and of frame-to-frame changes to the training episodes."""
     actions = torch.cat([e.actions[e.action_valid] for e in episodes])
     dynamics = own_dynamics(model)
     condition = dynamics.condition
@@ -121,13 +121,13 @@ def fit_normalisers(model: WorldModel, episodes: Sequence[LatentBatch]) -> None:
 
 
 def own_dynamics(model: WorldModel) -> Dynamics:
-    """The network of a model made by `new_model`."""
+    """Dynamics of a model made by `new_model`."""
     assert isinstance(model.dynamics, Dynamics), "published networks are not trained here"
     return model.dynamics
 
 
 def changes_of(episode: LatentBatch) -> Float[Tensor, "changes channel h w"]:
-    """Change from frame to frame of every view that both frames have."""
+    """Frame-to-frame change of every view that is valid in both frames."""
     change, view_mask = episode.latents.float().diff(dim=1), episode.view_valid
     if view_mask is None:
         return change.flatten(0, 2)
@@ -135,7 +135,7 @@ def changes_of(episode: LatentBatch) -> Float[Tensor, "changes channel h w"]:
 
 
 def train_dynamics(run: Run, model: WorldModel) -> bool:
-    """Teacher forcing first, then the model's own context."""
+    """Train the dynamics: teacher forcing first, then the model's own predictions as context."""
     preset = run.preset
     episodes = latents_of(run, model, run.split.dynamics)
     fit_normalisers(model, episodes)
@@ -143,21 +143,21 @@ def train_dynamics(run: Run, model: WorldModel) -> bool:
     validate = make_validator(run, model, run.split.confidence, show_rollouts)
     shares = {"action_dropout": preset.action_dropout, "image_share": preset.image_share}
     dynamics = own_dynamics(model)
-    forced = DynamicsObjective(dynamics, own_context=0.0, passes=1, **shares)
-    run.fit(forced, clips, preset.dynamics_loop, name="dynamics", validate=validate)
-    own = DynamicsObjective(
+    teacher_forced = DynamicsObjective(dynamics, own_context=0.0, passes=1, **shares)
+    run.fit(teacher_forced, clips, preset.dynamics_loop, name="dynamics", validate=validate)
+    own_context = DynamicsObjective(
         dynamics, own_context=0.8, passes=preset.rollout_passes, pure_noise=0.8, **shares
     )
-    run.fit(own, clips, preset.rollout_loop, name="rollout", validate=validate)
+    run.fit(own_context, clips, preset.rollout_loop, name="rollout", validate=validate)
     return True
 
 
 def train_confidence(run: Run, model: WorldModel) -> bool:
-    """Train the head on rollouts over episodes the dynamics never saw."""
+    """Train the confidence head on rollouts over episodes that the dynamics never saw."""
     preset, names = run.preset, run.split.confidence
     episodes, length = latents_of(run, model, names), preset.horizon + preset.longest_start
     if model.config.confidence.familiarity:
-        show_familiar(model, LatentClips(episodes, length), start=preset.longest_start)
+        fit_familiarity(model, LatentClips(episodes, length), start=preset.longest_start)
     clips = LatentClips(episodes + corrupted_copies(run, model, names), length)
     objective = ConfidenceObjective(model, longest_start=preset.longest_start)
     validate = make_validator(run, model, run.split.untouched, show_reliability)
@@ -165,9 +165,9 @@ def train_confidence(run: Run, model: WorldModel) -> bool:
     return True
 
 
-def show_familiar(model: WorldModel, clips: LatentClips, *, start: int) -> None:
-    """Let the head see what features of rollouts look like, on clips from all over the episodes."""
-    assert model.confidence is not None, "nothing to fit: the network has a head of its own"
+def fit_familiarity(model: WorldModel, clips: LatentClips, *, start: int) -> None:
+    """Fit the head's familiarity features to rollouts over evenly spaced clips."""
+    assert model.confidence is not None, "nothing to fit: the network has its own confidence head"
     every = -(-len(clips) // FAMILIAR_CLIPS)
     seen = HeldOut(collate_latents([clips[i] for i in range(0, len(clips), every)]), start)
     features = roll_out(model, seen, epsilon=()).features
@@ -175,7 +175,7 @@ def show_familiar(model: WorldModel, clips: LatentClips, *, start: int) -> None:
 
 
 def corrupted_copies(run: Run, model: WorldModel, names: Sequence[str]) -> list[LatentBatch]:
-    """As many copies of some of the run's episodes as the preset asks for, each corrupted anew."""
+    """`corrupted_copies` encoded copies of the named episodes, each with new corruptions."""
     copies: list[LatentBatch] = []
     for _, name in product(range(run.preset.corrupted_copies), names):
         run.stop.check("while corrupted episodes were encoded")
@@ -190,7 +190,7 @@ def make_validator(
     names: Sequence[str],
     show: Callable[[WorldModel, HeldOut, Any, int], None],
 ) -> Validate | None:
-    """Show the model's rollouts over the first of some episodes; None where none is long enough."""
+    """Validation on the first episodes that are long enough; None if all are too short."""
     preset = run.preset
     length = preset.horizon + preset.longest_start
     long = [name for name in names if run.data.summary(name).num_frames >= length][:NUM_CLIPS]
@@ -201,7 +201,7 @@ def make_validator(
 
 
 def train_judge(run: Run, model: WorldModel) -> bool:
-    """Train the judges of success, if the data say what succeeded."""
+    """Train the success classifiers if the data have success labels."""
     episodes = [
         e for e in latents_of(run, model, run.split.dynamics) if not e.success.isnan().any()
     ]
@@ -219,10 +219,10 @@ STAGES: dict[str, Callable[[Run, WorldModel], bool]] = {
     "confidence": train_confidence,
     "judge": train_judge,
 }
-"""Stages of a training run, in the order they need each other; each says whether it trained."""
+"""Stages of a training run, in the order of their dependencies; False if one did not train."""
 
 
-def train(  # noqa: PLR0913 - everything a run can be given, by name
+def train(  # noqa: PLR0913 - all settings of a run, by name
     store: ClipStore,
     preset_name: str,
     folder: Path,
@@ -233,25 +233,24 @@ def train(  # noqa: PLR0913 - everything a run can be given, by name
     tokenizer: str | None = None,
     max_hours: float | None = None,
 ) -> WorldModel:
-    """Run every stage that `folder` does not hold yet; the model ends up in `folder/model`.
+    """Run every stage that `folder` does not hold yet and save the model to `folder/model`.
 
-    SIGTERM, or the end of `max_hours`, stops the run after the step it is in; called again, it goes
-    on from there.
+    SIGTERM or the end of `max_hours` stops the run after the current step; calling it again
+    resumes.
 
     Args:
         store: Episodes to train on.
-        preset_name: Recipe.
-        folder: Of the run; one that is there is continued.
-        restart: Stage to train anew, from the start, with all that follow it.
-        stage: The only stage to train; those before it must be trained.
-        model: Trained model, a folder or a name, of which `stage` alone is trained anew: its other
-            parts are kept.
-        tokenizer: Folder or hub name of a trained autoencoder, of which only the whitening is
-            fitted.
-        max_hours: When to stop; None: at the end.
+        preset_name: Name of a preset.
+        folder: Run folder; an existing run is continued.
+        restart: Stage to train again from scratch, with all later ones.
+        stage: The only stage to train; earlier ones must be trained.
+        model: Folder or name of a trained model; only `stage` is trained again, the other parts
+            are kept.
+        tokenizer: Folder or hub name of a trained autoencoder; only its whitening is fitted.
+        max_hours: Time limit; None: no limit.
 
     Raises:
-        TrainingStopped: the run was stopped early, with everything saved.
+        TrainingStopped: the run stopped early, with everything saved.
         ValueError: too few or too short episodes, an unknown preset or stage, a stage before
             `stage` is missing, or `folder` holds another run.
     """
@@ -267,12 +266,12 @@ def train(  # noqa: PLR0913 - everything a run can be given, by name
         processes.wait_for_everyone()
         trained = WorldModel.load(folder / "model").to(processes.device)
         done = trained.config.provenance["stages"]
-        left = [name for name in ([stage] if stage else STAGES) if name not in done]
-        if processes.is_main_process and "dynamics" in left:
-            number, sharded = processes.num_processes, is_sharded()
-            text = plan(trained, preset, processes=number, is_sharded=sharded)
-            tqdm.write(text, file=sys.stderr)
-        for name in left:
+        remaining = [name for name in ([stage] if stage else STAGES) if name not in done]
+        if processes.is_main_process and "dynamics" in remaining:
+            num_processes, sharded = processes.num_processes, is_sharded()
+            summary = plan(trained, preset, processes=num_processes, is_sharded=sharded)
+            tqdm.write(summary, file=sys.stderr)
+        for name in remaining:
             if not STAGES[name](run, trained):
                 continue
             done.append(name)
@@ -283,16 +282,16 @@ def train(  # noqa: PLR0913 - everything a run can be given, by name
 
 
 def check_stages(*, restart: str | None, stage: str | None, model: str | None) -> None:
-    """Refuse stages there are none of, and a trained model without the one stage to train."""
+    """Raise if `restart`, `stage` and `model` name unknown stages or contradict each other."""
     for name, value in (("restart", restart), ("stage", stage)):
         if value is not None and value not in STAGES:
             raise ValueError(f"`{name}` must be one of {list(STAGES)}, got {value!r}.")
     if stage and restart and stage != restart:
         raise ValueError(
-            f"`restart` must be the one stage that is trained, {stage!r}, got {restart!r}."
+            f"`restart` must equal `stage`, {stage!r}, when both are set, got {restart!r}."
         )
     if model is not None and stage not in ("confidence", "judge"):
         raise ValueError(
-            '`model` needs `stage` "confidence" or "judge": the part of it to train anew, got '
+            '`model` needs `stage` "confidence" or "judge", the part to train again, got '
             f"{stage!r}."
         )

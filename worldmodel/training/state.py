@@ -1,7 +1,7 @@
-"""All that a checkpoint of a stage holds, written atomically and read back bit for bit.
+"""Checkpoints of a training stage, written atomically and restored bit for bit.
 
-Whatever was sharded is put together in the file, so that a run can go on with another number of
-processes. What is random is a function of seed and step, and so are the learning rates.
+Files hold full tensors, so a run can resume with another number of processes. Random numbers and
+learning rates depend on seed and step alone and are not stored.
 """
 
 from __future__ import annotations
@@ -22,23 +22,25 @@ STATE = "state.pt"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What changes from step to step."""
+    """State that changes with every step."""
 
     model: nn.Module
-    """Weights as they are now, perhaps sharded."""
+    """Current weights, possibly sharded."""
     average: dict[str, Tensor]
-    """Their exponential moving average, sharded alike."""
+    """Exponential moving average of the weights, with the same sharding."""
     steppers: list[torch.optim.Optimizer]
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a stage."""
-    found = sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-    return found[-1] if found else None
+    """Newest complete checkpoint of a stage."""
+    checkpoints = sorted(
+        folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-"))
+    )
+    return checkpoints[-1] if checkpoints else None
 
 
 def save_checkpoint(state: TrainingState, folder: Path, step: int) -> None:
-    """Write a checkpoint beside its final name, move it there, then drop older ones."""
+    """Write a checkpoint to a temporary folder, rename it, then delete older ones."""
     partial, final = folder / "partial", folder / f"step-{step}"
     processes = all_processes()
     is_writer = processes.is_main_process
@@ -62,7 +64,7 @@ def save_checkpoint(state: TrainingState, folder: Path, step: int) -> None:
 
 
 def resume(state: TrainingState, folder: Path) -> int:
-    """Load the newest checkpoint, if any, and return the step to go on from."""
+    """Load the newest checkpoint, if any, and return the step to resume from."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = latest_checkpoint(folder)
     all_processes().wait_for_everyone()
@@ -78,13 +80,13 @@ def resume(state: TrainingState, folder: Path) -> int:
 
 @torch.no_grad()
 def fill(target: dict[str, Tensor], stored: dict[str, Tensor]) -> None:
-    """Copy whole stored tensors into tensors of the same names, sharded or not."""
+    """Copy full stored tensors into tensors of the same names, sharded or not."""
     for name, value in target.items():
         value.copy_(own_share(stored[name], value))
 
 
 def sharded_like(stepper: torch.optim.Optimizer, stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored optimiser state with every tensor shared out as the weight that it belongs to."""
+    """Stored optimizer state with every tensor sharded like its weight."""
     weights = [weight for group in stepper.param_groups for weight in group["params"]]
     shares = {
         index: {

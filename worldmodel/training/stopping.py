@@ -1,4 +1,4 @@
-"""Ending a run early, in good order: at a signal, or when its time is up."""
+"""Graceful early stopping: at SIGTERM or at a time limit."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch
 from worldmodel.training.parallel import sum_over_processes
 
 
-class TrainingStopped(Exception):  # noqa: N818 - no error: the run ended as it was asked to
-    """Training was asked to stop, and did, with everything saved; its text is for the user."""
+class TrainingStopped(Exception):  # noqa: N818 - a requested stop is not an error
+    """Training stopped on request, with everything saved; the text is for the user."""
 
-    def __init__(self, reason: str, place: str) -> None:
-        super().__init__(f"Stopped {reason}, {place}; the same command goes on from there.")
+    def __init__(self, reason: str, progress: str) -> None:
+        super().__init__(f"Stopped {reason}, {progress}; run the same command to resume.")
 
 
 class Stop:
     """Whether to stop after the current step: at SIGTERM, or after `max_hours`.
 
-    As a context manager it takes the signal over, and gives it back at the end.
+    As a context manager it handles the signal and restores the previous handler at the end.
     """
 
     def __init__(self, max_hours: float | None = None) -> None:
@@ -35,7 +35,7 @@ class Stop:
         self._before: Any = None
 
     def __enter__(self) -> Stop:
-        # Python takes signals in the main thread alone.
+        # Python sets signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._on_signal)
         return self
@@ -55,7 +55,7 @@ class Stop:
 
     @property
     def is_late(self) -> bool:
-        """The time is up."""
+        """Whether the time limit has passed."""
         return self.deadline is not None and time.monotonic() >= self.deadline
 
     def asked(self) -> bool:
@@ -63,19 +63,19 @@ class Stop:
         return self.got_signal or self.is_late
 
     def agreed(self) -> str | None:
-        """Why to stop, if any process has a reason; every process must ask, and gets one answer."""
+        """Reason to stop if any process has one, else None; every process must call it."""
         flags = torch.tensor([float(self.got_signal), float(self.is_late)])
         got_signal, is_late = (bool(count) for count in sum_over_processes(flags))
         if got_signal:
             return "at SIGTERM"
         return f"after `--max-hours {self.max_hours:g}`" if is_late else None
 
-    def check(self, place: str) -> None:
-        """Stop here if any process has a reason; every process must call it.
+    def check(self, progress: str) -> None:
+        """Raise if any process has a reason to stop; every process must call it.
 
         Raises:
-            TrainingStopped: with a line for the user, in which `place` says how far the run got.
+            TrainingStopped: with a line for the user that contains `progress`.
         """
         reason = self.agreed()
         if reason is not None:
-            raise TrainingStopped(reason, place)
+            raise TrainingStopped(reason, progress)

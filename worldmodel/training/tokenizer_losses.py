@@ -1,4 +1,4 @@
-"""How alike two pictures look: structure at several scales, and features of a random network."""
+"""Image similarity: multi-scale SSIM, and distance between features of a random network."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from torch.nn import functional as F
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weight of each scale, finest first (Wang, Simoncelli and Bovik 2003)."""
 WINDOW = 11
-"""Side of the window in which structure is compared, in pixels of each scale."""
+"""Side of the SSIM window, in pixels of each scale."""
 
 
 def num_scales(side: int) -> int:
-    """Scales on which a picture whose shorter side is `side` pixels can be compared.
+    """Number of SSIM scales for an image whose shorter side is `side` pixels.
 
-    Each halves the one before; torchmetrics wants the window to fit `(scales - 1) ** 2` times.
+    Each scale halves the resolution; torchmetrics requires room for `(scales - 1) ** 2` windows.
 
     >>> [num_scales(side) for side in (16, 48, 64, 128, 256)]
     [1, 3, 3, 4, 5]
     """
-    fits = [
+    possible = [
         scales
         for scales in range(1, len(SCALE_WEIGHTS) + 1)
         if side // max(2 ** (scales - 1), (scales - 1) ** 2) >= WINDOW
     ]
-    if not fits:
+    if not possible:
         raise ValueError(
-            f"`structure` compares pictures of at least {WINDOW} pixels a side, got {side}; set "
-            "its weight to 0 for smaller ones."
+            f"`structure` needs images of at least {WINDOW} pixels a side, got {side}; set its "
+            "weight to 0 for smaller ones."
         )
-    return fits[-1]
+    return possible[-1]
 
 
 def structural_similarity(
     a: Float[Tensor, "batch 3 height width"], b: Float[Tensor, "batch 3 height width"]
 ) -> Float[Tensor, ""]:
-    """Mean multi-scale SSIM of pictures in [-1, 1]; 1 for equal ones, at least 0.
+    """Mean multi-scale SSIM of images in [-1, 1]; between 0 and 1, 1 for equal images.
 
-    As many of the five scales as fit, their weights brought to a sum of 1. Each scale's similarity
-    s enters as (1 + s) / 2, so that pictures of opposite structure still have a gradient.
+    Uses as many of the five scales as fit, with weights normalised to 1. Each scale's similarity s
+    enters as (1 + s) / 2, so images of opposite structure still have a gradient.
 
     Source: Wang, Simoncelli and Bovik, "Multiscale structural similarity", Asilomar 2003.
     """
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
     weights = SCALE_WEIGHTS[: num_scales(min(a.shape[-2:]))]
-    # Variances are small differences of large numbers: half precision would drown them.
+    # Variances are small differences of large numbers and need full precision.
     with torch.autocast(a.device.type, enabled=False):
         return multiscale_structural_similarity_index_measure(
             (a.float() + 1) / 2,
@@ -60,17 +60,17 @@ def structural_similarity(
 
 
 class PerceptualDistance(nn.Module):
-    """Distance between features of a small convolutional network that is random and stays so.
+    """Perceptual distance between features of a small random convolutional network.
 
-    Features are brought to unit length at each position, and their squared differences added over
-    channels and averaged over positions and layers, as in LPIPS (Zhang et al. 2018,
-    arXiv:1801.03924). Random filters serve nearly as well as learned ones, and need no download
-    (Amir and Weiss 2021, "Understanding and Simplifying Perceptual Distances", CVPR). Nothing of
-    it is trained or saved: the filters are drawn from a fixed seed.
+    Features are normalised to unit length at each position; their squared differences are summed
+    over channels and averaged over positions and layers, as in LPIPS (Zhang et al. 2018,
+    arXiv:1801.03924). Random filters work nearly as well as learned ones and need no download
+    (Amir and Weiss 2021, "Understanding and Simplifying Perceptual Distances", CVPR). The filters
+    come from a fixed seed and are neither trained nor saved.
     """
 
     widths = (16, 32, 64)
-    """Channels of each layer; each sees half the resolution of the one before."""
+    """Channels of each layer; each layer halves the resolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,18 +85,18 @@ class PerceptualDistance(nn.Module):
             channels = width
 
     def features(self, frames: Float[Tensor, "batch 3 height width"]) -> list[Tensor]:
-        """Unit features of each layer, finest first."""
-        found = []
+        """Unit-length features of each layer, finest first."""
+        features = []
         for layer in range(len(self.widths)):
             frames = F.avg_pool2d(frames, 2) if layer else frames
             filters, bias = self.get_buffer(f"filters_{layer}"), self.get_buffer(f"bias_{layer}")
             frames = F.relu(F.conv2d(frames, filters, bias, padding=1))
-            found.append(F.normalize(frames, dim=1, eps=1e-3))
-        return found
+            features.append(F.normalize(frames, dim=1, eps=1e-3))
+        return features
 
     def forward(
         self, a: Float[Tensor, "batch 3 height width"], b: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, ""]:
-        """Mean distance of pictures in [-1, 1]; 0 for equal ones."""
+        """Mean distance of images in [-1, 1]; 0 for equal images."""
         pairs = zip(self.features(a), self.features(b), strict=True)
         return torch.stack([(x - y).square().sum(1).mean() for x, y in pairs]).mean()

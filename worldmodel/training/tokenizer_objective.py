@@ -1,4 +1,4 @@
-"""What training a small tokenizer minimises."""
+"""Training objective of the tokenizer."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from worldmodel.training.tokenizer_losses import PerceptualDistance, structural_
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerLoss:
-    """Weights of what a reconstruction is compared by; 0 leaves a term out, and its cost."""
+    """Weights of the reconstruction losses; 0 skips a term and its cost."""
 
     absolute: float = 1.0
     """Mean absolute error of pixels in [-1, 1]."""
     squared: float = 4.0
     """Mean squared error of pixels in [-1, 1]."""
     structure: float = 0.2
-    """1 - multi-scale SSIM; pictures must have at least 11 pixels a side."""
+    """1 - multi-scale SSIM; images need at least 11 pixels a side."""
     perceptual: float = 0.0
-    """Distance of random features, as in LPIPS."""
+    """Distance between random features, as in LPIPS."""
     moving: float = 8.0
-    """Weight, above 1, of pixels that change within an episode, in both errors of pixels."""
+    """Extra weight of pixels that change within an episode, in both pixel errors."""
     latent_noise: float = 0.1
-    """Noise on the latent, in its standard deviations: the decoder must forgive small errors."""
+    """Noise on the latent, in its standard deviations; makes the decoder robust to small errors."""
     scale: float = 1e-3
-    """Pull of the latents to unit scale: whitening fitted afterwards is a small correction then."""
+    """Regularisation of latents to zero mean and unit scale; keeps the later whitening small."""
 
     def __post_init__(self) -> None:
         wrong = {name: value for name, value in asdict(self).items() if not value >= 0}
         if wrong:
-            raise ValueError(f"`TokenizerLoss` must hold no negative weight, got {wrong}.")
+            raise ValueError(f"The weights of `TokenizerLoss` must not be negative, got {wrong}.")
         if not self.absolute + self.squared + self.structure + self.perceptual:
             raise ValueError(
-                "`TokenizerLoss` must compare pictures by something: one of `absolute`, `squared`, "
-                "`structure` and `perceptual` must be above 0."
+                "`TokenizerLoss` needs one of `absolute`, `squared`, `structure` and `perceptual` "
+                "above 0, got 0 for all."
             )
 
 
 class TokenizerObjective(nn.Module):
-    """Reconstruct single frames; pixels that change within an episode count more.
+    """Reconstruction loss of single frames, weighted towards pixels that change in an episode.
 
-    Batches are two frames of one episode. What moves (the arm, the object) covers few pixels, and a
-    plain loss spends the latent on the rest.
+    Batches are two frames of one episode. Moving parts (the arm, the object) cover few pixels; an
+    unweighted loss would spend the latent on the background.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class TokenizerObjective(nn.Module):
         self.perceptual = PerceptualDistance()
 
     def forward(
-        self, batch: UInt8[Tensor, "batch 2 view height width 3"], draws: StepRandomness
+        self, batch: UInt8[Tensor, "batch 2 view height width 3"], randomness: StepRandomness
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted sum of all terms; each term that counts, and the PSNR in dB."""
+        """Weighted sum of all terms; logs each term and the PSNR in dB."""
         pixels = resize(to_model(batch), self.image_size)
         flat = rearrange(pixels, "b t v c h w -> (b t v) c h w")
         latents = self.tokenizer.encode(flat)
         spread = latents.detach().float().std((0, 2, 3), keepdim=True)
-        noise = draws.normal_like(latents, num_items=len(batch))
+        noise = randomness.normal_like(latents, num_items=len(batch))
         decoded = self.tokenizer.decode(latents + self.loss.latent_noise * spread * noise).float()
         terms = self.terms(decoded, flat, self.weight(pixels))
         terms["scale"] = distance_from_unit_scale(latents.float())
@@ -83,7 +83,7 @@ class TokenizerObjective(nn.Module):
         frames: Float[Tensor, "frames 3 h w"],
         weight: Float[Tensor, "frames 1 h w"],
     ) -> dict[str, Tensor]:
-        """What reconstructions are compared by, without the terms of weight 0."""
+        """Reconstruction losses with a weight above 0."""
         error, total = decoded - frames, 3 * weight.sum()
         terms = {}
         if self.loss.absolute:
@@ -97,13 +97,13 @@ class TokenizerObjective(nn.Module):
         return terms
 
     def weight(self, pixels: Float[Tensor, "batch 2 view 3 h w"]) -> Float[Tensor, "frames 1 h w"]:
-        """Weight of each pixel of both frames: more where they differ."""
+        """Weight of each pixel of both frames, larger where they differ."""
         moved = (pixels[:, :1] - pixels[:, 1:]).abs().amax(3, keepdim=True) > 0.15
         weight = 1 + self.loss.moving * moved.float()
         return rearrange(weight.expand(-1, 2, -1, -1, -1, -1), "b t v 1 h w -> (b t v) 1 h w")
 
 
 def distance_from_unit_scale(latents: Float[Tensor, "batch channel h w"]) -> Float[Tensor, ""]:
-    """How far the latents are from zero mean and unit standard deviation, over channels."""
+    """Distance of the latents from zero mean and unit standard deviation, over channels."""
     spread, mean = latents.std((0, 2, 3)), latents.mean((0, 2, 3))
     return (spread.log().square() + mean.square()).mean()

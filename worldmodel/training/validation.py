@@ -1,6 +1,6 @@
-"""What training shows of held-out episodes: rollouts, and how far the confidence in them holds.
+"""Validation on held-out episodes: rollouts, and reliability of their confidence.
 
-Nothing here touches the run: rollouts draw from generators of their own and read averaged weights.
+Validation does not affect training: rollouts use their own generators and averaged weights.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from worldmodel.episodes.clips import LatentBatch, collate_latents, views_there
 from worldmodel.model import WorldModel
 from worldmodel.monitors.reliability.counts import Reliability
 from worldmodel.monitors.reliability.measures import expected_calibration_error
+from worldmodel.networks.images import psnr_db
 
 NUM_CLIPS = 8
-"""Held-out clips that are imagined."""
+"""Held-out clips to roll out."""
 NUM_SHOWN = 4
-"""Clips among them that are shown as pictures."""
+"""Clips logged as images."""
 HORIZONS = (1, 2, 4, 8, 16, 32)
-"""Frames ahead that figures are given for."""
+"""Horizons of the logged metrics, in frames."""
 EPSILONS = (0.25, 0.5, 1.0)
-"""Errors, in latent standard deviations, that reliability is counted at."""
+"""Error thresholds of the reliability diagram, in latent standard deviations."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Clips that the stage does not learn from."""
+    """Clips that the stage does not train on."""
 
     clips: LatentBatch
     start: int
@@ -41,17 +42,17 @@ class HeldOut:
 
     @property
     def horizons(self) -> list[int]:
-        """Those of `HORIZONS` that the clips reach."""
+        """`HORIZONS` that the clips are long enough for."""
         return [h for h in HORIZONS if h <= self.clips.latents.shape[1] - self.start]
 
     def at(self, horizon: int) -> tuple[Float[Tensor, "batch view channel h w"], Tensor]:
-        """The true latents so many frames ahead, and which cameras [batch, view] are there."""
+        """True latents at a horizon, and the mask [batch, view] of valid cameras."""
         frame = self.start + horizon - 1
         return self.clips.latents[:, frame], views_there(self.clips)[:, frame]
 
 
 def held_out(episodes: Sequence[LatentBatch], *, start: int, horizon: int) -> HeldOut | None:
-    """The beginnings of the first episodes that are long enough; None where there is none."""
+    """First frames of the first episodes that are long enough; None if all are too short."""
     long = [e.cut(start + horizon) for e in episodes if e.latents.shape[1] >= start + horizon]
     if not long:
         return None
@@ -61,17 +62,17 @@ def held_out(episodes: Sequence[LatentBatch], *, start: int, horizon: int) -> He
 
 @torch.inference_mode()
 def show_rollouts(model: WorldModel, seen: HeldOut, writer: Any, step: int) -> None:
-    """Write the error of imagined latents by horizon, and pictures of rollouts beside the truth.
+    """Log the PSNR of imagined latents by horizon, and images of rollouts next to the truth.
 
-    The error is a peak signal-to-noise ratio in dB whose peak is one latent standard deviation:
-    10 lg(1 / mean squared error). Beside it stands that of copying the last real frame.
+    The PSNR in dB has a peak of one latent standard deviation: 10 lg(1 / mean squared error).
+    Baseline: copying the last real frame.
     """
     imagined = roll_out(model, seen, epsilon=()).latents
     last = seen.clips.latents[:, seen.start - 1]
     for horizon in seen.horizons:
         truth, view_mask = seen.at(horizon)
         for name, guess in {"imagined": imagined[:, horizon - 1].cpu(), "copied": last}.items():
-            figure = psnr_db(guess[view_mask], truth[view_mask])
+            figure = psnr_db(guess[view_mask], truth[view_mask], peak=1.0, floor=1e-12).item()
             writer.add_scalar(f"validation/psnr_db/{name}/horizon_{horizon:02d}", figure, step)
     picture = side_by_side(model, seen, imagined)
     writer.add_image("validation/rollouts", picture, step, dataformats="HWC")
@@ -79,18 +80,18 @@ def show_rollouts(model: WorldModel, seen: HeldOut, writer: Any, step: int) -> N
 
 @torch.inference_mode()
 def show_reliability(model: WorldModel, seen: HeldOut, writer: Any, step: int) -> None:
-    """Write the pooled calibration error by horizon, and a reliability diagram."""
+    """Log the pooled expected calibration error by horizon, and a reliability diagram."""
     head = model.config.confidence
-    epsilons = head.scales if head.head == "fixed_scale" else EPSILONS  # it answers no others
+    epsilons = head.scales if head.head == "fixed_scale" else EPSILONS  # the head knows only these
     rolled = roll_out(model, seen, epsilon=epsilons)
     counts = Reliability(epsilons=epsilons, horizons=seen.horizons, keep_episodes=False)
     levels = torch.tensor(epsilons)
     for horizon in seen.horizons:
         truth, view_mask = seen.at(horizon)
-        stated = rolled.confidence[:, horizon - 1].cpu()[view_mask]
+        confidence = rolled.confidence[:, horizon - 1].cpu()[view_mask]
         error = (rolled.latents[:, horizon - 1].cpu() - truth).abs()[view_mask]
         counts.update(
-            stated.movedim(-1, 0).double().numpy(),
+            confidence.movedim(-1, 0).double().numpy(),
             (error[..., None] <= levels).movedim(-1, 0).numpy(),
             episode="held out",
             horizon=horizon,
@@ -101,7 +102,7 @@ def show_reliability(model: WorldModel, seen: HeldOut, writer: Any, step: int) -
 
 
 def roll_out(model: WorldModel, seen: HeldOut, *, epsilon: Sequence[float]) -> Any:
-    """Imagine the held-out clips with the model's own sampler, always with the same seeds."""
+    """Open-loop rollout of held-out clips with the model's own sampler and fixed seeds."""
     device = next(model.dynamics.parameters()).device
     clips = seen.clips.to(device)
     return model.imagine(
@@ -113,47 +114,40 @@ def roll_out(model: WorldModel, seen: HeldOut, *, epsilon: Sequence[float]) -> A
     )
 
 
-def psnr_db(guess: Tensor, truth: Tensor) -> float:
-    """Peak signal-to-noise ratio of whitened latents, for a peak of one standard deviation.
-
-    >>> psnr_db(torch.zeros(4), torch.full((4,), 0.1))
-    20.0
-    """
-    return round(-10 * (guess - truth).square().mean().clamp_min(1e-12).log10().item(), 4)
-
-
 def side_by_side(
     model: WorldModel, seen: HeldOut, imagined: Float[Tensor, "batch time view channel h w"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Two rows per clip, the truth above what was imagined; horizons from left to right.
+    """Image with two rows per clip, truth above imagination, and one column per horizon.
 
-    Both are decoded from latents, so that a difference is one of dynamics. Cameras are stacked, and
-    a white line ends each clip.
+    Both are decoded from latents, so differences come from the dynamics. Cameras are stacked; a
+    white line ends each clip.
     """
     ahead = [horizon - 1 for horizon in seen.horizons]
     truth = seen.clips.latents[:NUM_SHOWN, seen.start :][:, ahead]
     rows = torch.stack((truth.to(imagined), imagined[:NUM_SHOWN, ahead]), dim=1)
     pixels = rearrange(model.decode(rows), "n row t v h w c -> n c (row v h) (t w)")
-    lined = F.pad(pixels, (0, 0, 0, 2), value=255)
-    return rearrange(lined, "n c h w -> (n h) w c").cpu().numpy()
+    separated = F.pad(pixels, (0, 0, 0, 2), value=255)
+    return rearrange(separated, "n c h w -> (n h) w c").cpu().numpy()
 
 
 def diagram(counts: Reliability) -> UInt8[np.ndarray, "height width 3"]:
-    """How often forecasts came true against how sure they were, one line per horizon."""
+    """Reliability diagram: observed frequency over confidence, one line per horizon."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5, 4.5), dpi=100, layout="constrained")
     canvas: Any = FigureCanvasAgg(figure)
     axes = figure.add_subplot(
-        xlabel="stated confidence", ylabel="share that came true", xlim=(0, 1), ylim=(0, 1)
+        xlabel="confidence", ylabel="observed frequency", xlim=(0, 1), ylim=(0, 1)
     )
     axes.plot((0, 1), (0, 1), color="0.6", linestyle="--")
     for horizon in counts.horizons:
         bins = counts.bins(horizon=horizon).pooled()
         filled = bins.count > 0
-        sure, true = (sums[filled] / bins.count[filled] for sums in (bins.confidence, bins.correct))
-        axes.plot(sure, true, marker="o", markersize=3, label=f"{horizon} ahead")
+        confidence, frequency = (
+            sums[filled] / bins.count[filled] for sums in (bins.confidence, bins.correct)
+        )
+        axes.plot(confidence, frequency, marker="o", markersize=3, label=f"{horizon} ahead")
     axes.legend(title="frames", loc="upper left", fontsize=8)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
