@@ -17,7 +17,8 @@ from pathlib import Path
 from benchmarks.provenance import git_commit
 from worldmodel.calibration.calibrated import Checkpoint
 from worldmodel.checkpoint import checkpoint_folder
-from worldmodel.demo import DemoConfig, DemoResult, run_demo
+from worldmodel.demo import DemoResult, run_demo
+from worldmodel.demo_config import DemoConfig
 from worldmodel.model import WorldModel
 from worldmodel.report.demo_page import false_alarms, tables
 

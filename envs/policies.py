@@ -60,10 +60,3 @@ def draw_policy(name: str, rng: np.random.Generator) -> PolicySpec:
         speed=speed,
         then_babble=bool(rng.integers(2)),
     )
-
-
-POLICIES_COMPARED = (
-    "clean", "noise_010", "noise_015", "noise_020", "noise_030", "bias_015", "bias_020",
-    "bias_030", "late_grip", "inverted_gripper",
-)  # fmt: skip
-"""Scripted policies of graded skill, from perfect to hopeless."""

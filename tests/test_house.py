@@ -24,6 +24,7 @@ SOURCES = sorted(
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 ORDER = (
+    "extras",
     "datasets monitors networks checkpoint",
     "imagination",
     "model",
@@ -31,7 +32,7 @@ ORDER = (
     "rollouts training",
     "calibration",
     "runtime envs",
-    "evaluation planning",
+    "demo_config evaluation planning",
     "demo",
     "report",
     "cli",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from worldmodel.extras import explain_missing
+
 if TYPE_CHECKING:
     from worldmodel.calibration.calibrated import Calibration, Checkpoint, load
     from worldmodel.datasets.open_dataset import open_dataset
@@ -53,7 +55,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    with explain_missing(f"{__name__}.{name}"):
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from worldmodel.calibration.calibrated import Calibration, Checkpoint
 from worldmodel.calibration.features import FrameFeatures, signals
+from worldmodel.demo_config import DemoConfig
 from worldmodel.envs.collect import Collection
 from worldmodel.envs.factors import NOMINAL, SEVERITIES, SHIFTS
-from worldmodel.envs.policies import POLICIES_COMPARED
 from worldmodel.episodes.episode import Episode
 from worldmodel.evaluation.evaluate import Evaluation, evaluate
 from worldmodel.evaluation.simulate import Key, policy_episodes, simulate
@@ -32,34 +32,6 @@ from worldmodel.rollouts.reliability import count_reliability
 
 HORIZONS = (1, 4, 8, 16)
 """Frames ahead at which calibration is shown."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """How much is simulated."""
-
-    model: str = "tabletop"
-    """Shipped checkpoint or folder."""
-    task: str = "pick_place"
-    nominal: int = 40
-    """Nominal episodes."""
-    shifted: int = 6
-    """Episodes per factor and severity."""
-    rollouts: int = 16
-    """Episodes per policy."""
-    policies: tuple[str, ...] = POLICIES_COMPARED
-    """Scripted policies that are compared."""
-    seed: int = 1_000_003
-    """Seed of the simulated episodes; training and calibration used others."""
-    workers: int = 2
-    """Processes that simulate."""
-
-    def __post_init__(self) -> None:
-        if min(self.nominal, self.shifted, self.rollouts) < 2 or len(self.policies) < 2:
-            raise ValueError(
-                "`nominal`, `shifted`, `rollouts` and the number of `policies` must be at least 2, "
-                f"got {self.nominal}, {self.shifted}, {self.rollouts} and {len(self.policies)}."
-            )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""The `worldmodel` command: one module per subcommand, imported only when it is called."""
+"""Command line `worldmodel`: one module per subcommand, imported when it is called.
+
+These modules import nothing heavy before `run`, so that `--help` is fast and needs no extra.
+"""
 
 from __future__ import annotations
 
@@ -6,56 +9,60 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any, Union
 
 import tyro
 
+from worldmodel.extras import explain_missing
+
 COMMANDS = {
     "demo": "simulate, imagine, monitor and compare policies with the shipped checkpoint",
-    "data info": "say what a dataset folder holds",
+    "data info": "describe a dataset folder",
     "data validate": "check every episode of a dataset folder",
     "data convert": "convert a dataset folder to the project's clip store",
     "data collect": "record episodes of the embedded tabletop",
-    "import": "make a model folder of a published C3 or WorldGym checkpoint",
+    "import": "convert a published C3 or WorldGym checkpoint to a model folder",
     "train": "train a tokenizer, a dynamics model and its confidence head",
     "calibrate": "calibrate confidence and monitor thresholds on held-out episodes",
-    "imagine": "roll episodes out in the world model and log them",
+    "imagine": "log open-loop rollouts of episodes in the world model",
     "watch": "run the monitor over recorded episodes",
     "serve": "run the monitor as a websocket service for robots",
     "evaluate": "evaluate policies in imagination",
     "report": "write the HTML report of a rollout log",
 }
-"""Subcommand -> one line of help; its words joined by _ name a module with `Command` and `run`."""
+"""Subcommand -> one line of help; its words joined by "_" name the module that defines it."""
 
 GROUPS = {"data": "inspect, check, convert and record datasets"}
-"""First words of the commands of two words -> what the group is for."""
+"""First word of two-word commands -> summary of the group."""
 MOVED = {("watch", "--listen"): "`worldmodel serve --listen HOST:PORT`"}
-"""Command and option of earlier versions -> what took its place."""
+"""Command and option of earlier versions -> replacement."""
 
 USAGE = "usage: worldmodel COMMAND [OPTIONS]\n       worldmodel --version"
 FOOTER = """`worldmodel COMMAND --help` lists its options with units and defaults.
-`worldmodel COMMAND --tyro-print-completion bash` prints a shell completion (also zsh, tcsh).
+`worldmodel --tyro-print-completion bash` prints a shell completion script (also zsh, fish).
 Exit code 0: done; 1: the check failed, for example an alarm; 2: wrong input."""
+COMPLETION = "--tyro-print-completion"
+"""Option of tyro that prints a completion script."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells report it."""
 READER_GONE = 141
-"""Exit code when the reader of a pipe left: 128 + SIGPIPE."""
+"""Exit code after the reader of a pipe closed it: 128 + SIGPIPE."""
 
 
 def usage(group: str = "") -> str:
-    """The text of `worldmodel --help`, or of `worldmodel GROUP --help`."""
-    shown = {name: text for name, text in COMMANDS.items() if name.startswith(group)}
-    width = max(map(len, shown)) + 2
-    lines = [f"  {name:<{width}}{summary}" for name, summary in shown.items()]
+    """Text of `worldmodel --help` or `worldmodel GROUP --help`."""
+    listed = {name: text for name, text in COMMANDS.items() if name.startswith(group)}
+    width = max(map(len, listed)) + 2
+    lines = [f"  {name:<{width}}{summary}" for name, summary in listed.items()]
     title = f"usage: worldmodel {group} COMMAND [OPTIONS]" if group else USAGE
     about = [f"{GROUPS[group].capitalize()}.", ""] if group else []
     return "\n".join([title, "", *about, *lines, "", FOOTER])
 
 
 def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """The subcommand's name and the arguments after it.
+    """Name of the subcommand, and the arguments after it.
 
     >>> split_command(["data", "info", "folder"])
     ('data info', ['folder'])
@@ -76,20 +83,42 @@ def dispatch(argv: Sequence[str]) -> int:
     for (command, option), successor in MOVED.items():
         if name == command and any(word.split("=")[0] == option for word in rest):
             raise ValueError(f"`worldmodel {command} {option}` is now {successor}.")
-    module = importlib.import_module(f"worldmodel.cli.{name.replace(' ', '_')}")
-    return run_module(module, rest, prog=f"worldmodel {name}")
+    return run_module(command_module(name), rest, prog=f"worldmodel {name}")
+
+
+def command_module(name: str) -> Any:
+    """Module of a subcommand."""
+    return importlib.import_module(f"worldmodel.cli.{name.replace(' ', '_')}")
 
 
 def run_module(module: Any, argv: Sequence[str], *, prog: str) -> int:
     """Parse `argv` into the `Command` of a module and pass it to the module's `run`."""
     command = tyro.cli(module.Command, args=argv, prog=prog, description=module.__doc__)
-    code: int = module.run(command)
-    sys.stdout.flush()  # so that a reader that left shows here, not at interpreter exit
+    with explain_missing(prog):
+        code: int = module.run(command)
+    sys.stdout.flush()  # a closed pipe raises here, not at interpreter exit
     return code
 
 
+def all_commands() -> Any:
+    """Type that tyro parses as any subcommand with its options, for shell completion."""
+    groups: dict[str, dict[str, Any]] = {group: {} for group in ("", *GROUPS)}
+    for name in COMMANDS:
+        group, _, word = name.rpartition(" ")
+        groups[group][word] = command_module(name).Command
+    return subcommands(groups.pop("") | {group: subcommands(groups[group]) for group in GROUPS})
+
+
+def subcommands(kinds: Mapping[str, Any]) -> Any:
+    """Type that tyro parses as a choice between words, each with a type of its own."""
+    choices = (
+        Annotated[kind, tyro.conf.subcommand(word, description="")] for word, kind in kinds.items()
+    )
+    return Union[tuple(choices)]  # noqa: UP007
+
+
 def help_page(argv: Sequence[str]) -> str | None:
-    """The page of commands that `argv` asks for; None if it names a command.
+    """Page of commands that `argv` asks for; None if `argv` names a command.
 
     >>> help_page(["train", "--help"]) is None
     True
@@ -102,11 +131,13 @@ def help_page(argv: Sequence[str]) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; wrong input is one line on standard error and exit code 2."""
+    """Run one subcommand; wrong input prints one line to standard error and returns 2."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] == "--version":
         print(f"worldmodel {version('worldmodel')}")
         return 0
+    if argv and argv[0] == COMPLETION:
+        tyro.cli(all_commands(), args=argv, prog="worldmodel")  # prints, and exits
     if page := help_page(argv):
         print(page)
         return 0
@@ -114,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code(action: Callable[[], int]) -> int:
-    """The exit code of `action`; wrong input is one line on standard error and code 2."""
+    """Exit code of `action`; wrong input prints one line to standard error and returns 2."""
     try:
         return action()
     except BrokenPipeError:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from tqdm import tqdm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,8 @@ class Command:
 
 def run(command: Command) -> int:
     """Record what is missing and print the number of episodes and of successes."""
+    from tqdm import tqdm
+
     from worldmodel.envs.collect import Collection, collect
     from worldmodel.envs.renderers import resolve_renderer
 

@@ -11,10 +11,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tqdm import tqdm
-
-from worldmodel.datasets.convert import convert, open_target
-from worldmodel.datasets.open_dataset import open_dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +32,12 @@ class Command:
 
 
 def run(command: Command) -> int:
-    """Convert; 1 if episodes were skipped."""
+    """Convert the dataset; return 1 if episodes were skipped."""
+    from tqdm import tqdm
+
+    from worldmodel.datasets.convert import convert, open_target
+    from worldmodel.datasets.open_dataset import open_dataset
+
     if command.workers < 1 or (command.height is not None and command.height < 1):
         raise ValueError("`--workers` and `--height` must be positive.")
     source = open_dataset(command.source)

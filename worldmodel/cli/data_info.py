@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
-from worldmodel.datasets.actions import ActionSpec
-from worldmodel.datasets.dataset import Dataset, EpisodeSummary
-from worldmodel.datasets.open_dataset import open_dataset
+if TYPE_CHECKING:
+    from worldmodel.datasets.actions import ActionSpec
+    from worldmodel.datasets.dataset import Dataset, EpisodeSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,9 @@ class Command:
 
 
 def run(command: Command) -> int:
-    """Print what the folder holds."""
+    """Print the contents of the folder."""
+    from worldmodel.datasets.open_dataset import open_dataset
+
     dataset = open_dataset(command.path)
     episodes = {name: dataset.summary(name) for name in dataset.episode_ids}
     if command.json:

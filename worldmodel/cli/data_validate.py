@@ -12,12 +12,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
-from tqdm import tqdm
 
-from worldmodel.datasets.open_dataset import open_dataset
-from worldmodel.datasets.validate import Finding, validate
+if TYPE_CHECKING:
+    from worldmodel.datasets.validate import Finding
 
 SEVERITIES = ("error", "warning", "info")
 
@@ -33,7 +33,12 @@ class Command:
 
 
 def run(command: Command) -> int:
-    """Print what was found; 1 if any of it makes training wrong."""
+    """Print the findings; return 1 if any is an error."""
+    from tqdm import tqdm
+
+    from worldmodel.datasets.open_dataset import open_dataset
+    from worldmodel.datasets.validate import validate
+
     dataset = open_dataset(command.path)
     progress = tqdm(validate(dataset), "validate", total=len(dataset), unit="episode")
     findings = [finding for found in progress for finding in found]

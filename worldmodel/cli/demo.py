@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from worldmodel.demo import DemoConfig
+from worldmodel.demo_config import DemoConfig
 
 
 @dataclass(frozen=True, kw_only=True)

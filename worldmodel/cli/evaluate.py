@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from worldmodel.envs.policies import POLICIES_COMPARED
+from worldmodel.demo_config import POLICIES_COMPARED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worldmodel.datasets.clip_store import ClipStore
-
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
@@ -44,6 +42,7 @@ class Command:
 
 def run(command: Command) -> int:
     """Train; the model ends up in `<out>/model`."""
+    from worldmodel.datasets.clip_store import ClipStore
     from worldmodel.training.parallel import all_processes
     from worldmodel.training.stages import train
     from worldmodel.training.stopping import TrainingStopped
