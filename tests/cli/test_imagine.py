@@ -168,7 +168,7 @@ def test_another_setting_does_not_continue_a_log(
     out = tmp_path / "log.zarr"
     assert imagine(untrained, scenes, out, "--episodes", "1") == 0
     argv = ("imagine", "--model", untrained, "--data", scenes, "--out", out, "--horizon", "5")
-    assert "was written with `seed` 0, not 3; give another folder." in refused(*argv, "--seed", "3")
+    assert "was written with `seed` 0, not 3; use another folder." in refused(*argv, "--seed", "3")
     assert "was written with `start` 4, not 5" in refused(*argv, "--start", "5")
 
 

@@ -63,7 +63,7 @@ def test_what_is_refused(
     out = tmp_path / "log.zarr"
     argv = ("imagine", "--model", untrained, "--data", scenes, "--out", out, "--horizon", "5")
     assert refused(*argv, "--decompose", "--width", "0") == (
-        "`width` must be a number above 0, got 0.0."
+        "`width` must be finite and above 0, got 0.0."
     )
     assert not out.exists()
     assert imagine(untrained, scenes, out, "--episodes", "1") == 0

@@ -18,9 +18,10 @@ from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes.clips import LatentBatch, LatentClips, collate_latents, encode_store
 from worldmodel.episodes.load import choose_cameras, load_episode
 from worldmodel.model import WorldModel
+from worldmodel.networks.images import psnr_db
 from worldmodel.rollouts.log import read_rollouts, steps, write_rollout
 from worldmodel.rollouts.open_loop import EPSILONS, roll_out
-from worldmodel.rollouts.quality import psnr_db, psnr_pair
+from worldmodel.rollouts.quality import psnr_pair
 from worldmodel.rollouts.reliability import count_reliability
 from worldmodel.training.objectives import ConfidenceObjective, DynamicsObjective
 from worldmodel.training.presets import PRESETS, Preset

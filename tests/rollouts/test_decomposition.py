@@ -23,8 +23,8 @@ from worldmodel.rollouts.decomposition import (
     Intent,
     agreement,
     decompose_rollout,
+    embed,
     embed_rollouts,
-    embedded,
 )
 
 
@@ -102,17 +102,17 @@ def test_long_embeddings_are_projected_and_keep_their_distances() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((2, 4000), generator=generator)
     x[1] += x[0]
-    assert embedded(x).shape == (2, MAX_DIM + 1)
-    before, after = (float(np.linalg.norm(v[1] - v[0])) for v in (x.numpy(), embedded(x)))
+    assert embed(x).shape == (2, MAX_DIM + 1)
+    before, after = (float(np.linalg.norm(v[1] - v[0])) for v in (x.numpy(), embed(x)))
     assert after == pytest.approx(before, rel=0.1)  # standard error 3%
-    assert np.array_equal(embedded(x[:, :3])[:, :3], x[:, :3].double().numpy())
+    assert np.array_equal(embed(x[:, :3])[:, :3], x[:, :3].double().numpy())
 
 
 def test_a_spread_counts_alike_around_short_and_long_vectors() -> None:
     generator = torch.Generator().manual_seed(0)
     noise, place = (torch.randn((n, 100), generator=generator) for n in (8, 1))
     short, long = (
-        float(direction_entropy(embedded(length * place + 0.01 * noise), np.ones(8)))
+        float(direction_entropy(embed(length * place + 0.01 * noise), np.ones(8)))
         for length in (0.01, 0.3)
     )
     assert long == pytest.approx(short, abs=0.1 * 100)  # the constant is 1 long, place 0.3
@@ -138,10 +138,10 @@ def test_agreement_is_kendalls_tau_over_episodes() -> None:
 
 def test_impossible_intents_are_refused() -> None:
     for width in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="`width` must be a number above 0"):
+        with pytest.raises(ValueError, match="`width` must be finite and above 0"):
             Intent(width=width)
     for counts in ({"num_sequences": 1}, {"num_seeds": 1}):
-        with pytest.raises(ValueError, match="must be at least 2 to have a spread"):
+        with pytest.raises(ValueError, match="must be at least 2 to measure a spread"):
             Intent(**counts)
 
 

@@ -1,7 +1,8 @@
-"""How much of a rollout its intent leaves open, and how much the model does not know.
+"""Aleatoric and epistemic uncertainty of a rollout.
 
-The intent is a recorded action sequence plus noise. Sequences drawn from it and rollouts under each
-become directions, which `worldmodel.monitors.metrics.uncertainty_split` measures.
+An intent is a recorded action sequence plus noise. Action sequences sampled from it, and rollouts
+under each of them, become directions, which `worldmodel.monitors.metrics.uncertainty_split`
+compares.
 """
 
 from __future__ import annotations
@@ -25,55 +26,56 @@ from worldmodel.rollouts.log import LoggedRollout
 from worldmodel.rollouts.open_loop import CONTEXT
 
 MAX_DIM = 512
-"""Longer embeddings are projected to so many dimensions."""
+"""Longer embeddings are projected to this many dimensions."""
 STILL = 2e-4
-"""Axes whose training actions spread less (metres, radians) never moved: 1e-4 is put for zero."""
+"""Axes with a smaller standard deviation in training (metres, radians) count as fixed: a model
+stores at least 1e-4."""
 GRIPPER = slice(6, None, 7)
-"""Columns that open the gripper, in [0, 1], of one or several canonical actions side by side."""
+"""Gripper columns, in [0, 1], of one or several concatenated canonical actions."""
 Agreement = tuple[float, tuple[float, float]]
 PARTS = ("aleatoric", "epistemic", "total")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Intent:
-    """What is meant by "these actions", and how finely it is looked at."""
+    """Distribution over action sequences around a recorded one, and the number of samples."""
 
     width: float = 0.2
-    """Standard deviation of what is added to every action, in standard deviations of the training
-    actions, axis by axis; axes that never moved in training stay as they are."""
+    """Per-axis standard deviation of the action noise, in standard deviations of the training
+    actions; axes that were fixed in training get no noise."""
     num_sequences: int = 6
-    """Action sequences drawn from the intent."""
+    """Action sequences sampled from the intent."""
     num_seeds: int = 4
-    """Rollouts under each of them."""
+    """Rollouts per action sequence."""
 
     def __post_init__(self) -> None:
         if not 0 < self.width < np.inf:
-            raise ValueError(f"`width` must be a number above 0, got {self.width}.")
+            raise ValueError(f"`width` must be finite and above 0, got {self.width}.")
         if self.num_sequences < 2 or self.num_seeds < 2:
             raise ValueError(
-                "`num_sequences` and `num_seeds` must be at least 2 to have a spread, got "
+                "`num_sequences` and `num_seeds` must be at least 2 to measure a spread, got "
                 f"{self.num_sequences} and {self.num_seeds}."
             )
 
 
 @dataclass(frozen=True)
 class ActionScale:
-    """Mean and spread of the actions a model was trained on."""
+    """Mean and standard deviation of the actions a model was trained on."""
 
     mean: Float[Tensor, " action"]
     std: Float[Tensor, " action"]
 
     @classmethod
     def of(cls, model: WorldModel) -> ActionScale:
-        """As the model's own network keeps it.
+        """Scale stored in the model's dynamics network.
 
         Raises:
-            ValueError: an imported network, which does not say.
+            ValueError: The network is an imported one, which stores no scale.
         """
         if not isinstance(model.dynamics, Dynamics):
             raise ValueError(
-                "The intent's noise is scaled by the actions a network was trained on, which an "
-                "imported one does not keep; use a model trained by `worldmodel train`."
+                "The action noise is scaled by the training actions, which an imported network "
+                "does not store; use a model trained by `worldmodel train`."
             )
         condition = model.dynamics.condition
         return cls(condition.action_mean.cpu(), condition.action_std.cpu())
@@ -81,7 +83,7 @@ class ActionScale:
     def draw(
         self, actions: Float[Tensor, "rows action"], first: int, intent: Intent, seed: int
     ) -> Float[Tensor, "sequence rows action"]:
-        """Action sequences of an intent, whose rows before `first` are past and stay the same."""
+        """Sample action sequences of an intent; rows before `first` are past and get no noise."""
         generator = Generator().manual_seed(seed)
         shape = (intent.num_sequences, len(actions) - first, actions.shape[1])
         spread = self.std.where(self.std > STILL, 0) * intent.width
@@ -93,23 +95,24 @@ class ActionScale:
     def embed(
         self, actions: Float[Tensor, "*batch rows action"]
     ) -> Float[np.ndarray, "*batch dim"]:
-        """Actions in standard deviations of the training actions, side by side."""
-        return embedded(((actions - self.mean) / self.std).flatten(-2))
+        """Concatenated actions, in standard deviations of the training actions."""
+        return embed(((actions - self.mean) / self.std).flatten(-2))
 
 
 def embed_rollouts(
     latents: Float[Tensor, "*batch time view channel h w"],
 ) -> Float[np.ndarray, "*batch dim"]:
-    """Whitened latents of rollouts, averaged over their frames."""
-    return embedded(latents.float().mean(-5).flatten(-4))
+    """Whitened latents of rollouts, averaged over frames."""
+    return embed(latents.float().mean(-5).flatten(-4))
 
 
-def embedded(vectors: Float[Tensor, "*batch dim"]) -> Float[np.ndarray, "*batch embedding"]:
-    """Vectors with a direction of their own: at most `MAX_DIM` numbers, and one constant.
+def embed(vectors: Float[Tensor, "*batch dim"]) -> Float[np.ndarray, "*batch embedding"]:
+    """Embedding whose direction is compared: at most `MAX_DIM` numbers, and a constant.
 
-    Longer vectors go through a fixed random projection, which keeps distances on average (Johnson
-    and Lindenstrauss 1984). The constant, the length of a vector of ones, keeps what a direction
-    alone forgets: without it the same spread counts less around a long vector than a short one.
+    A fixed random projection, which preserves distances on average (Johnson and Lindenstrauss
+    1984), shortens longer vectors. The constant, the norm of a vector of ones, makes directions
+    depend on the norm: without it, the same spread counts less around a long vector than around a
+    short one.
     """
     dim = vectors.shape[-1]
     if dim > MAX_DIM:
@@ -129,16 +132,16 @@ def decompose_rollout(
     seed: int,
     sampling: Sampling | None = None,
 ) -> Decomposition:
-    """Split the uncertainty of one rollout through a recorded episode.
+    """Split the uncertainty of one rollout of a recorded episode into its parts.
 
     Args:
         model: The world model.
         episode: A batch of one, longer than `start` frames.
-        intent: What is left open about the recorded actions.
-        start: Frame the rollout starts at, from at most `CONTEXT` real frames before it.
-        horizon: Frames imagined, fewer where the episode ends.
-        seed: Draws the sequences; rollout i uses seed + i.
-        sampling: How frames are drawn; None: as the checkpoint says.
+        intent: Distribution of actions around the recorded ones.
+        start: First imagined frame; at most `CONTEXT` real frames before it are the context.
+        horizon: Frames to imagine; fewer if the episode ends earlier.
+        seed: Samples the action sequences; rollout i uses seed + i.
+        sampling: Sampler settings; None: those of the checkpoint.
     """
     begin, scale = max(0, start - CONTEXT), ActionScale.of(model)
     window = episode.cut(start + horizon - begin, start=begin)
@@ -163,16 +166,16 @@ def decompose_rollout(
 
 
 def first_error(rollout: LoggedRollout) -> float:
-    """Mean absolute error of the first stretch, the one that is decomposed."""
+    """Mean absolute error of the first segment, the one that is decomposed."""
     first = int(np.argmax(rollout.horizon == 1))
     length = int(rollout.horizon[first:].max())
     return float(rollout.error[first : first + length].mean())
 
 
 def agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, Agreement | None]:
-    """Part -> Kendall's tau with "error" over the rows, one per episode, and its 95% interval.
+    """Part -> Kendall's tau with "error" over episodes (one row each), and its 95% interval.
 
-    None where the part or the error is the same for all of them.
+    None if the part or the error is the same for all episodes.
     """
     error = np.array([row["error"] for row in rows], dtype=np.float64)
     taus = {part: kendall_tau(np.array([row[part] for row in rows]), error) for part in PARTS}

@@ -1,4 +1,4 @@
-"""Recorded episodes beside what a model imagined of them: into a rollout log, out, and compared."""
+"""Rollout logs: real frames, imagined frames, confidence and error of recorded episodes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 def steps(
     model: WorldModel, episode: Episode, rollouts: EpisodeRollouts
 ) -> Iterator[dict[str, Any]]:
-    """What a log keeps of every frame. Where nothing was imagined, `imagined` is the round trip.
+    """Log entries, one per frame.
 
-    Missing views are black, and `view_valid` says which they are. Unknown actions are NaN.
+    For context frames, `imagined` is the tokenizer's reconstruction. Missing views are black, and
+    `view_valid` is False for them. Unknown actions are NaN.
     """
     imagined, view_mask = model.decode(rollouts.imagined).cpu(), rollouts.view_valid
     if view_mask is not None:
@@ -46,7 +47,7 @@ def steps(
 
 
 def commanded(episode: Episode, t: int) -> Float[np.ndarray, " a"]:
-    """The action at frame t; NaN where the episode does not say."""
+    """Action at frame t; NaN if the episode has none."""
     action = episode.batch.actions[0, t].numpy()
     return action if episode.batch.action_valid[0, t] else np.full_like(action, np.nan)
 
@@ -54,7 +55,7 @@ def commanded(episode: Episode, t: int) -> Float[np.ndarray, " a"]:
 def log_attributes(
     model: WorldModel, *, command: str, checkpoint: Path, monitor: Path | None, data: Path
 ) -> dict[str, Any]:
-    """What a log says of the run that wrote it; `imagine` recalibrates where there is a monitor."""
+    """Attributes of a log that describe its run; `imagine` recalibrates if there is a monitor."""
     return {
         "command": command,
         "data": str(data),
@@ -69,18 +70,18 @@ def log_attributes(
 
 
 def open_log(path: Path, attributes: Mapping[str, Any]) -> RolloutLog | None:
-    """The log that an earlier run with the same settings began; None if `path` is new or empty.
+    """Log of an earlier run with the same settings, to resume; None if `path` is new or empty.
 
     Raises:
-        ValueError: if `path` holds something else, or a log of other settings.
+        ValueError: `path` holds something else, or a log with other settings.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
     log = RolloutLog.open(path)
     for name, value in attributes.items():
-        if (found := log.attributes.get(name)) != value:
+        if (logged := log.attributes.get(name)) != value:
             raise ValueError(
-                f"{path} was written with `{name}` {found!r}, not {value!r}; give another folder."
+                f"{path} was written with `{name}` {logged!r}, not {value!r}; use another folder."
             )
     return log
 
@@ -92,26 +93,30 @@ def write_rollout(
     summary: EpisodeSummary,
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the rollout of an episode, or what is missing of one whose writer was killed.
+    """Write the rollout of an episode, or the missing rest of an interrupted one.
 
-    `more` (JSON values) is kept beside what the log says of every rollout.
+    `more` (JSON values) is added to the attributes of the rollout.
     """
-    facts = {"instruction": summary.instruction, "num_frames": summary.num_frames, **(more or {})}
-    with log.resume(name) if name in log.rollouts() else log.begin(name, facts) as rollout:
+    attributes = {
+        "instruction": summary.instruction,
+        "num_frames": summary.num_frames,
+        **(more or {}),
+    }
+    with log.resume(name) if name in log.rollouts() else log.begin(name, attributes) as rollout:
         for row in islice(rows, rollout.num_steps, None):
             rollout.append(row)
 
 
 @dataclass(frozen=True)
 class LoggedRollout:
-    """A rollout as read back."""
+    """A rollout read from a log."""
 
     name: str
     attributes: Mapping[str, Any]
     is_closed: bool
-    """False if it is being written, or its writer was killed."""
+    """False while it is being written, or if its writer was interrupted."""
     signals: Mapping[str, np.ndarray]
-    """Name -> one row per frame."""
+    """Signal name -> array with one row per frame."""
 
     def __len__(self) -> int:
         return len(self.horizon)
@@ -127,28 +132,28 @@ class LoggedRollout:
 
     @property
     def confidence(self) -> Float[Tensor, "time view channel h w levels"]:
-        """P(error <= ε) for each ε in the log's `epsilons`."""
+        """P(error <= ε) for each of the log's `epsilons`."""
         return torch.from_numpy(self.signals["confidence"])
 
     @property
     def error(self) -> Float[Tensor, "time view channel h w"]:
-        """In latent standard deviations."""
+        """Absolute error, in latent standard deviations."""
         return torch.from_numpy(self.signals["error"]).float()
 
     @property
     def horizon(self) -> Int[np.ndarray, " time"]:
-        """Frames since the last real one the rollout had seen; 0 where nothing was imagined."""
+        """Frames since the last real frame of the context; 0 for context frames."""
         return self.signals["horizon"]
 
     @property
     def view_valid(self) -> Bool[Tensor, "time view"] | None:
-        """False where the episode lacks a camera; None: it has all."""
+        """False where a camera is missing; None: none is."""
         view_mask = self.signals.get("view_valid")
         return None if view_mask is None else torch.from_numpy(view_mask)
 
 
 def read_rollouts(log: RolloutLog) -> list[LoggedRollout]:
-    """All rollouts with at least one complete step, in the order they were begun."""
+    """All rollouts with at least one complete step, in the order of writing."""
     rollouts = [
         LoggedRollout(name, log.attributes_of(name), log.is_closed(name), log.read(name))
         for name in log.rollouts()

@@ -1,4 +1,4 @@
-"""Open-loop rollouts through recorded episodes, and what came of them."""
+"""Open-loop rollouts of recorded episodes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from tqdm import tqdm
 from worldmodel.episodes.clips import LatentBatch, collate_latents
 from worldmodel.episodes.episode import Episode
 from worldmodel.model import WorldModel
-from worldmodel.networks.confidence_heads import EPSILONS as EPSILONS  # part of this module, too
+from worldmodel.networks.confidence_heads import EPSILONS as EPSILONS  # re-exported
 from worldmodel.networks.sampler import Sampling
 
 START = 4
-"""Real frames before the first imagined one, where nothing else is said."""
+"""Default number of real frames before the first imagined one."""
 CONTEXT = 6
-"""Most real frames a rollout starts from."""
+"""Maximum number of real context frames of a segment."""
 BATCH = 32
-"""Rollouts at once."""
+"""Segments per batch."""
 
 
 @dataclass(frozen=True)
 class EpisodeRollouts:
-    """An episode imagined in stretches, each starting from real frames again.
+    """An episode imagined in segments, each of which starts from real frames.
 
-    Rows before the first stretch hold the real latents, full confidence and horizon 0; so do views
-    that are missing, but for the horizon.
+    Frames before the first segment hold the real latents, confidence 1 and horizon 0. Missing views
+    hold the same latents and confidence.
     """
 
     truth: Float[Tensor, "time view channel h w"]
@@ -38,22 +38,22 @@ class EpisodeRollouts:
     confidence: Float[Tensor, "time view channel h w levels"]
     """P(error <= ε) for each of `EPSILONS`."""
     horizon: Int[np.ndarray, " time"]
-    """Frames since the last real one the rollout has seen; 0 where the frame was not imagined."""
+    """Frames since the last real frame of the context; 0 for frames that were not imagined."""
     view_valid: Bool[Tensor, "time view"] | None = None
     """False where the episode lacks a camera; None: it has all."""
     features: Float[Tensor, "time tokens dim"] | None = None
-    """What a confidence head reads, in half precision, zeros where nothing was imagined; None: not
-    kept."""
+    """Input of the confidence head in half precision, 0 for frames that were not imagined; None:
+    not kept."""
 
     @property
     def error(self) -> Float[Tensor, "time view channel h w"]:
-        """Absolute difference to the real latents, in latent standard deviations."""
+        """Absolute error of the imagined latents, in latent standard deviations."""
         return (self.imagined - self.truth).abs()
 
 
 @dataclass(frozen=True)
 class RolloutSegment:
-    """Frames `start` to `stop` of episode `episode`, imagined from the `context` frames before."""
+    """Frames `start` to `stop` of an episode, imagined from the `context` frames before."""
 
     episode: int
     context: int
@@ -62,12 +62,12 @@ class RolloutSegment:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Context and horizon: stretches of one shape can share a batch."""
+        """Context and horizon; segments of one shape can share a batch."""
         return self.context, self.stop - self.start
 
 
 def segments(length: int, *, episode: int, start: int, horizon: int) -> Iterator[RolloutSegment]:
-    """Cut frames `start` to `length` into stretches of `horizon` frames."""
+    """Cut frames `start` to `length` into segments of `horizon` frames."""
     for begin in range(start, length, horizon):
         yield RolloutSegment(episode, min(CONTEXT, begin), begin, min(begin + horizon, length))
 
@@ -85,13 +85,13 @@ def roll_out(
     """Imagine recorded episodes under their own actions.
 
     Args:
-        model: the world model.
-        episodes: batches of one, whole episodes.
-        start: real frames before the first imagined one; at least 1.
-        horizon: frames imagined before the rollout starts from real frames again.
-        seed: rollout i of the call uses seed + i.
-        sampling: how frames are drawn; None: as the checkpoint says.
-        keep_features: whether to keep what a confidence head reads.
+        model: The world model.
+        episodes: Whole episodes, as batches of one.
+        start: Real frames before the first imagined one; at least 1.
+        horizon: Frames per segment.
+        seed: Segment i of the call uses seed + i.
+        sampling: Sampler settings; None: those of the checkpoint.
+        keep_features: Whether to keep the input of the confidence head.
     """
     results = [_not_imagined(episode) for episode in episodes]
     if keep_features:
@@ -99,17 +99,19 @@ def roll_out(
         empty = torch.zeros((config.tokens, config.dim), dtype=torch.float16)
         results = [replace(r, features=empty.repeat(len(r.truth), 1, 1)) for r in results]
     plan = [
-        piece
+        segment
         for index, episode in enumerate(episodes)
-        for piece in segments(episode.latents.shape[1], episode=index, start=start, horizon=horizon)
+        for segment in segments(
+            episode.latents.shape[1], episode=index, start=start, horizon=horizon
+        )
     ]
-    seeds = {piece: seed + number for number, piece in enumerate(plan)}
-    for shape in sorted({piece.shape for piece in plan}):
-        same = [piece for piece in plan if piece.shape == shape]
+    seeds = {segment: seed + number for number, segment in enumerate(plan)}
+    for shape in sorted({segment.shape for segment in plan}):
+        same = [segment for segment in plan if segment.shape == shape]
         for first in range(0, len(same), BATCH):
             batch = same[first : first + BATCH]
-            own = [seeds[piece] for piece in batch]
-            _imagine_batch(model, episodes, batch, own, results, sampling)
+            batch_seeds = [seeds[segment] for segment in batch]
+            _imagine_batch(model, episodes, batch, batch_seeds, results, sampling)
     return results
 
 
@@ -129,7 +131,7 @@ def _imagine_batch(
     results: Sequence[EpisodeRollouts],
     sampling: Sampling | None,
 ) -> None:
-    """Imagine stretches of one shape and write them into `results`."""
+    """Imagine segments of one shape and write them into `results`."""
     context, horizon = batch[0].shape
     windows = collate_latents(
         [episodes[s.episode].cut(context + horizon, start=s.start - context) for s in batch]
@@ -144,8 +146,8 @@ def _imagine_batch(
         view_valid=None if view_mask is None else view_mask[:, :context],
         sampling=sampling,
     )
-    for row, piece in enumerate(batch):
-        target, window = results[piece.episode], slice(piece.start, piece.stop)
+    for row, segment in enumerate(batch):
+        target, window = results[segment.episode], slice(segment.start, segment.stop)
         target.imagined[window] = imagined.latents[row].cpu()
         target.confidence[window] = imagined.confidence[row].nan_to_num(1.0).cpu().half()
         target.horizon[window] = np.arange(1, horizon + 1)
@@ -154,13 +156,13 @@ def _imagine_batch(
 
 
 EPISODES_AT_ONCE = 32
-"""Episodes imagined at once."""
+"""Episodes per call of `roll_out`."""
 
 
 def roll_out_all(
     model: WorldModel, episodes: Sequence[Episode], *, horizon: int, start: int = START
 ) -> list[EpisodeRollouts]:
-    """`roll_out` over any number of episodes, with a progress bar."""
+    """`roll_out` in chunks of episodes, with a progress bar."""
     rollouts: list[EpisodeRollouts] = []
     with tqdm(total=len(episodes), desc="imagine", unit="episode") as bar:
         for first in range(0, len(episodes), EPISODES_AT_ONCE):

@@ -16,24 +16,24 @@ from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 from worldmodel.rollouts.reliability import count_reliability
 
 Curves = HorizonRecalibration | CameraRecalibration
-"""Of a model with one camera, and with several, which go by their place in the view axis."""
+"""Recalibration curves of a model with one camera, or with several, named by view index."""
 
 
 def restored_curves(arrays: Mapping[str, np.ndarray]) -> Curves:
-    """The inverse of `arrays` of either kind: those of several cameras have ":" in their names."""
-    several = any(":" in name for name in arrays)
-    return (CameraRecalibration if several else HorizonRecalibration).from_arrays(arrays)
+    """Curves from their arrays; with several cameras, the array names contain ":"."""
+    is_multi_camera = any(":" in name for name in arrays)
+    return (CameraRecalibration if is_multi_camera else HorizonRecalibration).from_arrays(arrays)
 
 
 def recalibrated(rollouts: EpisodeRollouts, curves: Curves) -> EpisodeRollouts:
-    """The same rollouts with recalibrated confidence; frames that were not imagined keep theirs."""
+    """The rollouts with recalibrated confidence; frames that were not imagined keep theirs."""
     confidence = rollouts.confidence.clone()
     for horizon in np.unique(rollouts.horizon[rollouts.horizon > 0]):
         rows = torch.from_numpy(rollouts.horizon == horizon)
         stated = rearrange(confidence[rows].float().numpy(), "t v ... level -> v level t ...")
-        curved = [_predict(curves, view, n, int(horizon)) for n, view in enumerate(stated)]
-        mended = rearrange(np.stack(curved), "v level t ... -> t v ... level")
-        confidence[rows] = torch.from_numpy(mended).to(confidence.dtype)
+        views = [_predict(curves, view, n, int(horizon)) for n, view in enumerate(stated)]
+        mapped = rearrange(np.stack(views), "v level t ... -> t v ... level")
+        confidence[rows] = torch.from_numpy(mapped).to(confidence.dtype)
     return replace(rollouts, confidence=confidence)
 
 
@@ -46,14 +46,14 @@ def _predict(
 
 
 def count_all(rollouts: Sequence[EpisodeRollouts], *, num_bins: int) -> Reliability:
-    """`count_reliability` at every horizon that was reached."""
+    """`count_reliability` at every horizon that the rollouts reach."""
     horizons = np.unique(np.concatenate([r.horizon[r.horizon > 0] for r in rollouts])).tolist()
     names = [str(number) for number in range(len(rollouts))]
     return count_reliability(rollouts, names=names, horizons=horizons, num_bins=num_bins)
 
 
 def fit_recalibration(rollouts: Sequence[EpisodeRollouts], *, method: str = "isotonic") -> Curves:
-    """Curves of nominal rollouts, of the kind that `method` names; of each camera if several."""
+    """Fit recalibration curves to nominal rollouts, per camera if there are several."""
     reliability = count_all(rollouts, num_bins=200)
     if len(reliability.cameras) > 1:
         return CameraRecalibration(EPSILONS, method=method).fit(reliability)
@@ -67,12 +67,14 @@ def fit_recalibration(rollouts: Sequence[EpisodeRollouts], *, method: str = "iso
 def cross_fitted(
     rollouts: Sequence[EpisodeRollouts], *, method: str = "isotonic"
 ) -> list[EpisodeRollouts]:
-    """Every rollout, recalibrated by curves fitted on the other half of the episodes.
+    """Cross-fitted recalibration: each half of the episodes is recalibrated on the other half.
 
     Raises:
-        ValueError: if there is only one.
+        ValueError: There is only one episode.
     """
     if len(rollouts) < 2:
-        raise ValueError("`rollouts` needs at least 2 episodes: one half recalibrates the other.")
+        raise ValueError(
+            "`rollouts` needs at least 2 episodes: each half is recalibrated on the other."
+        )
     curves = [fit_recalibration(rollouts[1 - half :: 2], method=method) for half in (0, 1)]
     return [recalibrated(rollout, curves[i % 2]) for i, rollout in enumerate(rollouts)]

@@ -1,4 +1,4 @@
-"""Reliability of stated confidence over rollouts, by horizon and error level."""
+"""Reliability of the stated confidence of rollouts, by horizon and error level."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from worldmodel.networks.confidence_heads import EPSILONS
 
 @runtime_checkable
 class Forecasts(Protocol):
-    """What was stated of every frame of an episode, and what came of it."""
+    """Stated confidence and true error of every frame of an episode."""
 
     @property
     def confidence(self) -> Float[Tensor, "time view channel h w levels"]: ...
@@ -38,9 +38,9 @@ def count_reliability(
     horizons: Sequence[int],
     num_bins: int = 15,
 ) -> Reliability:
-    """Stated confidence against what came true, at some horizons of every rollout.
+    """Count stated confidence against outcomes, at some horizons of every rollout.
 
-    Cameras are named by their place in the view axis: "0", "1", ...
+    Cameras are named by view index: "0", "1", ...
     """
     views = max((rollout.confidence.shape[1] for rollout in rollouts), default=1)
     cameras = [str(view) for view in range(views)]
@@ -54,23 +54,23 @@ def count_reliability(
             horizon = int(rollout.horizon[t])
             for view, camera in enumerate(cameras):
                 missing = rollout.view_valid is not None and not rollout.view_valid[t, view]
-                seen = slice(0) if missing else slice(None)
-                stated = confidence[t, view, seen].float().numpy().reshape(-1, len(levels)).T
-                correct = error[t, view, seen].reshape(1, -1) <= levels[:, None]
+                valid = slice(0) if missing else slice(None)
+                stated = confidence[t, view, valid].float().numpy().reshape(-1, len(levels)).T
+                correct = error[t, view, valid].reshape(1, -1) <= levels[:, None]
                 reliability.update(stated, correct, episode=name, horizon=horizon, camera=camera)
     return reliability
 
 
 HORIZONS = (1, 4, 8, 16)
-"""Frames ahead at which calibration is reported."""
+"""Horizons, in frames, at which calibration is reported."""
 
 
 def calibration_table(
     rollouts: Sequence[Forecasts], *, horizons: Sequence[int] = HORIZONS, seed: int = 0
 ) -> dict[int, CalibrationSummary]:
-    """Horizon -> how well confidence at every error level held there; unreached ones left out.
+    """Horizon -> calibration of the confidence over all error levels.
 
-    `seed` draws the episodes of the intervals.
+    Horizons that no rollout reaches are left out. `seed` draws the bootstrap resamples.
     """
     names = [str(number) for number in range(len(rollouts))]
     reliability = count_reliability(rollouts, names=names, horizons=horizons)
