@@ -85,13 +85,21 @@ def test_any_flipped_bit_of_a_message_gives_values_or_a_value_error(
     assert min(outcomes.values()) > 50
 
 
-def test_random_bytes_give_values_or_a_value_error() -> None:
+def test_random_bytes_in_a_message_give_values_or_a_value_error(
+    encode: Callable[[dict[str, Any]], bytes],
+) -> None:
     generator = np.random.default_rng(0)
+    message = encode(EXAMPLE)
+    outcomes = {"values": 0, "refused": 0}
     for _ in range(3000):
+        length = int(generator.integers(2, 12))
+        start = int(generator.integers(len(message) - length))
+        damaged = message[:start] + generator.bytes(length) + message[start + length :]
         try:
-            parse_example(generator.bytes(int(generator.integers(1, 40))))
+            outcomes["values"] += bool(parse_example(damaged))
         except ValueError:
-            continue
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 50
 
 
 def test_any_flipped_bit_of_a_file_is_noticed(
