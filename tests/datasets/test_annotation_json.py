@@ -1,5 +1,6 @@
 """DROID annotations: the real ones, and small ones broken in every way."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -77,8 +78,15 @@ def test_the_raw_recording_stays_beside_the_canonical_arrays(real_data: Path) ->
 
 def test_every_real_camera_shows_every_frame(real_data: Path) -> None:
     episode = open_annotation_json(real_data / "droid").episode("val/199")
-    for camera in CAMERAS:
-        assert episode.frames[camera][:].shape == (33, 192, 320, 3)
+    shown = [episode.frames[camera][:] for camera in CAMERAS]
+    for frames in shown:
+        assert frames.shape == (33, 192, 320, 3)
+        assert (
+            np.abs(np.diff(frames[[0, 16, 32]].astype(float), axis=0)).mean(axis=(1, 2, 3)).min()
+            > 1
+        )
+    for camera, other in itertools.combinations(shown, 2):
+        assert np.abs(camera.astype(float) - other).mean() > 10  # different views of the scene
 
 
 def test_a_small_episode(droid_folder: Path) -> None:
