@@ -103,7 +103,7 @@ def test_frozen_camera_is_found_within_five_frames_of_motion() -> None:
     channel = SensorChannel(SHAPE)
     for _ in range(3):
         channel.check(picture(0), MOVE)
-    with pytest.raises(SensorError, match="view 0 shows 4 equal frames while the robot moves"):
+    with pytest.raises(SensorError, match="view 0 shows the same frame 4 times while the robot moves"):
         channel.check(picture(0), MOVE)
     healthy = [picture(i) for i in range(4)]
     assert first_frozen(healthy + [healthy[-1]] * 20, MOVE) == 6  # 3 repeats, 3 cm
@@ -127,8 +127,12 @@ def test_one_frozen_view_of_two_is_found() -> None:
 
 def test_reset_forgets_the_last_frame() -> None:
     channel = SensorChannel(SHAPE)
-    for _ in range(10):
-        channel.check(picture(0), MOVE)
+    for _ in range(2):
+        for _ in range(3):
+            channel.check(picture(0), MOVE)
+        with pytest.raises(SensorError) as frozen:
+            channel.check(picture(0), MOVE)
+        assert frozen.value.code == "frozen"
         channel.reset()
 
 
@@ -269,9 +273,13 @@ def test_a_late_frame_counts_as_seen() -> None:
 
 def test_reset_forgets_the_last_time() -> None:
     channel = SensorChannel(SHAPE, rate_hz=5.0)
-    for time_s in (100.0, 3.0):
-        channel.check({"image": picture(0), "time_s": time_s}, None)
-        channel.reset()
+    earlier = {"image": picture(1), "time_s": 3.0}
+    channel.check({"image": picture(0), "time_s": 100.0}, None)
+    with pytest.raises(SensorError) as late:
+        channel.check(earlier, None)
+    assert late.value.code == "late"
+    channel.reset()
+    np.testing.assert_array_equal(channel.check(earlier, None), earlier["image"])
 
 
 @pytest.mark.parametrize("rate_hz", [0.0, -5.0, np.nan, np.inf])
