@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import halfnorm
 
-from worldmodel.monitors.channels.surprise import SurpriseChannel, error_ratio
+from worldmodel.monitors.channels.surprise import LARGEST_RATIO, SurpriseChannel, error_ratio
 
 EPSILONS = np.linspace(0.1, 3.0, 30)
 
@@ -31,8 +31,9 @@ def test_the_ratio_goes_on_beyond_the_largest_epsilon() -> None:
 
 
 def test_a_claim_of_no_error_is_a_finite_number() -> None:
-    certain = np.ones((1, len(EPSILONS)))
-    assert np.isfinite(error_ratio(np.array([1e9]), certain, EPSILONS)).all()
+    certain = np.ones((3, len(EPSILONS)))
+    ratio = error_ratio(np.array([0.0, 1e9, np.inf]), certain, EPSILONS)
+    assert ratio.tolist() == [0, LARGEST_RATIO, LARGEST_RATIO]
 
 
 def nominal(rng: np.random.Generator, horizon: np.ndarray) -> np.ndarray:
