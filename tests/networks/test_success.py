@@ -24,8 +24,13 @@ def test_latent_judge_judges_each_frame_alone() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (24, 40)])
 @torch.no_grad()
 def test_latent_judge_takes_latents_of_any_size(size: tuple[int, int]) -> None:
+    """Up to the last corner, in the middle one of three frames."""
+    torch.manual_seed(0)
     judge = SuccessClassifier(channels=2, views=1, width=4).eval()
-    assert judge(draw((1, 3, 1, 2, *size))).isfinite().all()
+    latents = draw((1, 3, 1, 2, *size))
+    edited = latents.clone()
+    edited[0, 1, 0, :, -1, -1] += 10
+    assert (judge(edited) - judge(latents)).abs().gt(1e-5).tolist() == [[False, True, False]]
 
 
 @torch.no_grad()
