@@ -155,7 +155,7 @@ def test_a_monitor_from_before_all_this_still_loads(
         ),
         (
             {"action_spec": {**SPEC, "rate_hz": 15.0}},
-            r"for actions whose `rate_hz` is 5\.0, not 15\.0; give the monitor of this action spec",
+            r"for actions whose `rate_hz` is 5\.0, not 15\.0; load the monitor of this action spec",
         ),
         ({"action_spec": {**SPEC, "frame": "base"}}, "whose `frame` is None, not 'base'"),
     ],
@@ -183,7 +183,8 @@ def test_the_same_use_and_an_unknown_one_are_accepted(
         again.metadata_ = replace(again.metadata_, **unknown)
         again.save(tmp_path / "less")
         other = {name: "xyz" if name == "model_hash" else {"rate_hz": 1.0} for name in unknown}
-        RuntimeMonitor.load(tmp_path / "less", **other)
+        loaded = RuntimeMonitor.load(tmp_path / "less", **other)
+        assert loaded.alarm_rule_.thresholds_ == monitor.alarm_rule_.thresholds_
 
 
 def test_after_the_expiry_no_verdict_is_better_than_degrade(monitor: RuntimeMonitor) -> None:
@@ -321,7 +322,7 @@ def test_a_save_cut_between_its_two_files_is_refused_and_not_mixed(
     other.save(tmp_path / "new")
     new = (tmp_path / "new" / "monitor.safetensors").read_bytes()
     (tmp_path / "old" / "monitor.safetensors").write_bytes(new)
-    with pytest.raises(ValueError, match=r"is not the file that monitor\.json was written with"):
+    with pytest.raises(ValueError, match=r"does not match the checksum in monitor\.json"):
         RuntimeMonitor.load(tmp_path / "old")
 
 
