@@ -22,7 +22,7 @@ from worldmodel.datasets.actions import ActionSpec, checked_rows
 from worldmodel.datasets.dataset import EpisodeSummary, FileDataset
 from worldmodel.datasets.poses import AchievedActions, PoseStates
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.datasets.video import VideoFrames, count_frames
+from worldmodel.datasets.video import VideoFrames, count_frames, matched_rows
 
 FORM = "annotation-json"
 MARK = "annotation/<split>/<id>.json"
@@ -106,11 +106,21 @@ def _load(root: Path, episode_id: str) -> Trajectory:
             raise ValueError(f"{len(poses)} `states` for {summary.num_frames} frames.")
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+    videos = _videos(root, file, annotation)
+    try:
+        num_rows, notes = matched_rows(
+            len(poses), {camera: count_frames(mp4) for camera, mp4 in videos.items()}
+        )
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    poses = poses[:num_rows]
+    absent = [camera for camera in CAMERAS if camera not in videos]
+    notes += tuple(f"{camera} is missing: its video does not exist." for camera in absent)
     actions, valid = AchievedActions(SPEC.gripper)(poses)
     return Trajectory(
         episode_id=episode_id,
         source=f"{FORM} {root}",
-        frames=_frames(root, file, annotation),
+        frames={camera: VideoFrames(mp4, num_rows) for camera, mp4 in videos.items()},
         actions=actions,
         action_valid=valid,
         states=PoseStates(SPEC.gripper)(poses),
@@ -119,6 +129,7 @@ def _load(root: Path, episode_id: str) -> Trajectory:
         rate_hz=SPEC.rate_hz,
         success=summary.success,
         signals=signals,
+        notes=notes,
     )
 
 
@@ -134,16 +145,19 @@ def _signals(annotation: dict[str, Any]) -> dict[str, np.ndarray]:
     return signals
 
 
-def _frames(root: Path, file: Path, annotation: dict[str, Any]) -> dict[str, VideoFrames]:
-    """One video per camera, each as long as the annotation says."""
+def _videos(root: Path, file: Path, annotation: dict[str, Any]) -> dict[str, Path]:
+    """The mp4 of each camera that has one, by the number that its file is named after."""
     try:
         mp4s = [root / video["video_path"] for video in annotation["videos"]]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: every entry of `videos` needs a `video_path`.") from error
-    if len(mp4s) != len(CAMERAS):
-        raise ValueError(f"{file} lists {len(mp4s)} videos, expected {', '.join(CAMERAS)}.")
-    num_frames = annotation["video_length"]
-    for mp4 in mp4s:
-        if (found := count_frames(mp4)) != num_frames:
-            raise ValueError(f"{mp4} holds {found} frames, but {file} declares {num_frames}.")
-    return {camera: VideoFrames(mp4, num_frames) for camera, mp4 in zip(CAMERAS, mp4s, strict=True)}
+    numbers = [int(mp4.stem) if mp4.stem.isdecimal() else -1 for mp4 in mp4s]
+    if not set(numbers) <= set(range(len(CAMERAS))) or len(set(numbers)) < len(numbers):
+        raise ValueError(
+            f"{file} lists the videos {', '.join(mp4.name for mp4 in mp4s)}, expected 0.mp4, 1.mp4 "
+            f"and 2.mp4 for {', '.join(CAMERAS)}."
+        )
+    found = {CAMERAS[i]: mp4 for i, mp4 in sorted(zip(numbers, mp4s, strict=True)) if mp4.is_file()}
+    if not found:
+        raise ValueError(f"{file}: none of its videos exists.")
+    return found

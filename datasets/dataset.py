@@ -79,6 +79,10 @@ class FileDataset:
     """Episode id -> trajectory."""
     summarize: Callable[[str], EpisodeSummary]
     """Episode id -> summary."""
+    notes: tuple[str, ...] = ()
+    """What the reader left out of the data set, one sentence each."""
+    undeclared: str | None = None
+    """Why there are no actions: their meaning is not declared; None: it is."""
 
     @property
     def rate_hz(self) -> float:
@@ -113,3 +117,18 @@ class FileDataset:
                 f"the first {self.episode_ids[0]!r}."
             )
         return key
+
+
+def notes_of(dataset: Dataset) -> tuple[str, ...]:
+    """What the reader of a data set left out, one sentence each."""
+    return getattr(dataset, "notes", ())
+
+
+def require_declared(dataset: Dataset) -> None:
+    """Refuse a data set whose source does not declare what its numbers mean.
+
+    Raises:
+        ValueError: saying what was found and how to declare it.
+    """
+    if undeclared := getattr(dataset, "undeclared", None):
+        raise ValueError(undeclared)

@@ -25,7 +25,7 @@ import numpy as np
 from worldmodel.datasets.actions import ActionSpec, DeltaPose, commanded_actions
 from worldmodel.datasets.dataset import EpisodeSummary, FileDataset
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.datasets.video import VideoFrames, count_frames
+from worldmodel.datasets.video import VideoFrames, count_frames, matched_rows
 
 FORM = "mp4-npz"
 MARK = "<split>/<id>.npz beside <split>/<id>.mp4"
@@ -85,16 +85,16 @@ def _summarize(root: Path, episode_id: str) -> EpisodeSummary:
 def _load(root: Path, episode_id: str) -> Trajectory:
     file, mp4 = root / f"{episode_id}.npz", root / f"{episode_id}.mp4"
     stored = _read(file)
-    if (found := count_frames(mp4)) != len(stored):
-        raise ValueError(f"{mp4} holds {found} frames, but {file} holds {len(stored)} actions.")
     try:
+        num_rows, notes = matched_rows(len(stored), {CAMERA: count_frames(mp4)})
+        stored = stored[:num_rows]
         actions, valid = commanded_actions(stored, DeltaPose(SPEC))
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     return Trajectory(
         episode_id=episode_id,
         source=f"{FORM} {root}",
-        frames={CAMERA: VideoFrames(mp4, len(stored))},
+        frames={CAMERA: VideoFrames(mp4, num_rows)},
         actions=actions,
         action_valid=valid,
         states=None,
@@ -103,4 +103,5 @@ def _load(root: Path, episode_id: str) -> Trajectory:
         rate_hz=SPEC.rate_hz,
         success=None,
         signals={"arr_0": stored},
+        notes=notes,
     )

@@ -7,8 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from worldmodel.datasets import annotation_json, lerobot_v3, mp4_npz, rlds
+from worldmodel.datasets import (
+    annotation_json,
+    droid_raw,
+    irasim_bridge,
+    lerobot,
+    mp4_npz,
+    rlds,
+)
 from worldmodel.datasets.dataset import Dataset
+from worldmodel.datasets.pose_columns import PoseColumns
 
 
 @dataclass(frozen=True)
@@ -39,19 +47,31 @@ def _open_clip_store(path: Path) -> Dataset:
 FORMS = (
     Form("clip-store", "zarr.json with `worldmodel_form`", _is_clip_store, _open_clip_store),
     Form(
+        irasim_bridge.FORM,
+        irasim_bridge.MARK,
+        irasim_bridge.matches,
+        irasim_bridge.open_irasim_bridge,
+    ),
+    Form(
         annotation_json.FORM,
         annotation_json.MARK,
         annotation_json.matches,
         annotation_json.open_annotation_json,
     ),
     Form(mp4_npz.FORM, mp4_npz.MARK, mp4_npz.matches, mp4_npz.open_mp4_npz),
+    Form(droid_raw.FORM, droid_raw.MARK, droid_raw.matches, droid_raw.open_droid_raw),
     Form(rlds.FORM, rlds.MARK, rlds.matches, rlds.open_rlds),
-    Form(lerobot_v3.FORM, lerobot_v3.MARK, lerobot_v3.matches, lerobot_v3.open_lerobot_v3),
+    Form(lerobot.FORM, lerobot.MARK, lerobot.matches, lerobot.open_lerobot),
 )
 
 
-def open_dataset(path: str | Path) -> Dataset:
+def open_dataset(path: str | Path, *, action_spec: Path | None = None) -> Dataset:
     """The episodes of a folder.
+
+    Args:
+        path: The folder, in any known form.
+        action_spec: TOML file that declares the pose columns of a form that does not declare them
+            itself (LeRobot; see `pose_columns`).
 
     Raises:
         FileNotFoundError, NotADirectoryError: if `path` is no folder.
@@ -66,6 +86,10 @@ def open_dataset(path: str | Path) -> Dataset:
         raise ValueError(f"{path} is empty; give the folder of a dataset.")
     for form in FORMS:
         if form.matches(path):
-            return form.open(path)
+            if action_spec is None:
+                return form.open(path)
+            if form.name != lerobot.FORM:
+                raise ValueError(f"{path} is {form.name}, which declares its actions itself.")
+            return lerobot.open_lerobot(path, PoseColumns.read(action_spec))
     looked_for = "; ".join(f"{form.name} ({form.mark})" for form in FORMS)
     raise ValueError(f"{path} has no known form; looked for {looked_for}.")

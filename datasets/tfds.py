@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,23 +54,31 @@ class Builder:
     """Split -> file and number of records of each shard."""
     leaves: dict[str, Leaf]
     """Every feature by name."""
+    notes: tuple[str, ...] = ()
+    """Shards that are missing, one sentence a split."""
 
     @classmethod
     def read(cls, path: Path) -> Builder:
         """Read and check both files."""
         info, features = _read_json(path / "dataset_info.json"), _read_json(path / "features.json")
+        if (kind := info.get("fileFormat", "tfrecord")) != "tfrecord":
+            raise ValueError(
+                f"{path} is stored as {kind!r}, which is not read; prepare it with "
+                "`tfds build --file_format=tfrecord`."
+            )
         try:
-            shards = {split["name"]: _shards(path, info["name"], split) for split in info["splits"]}
+            found = {split["name"]: _shards(path, info["name"], split) for split in info["splits"]}
             leaves = {leaf.name: leaf for leaf in _leaves(features, "")}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} is not a TFDS folder: its dataset_info.json or features.json is not as "
                 f"TFDS writes it ({error!r})."
             ) from error
-        for file, _ in itertools.chain(*shards.values()):
-            if not file.is_file():
-                raise ValueError(f"{file} is missing, but dataset_info.json declares it.")
-        return cls(info["name"], shards, leaves)
+        shards = {name: there for name, (there, _) in found.items()}
+        notes = tuple(note for _, note in found.values() if note)
+        if not any(shards.values()):
+            raise ValueError(f"{path} holds none of its shards: {' '.join(notes)}")
+        return cls(info["name"], shards, leaves, notes)
 
     @property
     def episode_ids(self) -> tuple[str, ...]:
@@ -106,12 +115,38 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _shards(path: Path, name: str, split: dict[str, Any]) -> tuple[tuple[Path, int], ...]:
-    """File and number of records of each shard of a split."""
+Shards = tuple[tuple[Path, int], ...]
+
+
+def _shards(path: Path, name: str, split: dict[str, Any]) -> tuple[Shards, str]:
+    """File and number of records of each shard of a split that exists, and a note on the others.
+
+    File names may count other shards than dataset_info.json declares, after a partial download or
+    a merge. Then the files themselves say how many records they hold.
+    """
     lengths = [int(length) for length in split["shardLengths"]]
     stem = f"{name}-{split['name']}.tfrecord"
-    files = [path / f"{stem}-{i:05d}-of-{len(lengths):05d}" for i in range(len(lengths))]
-    return tuple(zip(files, lengths, strict=True))
+    pattern = re.compile(re.escape(stem) + r"-(\d{5})-of-(\d{5})")
+    found = {
+        (int(match[1]), int(match[2])): file
+        for file in sorted(path.glob(f"{stem}-*"))
+        if (match := pattern.fullmatch(file.name))
+    }
+    totals = {total for _, total in found} or {len(lengths)}
+    if len(totals) > 1:
+        raise ValueError(f"{stem} has shards of several numberings: {sorted(totals)}")
+    (total,) = totals
+    missing = [i for i in range(total) if (i, total) not in found]
+    if total == len(lengths):
+        there = tuple((file, lengths[i]) for (i, _), file in found.items())
+    else:
+        there = tuple((file, len(record_offsets(file))) for file in found.values())
+    if not missing and total == len(lengths):
+        return there, ""
+    absent = f"shards {', '.join(map(str, missing[:8]))} of {total} are missing" if missing else ""
+    other = f"dataset_info.json declares {len(lengths)} shards" if total != len(lengths) else ""
+    clauses = "; ".join(clause for clause in (absent, other) if clause)
+    return there, f"Split {split['name']!r}: {clauses}; {len(there)} are read."
 
 
 def _leaves(node: dict[str, Any], name: str) -> Iterator[Leaf]:

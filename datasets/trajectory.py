@@ -57,6 +57,8 @@ class Trajectory:
     row_spec: ActionSpec | None = None
     """What the rows of `actions` mean where they have no canonical form (joint velocities, two
     arms); None: they are canonical."""
+    notes: tuple[str, ...] = ()
+    """What the reader left out of this episode, one sentence each."""
 
     def __post_init__(self) -> None:
         where = f"episode {self.episode_id} of {self.source}"

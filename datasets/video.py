@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import simplejpeg
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 """PyAV converts colours in as many threads as there are cores since 17; before, always in one."""
 REORDER_FRAMES = 16
-"""H.264 reorders at most 16 frames: a key frame this much early is never shown too late."""
+"""H.264 reorders at most 16 frames: a seek this many frames early never lands too late."""
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_FILES = 64
+"""Video files whose frame times are kept in memory."""
 
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """Frames `first` to `first + num_frames` of a video file, in display order."""
+    """Frames `first` to `first + num_frames` of a video file, counted in display order."""
 
     path: Path
     num_frames: int
@@ -80,6 +84,46 @@ class JpegFrames:
         return height, width
 
 
+@dataclass(frozen=True)
+class PngFrames:
+    """One PNG image per frame, colours as stored."""
+
+    payloads: tuple[bytes, ...]
+    where: str = "a list of PNG images"
+    """Where the images come from, for error messages."""
+
+    def __len__(self) -> int:
+        return len(self.payloads)
+
+    def __getitem__(self, window: slice) -> UInt8[np.ndarray, "time height width 3"]:
+        """RGB frames of a contiguous window."""
+        start, stop = contiguous(window, len(self))
+        if start == stop:
+            return np.empty((0, *self.size, 3), np.uint8)
+        return np.stack([self._decode(index) for index in range(start, stop)])
+
+    def _decode(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(BytesIO(self.payloads[index]), formats=["PNG"]) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+            raise ValueError(f"{self.where}: frame {index} is no PNG image ({error}).") from error
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width, _ = self._decode(0).shape
+        return height, width
+
+
+def encoded_frames(payloads: tuple[bytes, ...], where: str) -> JpegFrames | PngFrames:
+    """Frames of encoded images, by the signature of the first."""
+    is_png = payloads[0].startswith(PNG_SIGNATURE)
+    return PngFrames(payloads, where) if is_png else JpegFrames(payloads, where)
+
+
 def contiguous(window: slice, length: int) -> tuple[int, int]:
     """Start and stop of a window clipped to `length`, as Python slices do.
 
@@ -93,33 +137,113 @@ def contiguous(window: slice, length: int) -> tuple[int, int]:
 
 
 def count_frames(path: Path) -> int:
-    """Frames a video file really holds: its packets, since the header survives truncation."""
+    """Frames that a video file really holds: its header survives truncation, its packets do not."""
+    return len(frame_times(path)[0])
+
+
+def frame_times(path: Path) -> tuple[Int64[np.ndarray, " frames"], float]:
+    """Time stamps of the frames in display order, in ticks from the first, and seconds per tick.
+
+    Read from the packets, without decoding. Frames that an edit list hides are left out. Later
+    calls for an unchanged file reuse the result.
+
+    Raises:
+        ValueError: not a readable video, or frames without time stamps of their own.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _undecodable(path, error) from error
+    return _frame_times(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(MAX_FILES)
+def _frame_times(path: Path, changed: int, size: int) -> tuple[np.ndarray, float]:
     with _opened(path) as container:
+        stream = _video_stream(container, path)
         try:
-            return sum(
-                packet.size > 0 for packet in container.demux(_video_stream(container, path))
-            )
+            stamps = [
+                packet.pts
+                for packet in container.demux(stream)
+                if packet.size and not packet.is_discard
+            ]
         except av.error.FFmpegError as error:
             raise _undecodable(path, error) from error
+        seconds_per_tick = float(stream.time_base or 0)
+    if not stamps or not seconds_per_tick:
+        raise ValueError(f"{path} holds no frames.")
+    if None in stamps or len(set(stamps)) < len(stamps):
+        raise ValueError(
+            f"{path} has frames without a time stamp of their own, so rows cannot be matched with "
+            "frames; write the video anew with one time stamp per frame."
+        )
+    times = np.sort(np.array(stamps, np.int64))
+    times.flags.writeable = False
+    return times, seconds_per_tick
+
+
+def matched_rows(num_rows: int, num_frames: Mapping[str, int]) -> tuple[int, tuple[str, ...]]:
+    """Rows of an episode that have a frame, and notes on what is left out.
+
+    A camera may have one frame more or fewer than there are rows: recorders stop between the two. A
+    surplus last frame is dropped; where the last frame is missing, so is the last row.
+
+    Args:
+        num_rows: Rows of the episode.
+        num_frames: Camera -> frames it really has.
+
+    Raises:
+        ValueError: the numbers differ by more than one.
+
+    >>> matched_rows(20, {"front": 21, "wrist": 19})
+    (19, ('front has 21 frames for 20 rows: ...', 'wrist has 19 frames for 20 rows: ...'))
+    """
+    notes = []
+    for camera, count in num_frames.items():
+        if abs(count - num_rows) > 1 or not count:
+            raise ValueError(f"camera {camera} has {count} frames for {num_rows} rows.")
+        if count != num_rows:
+            left_out = "the last frame" if count > num_rows else "the last row"
+            notes.append(f"{camera} has {count} frames for {num_rows} rows: {left_out} is dropped.")
+    return min(num_rows, *num_frames.values()), tuple(notes)
 
 
 def decode_window(path: Path, start: int, stop: int) -> UInt8[np.ndarray, "time height width 3"]:
-    """RGB frames `start` to `stop - 1` of a video of constant rate, in display order."""
-    frames: list[np.ndarray] = []
+    """RGB frames `start` to `stop - 1` of a video, counted in display order.
+
+    Frames are found by their time stamps, not by a frame rate: pauses, jitter and joined videos
+    shift nothing.
+    """
+    times, _ = frame_times(path)
+    if stop > len(times):
+        raise ValueError(
+            f"{path} has no frame {len(times)}; it is truncated or shorter than declared."
+        )
+    frames: dict[int, np.ndarray] = {}
     with _opened(path) as container:
+        stream = _video_stream(container, path)
+        if start > REORDER_FRAMES:
+            container.seek(int(times[start - REORDER_FRAMES]), stream=stream)
         try:
-            for index, frame in _indexed_frames(container, path, start):
-                if index >= stop:
+            for frame in container.decode(stream):
+                index = _index(times, frame.pts, path)
+                if start <= index < stop:
+                    frames[index] = frame.to_ndarray(format="rgb24", **ONE_THREAD)
+                if index >= stop - 1:
                     break
-                if index == start + len(frames):
-                    frames.append(frame.to_ndarray(format="rgb24", **ONE_THREAD))
         except av.error.FFmpegError as error:
             raise _undecodable(path, error) from error
-    if len(frames) < stop - start:
-        raise ValueError(
-            f"{path} has no frame {start + len(frames)}; it is truncated or shorter than declared."
-        )
-    return np.stack(frames)
+    if missing := set(range(start, stop)) - set(frames):
+        raise ValueError(f"{path}: frame {min(missing)} cannot be decoded; the file is damaged.")
+    return np.stack([frames[index] for index in range(start, stop)])
+
+
+def _index(times: Int64[np.ndarray, " frames"], stamp: int | None, path: Path) -> int:
+    """Place of a decoded frame in display order."""
+    index = -1 if stamp is None else int(np.searchsorted(times, stamp))
+    if not 0 <= index < len(times) or times[index] != stamp:
+        raise ValueError(f"{path} has a frame at a time that no packet announces; it is damaged.")
+    return index
 
 
 def _opened(path: Path) -> Any:
@@ -141,22 +265,6 @@ def _video_stream(container: Any, path: Path) -> Any:
     # Small frames cost more to hand to another thread than to decode; work splits over processes.
     stream.thread_type, stream.codec_context.thread_count = "NONE", 1
     return stream
-
-
-def _indexed_frames(container: Any, path: Path, start: int) -> Iterator[tuple[int, Any]]:
-    """Display index and frame, from a key frame at or before `start`."""
-    stream = _video_stream(container, path)
-    seconds_per_tick, rate, origin = stream.time_base, stream.average_rate, stream.start_time or 0
-    if not (rate and seconds_per_tick):
-        raise ValueError(f"{path} declares no frame rate, so its frames cannot be found by number.")
-    if start > REORDER_FRAMES:
-        container.seek(
-            origin + int((start - REORDER_FRAMES) / rate / seconds_per_tick), stream=stream
-        )
-    for frame in container.decode(stream):
-        if frame.pts is None:
-            raise ValueError(f"{path} has a frame without a time stamp.")
-        yield round((frame.pts - origin) * seconds_per_tick * rate), frame
 
 
 def _undecodable(path: Path, error: Exception) -> ValueError:

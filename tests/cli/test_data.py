@@ -91,7 +91,7 @@ REAL = {
     "droid": ("annotation-json", 11, 854, 3),
     "bridge_worldgym": ("mp4-npz", 10, 355, 1),
     "bridge_rlds/1.0.0": ("rlds", 50, 500, 3),
-    "droid_lerobot_v3": ("lerobot-v3", 11, 854, 1),
+    "droid_lerobot_v3": ("lerobot", 11, 854, 1),
 }
 """Folder -> form, episodes, frames, cameras."""
 

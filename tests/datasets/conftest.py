@@ -256,7 +256,8 @@ def lerobot_folder(tmp_path: Path, poses: np.ndarray, write_mp4: Callable[..., n
         "videos/observation.images.wrist/to_timestamp": [2.4, 4.0],
     }
     write_table(root / "meta/episodes/chunk-000/file-000.parquet", episodes)
-    vector = {"dtype": "float32", "shape": [7]}
+    names = ["x", "y", "z", "roll", "pitch", "yaw", "gripper_closed"]
+    vector = {"dtype": "float32", "shape": [7], "names": names}
     info = {
         "codebase_version": "v3.0",
         "fps": 5,
@@ -268,6 +269,7 @@ def lerobot_folder(tmp_path: Path, poses: np.ndarray, write_mp4: Callable[..., n
             "observation.images.wrist": {"dtype": "video"},
             "observation.state": vector,
             "action": vector,
+            "timestamp": {"dtype": "float32", "shape": [1]},
         },
     }
     (root / "meta/info.json").write_text(json.dumps(info))

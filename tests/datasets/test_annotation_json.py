@@ -127,12 +127,12 @@ def test_what_is_no_annotation_is_refused(droid_folder: Path, text: str) -> None
             r"rows of 7 numbers, got .* shape \(12, 6\)",
         ),
         (lambda a: a["states"][5].__setitem__(2, float("nan")), "NaN or infinity, first in row 5"),
-        (lambda a: a["videos"].pop(), r"0\.json lists 2 videos, expected exterior_1_left"),
+        (lambda a: a["videos"].append(a["videos"][0]), r"0\.json lists the videos 0\.mp4, 1\.mp4"),
         (lambda a: a["videos"].__setitem__(0, {}), "every entry of `videos` needs a `video_path`"),
         (lambda a: a.update({"action.x": ["a"]}), "`action.x` is not an array of numbers"),
         (
             lambda a: a.update(video_length=9, states=a["states"][:9]),
-            r"0\.mp4 holds 12 frames, but .*0\.json declares 9\.",
+            r"0\.json: camera exterior_1_left has 12 frames for 9 rows\.",
         ),
     ],
 )
@@ -154,9 +154,17 @@ def test_a_truncated_video_is_refused_when_the_episode_opens(droid_folder: Path)
         open_annotation_json(droid_folder).episode("train/0")
 
 
-def test_a_missing_video_is_refused(droid_folder: Path) -> None:
+def test_a_missing_video_is_a_missing_camera(droid_folder: Path) -> None:
     (droid_folder / "videos/train/0/2.mp4").unlink()
-    with pytest.raises(ValueError, match=r"2\.mp4 is not a readable video"):
+    episode = open_annotation_json(droid_folder).episode("train/0")
+    assert list(episode.frames) == ["exterior_1_left", "exterior_2_left"]
+    assert episode.notes == ("wrist_left is missing: its video does not exist.",)
+
+
+def test_without_any_video_an_episode_is_refused(droid_folder: Path) -> None:
+    for file in (droid_folder / "videos/train/0").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match=r"0\.json: none of its videos exists"):
         open_annotation_json(droid_folder).episode("train/0")
 
 

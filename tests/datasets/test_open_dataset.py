@@ -19,7 +19,7 @@ from worldmodel.datasets.open_dataset import FORMS, open_dataset
         ("droid", "annotation-json", 11),
         ("bridge_worldgym", "mp4-npz", 10),
         ("bridge_rlds/1.0.0", "rlds", 50),
-        ("droid_lerobot_v3", "lerobot-v3", 11),
+        ("droid_lerobot_v3", "lerobot", 11),
     ],
 )
 def test_real_folders_are_recognised(

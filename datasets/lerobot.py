@@ -1,0 +1,339 @@
+"""LeRobot data sets: v3.0 (files that many episodes share) and v2.0/v2.1 (a file per episode).
+
+    v3.0  meta/info.json, meta/episodes/chunk-<i>/file-<j>.parquet
+          data/chunk-<i>/file-<j>.parquet, videos/<camera>/chunk-<i>/file-<j>.mp4
+    v2.x  meta/info.json, meta/episodes.jsonl
+          data/chunk-<i>/episode_<n>.parquet, videos/chunk-<i>/<camera>/episode_<n>.mp4
+
+LeRobot does not declare what its numbers mean. Poses are read where the names of the columns say
+so, where the columns are those of the published DROID port, or where the user's file says so
+(`pose_columns`); nothing is guessed. Otherwise frames can be looked at, but there are no states and
+no action is valid. Canonical actions are the motion achieved between two states
+(see `poses`); the stored actions stay in `signals`. An episode's frames are found in a shared video
+by the time stamp of its first frame. Instructions are as stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from worldmodel.datasets.actions import ActionSpec, checked_rows
+from worldmodel.datasets.annotation_json import SPEC
+from worldmodel.datasets.dataset import EpisodeSummary, FileDataset
+from worldmodel.datasets.lerobot_info import STATE, Info, camera_name
+from worldmodel.datasets.pose_columns import DRAFT, PoseColumns, declared_poses
+from worldmodel.datasets.poses import AchievedActions, PoseStates
+from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.datasets.video import VideoFrames, frame_times, matched_rows
+
+FORM = "lerobot"
+MARK = "meta/info.json"
+DROID = ("observation.state.cartesian_position", "observation.state.gripper_position")
+"""Columns of the published DROID port: pose (m, extrinsic xyz, rad) and gripper, 1 = closed."""
+SUCCESS = "is_episode_successful"
+"""Column that tells whether an episode succeeded."""
+CLOCK = ("timestamp", "frame_index")
+
+
+def matches(path: Path) -> bool:
+    """Whether a folder has this form."""
+    return (path / MARK).is_file()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Part of a video file that shows one episode."""
+
+    path: Path
+    start_s: float
+    """Time stamp of its first frame."""
+    stop_s: float | None
+    """Time stamp of the next episode's first frame; None: the end of the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeRow:
+    """Where one episode lies."""
+
+    index: int
+    num_frames: int
+    instruction: str
+    rows: Path
+    videos: Mapping[str, Part]
+    """Camera -> part of its video; cameras that the episode lacks are left out."""
+
+
+def open_lerobot(path: Path, columns: PoseColumns | None = None) -> FileDataset:
+    """Open a LeRobot folder; `columns` declares its poses where its own names do not."""
+    info = Info.read(path / MARK)
+    undeclared = None
+    try:
+        columns = columns or _declared(info)
+        gripper = columns.gripper
+    except ValueError as error:
+        undeclared, gripper = _undeclared(path, info, str(error)), SPEC.gripper
+    episodes = _episodes(path, info)
+    spec = replace(SPEC, name="LeRobot poses", gripper=gripper, rate_hz=info.rate_hz)
+    return FileDataset(
+        form=FORM,
+        path=path,
+        cameras=tuple(map(camera_name, info.video_keys)),
+        action_spec=spec,
+        episode_ids=tuple(episodes),
+        load=partial(_load, f"{FORM} {path}", info, spec, columns, episodes),
+        summarize=partial(_summarize, info, episodes),
+        notes=(*info.left_out, *_split_notes(info)),
+        undeclared=undeclared,
+    )
+
+
+def _declared(info: Info) -> PoseColumns:
+    """The pose columns that info.json declares."""
+    features = info.features
+    if all(name in features for name in DROID):
+        return PoseColumns(columns=DROID, gripper="closed_is_one")
+    if STATE not in features:
+        raise ValueError(f"there is no column `{STATE}`")
+    return declared_poses(STATE, features[STATE].names, features[STATE].shape)
+
+
+def _undeclared(path: Path, info: Info, found: str) -> str:
+    """The sentence for data whose meaning is not declared."""
+    numbers = [n for n, f in info.features.items() if n.startswith((STATE, "action"))]
+    draft = DRAFT.format(columns=f'"{STATE}"').splitlines()[0]
+    return (
+        f"{path / MARK} does not declare what its numbers mean: {found}; state the pose columns "
+        f"(of {', '.join(numbers)}) in a TOML file for `--action-spec`, such as: {draft}"
+    )
+
+
+def _split_notes(info: Info) -> list[str]:
+    """Episodes that no split names."""
+    outside = [i for i in range(info.total_episodes) if info.split_of(i) is None]
+    if not outside:
+        return []
+    named = ", ".join(map(str, outside[:5])) + (", ..." if len(outside) > 5 else "")
+    return [f"{len(outside)} episodes ({named}) lie in no split of {MARK}; their split is `other`."]
+
+
+def _episodes(path: Path, info: Info) -> dict[str, EpisodeRow]:
+    """Episodes by id, split in front, as the metadata lists them."""
+    rows = _rows_v3(path, info) if info.version == "v3" else _rows_v2(path)
+    if [row["episode_index"] for row in rows] != list(range(info.total_episodes)):
+        raise ValueError(
+            f"{path / 'meta'} lists {len(rows)} episodes, but {MARK} declares "
+            f"{info.total_episodes}, numbered from 0."
+        )
+    build = _episode_v3 if info.version == "v3" else _episode_v2
+    return {
+        f"{info.split_of(index) or 'other'}/{index}": build(path, info, rows[index])
+        for index in range(info.total_episodes)
+    }
+
+
+def _rows_v3(path: Path, info: Info) -> list[dict[str, Any]]:
+    columns = ["episode_index", "tasks", "length", "data/chunk_index", "data/file_index"]
+    for key in info.video_keys:
+        ends = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+        columns += [f"videos/{key}/{end}" for end in ends]
+    files = sorted(path.glob("meta/episodes/*/*.parquet"))
+    return [row for file in files for row in _read_table(file, columns).to_pylist()]
+
+
+def _rows_v2(path: Path) -> list[dict[str, Any]]:
+    file = path / "meta" / "episodes.jsonl"
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+        return [
+            {"episode_index": int(r["episode_index"]), "length": int(r["length"]),
+             "tasks": list(r["tasks"])}
+            for r in rows
+        ]  # fmt: skip
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not as LeRobot v2 writes it ({error}).") from error
+
+
+def _episode_v3(path: Path, info: Info, row: dict[str, Any]) -> EpisodeRow:
+    """One row of meta/episodes."""
+    needed = ("length", "data/chunk_index", "data/file_index")
+    if empty := [name for name in needed if row[name] is None]:
+        raise ValueError(
+            f"{path / 'meta/episodes'}: episode {row['episode_index']} has no {', '.join(empty)}."
+        )
+    videos = {}
+    for key in info.video_keys:
+        chunk, file, start, stop = (
+            row[f"videos/{key}/{end}"]
+            for end in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+        )
+        if None not in (chunk, file, start):
+            mp4 = info.path(
+                path, info.video_path, video_key=key, chunk_index=chunk, file_index=file
+            )
+            videos[camera_name(key)] = Part(path=mp4, start_s=start, stop_s=stop)
+    return EpisodeRow(
+        index=row["episode_index"],
+        num_frames=row["length"],
+        instruction=row["tasks"][0] if row["tasks"] else "",
+        rows=info.path(
+            path, info.data_path,
+            chunk_index=row["data/chunk_index"], file_index=row["data/file_index"],
+        ),
+        videos=videos,
+    )  # fmt: skip
+
+
+def _episode_v2(path: Path, info: Info, row: dict[str, Any]) -> EpisodeRow:
+    """One line of meta/episodes.jsonl."""
+    index = row["episode_index"]
+    place = {"episode_chunk": index // info.chunk_size, "episode_index": index}
+    files = {k: info.path(path, info.video_path, video_key=k, **place) for k in info.video_keys}
+    return EpisodeRow(
+        index=index,
+        num_frames=row["length"],
+        instruction=row["tasks"][0] if row["tasks"] else "",
+        rows=info.path(path, info.data_path, **place),
+        videos={
+            camera_name(key): Part(path=file, start_s=0.0, stop_s=None)
+            for key, file in files.items()
+            if file.is_file()
+        },
+    )
+
+
+def _read_table(file: Path, columns: list[str]) -> Any:
+    """Some columns of a parquet file.
+
+    Without threads: on a damaged file Arrow's reader threads have been seen to hang.
+    """
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        missing = set(columns) - set(table.schema_arrow.names)
+        if missing:
+            raise ValueError(f"it lacks the columns {', '.join(sorted(missing))}")
+        return table.read(columns, use_threads=False)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        reason = " ".join(str(error).split())  # Arrow's run over several lines
+        raise ValueError(f"{file} is not a readable table of LeRobot: {reason}.") from error
+
+
+def _columns(info: Info) -> list[str]:
+    """Columns of numbers that are kept in `signals`."""
+    kinds = ("float32", "float64", "int64", "int32", "bool")
+    return [n for n, f in info.features.items() if f.dtype in kinds and n != "episode_index"]
+
+
+def _signals(info: Info, episode: EpisodeRow) -> dict[str, np.ndarray]:
+    """The episode's rows of every column of numbers."""
+    names = _columns(info)
+    table = _read_table(episode.rows, [*names, "episode_index"])
+    rows = np.flatnonzero(table["episode_index"].to_numpy() == episode.index)
+    if len(rows) != episode.num_frames:
+        raise ValueError(f"{len(rows)} rows, expected {episode.num_frames}.")
+    table = table.take(rows)
+    return {name: np.stack(table[name].to_numpy()) for name in names}
+
+
+def _summarize(info: Info, episodes: dict[str, EpisodeRow], episode_id: str) -> EpisodeSummary:
+    episode = episodes[episode_id]
+    success = None
+    if SUCCESS in info.features:
+        success = _success(_signals(info, episode))
+    return EpisodeSummary(
+        num_frames=episode.num_frames, instruction=episode.instruction, success=success
+    )
+
+
+def _success(signals: Mapping[str, np.ndarray]) -> bool | None:
+    """Whether the episode succeeded; None if the data do not say."""
+    return bool(signals[SUCCESS].reshape(-1)[-1]) if SUCCESS in signals else None
+
+
+def _load(
+    source: str,
+    info: Info,
+    spec: ActionSpec,
+    columns: PoseColumns | None,
+    episodes: dict[str, EpisodeRow],
+    episode_id: str,
+) -> Trajectory:
+    episode = episodes[episode_id]
+    poses = None
+    try:
+        signals = _signals(info, episode)
+        _check_clock(signals, info.rate_hz)
+        if columns is not None:
+            poses = checked_rows(columns.poses(signals), dim=7, what=", ".join(columns.columns))
+    except ValueError as error:
+        raise ValueError(f"{episode.rows}, episode {episode.index}: {error}") from error
+    parts = {camera: _part(part, episode) for camera, part in episode.videos.items()}
+    if not parts:
+        raise ValueError(f"{episode.rows}, episode {episode.index}: no camera has a video of it.")
+    num_rows, notes = matched_rows(
+        episode.num_frames, {camera: count for camera, (_, _, count) in parts.items()}
+    )
+    if poses is None:
+        notes = (*notes, "No action is valid and there are no states: their meaning is undeclared.")
+        actions, valid = np.zeros((num_rows, 7), np.float32), np.zeros(num_rows, bool)
+    else:
+        actions, valid = AchievedActions(spec.gripper)(poses[:num_rows])
+    return Trajectory(
+        episode_id=episode_id,
+        source=source,
+        frames={c: VideoFrames(file, num_rows, first) for c, (file, first, _) in parts.items()},
+        actions=actions,
+        action_valid=valid,
+        states=None if poses is None else PoseStates(spec.gripper)(poses[:num_rows]),
+        action_spec=spec,
+        instruction=episode.instruction,
+        rate_hz=spec.rate_hz,
+        success=_success(signals),
+        signals={name: values[:num_rows] for name, values in signals.items()},
+        notes=notes,
+    )
+
+
+def _part(part: Part, episode: EpisodeRow) -> tuple[Path, int, int]:
+    """File, first frame and number of frames of an episode's part of a video."""
+    ticks, seconds_per_tick = frame_times(part.path)
+    times = ticks * seconds_per_tick
+    half = float(np.diff(times).min(initial=np.inf)) / 2 if len(times) > 1 else 0.5
+    first = int(np.abs(times - part.start_s).argmin())
+    if abs(times[first] - part.start_s) > half:
+        raise ValueError(
+            f"{part.path} has no frame at {part.start_s:.6f} s, where episode {episode.index} "
+            "begins; the video and meta/episodes do not belong together."
+        )
+    stop = len(times)
+    if part.stop_s is not None and part.stop_s < times[-1] + half:
+        stop = int(np.abs(times - part.stop_s).argmin())
+    return part.path, first, stop - first
+
+
+def _check_clock(signals: Mapping[str, np.ndarray], rate_hz: float) -> None:
+    """Raise unless rows follow one another at the declared rate, without holes and restarts."""
+    numbers = signals.get("frame_index")
+    if numbers is not None and (numbers.reshape(-1) != np.arange(len(numbers))).any():
+        row = int(np.flatnonzero(numbers.reshape(-1) != np.arange(len(numbers)))[0])
+        raise ValueError(
+            f"`frame_index` is {numbers.reshape(-1)[row]} in row {row}: rows are missing, "
+            "repeated or out of order."
+        )
+    stamps = signals.get("timestamp")
+    if stamps is not None and len(stamps) > 1:
+        steps = np.diff(stamps.reshape(-1).astype(np.float64)) * rate_hz
+        wrong = np.flatnonzero(np.abs(steps - 1) > 0.5)
+        if len(wrong):
+            raise ValueError(
+                f"`timestamp` steps by {steps[wrong[0]] / rate_hz:.3g} s after row {wrong[0]}, "
+                f"but `fps` says {1 / rate_hz:.3g} s: a hole, a restart or another rate."
+            )

@@ -1,0 +1,111 @@
+"""Pose columns: which columns of a table hold poses and what their gripper values mean.
+
+The meaning is declared, never guessed: by the names of the columns, by a published data set's own
+layout, or by the user's file (`--action-spec`).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+GRIPPERS = ("open_is_one", "closed_is_one", "open_is_minus_one")
+AXES = ("x", "y", "z", "roll", "pitch", "yaw")
+GRIPPER_NAMES = {
+    "gripper_open": "open_is_one",
+    "gripper_opening": "open_is_one",
+    "gripper_closed": "closed_is_one",
+    "gripper_close": "closed_is_one",
+}
+"""Names of a gripper column that say which end is 1."""
+REACH_M = 2.0
+"""No arm reaches farther from its base: larger positions are in other units, or no positions."""
+DRAFT = """\
+columns = [{columns}]  # joined: x y z (m), roll pitch yaw (extrinsic xyz, rad), gripper
+gripper = "closed_is_one"  # or "open_is_one", "open_is_minus_one"
+"""
+"""Draft of a file for `--action-spec`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoseColumns:
+    """Columns that, joined, are x y z (m), roll pitch yaw (extrinsic xyz, rad) and gripper."""
+
+    columns: tuple[str, ...]
+    gripper: str
+    """Convention of the gripper values, as in `ActionSpec`."""
+
+    def __post_init__(self) -> None:
+        if self.gripper not in GRIPPERS:
+            raise ValueError(
+                f"`gripper` must be one of {', '.join(GRIPPERS)}, got {self.gripper!r}."
+            )
+
+    @classmethod
+    def read(cls, file: Path) -> PoseColumns:
+        """Read a TOML file with `columns` and `gripper`.
+
+        Raises:
+            ValueError: naming the file and what is wrong with it.
+        """
+        try:
+            content = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} is not valid TOML ({error}).") from error
+        unknown = sorted(set(content) - {"columns", "gripper"})
+        columns = content.get("columns")
+        names = isinstance(columns, list) and all(isinstance(name, str) for name in columns)
+        if unknown or not names or not columns or not isinstance(content.get("gripper"), str):
+            raise ValueError(
+                f"{file} must hold `columns` (a list of column names) and `gripper` (one of "
+                f"{', '.join(GRIPPERS)})" + (f", not {', '.join(unknown)}." if unknown else ".")
+            )
+        return cls(columns=tuple(columns), gripper=content["gripper"])
+
+    def poses(self, signals: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The pose rows of an episode.
+
+        Raises:
+            ValueError: a column is missing, the rows do not have 7 numbers, or no arm reaches that
+                far.
+        """
+        if missing := [name for name in self.columns if name not in signals]:
+            raise ValueError(f"column {missing[0]!r} is missing; it holds {', '.join(signals)}.")
+        parts = [signals[name].reshape(len(signals[name]), -1) for name in self.columns]
+        rows = np.concatenate(parts, axis=1).astype(np.float64)
+        if rows.shape[1] != 7:
+            raise ValueError(
+                f"columns {', '.join(self.columns)} hold {rows.shape[1]} numbers, a pose and a "
+                "gripper have 7."
+            )
+        farthest = float(np.abs(rows[:, :3]).max(initial=0.0))
+        if farthest > REACH_M:
+            raise ValueError(
+                f"columns {', '.join(self.columns)} put the gripper {farthest:.3g} m from the "
+                f"base, beyond any arm's reach ({REACH_M:g} m); they are not positions in metres."
+            )
+        return rows
+
+
+def declared_poses(column: str, names: Sequence[str] | None, shape: Sequence[int]) -> PoseColumns:
+    """What the names of a column declare.
+
+    Raises:
+        ValueError: saying what was found, if they do not declare poses and the gripper's sense.
+
+    >>> declared_poses("state", [*AXES, "gripper_open"], [7]).gripper
+    'open_is_one'
+    """
+    plain = [name.removesuffix(".pos").lower() for name in names or ()]
+    if not plain:
+        raise ValueError(f"column `{column}` has {list(shape)} numbers without names")
+    found = f"column `{column}` holds {', '.join(names or ())}"
+    if tuple(plain[:6]) != AXES or len(plain) != 7:
+        raise ValueError(f"{found}: not x, y, z, roll, pitch, yaw and a gripper")
+    if plain[6] not in GRIPPER_NAMES:
+        raise ValueError(f"{found}, which does not say whether 1 is open or closed")
+    return PoseColumns(columns=(column,), gripper=GRIPPER_NAMES[plain[6]])
