@@ -115,7 +115,8 @@ def _summarize(runs: Mapping[str, Path], episode_id: str) -> EpisodeSummary:
 
 def _load(root: Path, runs: Mapping[str, Path], episode_id: str) -> Trajectory:
     run, summary = runs[episode_id], _summarize(runs, episode_id)
-    file, signals, notes = run / "trajectory.h5", _rows(run), ()
+    file, signals = run / "trajectory.h5", _rows(run)
+    notes: tuple[str, ...] = ()
     pose = signals.get(f"{STATE}/{POSE}")
     gripper = signals.get(f"{STATE}/{GRIPPER}")
     if gripper is None:

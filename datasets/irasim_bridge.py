@@ -37,7 +37,7 @@ SPEC = replace(DROID, name="Bridge states", gripper="open_is_one")
 """Poses at 5 Hz; the action of a step is the pose reached at its end."""
 
 
-def annotations(path: Path) -> list[Path]:
+def annotation_files(path: Path) -> list[Path]:
     """Annotation files by split, and by number within it."""
     return sorted(
         path.glob("annotation/*/*.json"),
@@ -47,7 +47,7 @@ def annotations(path: Path) -> list[Path]:
 
 def matches(path: Path) -> bool:
     """Whether the first annotation of a folder is of this form."""
-    files = annotations(path)
+    files = annotation_files(path)
     try:
         return bool(files) and GRIPPER in json.loads(files[0].read_text(encoding="utf-8"))
     except (OSError, TypeError, ValueError, RecursionError):
@@ -56,7 +56,7 @@ def matches(path: Path) -> bool:
 
 def open_irasim_bridge(path: Path) -> FileDataset:
     """Open a folder of annotations."""
-    ids = tuple(f"{file.parent.name}/{file.stem}" for file in annotations(path))
+    ids = tuple(f"{file.parent.name}/{file.stem}" for file in annotation_files(path))
     return FileDataset(
         form=FORM,
         path=path,
