@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from worldmodel.datasets import (
+from worldmodel.datasets.dataset import Dataset
+from worldmodel.datasets.readers import (
     annotation_json,
     droid_raw,
     irasim_bridge,
@@ -15,8 +16,7 @@ from worldmodel.datasets import (
     mp4_npz,
     rlds,
 )
-from worldmodel.datasets.dataset import Dataset
-from worldmodel.datasets.pose_columns import PoseColumns
+from worldmodel.datasets.readers.pose_columns import PoseColumns
 
 
 @dataclass(frozen=True)

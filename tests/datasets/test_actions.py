@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from worldmodel.datasets import annotation_json, mp4_npz, rlds
 from worldmodel.datasets.actions import (
     CANONICAL,
     ActionSpec,
@@ -16,6 +15,7 @@ from worldmodel.datasets.actions import (
     convert,
     source_gripper,
 )
+from worldmodel.datasets.readers import annotation_json, mp4_npz, rlds
 
 DELTA_SPECS = [CANONICAL, mp4_npz.SPEC, rlds.SPEC, replace(CANONICAL, gripper="closed_is_one")]
 names = pytest.mark.parametrize("spec", DELTA_SPECS, ids=lambda spec: f"{spec.name}-{spec.gripper}")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from worldmodel.datasets.annotation_json import CAMERAS, SPEC, open_annotation_json
 from worldmodel.datasets.poses import AchievedActions
+from worldmodel.datasets.readers.annotation_json import CAMERAS, SPEC, open_annotation_json
 
 LENGTHS = {
     "train/0": 56,

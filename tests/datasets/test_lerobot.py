@@ -10,11 +10,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from worldmodel.datasets.annotation_json import open_annotation_json
 from worldmodel.datasets.dataset import require_declared
-from worldmodel.datasets.lerobot import open_lerobot
 from worldmodel.datasets.open_dataset import open_dataset
-from worldmodel.datasets.pose_columns import PoseColumns
+from worldmodel.datasets.readers.annotation_json import open_annotation_json
+from worldmodel.datasets.readers.lerobot import open_lerobot
+from worldmodel.datasets.readers.pose_columns import PoseColumns
 
 VIDEO = "observation.images.wrist"
 POSES = PoseColumns(columns=("observation.state",), gripper="closed_is_one")

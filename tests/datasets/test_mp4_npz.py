@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from worldmodel.datasets.actions import DeltaPose
-from worldmodel.datasets.mp4_npz import SPEC, open_mp4_npz
+from worldmodel.datasets.readers.mp4_npz import SPEC, open_mp4_npz
 
 
 def test_real_episodes_are_all_found(real_data: Path) -> None:

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from worldmodel.datasets.actions import DeltaPose
 from worldmodel.datasets.poses import PoseStates
-from worldmodel.datasets.rlds import SPEC, open_rlds
+from worldmodel.datasets.readers.rlds import SPEC, open_rlds
 from worldmodel.datasets.trajectory import Trajectory
 
 RECORDED = Path(__file__).with_name("rlds_hashes.json")
@@ -179,9 +179,7 @@ def test_another_dataset_is_refused_since_its_actions_are_unknown(rlds_folder: P
     file = rlds_folder / "dataset_info.json"
     file.write_text(file.read_text().replace("bridge_test", "kitchen"))
     (rlds_folder / SHARD).rename(rlds_folder / SHARD.replace("bridge_test", "kitchen"))
-    with pytest.raises(
-        ValueError, match=r"holds `kitchen`, but RLDS does not declare what an"
-    ):
+    with pytest.raises(ValueError, match=r"holds `kitchen`, but RLDS does not declare what an"):
         open_rlds(rlds_folder)
 
 

@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from worldmodel.datasets.tfrecord import masked_crc, parse_example, read_record, record_offsets
+from worldmodel.datasets.readers.tfrecord import (
+    masked_crc,
+    parse_example,
+    read_record,
+    record_offsets,
+)
 
 EXAMPLE = {
     "ints": np.array([0, 1, -1, 300, -(2**63), 2**63 - 1]),

@@ -47,8 +47,8 @@ def run(command: Command) -> int:
     """Read network and tokenizer, write the folder, and say what is in it."""
     from worldmodel.c3_import import as_world_model, load_c3
     from worldmodel.checkpoint import check_new
-    from worldmodel.datasets import mp4_npz, rlds
     from worldmodel.datasets.actions import CANONICAL
+    from worldmodel.datasets.readers import mp4_npz, rlds
     from worldmodel.networks.tokenizer import Tokenizer
 
     check_new(command.out)

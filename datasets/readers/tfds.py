@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.datasets.tfrecord import Values, parse_example, read_record, record_offsets
+from worldmodel.datasets.readers.tfrecord import Values, parse_example, read_record, record_offsets
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ import h5py
 import numpy as np
 
 from worldmodel.datasets.actions import checked_rows
-from worldmodel.datasets.annotation_json import SPEC as ANNOTATED
 from worldmodel.datasets.dataset import EpisodeSummary, FileDataset
 from worldmodel.datasets.poses import AchievedActions, PoseStates
+from worldmodel.datasets.readers.annotation_json import SPEC as ANNOTATED
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.datasets.video import VideoFrames, count_frames, matched_rows
 

@@ -25,11 +25,11 @@ from pathlib import Path
 import numpy as np
 
 from worldmodel.datasets.actions import ActionSpec, DeltaPose, checked_rows, commanded_actions
-from worldmodel.datasets.annotation_json import SPEC as ANNOTATED
 from worldmodel.datasets.dataset import EpisodeSummary, FileDataset
 from worldmodel.datasets.poses import AchievedActions, PoseStates
-from worldmodel.datasets.tfds import Builder
-from worldmodel.datasets.tfrecord import Values
+from worldmodel.datasets.readers.annotation_json import SPEC as ANNOTATED
+from worldmodel.datasets.readers.tfds import Builder
+from worldmodel.datasets.readers.tfrecord import Values
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.datasets.video import JpegFrames, PngFrames, encoded_frames
 

@@ -27,11 +27,11 @@ import pyarrow
 import pyarrow.parquet
 
 from worldmodel.datasets.actions import ActionSpec, checked_rows
-from worldmodel.datasets.annotation_json import SPEC
 from worldmodel.datasets.dataset import EpisodeSummary, FileDataset
-from worldmodel.datasets.lerobot_info import STATE, Info, camera_name
-from worldmodel.datasets.pose_columns import DRAFT, PoseColumns, declared_poses
 from worldmodel.datasets.poses import AchievedActions, PoseStates
+from worldmodel.datasets.readers.annotation_json import SPEC
+from worldmodel.datasets.readers.lerobot_info import STATE, Info, camera_name
+from worldmodel.datasets.readers.pose_columns import DRAFT, PoseColumns, declared_poses
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.datasets.video import VideoFrames, frame_times, matched_rows
 
