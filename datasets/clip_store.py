@@ -31,7 +31,9 @@ from worldmodel.datasets.stored_episode import EpisodeFormat, read_episode, writ
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.datasets.zarr_folder import (
     create_root,
+    has_checksums,
     hidden_folder,
+    new_array,
     next_number,
     numbered_folders,
     open_root,
@@ -118,6 +120,17 @@ class ClipStore:
         return self.format.action_spec
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Note on a store of an earlier version, whose damage cannot be found."""
+        first = self.path / "episodes" / self._records[0]["number"] if self._records else None
+        if first is None or has_checksums(first / "action"):
+            return ()
+        return (
+            "The store was written by an earlier version, without checksums: missing or damaged "
+            "chunks would pass. Convert the source again to be sure.",
+        )
+
+    @property
     def spec(self) -> ActionSpec:
         """What the rows of `Trajectory.actions` mean."""
         return self.format.row_spec or replace(CANONICAL, rate_hz=self.rate_hz)
@@ -186,7 +199,8 @@ class ClipStore:
             zarr.create_group(target.parent)
         staged = self._hidden_folder()
         rows = rows_per_chunk(len(latents), latents[:1].nbytes)
-        zarr.create_array(staged, data=latents, chunks=(rows, *latents.shape[1:]), compressors=None)
+        chunks = (rows, *latents.shape[1:])
+        new_array(zarr.open_group(self.path), staged.name, data=latents, chunks=chunks)
         if target.exists():
             shutil.rmtree(target)
         staged.rename(target)

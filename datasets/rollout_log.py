@@ -25,11 +25,13 @@ import zarr
 from worldmodel.datasets.zarr_folder import (
     create_root,
     hidden_folder,
+    new_array,
     next_number,
     numbered_folders,
+    open_array,
     open_root,
-    read_array,
     read_attributes,
+    read_rows,
     remove_hidden_folders,
     rows_per_chunk,
 )
@@ -103,12 +105,12 @@ class RolloutWriter:
         lists = [name for name, value in step.items() if is_list_of_text(value)]
         self._group.attrs.update({"names": list(row), LISTS: lists})
         for name, value in row.items():
-            self._arrays[name] = self._group.create_array(
+            self._arrays[name] = new_array(
+                self._group,
                 name,
                 shape=(FIRST_CAPACITY, *value.shape),
                 chunks=(1, *value.shape),
                 dtype=str if value.dtype.kind == "U" else value.dtype,
-                compressors=None,
             )
 
     def _check(self, row: Mapping[str, np.ndarray]) -> None:
@@ -197,7 +199,8 @@ class RolloutLog:
         num_steps: int = attributes["num_steps"]
         if num_steps == 0:
             return {}
-        rows = {name: read_array(folder / name)[:num_steps] for name in attributes["names"]}
+        window = slice(0, num_steps)
+        rows = {n: read_rows(open_array(folder / n), window) for n in attributes["names"]}
         return {
             name: as_lists(array) if name in attributes[LISTS] else array
             for name, array in rows.items()
@@ -253,7 +256,8 @@ def copy_rows(source: zarr.Array[Any], group: zarr.Group, name: str, num_rows: i
     row_bytes = source.dtype.itemsize * int(np.prod(source.shape[1:]))
     rows = rows_per_chunk(num_rows, row_bytes)
     shape = (num_rows, *source.shape[1:])
-    target = group.create_array(name, shape=shape, chunks=(rows, *shape[1:]), dtype=source.dtype)
+    chunks = (rows, *shape[1:])
+    target = new_array(group, name, shape=shape, chunks=chunks, dtype=source.dtype, compress=True)
     for start in range(0, num_rows, rows):
         stop = min(start + rows, num_rows)
         target[start:stop] = source[start:stop]

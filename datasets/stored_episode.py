@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import zarr
 from worldmodel.datasets.actions import ActionSpec
 from worldmodel.datasets.stored_frames import FRAME_CLASSES, write_frames
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.datasets.zarr_folder import read_array, read_attributes
+from worldmodel.datasets.zarr_folder import new_array, open_array, read_array, read_attributes
 
 IMAGES = "observation.images."
+KINDS = "biufcSU"
+"""Kinds of NumPy types that a signal may have: numbers, flags and text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +75,8 @@ class StoredSignals(Mapping[str, np.ndarray]):
     """Name -> NumPy `dtype`, `shape`, and `offset` of the first byte; an attribute of the array."""
 
     def __getitem__(self, name: str) -> np.ndarray:
-        place = self.layout[name]
-        return np.ndarray(place["shape"], place["dtype"], self._bytes, place["offset"]).copy()
+        dtype, shape, offset, end = place(self.layout[name])
+        return np.frombuffer(self._bytes[offset:end].tobytes(), dtype).reshape(shape).copy()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.layout)
@@ -103,13 +106,39 @@ def write_signals(group: zarr.Group, name: str, signals: Mapping[str, np.ndarray
 def write_array(
     group: zarr.Group, name: str, data: np.ndarray, attributes: dict[str, Any] | None = None
 ) -> None:
-    """Write an array as one uncompressed chunk."""
-    group.create_array(name, data=data, chunks=data.shape, compressors=None, attributes=attributes)
+    """Write an array as one uncompressed chunk with a checksum."""
+    new_array(group, name, data=data, chunks=data.shape, attributes=attributes)
 
 
 def open_signals(path: Path) -> StoredSignals:
-    """Signals as `write_signals` wrote them; their bytes are read when first asked for."""
-    return StoredSignals(path, read_attributes(path)["layout"])
+    """Signals as `write_signals` wrote them; their bytes are read when first asked for.
+
+    Raises:
+        ValueError: the layout is damaged, or reaches outside the bytes.
+    """
+    layout = read_attributes(path).get("layout", {})
+    num_bytes = open_array(path).shape[0]
+    try:
+        for name, facts in layout.items():
+            _, _, _, end = place(facts)
+            if end > num_bytes:
+                raise ValueError(f"{name!r} ends at byte {end}, but there are {num_bytes}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its layout is damaged ({error}); copy it again.") from error
+    return StoredSignals(path, layout)
+
+
+def place(facts: Mapping[str, Any]) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
+    """Type, shape, first and past-the-last byte of a signal.
+
+    Raises:
+        ValueError: they make no sense.
+    """
+    dtype, offset = np.dtype(str(facts["dtype"])), int(facts["offset"])
+    shape = tuple(int(size) for size in facts["shape"])
+    if dtype.kind not in KINDS or min(shape, default=0) < 0 or offset < 0:
+        raise ValueError(f"no signal is {dtype} of shape {shape} at byte {offset}")
+    return dtype, shape, offset, offset + prod(shape) * dtype.itemsize
 
 
 def check_episode(trajectory: Trajectory, expected: EpisodeFormat) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from worldmodel.datasets.trajectory import Frames
 from worldmodel.datasets.video import contiguous
-from worldmodel.datasets.zarr_folder import open_array, read_rows, rows_per_chunk
+from worldmodel.datasets.zarr_folder import new_array, open_array, read_rows, rows_per_chunk
 
 JPEG_QUALITY = 95
 JPEG_CHUNK_BYTES = 2**18
@@ -126,12 +126,12 @@ def write_jpeg_frames(group: zarr.Group, name: str, frames: Frames) -> None:
     offsets = np.cumsum([0, *map(len, images)]).tolist()
     num_chunks = -(-offsets[-1] // JPEG_CHUNK_BYTES)
     fastdct = getattr(frames, "fastdct", True) if stored else False
-    group.create_array(
+    new_array(
+        group,
         name,
         data=np.frombuffer(b"".join(images), np.uint8),
         chunks=(min(offsets[-1], JPEG_CHUNK_BYTES),),
         shards=(num_chunks * JPEG_CHUNK_BYTES,) if num_chunks > 1 else None,
-        compressors=None,
         attributes={"encoding": "jpeg", "offsets": offsets, "fastdct": fastdct},
     )
 
@@ -141,7 +141,8 @@ def write_raw_frames(group: zarr.Group, name: str, frames: Frames) -> None:
     height, width = frames.size
     shape = (len(frames), height, width, 3)
     rows = rows_per_chunk(len(frames), height * width * 3)
-    array = group.create_array(name, shape=shape, chunks=(rows, *shape[1:]), dtype=np.uint8)
+    chunks = (rows, *shape[1:])
+    array = new_array(group, name, shape=shape, chunks=chunks, dtype=np.uint8, compress=True)
     for block in blocks(frames, rows):
         array[block] = frames[block]
 

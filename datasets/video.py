@@ -14,11 +14,15 @@ import numpy as np
 import simplejpeg
 from jaxtyping import Int64, UInt8
 
+from worldmodel.datasets import budgets
+
 ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 """PyAV converts colours in as many threads as there are cores since 17; before, always in one."""
 REORDER_FRAMES = 16
 """H.264 reorders at most 16 frames: a seek this many frames early never lands too late."""
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
+"""Demuxers that may open a video file."""
 MAX_FILES = 64
 """Video files whose frame times are kept in memory."""
 
@@ -73,6 +77,8 @@ class JpegFrames:
 
     def _decode(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
         try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(self.payloads[index])
+            budgets.require(height * width, budgets.IMAGE_PIXELS, f"{self.where}: frame {index}")
             return simplejpeg.decode_jpeg(self.payloads[index], fastdct=True)
         except ValueError as error:
             raise ValueError(f"{self.where}: frame {index} is no JPEG image ({error}).") from error
@@ -107,6 +113,7 @@ class PngFrames:
 
         try:
             with Image.open(BytesIO(self.payloads[index]), formats=["PNG"]) as image:
+                budgets.require(image.width * image.height, budgets.IMAGE_PIXELS, self.where)
                 return np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
             raise ValueError(f"{self.where}: frame {index} is no PNG image ({error}).") from error
@@ -247,11 +254,27 @@ def _index(times: Int64[np.ndarray, " frames"], stamp: int | None, path: Path) -
 
 
 def _opened(path: Path) -> Any:
-    """The open container of a video file."""
+    """The open container of a video file.
+
+    Only a regular file is opened, by the demuxers of `CONTAINERS` alone: a path or a playlist that
+    names a URL, a socket or a device reaches nothing.
+    """
     try:
-        return av.open(str(path), metadata_errors="replace")
-    except av.error.FFmpegError as error:
+        real = path.resolve(strict=True)
+        if not real.is_file():
+            raise ValueError(f"{path} is no regular file; give a video file.")
+        container = av.open(
+            str(real),
+            metadata_errors="replace",
+            options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS},
+        )
+    except (OSError, RuntimeError, av.error.FFmpegError) as error:
         raise _undecodable(path, error) from error
+    for stream in container.streams.video[:1]:
+        context = stream.codec_context
+        if context is not None:
+            budgets.require(context.width * context.height, budgets.IMAGE_PIXELS, f"{path}: frame")
+    return container
 
 
 def _video_stream(container: Any, path: Path) -> Any:

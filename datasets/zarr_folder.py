@@ -7,17 +7,30 @@ import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
+from itertools import product
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from worldmodel.datasets import budgets
 
 INCOMING = ".incoming-"
 """Start of the name of a folder that is not whole yet."""
 PROCESS = uuid.uuid4().hex[:8]
 """Tells folders of this process from leftovers; a process id may come again in a container."""
 CHUNK_BYTES = 2**20
+CHECKSUM = "crc32c"
+CODECS = {"bytes", "vlen-utf8", "zstd", "blosc", "gzip", "sharding_indexed", CHECKSUM}
+"""Codecs that a stored array may use; others could run code of their own."""
+TYPES = {
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16",
+    "float32", "float64", "string",
+}  # fmt: skip
+"""Data types that a stored array may have."""
 
 
 def read_attributes(group: Path) -> dict[str, Any]:
@@ -87,21 +100,101 @@ def next_number(names: Iterable[str]) -> str:
     return f"{max(map(int, names), default=-1) + 1:06d}"
 
 
+def new_array(  # noqa: PLR0913 - what Zarr needs to know
+    group: zarr.Group,
+    name: str,
+    *,
+    chunks: tuple[int, ...],
+    data: np.ndarray | None = None,
+    shape: tuple[int, ...] | None = None,
+    dtype: Any = None,
+    shards: tuple[int, ...] | None = None,
+    compress: bool = False,
+    attributes: Mapping[str, Any] | None = None,
+) -> zarr.Array[Any]:
+    """Create an array whose chunks have checksums and are all written, zeros too."""
+    return group.create_array(
+        name,
+        data=data,
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks,
+        shards=shards,
+        compressors=[*([ZstdCodec()] if compress else []), Crc32cCodec()],
+        attributes=dict(attributes) if attributes else None,
+        config={"write_empty_chunks": True},
+    )
+
+
 def open_array(path: Path) -> zarr.Array[Any]:
-    """Open a Zarr array for reading."""
+    """Open a Zarr v3 array for reading.
+
+    Raises:
+        ValueError: it is missing, damaged, too large, or of a type or codec that is not allowed.
+    """
     try:
-        return zarr.open_array(path, mode="r")
-    except (ValueError, KeyError, FileNotFoundError) as error:
+        _check_metadata(path)
+        return zarr.open_array(path, mode="r", zarr_format=3)
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no readable Zarr array ({error}); copy it again.") from error
 
 
+def _check_metadata(path: Path) -> None:
+    """Raise unless zarr.json describes a plain array of a sane size."""
+    metadata = json.loads((path / "zarr.json").read_bytes())
+    if metadata.get("zarr_format") != 3 or metadata.get("node_type") != "array":
+        raise ValueError("it is not of Zarr format 3")
+    if (kind := metadata["data_type"]) not in TYPES:
+        raise ValueError(f"its data type {str(kind)[:60]!r} is not allowed")
+    if unknown := codec_names(metadata["codecs"]) - CODECS:
+        raise ValueError(f"its codec {sorted(unknown)[0][:60]!r} is not allowed")
+    shape = [int(size) for size in metadata["shape"]]
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its shape {shape} is negative")
+    itemsize = 1 if kind == "string" else np.dtype(kind).itemsize
+    budgets.require(prod(shape) * itemsize, budgets.ARRAY_BYTES, "its shape in bytes")
+
+
+def codec_names(codecs: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Names of codecs, those inside shards too."""
+    names: set[str] = set()
+    for codec in codecs:
+        names.add(str(codec["name"]))
+        inner = codec.get("configuration", {})
+        names |= codec_names(inner.get("codecs", ())) | codec_names(inner.get("index_codecs", ()))
+    return names
+
+
+def has_checksums(path: Path) -> bool:
+    """Whether an array was written with checksums: by this version, not an earlier one."""
+    return CHECKSUM in codec_names(json.loads((path / "zarr.json").read_bytes())["codecs"])
+
+
 def read_rows(array: zarr.Array[Any], window: slice) -> np.ndarray:
-    """A window of the first axis of a Zarr array."""
+    """A window of the first axis of a Zarr array.
+
+    Raises:
+        ValueError: a chunk is damaged, or missing although the array has checksums. (Earlier
+            versions left out chunks of zeros, so their arrays cannot tell.)
+    """
+    path = Path(str(array.store_path).removeprefix("file://"))
     try:
+        if has_checksums(path):
+            _require_chunks(path, array, window)
         return np.asarray(array[window])
-    except (ValueError, RuntimeError) as error:  # what Zarr and its codecs raise for bad bytes
-        path = str(array.store_path).removeprefix("file://")
+    except (OSError, ValueError, RuntimeError) as error:  # what Zarr and its codecs raise
         raise ValueError(f"{path} is damaged ({error}); copy it again.") from error
+
+
+def _require_chunks(path: Path, array: zarr.Array[Any], window: slice) -> None:
+    """Raise if the file of a chunk that holds rows of the window is missing."""
+    sides = array.shards or array.chunks
+    counts = [ceil(size / side) for size, side in zip(array.shape, sides, strict=True)]
+    start, stop, _ = window.indices(array.shape[0]) if array.shape else (0, 1, 1)
+    rows = range(start // sides[0], ceil(stop / sides[0])) if stop > start else range(0)
+    for place in product(rows, *map(range, counts[1:])):
+        if not path.joinpath("c", *map(str, place)).is_file():
+            raise ValueError(f"chunk {'/'.join(map(str, place))} is missing")
 
 
 def read_array(path: Path) -> np.ndarray:

@@ -41,7 +41,8 @@ DROID = ("observation.state.cartesian_position", "observation.state.gripper_posi
 """Columns of the published DROID port: pose (m, extrinsic xyz, rad) and gripper, 1 = closed."""
 SUCCESS = "is_episode_successful"
 """Column that tells whether an episode succeeded."""
-CLOCK = ("timestamp", "frame_index")
+OTHER = "other"
+"""Split of the episodes that no split names."""
 
 
 def matches(path: Path) -> bool:
@@ -91,7 +92,7 @@ def open_lerobot(path: Path, columns: PoseColumns | None = None) -> FileDataset:
         episode_ids=tuple(episodes),
         load=partial(_load, f"{FORM} {path}", info, spec, columns, episodes),
         summarize=partial(_summarize, info, episodes),
-        notes=(*info.left_out, *_split_notes(info)),
+        notes=(*info.left_out, *_split_notes(episodes)),
         undeclared=undeclared,
     )
 
@@ -116,9 +117,9 @@ def _undeclared(path: Path, info: Info, found: str) -> str:
     )
 
 
-def _split_notes(info: Info) -> list[str]:
+def _split_notes(episodes: Mapping[str, EpisodeRow]) -> list[str]:
     """Episodes that no split names."""
-    outside = [i for i in range(info.total_episodes) if info.split_of(i) is None]
+    outside = [episode.index for name, episode in episodes.items() if name.startswith(OTHER)]
     if not outside:
         return []
     named = ", ".join(map(str, outside[:5])) + (", ..." if len(outside) > 5 else "")
@@ -128,14 +129,15 @@ def _split_notes(info: Info) -> list[str]:
 def _episodes(path: Path, info: Info) -> dict[str, EpisodeRow]:
     """Episodes by id, split in front, as the metadata lists them."""
     rows = _rows_v3(path, info) if info.version == "v3" else _rows_v2(path)
-    if [row["episode_index"] for row in rows] != list(range(info.total_episodes)):
+    numbers = [row["episode_index"] for row in rows]
+    if len(rows) != info.total_episodes or numbers != list(range(len(rows))):
         raise ValueError(
             f"{path / 'meta'} lists {len(rows)} episodes, but {MARK} declares "
             f"{info.total_episodes}, numbered from 0."
         )
     build = _episode_v3 if info.version == "v3" else _episode_v2
     return {
-        f"{info.split_of(index) or 'other'}/{index}": build(path, info, rows[index])
+        f"{info.split_of(index) or OTHER}/{index}": build(path, info, rows[index])
         for index in range(info.total_episodes)
     }
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from worldmodel.datasets import budgets
 from worldmodel.datasets.actions import ActionSpec, DeltaPose, commanded_actions
 from worldmodel.datasets.dataset import EpisodeSummary, FileDataset
 from worldmodel.datasets.trajectory import Trajectory
@@ -67,7 +68,9 @@ def open_mp4_npz(path: Path) -> FileDataset:
 def _read(file: Path) -> np.ndarray:
     """The stored actions."""
     try:
-        with file.open("rb") as stream, np.load(stream) as archive:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            claimed = sum(member.file_size for member in archive.zip.infolist())
+            budgets.require(claimed, budgets.ARRAY_BYTES, f"{file} in bytes")
             stored = archive["arr_0"]
     except UNREADABLE as error:
         raise ValueError(f"{file} has no readable array `arr_0` of actions ({error}).") from error

@@ -115,6 +115,8 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+LEAST_RECORD_BYTES = 16
+"""Length and checksums around an empty record."""
 Shards = tuple[tuple[Path, int], ...]
 
 
@@ -139,6 +141,9 @@ def _shards(path: Path, name: str, split: dict[str, Any]) -> tuple[Shards, str]:
     missing = [i for i in range(total) if (i, total) not in found]
     if total == len(lengths):
         there = tuple((file, lengths[i]) for (i, _), file in found.items())
+        for file, length in there:
+            if not 0 <= length * LEAST_RECORD_BYTES <= file.stat().st_size:
+                raise ValueError(f"{file.name} is too small for the {length} records declared")
     else:
         there = tuple((file, len(record_offsets(file))) for file in found.values())
     if not missing and total == len(lengths):
