@@ -1,4 +1,4 @@
-"""The fitted part of the monitor: channels, their common scale, and the thresholds on it."""
+"""Alarm rule: fitted channels, one common scale for their scores, and a threshold per level."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from worldmodel.monitors.guarantees.episode_threshold import (
 from worldmodel.monitors.verdict import Level
 
 LEAST_SCALED = 10
-"""Calibration episodes that can say how far the tails of signals reach."""
+"""Fewest calibration episodes from which the tails of signals are estimated."""
 TIE = 1e-4
 """Largest rounding difference of alarm scores between processors, thread counts and batch sizes,
 in spreads of a signal; measured ones are below 1e-5."""
@@ -37,30 +37,30 @@ MIN_SPREAD = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorConfig:
-    """How often a nominal episode may raise each level, and what the channels look at.
+    """Alarm rates on nominal episodes for each level, and channel settings.
 
-    Faults of the input (`sensor.*`) and of the monitor (`monitor.*`) do not count in these rates:
-    they are a `STOP` whenever they happen, but a stale calibration is a `DEGRADE`.
+    The rates exclude faults of the input (`sensor.*`) and of the monitor (`monitor.*`). A fault is
+    always a `STOP`, except a stale calibration, which is a `DEGRADE`.
     """
 
     alpha_notice: float = 0.05
-    """Chance that a nominal episode ever reaches NOTICE or more: the chance of any alarm."""
+    """Probability that a nominal episode ever reaches NOTICE or more: that of any alarm."""
     alpha_degrade: float = 0.02
-    """Chance that it ever reaches DEGRADE or more."""
+    """Probability that it ever reaches DEGRADE or more."""
     alpha_stop: float = 0.01
-    """Chance that it ever reaches STOP; 0.01 needs 99 calibration episodes."""
+    """Probability that it ever reaches STOP; 0.01 needs 99 calibration episodes."""
     delta: float | None = None
-    """Share of calibration sets that may give a level a higher chance than its alpha; None: the
-    chance is kept on average over calibration sets. 0.05 and an alpha of 0.01 need 299 episodes."""
+    """Share of calibration sets for which a level's alarm rate may exceed its alpha; None: the rate
+    holds on average over calibration sets. 0.05 with an alpha of 0.01 needs 299 episodes."""
     calm_steps: int = 5
-    """Steps without an alarm after which the level falls again."""
+    """Calm steps before the level falls again (hysteresis)."""
     unchecked_steps: int = 4
-    """First steps of an episode at which how a frame looks gives NOTICE at most, while the model
-    has claimed nothing yet that could be checked; for monitors that were fitted on claims."""
+    """First steps of an episode, before any prediction can be checked, in which an unfamiliar look
+    gives NOTICE at most; only for monitors fitted with predictions."""
     low_confidence: float = 0.5
     """Confidence below which a subpatch counts as low."""
     region: int = 2
-    """Side of the window, in latent positions, whose mean confidence is looked at."""
+    """Side of the window, in latent positions, over which confidence is averaged."""
 
     def __post_init__(self) -> None:
         if not 1 > self.alpha_notice >= self.alpha_degrade >= self.alpha_stop > 0:
@@ -76,7 +76,7 @@ class MonitorConfig:
 
     @property
     def alphas(self) -> dict[Level, float]:
-        """Level -> chance that a nominal episode reaches it."""
+        """Level -> probability that a nominal episode reaches it."""
         return {
             Level.NOTICE: self.alpha_notice,
             Level.DEGRADE: self.alpha_degrade,
@@ -85,7 +85,7 @@ class MonitorConfig:
 
     @classmethod
     def for_episodes(cls, num_calibration: int, *, delta: float | None = None) -> MonitorConfig:
-        """The default, with every alpha raised to what so few calibration episodes support."""
+        """Default config, each alpha raised to the lowest that this many episodes can guarantee."""
         least = smallest_alpha(num_calibration, delta)
         return cls(
             delta=delta,
@@ -97,23 +97,23 @@ class MonitorConfig:
 
 @dataclass(frozen=True)
 class Scale:
-    """What is usual for the largest score of an episode."""
+    """Location and spread of a signal's largest score per nominal episode."""
 
     centre: float
     """Median over nominal episodes."""
     spread: float
-    """From there to the score that its share of alpha_notice exceeds."""
+    """Distance from `centre` to the quantile at its share of alpha_notice."""
 
 
 class AlarmRule:
     """Compares the largest standardised signal of a frame with thresholds for each level.
 
-    A signal is standardised by the median and spread of its episode maxima on nominal episodes;
-    the thresholds bound the episode maximum of the largest standardised signal, its surprise. So
-    the promise holds for all signals together, and with any of them missing: leaving one out only
-    lowers the maximum. Each signal's own scale reaches as far as its share of the alarms (a
-    weighted Bonferroni correction, `WEIGHTS`), or the one with the longest tail would set the
-    threshold of all; how many signals alarm in the same episodes is the threshold's to learn.
+    A signal is standardised by the median and spread of its episode maxima on nominal episodes. The
+    alarm score is the largest standardised signal; the thresholds bound its episode maximum. The
+    alarm rates therefore hold for all signals together, and with any of them missing, because
+    leaving one out only lowers the maximum. Each spread reaches the quantile at the signal's share
+    of the alarm budget (weighted Bonferroni, `WEIGHTS`); otherwise the signal with the longest tail
+    would set the threshold of all. The threshold itself accounts for signals that alarm together.
     """
 
     def __init__(self, config: MonitorConfig) -> None:
@@ -122,12 +122,11 @@ class AlarmRule:
     def fit(
         self, calibration: Sequence[EpisodeSignals], *, reference: Sequence[EpisodeSignals]
     ) -> AlarmRule:
-        """Learn what is usual from `reference`, and the thresholds from `calibration` episodes.
+        """Fit the channels on `reference` and the thresholds on `calibration` episodes.
 
-        The two must not share an episode: a frame looks more familiar to a channel fitted on it.
-        A third of the calibration episodes sets the scales of the signals, if the others are still
-        enough for the thresholds; else the reference episodes do, halves scored by channels of the
-        other half.
+        The two must not share an episode: a channel scores the frames it was fitted on as more
+        familiar. A third of the calibration episodes sets the scales, if enough remain for the
+        thresholds. Otherwise the reference episodes set them by two-fold cross-scoring.
         """
         if len(reference) < 2:
             raise ValueError(f"`reference` needs at least 2 episodes, got {len(reference)}.")
@@ -155,14 +154,14 @@ class AlarmRule:
         return episodes_needed(self.config.alpha_stop, self.config.delta)
 
     def _check_count(self, num_calibration: int) -> None:
-        """Refuse before the work begins, naming the strictest level."""
+        """Raise before fitting if the strictest level lacks calibration episodes."""
         alpha, delta = self.config.alpha_stop, self.config.delta
         needed = self._num_needed()
         if num_calibration < needed:
-            promise = f"`alpha_stop`={alpha:g}" + (f" with `delta`={delta:g}" if delta else "")
+            target = f"`alpha_stop`={alpha:g}" + (f" with `delta`={delta:g}" if delta else "")
             least = smallest_alpha(num_calibration, delta)
             raise ValueError(
-                f"{promise} needs at least {needed} calibration episodes, got {num_calibration}, "
+                f"{target} needs at least {needed} calibration episodes, got {num_calibration}, "
                 f"which support {least:.3g} at best (see `MonitorConfig.for_episodes`)."
             )
 
@@ -171,7 +170,7 @@ class AlarmRule:
         return fit_channels(reference, low_confidence=config.low_confidence, region=config.region)
 
     def _cross_scored(self, reference: Sequence[EpisodeSignals]) -> list[dict[str, float]]:
-        """Largest scores of each half of the episodes by channels fitted on the other half."""
+        """Episode maxima of each half of the episodes, from channels fitted on the other half."""
         scored = []
         for half in (0, 1):
             channels = self._fit_channels(reference[1 - half :: 2])
@@ -179,7 +178,7 @@ class AlarmRule:
         return scored
 
     def _scales(self, maxima: Sequence[Mapping[str, float]]) -> dict[str, Scale]:
-        """The scale of every signal from the largest scores of episodes."""
+        """Scale of each signal from its episode maxima."""
         names = dict.fromkeys(name for episode in maxima for name in episode)
         weights = {name: WEIGHTS.get(name, 1.0) for name in names}
         scales = {}
@@ -191,12 +190,12 @@ class AlarmRule:
         return scales
 
     def scores(self, signals: EpisodeSignals) -> Scores:
-        """Every signal's score of every frame, in its own unit; NaN where it could not run."""
+        """Scores of each signal per frame, in its own unit; NaN where it did not run."""
         require_fitted(self, "channels_")
         return smoothed(self.channels_.scores(signals))
 
     def standardised(self, scores: Mapping[str, Float64[np.ndarray, " time"]]) -> Scores:
-        """Scores in spreads above the usual episode maximum."""
+        """Standardised scores: spreads above the median episode maximum."""
         return {
             name: (score - self.scales_[name].centre) / self.scales_[name].spread
             for name, score in scores.items()
@@ -205,7 +204,7 @@ class AlarmRule:
     def alarm_score(
         self, scores: Mapping[str, Float64[np.ndarray, " time"]]
     ) -> Float64[np.ndarray, " time"]:
-        """The largest standardised score of each frame; minus infinity where none could run."""
+        """Largest standardised score of each frame; minus infinity where no signal ran."""
         table = np.stack(list(self.standardised(scores).values()))
         return np.where(np.isnan(table), -np.inf, table).max(axis=0)
 
@@ -220,14 +219,14 @@ class AlarmRule:
         return {level: value + TIE for level, value in self.thresholds_.items()}
 
     def levels(self, alarm_score: Float64[np.ndarray, " time"]) -> Int[np.ndarray, " time"]:
-        """The level of each frame on its own."""
+        """Level of each frame from its alarm score, before hysteresis."""
         return (alarm_score[:, None] > np.array(list(self.limits.values()))).sum(axis=1)
 
     def frame_levels(self, scores: Scores, *, first: int = 0) -> Int[np.ndarray, " time"]:
-        """The level of each frame, before hysteresis; `first` is the first one's place.
+        """Level of each frame, before hysteresis; `first` is the index of the first frame.
 
-        A frame that looks unfamiliar is a NOTICE at most where the model's claims were checked and
-        held: a change that leaves the model right does no harm. Capping levels breaks no promise.
+        If the model's predictions were checked and held, an unfamiliar look gives NOTICE at most: a
+        change that leaves the model right does no harm. Lower levels break no guarantee.
         """
         standard = self.standardised(scores)
         level = {name: self.levels(np.nan_to_num(s, nan=-np.inf)) for name, s in standard.items()}
@@ -244,10 +243,10 @@ class AlarmRule:
         return np.maximum(np.where(harmless, looks.clip(max=Level.NOTICE), looks), rest)
 
     def trust_map(self, signals: EpisodeSignals) -> Float64[np.ndarray, "*view h w"] | None:
-        """Trust in [0, 1] per latent position of the first frame; None if nothing maps it.
+        """Trust in [0, 1] per latent position of the first frame; None if no channel gives a map.
 
-        The usual distance is that of an episode's least familiar region: its median over nominal
-        episodes; of colours, what gives notice.
+        Trust is 1 up to a distance per signal. For regions: the median over nominal episodes of the
+        least familiar region's distance. For colours: the NOTICE threshold.
         """
         usual = {}
         if "region" in self.scales_:
@@ -259,22 +258,22 @@ class AlarmRule:
         return self.channels_.trust_map(signals, usual=usual)
 
     def threshold(self, name: str, level: Level = Level.NOTICE) -> float:
-        """The score of signal `name`, in its own unit, above which it raises `level`."""
+        """Threshold of signal `name` for `level`, in the signal's own unit."""
         return self._in_own_unit(name, self.limits[level])
 
     def _in_own_unit(self, name: str, standardised: float) -> float:
-        """The score of signal `name` behind a standardised one."""
+        """Convert a standardised score of signal `name` to its own unit."""
         scale = self.scales_[name]
         return scale.centre + scale.spread * standardised
 
 
 def _maxima(scores: Scores) -> dict[str, float]:
-    """Each signal's largest score; one that never ran is left out."""
+    """Largest score of each signal; signals that never ran are left out."""
     return {name: float(np.nanmax(s)) for name, s in scores.items() if np.isfinite(s).any()}
 
 
 def held_levels(levels: Int[np.ndarray, " time"], calm_steps: int) -> Int[np.ndarray, " time"]:
-    """Levels that rise at once and fall only after `calm_steps` lower steps in a row.
+    """Hysteresis: levels rise at once and fall only after `calm_steps` lower steps in a row.
 
     >>> held_levels(np.array([0, 3, 0, 1, 0, 0, 0]), calm_steps=2)
     array([0, 3, 3, 1, 1, 0, 0])

@@ -1,4 +1,4 @@
-"""Alerts as JSON lines: one verdict per line, on disk before the next step."""
+"""Alert log in JSON lines: one verdict per line, written before the next step."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from worldmodel.monitors.verdict import Verdict
 
 @dataclass(frozen=True, kw_only=True)
 class Alert:
-    """A verdict, and where it was passed."""
+    """A verdict with its episode, step and time."""
 
     step: int
-    """Frame of the episode, from 0."""
+    """Frame index in the episode, from 0."""
     verdict: Verdict
     episode: str = ""
     time_s: float = field(default_factory=time.time, compare=False)
-    """Seconds since 1970, by this machine's clock."""
+    """Unix time in seconds, local clock."""
 
     def as_dict(self, *, trust_map: bool = True) -> dict[str, Any]:
         """Plain JSON values."""
@@ -33,7 +33,7 @@ class Alert:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Alert:
-        """The inverse of `as_dict`."""
+        """Inverse of `as_dict`."""
         where = {name: fields[name] for name in ("episode", "step", "time_s")}
         return cls(verdict=Verdict.from_dict(fields), **where)
 
@@ -41,16 +41,16 @@ class Alert:
 class AlertLog:
     """Appends alerts to a file of JSON lines.
 
-    A line is one write to the operating system: a process killed at any moment loses none that was
-    written. Nothing is synced, so a power cut is not covered. One process writes, any number read.
+    Each line goes to the operating system in one write, so a killed process loses no written line.
+    There is no fsync: a power cut may lose lines. One process writes; any number may read.
     """
 
     def __init__(self, path: str | Path, *, trust_maps: bool = False) -> None:
-        """Begin a file or go on with one.
+        """Open a log file, new or existing.
 
         Args:
-            path: The file. A last line that a killed writer left unfinished is cut off.
-            trust_maps: Whether lines hold the map of trust, which is most of a verdict's size.
+            path: Log file; an unfinished last line from a killed writer is removed.
+            trust_maps: Whether to store trust maps, which make up most of a verdict's size.
         """
         self.path, self.trust_maps = Path(path), trust_maps
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ class AlertLog:
             line = line[self._file.write(line) :]
 
     def close(self) -> None:
-        """Free the file."""
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> AlertLog:
@@ -76,7 +76,7 @@ class AlertLog:
 
 
 def finished_bytes(descriptor: int) -> int:
-    """Bytes of a file up to the end of its last finished line."""
+    """Number of bytes up to the end of the last complete line."""
     end = os.fstat(descriptor).st_size
     while end:
         start = max(0, end - 4096)
@@ -88,10 +88,10 @@ def finished_bytes(descriptor: int) -> int:
 
 
 def read_alerts(path: str | Path) -> Iterator[Alert]:
-    """The alerts of a file, in order; a last line that is being written is left out.
+    """Read the alerts of a file in order; skip an unfinished last line.
 
     Raises:
-        ValueError: a finished line is no alert.
+        ValueError: a complete line is not an alert.
     """
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
@@ -100,4 +100,4 @@ def read_alerts(path: str | Path) -> Iterator[Alert]:
             try:
                 yield Alert.from_dict(json.loads(line))
             except (ValueError, LookupError, TypeError) as error:
-                raise ValueError(f"{path} line {number} is no alert: {error}") from error
+                raise ValueError(f"{path} line {number} is not an alert: {error}") from error

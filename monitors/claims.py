@@ -1,4 +1,4 @@
-"""What a world model says of a frame before it comes, as the monitor is given it."""
+"""Predictions of the next frame, as a world model hands them to the monitor."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from jaxtyping import Float, Float64, UInt8
 
 @dataclass(frozen=True)
 class PredictionCheck:
-    """What the monitor needs of the world model's prediction of a frame."""
+    """A world model's prediction of one frame: its confidence, and how large its error was."""
 
     confidence: Float[np.ndarray, "*map"]
     """P(error <= epsilon) per subpatch: [h, w], [channel, h, w] or [view, channel, h, w]."""
     horizon: int
-    """Steps ahead that the frame was imagined; 1 or more."""
+    """Prediction horizon in steps, 1 or more."""
     error_ratio: Float[np.ndarray, "*map"] | None = None
-    """`error_ratio` of the same subpatches, now that the real frame is there; None: the surprise
-    channel does not run."""
+    """Observed over expected error per subpatch (`channels.surprise.error_ratio`); None: the
+    surprise channel does not run."""
 
 
 @runtime_checkable
 class Claims(Protocol):
-    """A world model that runs beside the monitor and claims what the next frame will be."""
+    """A world model that runs beside the monitor and predicts the next frame."""
 
     def observe(
         self, frame: UInt8[np.ndarray, "*view height width 3"], action: Float64[np.ndarray, " a"]
     ) -> PredictionCheck | None:
-        """What was claimed of this frame; None if nothing was. An unknown action is NaN."""
+        """Check the prediction of this frame; None if there was none. Unknown actions are NaN."""
 
     def imagine(self, executed: Float64[np.ndarray, " a"] | None = None) -> None:
-        """Claim the next frame now, if that is not done; `executed`: the action really taken."""
+        """Predict the next frame now, unless done; `executed`: the action actually executed."""
 
     def reset(self) -> None:
-        """Start a new episode, or go on after a gap."""
+        """Start a new episode, or resume after a gap."""
 
     def sibling(self) -> Claims:
-        """The same for another robot."""
+        """Copy with its own episode state, for another robot."""

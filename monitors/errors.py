@@ -1,8 +1,8 @@
-"""The one error of this package that is more than a plain `ValueError`."""
+"""Error for objects that are used before `fit`."""
 
 
 class NotFittedError(ValueError, AttributeError):
-    """Raised when something is used before its `fit`."""
+    """Raised when an object is used before its `fit`."""
 
 
 def require_fitted(thing: object, attribute: str) -> None:

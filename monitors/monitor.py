@@ -1,4 +1,4 @@
-"""The monitor beside a robot or a rollout: one verdict per step."""
+"""Runtime monitor for a robot or a rollout: one verdict per step."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from worldmodel.monitors.verdict import Evidence, Level, Verdict
 
 Features = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "*place c"]]
 FeatureFunction = Callable[[UInt8[np.ndarray, "*view height width 3"]], Features]
-"""Frame -> features of the whole, and of every latent position (place is [h, w] or [view, h,
+"""Frame -> pooled features, and features of every latent position (place is [h, w] or [view, h,
 w])."""
 
 
 class RuntimeMonitor:
-    """Judges every step by what the camera sees and what the model says of its own prediction.
+    """Judges every step by the camera frame, the action and the model's own prediction.
 
-    `features` is injected, so the monitor needs neither a world model nor a GPU; without it, or
-    without an imagined frame, the channels that need them do not run and the verdict says so.
-    Memory is constant. Whatever goes wrong inside is a `stop` with its cause.
+    `features` is injected, so the monitor needs neither a world model nor a GPU. Channels that lack
+    their input (`features`, an imagined frame) do not run, and the verdict says so. Memory is
+    constant. Any error inside the monitor becomes a `STOP` verdict that names it.
     """
 
     def __init__(
@@ -54,17 +54,17 @@ class RuntimeMonitor:
         clock: Callable[[], float] = time.perf_counter,
         today: Callable[[], datetime] = utc_now,
     ) -> None:
-        """Set up; `fit` or `load` makes it ready.
+        """Create an unfitted monitor; call `fit`, or use `load`.
 
         Args:
-            config: Alarm rates, and what the channels look at.
+            config: Alarm rates and channel settings.
             features: Frame -> features for the appearance channel.
-            claims: Imagines the next frame where `update` is given none; see `online_monitor`.
-            deadline_s: A verdict that took longer is a `stop`; None: it may take any time. The
-                monitor cannot interrupt itself: the verdict still comes late.
+            claims: Imagines the next frame when `update` gets no prediction; see `online_monitor`.
+            deadline_s: A verdict that takes longer becomes a `STOP`; None: no deadline. The monitor
+                cannot interrupt itself, so that verdict still comes late.
             clock: Seconds from any origin, read twice per update.
-            today: Date and time with its zone, read once per episode: a calibration that has
-                expired by then makes every verdict on it at least a `DEGRADE`.
+            today: Current date and time with a time zone, read once per episode. If the calibration
+                has expired by then, every verdict of the episode is at least a `DEGRADE`.
         """
         if deadline_s is not None and not deadline_s > 0:
             raise ValueError(f"`deadline_s` must be above 0 or None, got {deadline_s}.")
@@ -88,16 +88,16 @@ class RuntimeMonitor:
         """Learn thresholds from nominal `calibration` episodes that the model was not trained on.
 
         Args:
-            calibration: The alarm rate is promised for episodes exchangeable with these.
-            frame_shape: Shape of a frame in order, [height, width, 3] or [view, height, width, 3].
-            reference: What counts as familiar, for example training episodes. Without it every
-                second calibration episode is the reference, and the others set the thresholds.
-            causes: Fitted; names what changed where a frame looks unfamiliar. None: such an alarm
-                is called "appearance".
-            metadata: What the monitor is for and when it expires; None: it never does. The date and
-                the name of the features are filled in.
-            rate_hz: Frames per second that the cameras are to give, for frames that come with their
-                times; None: only the order of the times is checked.
+            calibration: Calibration set; the alarm rates hold for episodes exchangeable with it.
+            frame_shape: Shape of a valid frame, [height, width, 3] or [view, height, width, 3].
+            reference: Reference set of familiar episodes, for example training episodes. None:
+                every second calibration episode, and only the others set the thresholds.
+            causes: Fitted cause model that names the change when a frame looks unfamiliar. None:
+                such an alarm is called "appearance".
+            metadata: Intended use and expiry date; None: no expiry. The creation date and the name
+                of the feature function are filled in.
+            rate_hz: Expected camera frames per second, to check time stamps against; None: only
+                their order is checked.
         """
         metadata = metadata or MonitorMetadata()
         rows = metadata.action_rows
@@ -121,7 +121,7 @@ class RuntimeMonitor:
         self.reset()
 
     def sibling(self) -> RuntimeMonitor:
-        """A monitor with an episode of its own that shares what was fitted: one for each robot."""
+        """Copy for another robot: shares the fit, keeps its own episode state."""
         require_fitted(self, "alarm_rule_")
         other = copy.copy(self)
         other.claims = self.claims and self.claims.sibling()
@@ -146,20 +146,20 @@ class RuntimeMonitor:
         """Judge one step.
 
         Args:
-            observation: A uint8 frame of the fitted shape, without its axis of views if there is
-                but one, or a mapping that holds it as "image" and may hold the time it was taken as
-                "time_s": seconds from any origin that does not go back, one number or one per view.
-                Anything else is a `stop`, never an exception.
-            action: The canonical action commanded at this frame, [7], or None; where a model's
-                frames are several commands apart, all of them side by side.
-            imagined: The world model's prediction of this frame; None: that of `claims`, if any.
+            observation: A uint8 frame of the fitted shape (the view axis may be omitted if there is
+                one view), or a mapping with the frame as "image" and optionally its capture time as
+                "time_s": seconds on a clock that never goes back, one number or one per view.
+                Anything else gives a `STOP`, never an exception.
+            action: Canonical action commanded at this frame, [7], or None. If the model's frames
+                are several commands apart: all of them, concatenated.
+            imagined: The world model's prediction of this frame; None: ask `claims`, if set.
         """
         require_fitted(self, "alarm_rule_")
         started = self.clock()
         self._num_frames += 1
         try:
             verdict = self._judge_step(observation, action, imagined)
-        except Exception as error:  # noqa: BLE001 (fail-safe: an interrupt or exit alone may pass)
+        except Exception as error:  # noqa: BLE001 (fail-safe: only an interrupt or exit passes)
             verdict = _failed(error)
             self._drop_claims()
         latency_s = self.clock() - started
@@ -173,7 +173,7 @@ class RuntimeMonitor:
         return Verdict(level, causes, verdict.evidence, verdict.trust_map, latency_s)
 
     def _drop_claims(self) -> None:
-        """Nothing is claimed of the next frame; a failure in it is told with the next verdict."""
+        """Discard predictions; report a failure to do so with the next verdict."""
         self._unclaimed: Exception | None = None
         try:
             if self.claims is not None:
@@ -182,19 +182,19 @@ class RuntimeMonitor:
             self._unclaimed = error
 
     def imagine(self, executed: object = None) -> None:
-        """Let `claims` imagine the next frame now; the next `update` does it otherwise.
+        """Let `claims` imagine the next frame now, instead of in the next `update`.
 
-        Call it when the verdict is passed on and the robot moves. What goes wrong in it is a `stop`
+        Call it after acting on the verdict, while the robot moves. An error in it becomes a `STOP`
         at the next step.
 
         Args:
-            executed: The canonical action that the robot got, if not the one that was judged.
+            executed: Canonical action the robot executed, if it differs from the judged one.
         """
         if self.claims is None:
             return
         try:
             self.claims.imagine(None if executed is None else self._row(executed))
-        except Exception as error:  # noqa: BLE001 (told with the next verdict)
+        except Exception as error:  # noqa: BLE001 (reported with the next verdict)
             self._unclaimed = error
 
     def _judge_step(
@@ -208,11 +208,11 @@ class RuntimeMonitor:
         signals = self.alarm_rule_.channels_.placed(self._signals(frame, action, imagined))
         scores = self._smoothed(self.alarm_rule_.channels_.scores(signals))
         for name, score in scores.items():
-            given = self.alarm_rule_.channels_.has_input(name, signals)
-            if given and not np.isfinite(score).all():
-                return _failure("monitor.error", f"the channel {name} gave {score[0]}, no score.")
+            has_input = self.alarm_rule_.channels_.has_input(name, signals)
+            if has_input and not np.isfinite(score).all():
+                return _failure("monitor.error", f"the channel {name} gave the score {score[0]}.")
         if not any(np.isfinite(s).all() for name, s in scores.items() if name != "action"):
-            return _failure("monitor.blind", "no calibrated channel could look at the frame.")
+            return _failure("monitor.blind", "no calibrated channel could score the frame.")
         level = Level(int(self.alarm_rule_.frame_levels(scores, first=self._num_frames - 1)[0]))
         causes, found = self._attribution.explain(frame, signals, scores)
         evidence = {name: self._evidence(name, scores) for name in SIGNALS} | found
@@ -229,11 +229,11 @@ class RuntimeMonitor:
         return Evidence(None, threshold, f"did not run: {MISSING[name]}.")
 
     def _overdue(self) -> Evidence:
-        note = "the alarm rate is promised only up to the longest calibration episode."
+        note = "the alarm rate holds only up to the length of the longest calibration episode."
         return Evidence(float(self._num_frames), float(self.alarm_rule_.max_frames_), note)
 
     def _smoothed(self, scores: Scores) -> Scores:
-        """The scores of this frame as `smoothed` has them for a whole episode."""
+        """Smooth this frame's scores over recent frames, as `smoothed` does for whole episodes."""
         for name, recent in self._scores.items():
             if name in scores:
                 recent.append(float(scores[name][0]))
@@ -267,13 +267,13 @@ class RuntimeMonitor:
         )
 
     def _row(self, action: object) -> Float64[np.ndarray, " a"]:
-        """An action as numbers; NaN where it is unknown."""
+        """Action as float64; NaN if unknown."""
         if action is None:
             return np.full(7 * self._sensor.action_rows, np.nan)
         return np.asarray(action, dtype=np.float64)
 
     def _recent_actions(self, action: object) -> Float64[np.ndarray, "1 recent a"]:
-        """As `recent_actions` has them; the sensor channel has checked this one."""
+        """Append the action, checked by the sensor channel; rows as in `recent_actions`."""
         row = self._row(action)
         while len(self._actions) < RECENT:
             self._actions.append(row)
@@ -281,7 +281,7 @@ class RuntimeMonitor:
         return np.stack(self._actions)[None]
 
     def watch(self, signals: EpisodeSignals) -> WatchedEpisode:
-        """Judge a recorded episode at once: as `update`, but for faults of sensors and age."""
+        """Judge a recorded episode at once, like `update` but without sensor and expiry checks."""
         require_fitted(self, "alarm_rule_")
         scores = self.alarm_rule_.scores(signals)
         alarm_score = self.alarm_rule_.alarm_score(scores)
@@ -291,7 +291,7 @@ class RuntimeMonitor:
         return WatchedEpisode(scores, alarm_score, held_levels(levels, self.config.calm_steps))
 
     def save(self, folder: str | Path) -> None:
-        """Write everything but the feature function."""
+        """Write the fitted monitor to `folder`; the feature function is not saved."""
         require_fitted(self, "alarm_rule_")
         saved = SavedMonitor(self.alarm_rule_, self._sensor, self.metadata_, self.causes_)
         save_monitor(saved, Path(folder))
@@ -309,9 +309,9 @@ class RuntimeMonitor:
         """Read a saved monitor; `features` must be the function it was fitted with.
 
         Raises:
-            OSError: nothing there.
-            ValueError: a file is corrupt, or the monitor was fitted for another model, for actions
-                of another meaning, or with features of another name, where both sides say.
+            OSError: `folder` holds no monitor.
+            ValueError: a file is corrupt, or the monitor was fitted for another model, another
+                action spec or another feature function. Only values known on both sides count.
         """
         saved = load_monitor(Path(folder))
         name = getattr(features, "name", None)
@@ -332,13 +332,13 @@ MISSING = {
     "confidence": "no imagined frame",
     "surprise": "no imagined frame with its error",
 }
-"""Signal -> what it lacks where it does not run."""
+"""Signal -> the input it lacks when it does not run."""
 
 
 def require_floats(name: str, values: object) -> Float[np.ndarray, "*any"]:
-    """Values as an array; refused unless they are real floating-point numbers, each of them there.
+    """Convert to an array; raise unless it holds real floating-point numbers without a mask.
 
-    NaN and infinity pass: whoever computes with them refuses them.
+    NaN and infinity pass; the code that computes with the values checks for them.
     """
     array = np.asarray(values)
     if isinstance(values, np.ma.MaskedArray) or not np.issubdtype(array.dtype, np.floating):
@@ -348,14 +348,14 @@ def require_floats(name: str, values: object) -> Float[np.ndarray, "*any"]:
 
 
 def require_integer(name: str, number: object) -> int:
-    """A number of steps; refused unless it is an integer."""
+    """Convert to int; raise unless it is an integer (a bool is not)."""
     if not isinstance(number, int | np.integer) or isinstance(number, bool):
         raise ValueError(f"`{name}` must be an integer, got {number!r}.")
     return int(number)
 
 
 def _failed(error: Exception) -> Verdict:
-    """A `stop` for an exception: a fault of the input, or of the monitor itself."""
+    """`STOP` verdict for an exception: a sensor fault or an internal error."""
     if isinstance(error, SensorError):
         return _failure(f"sensor.{error.code}", str(error))
     return _failure("monitor.error", f"{type(error).__name__}: {error}")
@@ -366,7 +366,7 @@ def _failure(cause: str, note: str) -> Verdict:
 
 
 def _late(verdict: Verdict, latency_s: float, deadline_s: float) -> Verdict:
-    """A `stop` for a missed deadline that keeps what was found."""
+    """`STOP` verdict for a missed deadline; keeps the causes and evidence."""
     cause, note = "monitor.deadline", "missed the deadline (seconds): the verdict came too late."
     evidence = {**verdict.evidence, cause: Evidence(latency_s, deadline_s, note)}
     return Verdict(Level.STOP, (*verdict.causes, cause), evidence, verdict.trust_map)

@@ -1,4 +1,4 @@
-"""A fitted monitor on disk: one JSON file and one safetensors file, no pickle."""
+"""Saving and loading of fitted monitors: one JSON file and one safetensors file, no pickle."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from worldmodel.monitors.verdict import Level
 FORMAT = 2
 """Format version; format 1 lacks `MonitorMetadata`, the calibration maxima and `json_sha256`."""
 MAXIMA = "calibration.maxima"
-"""Array of the largest surprise of each calibration episode."""
+"""Array name: largest alarm score of each calibration episode."""
 CAUSES = "causes/"
-"""Start of the names of the cause model's arrays."""
+"""Prefix of the cause model's array names."""
 MOUNTING = "mounting/"
-"""The same of what is known of the cameras' mounting."""
+"""Prefix of the camera setup check's array names."""
 JSON_NAME, ARRAYS_NAME = "monitor.json", "monitor.safetensors"
 
 
 @dataclass(frozen=True)
 class SavedMonitor:
-    """Everything of a fitted monitor that is stored."""
+    """Stored parts of a fitted monitor."""
 
     alarm_rule: AlarmRule
     sensor: SensorChannel
@@ -103,11 +103,11 @@ def load_monitor(folder: Path) -> SavedMonitor:
         fields = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
         blob = (folder / ARRAYS_NAME).read_bytes()
         if fields["format"] not in (1, FORMAT):
-            raise ValueError(f"its format is {fields['format']}, this version reads 1 and {FORMAT}")
+            raise ValueError(f"its format is {fields['format']}; this version reads 1 and {FORMAT}")
         if fields["format"] != 1 and fields.pop("json_sha256") != _json_hash(fields):
             raise ValueError(f"{JSON_NAME} was changed after it was written")
         if hashlib.sha256(blob).hexdigest() != fields["arrays_sha256"]:
-            raise ValueError(f"{ARRAYS_NAME} is not the file that {JSON_NAME} was written with")
+            raise ValueError(f"{ARRAYS_NAME} does not match the checksum in {JSON_NAME}")
         arrays = load(blob)
         sensor, causes = _sensor(fields, arrays), _causes(arrays)
         alarm_rule = _alarm_rule(fields, arrays)
@@ -182,17 +182,20 @@ def _alarm_rule(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Ala
 
 
 def _check_numbers(alarm_rule: AlarmRule) -> None:
-    """Refuse what no fit gives: a threshold that is not a number is never exceeded."""
+    """Raise on values that no fit produces; a NaN threshold would never be exceeded."""
     if set(alarm_rule.thresholds_) != set(alarm_rule.config.alphas):
         raise ValueError(f"its thresholds are {[level.name for level in alarm_rule.thresholds_]}")
     scales = [(scale.centre, scale.spread) for scale in alarm_rule.scales_.values()]
     numbers = np.array([*alarm_rule.thresholds_.values(), *np.ravel(scales)], dtype=np.float64)
     arrays = [array for array in _arrays(alarm_rule.channels_).values() if array.dtype.kind == "f"]
     if not all(np.isfinite(values).all() for values in (numbers, *arrays)):
-        raise ValueError("it holds numbers that are NaN or infinite")
+        raise ValueError("it holds NaN or infinite numbers")
     if alarm_rule.maxima_ is not None:
         if alarm_rule.maxima_.shape != (alarm_rule.num_calibration_,):
-            raise ValueError(f"it holds {alarm_rule.maxima_.shape} maxima of calibration episodes")
+            raise ValueError(
+                f"it holds maxima of shape {alarm_rule.maxima_.shape}, "
+                f"but had {alarm_rule.num_calibration_} calibration episodes"
+            )
         if not np.isfinite(alarm_rule.maxima_).all():
             raise ValueError("a maximum of a calibration episode is NaN or infinite")
     if any(scale.spread <= 0 for scale in alarm_rule.scales_.values()):
@@ -204,7 +207,7 @@ def _json_hash(fields: Mapping[str, Any]) -> str:
 
 
 def _replace(files: Mapping[Path, bytes]) -> None:
-    """Put every file in place once all of them are written."""
+    """Write all files, then move each into place."""
     parts = {path.with_name(path.name + ".part"): path for path in files}
     try:
         for part, path in parts.items():

@@ -1,4 +1,4 @@
-"""What a monitor was fitted on and for, and until when its calibration counts as fresh."""
+"""Provenance and expiry of a fitted monitor."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from worldmodel.monitors.verdict import Evidence, Level, Verdict
 STALE = "monitor.stale_calibration"
 """Cause of a verdict whose monitor has expired."""
 SKEW = timedelta(days=1)
-"""How far two machines' clocks may lie apart."""
+"""Tolerated difference between the clocks of two machines."""
 
 
 def utc_now() -> datetime:
-    """This machine's date and time."""
+    """Current date and time, in UTC."""
     return datetime.now(UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorMetadata:
-    """Where a fitted monitor comes from and what it may be used for; None: not known."""
+    """Provenance and intended use of a fitted monitor; None: not known."""
 
     created: datetime | None = None
-    """With a time zone, as `expires`."""
+    """Must have a time zone, like `expires`."""
     expires: datetime | None = None
-    """When the calibration goes stale; None: never."""
+    """Valid until; None: no expiry."""
     model_hash: str | None = None
-    """Of the model's weights and config, however its owner makes it."""
+    """Hash of the model's weights and config, in any scheme."""
     action_spec: Mapping[str, Any] | None = None
-    """What the actions mean, as plain JSON values; "name" is for people and compared with none."""
+    """Meaning of the actions, as plain JSON values; "name" is a label and is not compared."""
     features: str | None = None
-    """What the feature function calls itself: its attribute `name`."""
+    """Name of the feature function: its attribute `name`."""
     cameras: Sequence[str] | None = None
-    """Names of the views in order, for people."""
+    """Display names of the views, in order."""
     data_hash: str | None = None
-    """Of the calibration and reference episodes, however its owner makes it."""
+    """Hash of the calibration and reference episodes, in any scheme."""
 
     def __post_init__(self) -> None:
         for name in ("created", "expires"):
@@ -48,17 +48,17 @@ class MonitorMetadata:
 
     @property
     def action_rows(self) -> int:
-        """Canonical actions that are commanded, side by side, at a frame."""
+        """Canonical actions commanded per frame, concatenated."""
         return int((self.action_spec or {}).get("rows", 1))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; dates as in ISO 8601."""
+        """Plain JSON values; dates in ISO 8601."""
         dates = {"created": self.created, "expires": self.expires}
         return {**vars(self), **{name: date and date.isoformat() for name, date in dates.items()}}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> MonitorMetadata:
-        """The inverse of `as_dict`; what is missing is not known, what is more is left alone."""
+        """Inverse of `as_dict`; missing keys become None, unknown keys are ignored."""
         known: dict[str, Any] = {name: fields.get(name) for name in cls.__dataclass_fields__}
         for name in ("created", "expires"):
             if known[name] is not None:
@@ -66,7 +66,7 @@ class MonitorMetadata:
         return cls(**known)
 
     def check_fits(self, where: str, other: MonitorMetadata) -> None:
-        """Refuse a use for another model, other actions or other features; unknown ones pass.
+        """Raise if model, action spec or features differ; unknown values pass.
 
         Raises:
             ValueError: both sides are known and differ.
@@ -76,7 +76,7 @@ class MonitorMetadata:
             if None not in (one, two) and one != two:
                 raise ValueError(
                     f"The monitor in {where} was fitted for the {kind} {one!r}, not for {two!r}; "
-                    "give the monitor of this model, or calibrate one for it."
+                    "load the monitor of this model, or calibrate one."
                 )
         if self.action_spec is None or other.action_spec is None:
             return
@@ -86,22 +86,22 @@ class MonitorMetadata:
             if one != two:
                 raise ValueError(
                     f"The monitor in {where} was fitted for actions whose `{name}` is {one!r}, not "
-                    f"{two!r}; give the monitor of this action spec, or calibrate one for it."
+                    f"{two!r}; load the monitor of this action spec, or calibrate one."
                 )
 
 
 def staleness(metadata: MonitorMetadata, now: datetime) -> Evidence | None:
-    """Why the calibration can no longer be relied on; None: it can.
+    """Evidence that the calibration has expired; None if it is valid.
 
-    The score is the number of days since it expired; None if the clock cannot be right.
+    The score is the number of days since expiry; None if the clock is implausible.
     """
     expires, created = metadata.expires, metadata.created
     if expires is None:
         return None
     if created is not None and now < created - SKEW:
         note = (
-            f"the clock says {now:%Y-%m-%d}, but the calibration is of {created:%Y-%m-%d}, so its "
-            "age is not known; set the clock."
+            f"the clock says {now:%Y-%m-%d}, but the calibration was made on {created:%Y-%m-%d}; "
+            "set the clock."
         )
         return Evidence(None, 0.0, note)
     if now <= expires:
@@ -111,11 +111,11 @@ def staleness(metadata: MonitorMetadata, now: datetime) -> Evidence | None:
     return Evidence(days, 0.0, note)
 
 
-def degraded(verdict: Verdict, found: Evidence) -> Verdict:
-    """A verdict of a stale monitor: it keeps what was found, and is at least a `DEGRADE`."""
+def degraded(verdict: Verdict, stale: Evidence) -> Verdict:
+    """Raise the verdict of an expired monitor to at least `DEGRADE`; keep its causes."""
     return replace(
         verdict,
         level=max(verdict.level, Level.DEGRADE),
         causes=(*verdict.causes, STALE),
-        evidence={**verdict.evidence, STALE: found},
+        evidence={**verdict.evidence, STALE: stale},
     )

@@ -1,4 +1,4 @@
-"""What the monitor says about one step."""
+"""Verdict of the monitor on one step: level, causes and evidence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 
 class Level(IntEnum):
-    """How much to rely on the model at this step, from full to not at all."""
+    """How far to trust the model at this step, from fully (0) to not at all (3)."""
 
     TRUST = 0
     NOTICE = 1
@@ -22,35 +22,36 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class Evidence:
-    """One channel's part in a verdict."""
+    """One channel's score, its threshold and a sentence for people."""
 
     score: float | None
     """Higher is more surprising; None if the channel did not run."""
     threshold: float | None
-    """The score above which the channel gives notice."""
+    """Score above which the channel raises NOTICE."""
     note: str = ""
-    """For people: why it did not run, or what it found."""
+    """Sentence for people: the finding, or why the channel did not run."""
 
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """A decision and the reasons for it.
+    """A level and the reasons for it.
 
-    Two verdicts are equal if everything but the latency is the same, bit for bit.
+    Verdicts are equal if all fields but the latency are the same, bit for bit.
     """
 
     level: Level
     causes: tuple[str, ...] = ()
-    """What raised the level, the leading one first: a kind of change of the scene ("lighting",
-    "background", "clutter", "target", "embodiment", "camera", or "unknown"), "action_out_of_range",
-    "action_unfamiliar", "action_ignored", "model_disagreement", "low_confidence"; "sensor.*" and
-    "monitor.*" name faults; "held" says that an earlier, higher level is not yet forgotten."""
+    """Causes of the level, the leading one first. A change of the scene: "lighting", "background",
+    "clutter", "target", "embodiment", "camera", "unknown", or "appearance" without a cause model.
+    Action and model: "action_out_of_range", "action_unfamiliar", "action_ignored",
+    "model_disagreement", "low_confidence". Faults: "sensor.*", "monitor.*". "held": hysteresis
+    keeps an earlier, higher level."""
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
-    """Every channel's score, those that did not run included."""
+    """Evidence by signal, including signals that did not run."""
     trust_map: Float[np.ndarray, "*view h w"] | None = None
-    """Trust in [0, 1] per latent position; None if no channel that maps could run."""
+    """Trust in [0, 1] per latent position; None if no channel gave a map."""
     latency_s: float = 0.0
-    """Time the monitor took for this step, in seconds."""
+    """Computing time of this step, in seconds."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Verdict):
@@ -68,7 +69,7 @@ class Verdict:
         return self.level, self.causes, evidence, pixels
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values, from which `from_dict` makes an equal verdict."""
+        """Plain JSON values; `from_dict` restores an equal verdict."""
         return {
             "level": self.level.name.lower(),
             "causes": list(self.causes),
@@ -82,10 +83,10 @@ class Verdict:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Verdict:
-        """The inverse of `as_dict`; a `trust_map` that is missing is None.
+        """Inverse of `as_dict`; a missing `trust_map` becomes None.
 
         Raises:
-            ValueError: `fields` is no verdict.
+            ValueError: `fields` is not a verdict.
         """
         try:
             trust_map = fields.get("trust_map")
@@ -102,7 +103,7 @@ class Verdict:
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(
-                f"`fields` must be a verdict as `as_dict` gives it ({reason})."
+                f"`fields` must be a verdict as written by `as_dict` ({reason})."
             ) from error
 
 
@@ -111,7 +112,7 @@ def _bits(number: float | None) -> str | None:
 
 
 def _plain(number: float | None) -> float | str | None:
-    """JSON knows no infinity and no NaN: they become texts."""
+    """JSON has no NaN and no infinity: store them as strings."""
     return number if number is None or np.isfinite(number) else str(float(number))
 
 

@@ -12,6 +12,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
+from tests.frames import moving_square
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import ArrayFrames, Trajectory
@@ -31,19 +32,6 @@ def fresh_accelerator() -> Iterator[None]:
     yield
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-
-
-def moving_square(num_frames: int, seed: int, side: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """Frames of a bright square on grey that goes where the first two action columns send it."""
-    random = np.random.default_rng(seed)
-    actions = random.normal(0, 1, (num_frames, 7)).astype(np.float32)
-    frames = np.full((num_frames, side, side, 3), 90, np.uint8)
-    place = random.uniform(2, side - 6, 2)
-    for frame, action in zip(frames, actions, strict=True):
-        y, x = place.astype(int)
-        frame[y : y + 4, x : x + 4] = (250, 200, 30)
-        place = np.clip(place + action[:2], 0, side - 4)
-    return frames, actions
 
 
 @pytest.fixture
@@ -90,17 +78,18 @@ def make_store(
     return make
 
 
-@pytest.fixture
-def random_weights() -> Callable[[nn.Module], None]:
+@torch.no_grad()
+def draw_weights(module: nn.Module, seed: int = 0) -> None:
     """Draw every parameter anew, for a fresh network ends in zeros and says nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
 
-    @torch.no_grad()
-    def draw(module: nn.Module, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in module.parameters():
-            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
 
-    return draw
+@pytest.fixture
+def random_weights() -> Callable[..., None]:
+    """`random_weights(module, seed=0)`: see `draw_weights`."""
+    return draw_weights
 
 
 @pytest.fixture
@@ -143,12 +132,9 @@ def make_model(random_weights: Callable[..., None]) -> Callable[..., WorldModel]
     """`make_model(context=3, ...)`: a small world model with random weights."""
 
     def make(**changes: int) -> WorldModel:
-        dynamics = DynamicsConfig(
-            channels=2, height=4, width=4, dim=16, condition_dim=8, layers=1, heads=2, context=3
-        )
         config = ModelConfig(
-            dynamics=replace(dynamics, **changes),
-            confidence=ConfidenceConfig(hidden=8, thresholds=4),
+            dynamics=replace(SMALL_DYNAMICS, **changes),
+            confidence=SMALL_CONFIDENCE,
             image_size=(16, 16),
             cameras=(CAMERA,),
             action_spec=CANONICAL,
@@ -162,14 +148,17 @@ def make_model(random_weights: Callable[..., None]) -> Callable[..., WorldModel]
 
 
 SMALL_TOKENIZER = TokenizerConfig(channels=2, widths=(4, 8, 8), layers=(0, 1, 1))
-
+SMALL_DYNAMICS = DynamicsConfig(
+    channels=2, height=4, width=4, dim=16, condition_dim=8, layers=1, heads=2, context=3
+)
+SMALL_CONFIDENCE = ConfidenceConfig(hidden=8, thresholds=4)
 
 LOOP = LoopConfig(steps=2, batch_size=2, checkpoint_every=1)
 MICRO = Preset(
     image_height=16,
     tokenizer=SMALL_TOKENIZER,
     dynamics=DynamicsConfig(dim=16, condition_dim=8, layers=1, heads=2, context=2),
-    confidence=ConfidenceConfig(hidden=8, thresholds=4),
+    confidence=SMALL_CONFIDENCE,
     tokenizer_loop=LOOP,
     dynamics_loop=replace(LOOP, muon_learning_rate=0.02),
     rollout_loop=replace(LOOP, muon_learning_rate=0.005),

@@ -1,4 +1,4 @@
-"""Softmax regression on a few descriptors, each entering by a curve of its own."""
+"""Additive softmax regression: a nonlinear curve per descriptor."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 KNOTS = (0.25, 0.5, 0.75)
-"""Quantiles of each descriptor about which its weight may change."""
+"""Quantiles of each descriptor at which its curve may bend."""
 TAIL = 0.01
-"""Share of the examples' values beyond which a descriptor counts as no larger, or no smaller."""
+"""Quantile of the examples, at both ends, to which descriptors are clipped."""
 PENALTY = 0.035
-"""Of the squared weights, against the mean loss."""
+"""L2 penalty on the weights, relative to the mean loss."""
 LEARNED = ["range_", "spread_", "knots_", "centre_", "scale_", "weights_"]
 
 Examples = Float64[np.ndarray, "n d"]
 
 
 class CurveRegression:
-    """Probabilities of classes; each descriptor stays within the range of the examples."""
+    """Class probabilities from descriptors clipped to the range of the examples."""
 
     def fit(
         self, examples: Examples, classes: Int64[np.ndarray, " n"], *, number: int
     ) -> CurveRegression:
-        """Learn from examples of `number` classes; all that have examples count the same."""
+        """Fit to examples of `number` classes; non-empty classes have equal weight."""
         self.range_ = np.quantile(examples, [TAIL, 1 - TAIL], axis=0)
         self.spread_ = examples.std(axis=0) + 1e-6
         self.knots_ = np.quantile(examples, KNOTS, axis=0)
@@ -42,23 +42,23 @@ class CurveRegression:
         return odds / odds.sum()
 
     def outside(self, example: Float64[np.ndarray, " d"]) -> float:
-        """How far beyond the examples' range it lies: root mean square, in their spreads."""
+        """Root mean square distance outside the examples' range, in standard deviations."""
         beyond = (example - example.clip(*self.range_)) / self.spread_
         return float(np.sqrt((beyond**2).mean()))
 
     def _curves(self, examples: Examples) -> Float64[np.ndarray, "n f"]:
-        """Each descriptor within the examples' range, and its smooth steps at the knots."""
+        """Clipped descriptors and their smooth steps at the knots, standardised."""
         within = examples.clip(*self.range_)
         steps = [np.tanh(2 * (within - knot) / self.spread_) for knot in self.knots_]
         return (np.concatenate([within, *steps], axis=1) - self.centre_) / self.scale_
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything learned, as plain arrays."""
+        """Learned parameters as NumPy arrays."""
         return {name: getattr(self, name) for name in LEARNED}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> CurveRegression:
-        """The inverse of `arrays`."""
+        """Inverse of `arrays`."""
         regression = cls()
         for name in LEARNED:
             setattr(regression, name, arrays[name])
@@ -68,14 +68,14 @@ class CurveRegression:
 def softmax_regression(
     features: Float64[np.ndarray, "n f"], truth: Float64[np.ndarray, "n k"]
 ) -> Float64[np.ndarray, "weights k"]:
-    """Weights of each class, the constant's last; squared weights but the constant's are penalised.
+    """Weights of each class; the last row is the intercept, which is not penalised.
 
     Minimises the mean over classes of the mean negative log-likelihood, plus `PENALTY` / 2 times
     the sum of squared weights.
 
     Args:
         features: Rows of examples.
-        truth: One-hot rows; a class may be absent.
+        truth: One-hot rows; a class may have no example.
     """
     from scipy.optimize import minimize
 

@@ -1,9 +1,9 @@
-"""Naming the cause of a strange picture: light, background, clutter, target, embodiment, camera.
+"""Cause classifier: lighting, background, clutter, target, embodiment or camera.
 
-There are no labelled examples of what will go wrong around a robot. The model learns from nominal
-episodes edited as if one thing had changed: it describes how each frame departs from the nominal
-ones, averages that since the alarm began, and weighs it by softmax regression. Where nothing is
-likely enough, or the picture is like no edit, it says "unknown".
+Faults around a robot have no labelled examples, so the model is trained on edited nominal episodes
+with one change each. It computes descriptors of each frame's departure from nominal frames,
+averages them since the alarm began, and classifies the mean by softmax regression. The result is
+"unknown" if no cause is likely enough or the picture resembles no edit.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from worldmodel.monitors.errors import require_fitted
 
 UNKNOWN = "unknown"
 CLIP_LENGTHS = (1, 3, 8)
-"""Numbers of frames over which the evidence of an edited clip is averaged to learn from it."""
+"""Numbers of frames over which training descriptors of edited clips are averaged."""
 LIKELY = 0.5
-"""Least probability of a cause that is named."""
+"""Smallest probability at which a cause is named."""
 STANDS_OUT = 1.0
-"""Distance from nominal descriptors, in their spreads, from which a change is named."""
+"""Smallest distance from nominal descriptors, in their spreads, at which a change is named."""
 OUTSIDE = 1.2
-"""Distance beyond the edits' range, in their spreads, from which a picture is like no edit."""
+"""Largest distance outside the edits' range, in their spreads, at which a cause is named."""
 NARROW = 0.05
-"""Least nominal spread of a descriptor, in its spreads over the edits."""
+"""Smallest nominal spread of a descriptor, as a share of its spread over the edits."""
 
 Episode = UInt8[np.ndarray, "_ view _ _ 3"]
 Frame = UInt8[np.ndarray, "view height width 3"]
@@ -42,7 +42,7 @@ Descriptors = Float64[np.ndarray, " d"]
 
 
 class CauseEvidence:
-    """What one camera has shown since the alarm began, in constant memory."""
+    """Running sums of one camera's descriptors since the alarm began, in constant memory."""
 
     def __init__(self) -> None:
         self.frames = 0
@@ -52,7 +52,7 @@ class CauseEvidence:
         self.last: np.ndarray | None = None
 
     def add(self, departure: Departure) -> None:
-        """Take in one frame."""
+        """Add one frame."""
         self.frames += 1
         self.total += departure.descriptors
         self.places += departure.places
@@ -63,27 +63,27 @@ class CauseEvidence:
         self.last = unseen
 
     def mean(self) -> Descriptors:
-        """Mean descriptors, and the share of new colour that stays in place from frame to frame."""
+        """Mean descriptors, and the share of new colour that stays in place between frames."""
         stays = self.kept / self.new if self.new > 1 else 0.5
         return np.append(self.total / self.frames, stays)
 
 
 @dataclass(frozen=True)
 class ViewCauses:
-    """What is known of one camera."""
+    """Fitted reference and classifier of one camera."""
 
     reference: ViewReference
     regression: CurveRegression
     nominal: Float64[np.ndarray, "2 d"]
-    """Mean and spread of the nominal descriptors."""
+    """Mean and standard deviation of the nominal descriptors."""
 
     def deviation(self, descriptors: Descriptors) -> float:
-        """How far descriptors are from nominal ones, in their spreads."""
+        """Root mean square distance from the nominal descriptors, in their spreads."""
         return float(np.sqrt((((descriptors - self.nominal[0]) / self.nominal[1]) ** 2).mean()))
 
 
 class CauseModel:
-    """Names the cause once an alarm was raised: `reset`, `observe` every frame since, `name`."""
+    """Names the cause of an alarm: `reset`, then `observe` each frame since, then `name`."""
 
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed
@@ -91,17 +91,16 @@ class CauseModel:
     def fit(
         self, reference: Sequence[Episode], edited: Mapping[str, Sequence[Episode]]
     ) -> CauseModel:
-        """Learn from nominal episodes, and from clips that show each cause.
+        """Fit to nominal episodes and to edited clips of each cause.
 
-        A clip that stands out less than half of the nominal ones do, in a view, teaches nothing
-        about that view.
+        In each view, clips that deviate less than the median nominal clip are ignored.
 
         Raises:
-            ValueError: if fewer than two causes can be seen in a view.
+            ValueError: fewer than two causes are visible in a view.
         """
         if not reference or len(edited) < 2:
             raise ValueError(
-                "`reference` and at least two causes in `edited` are needed, got "
+                "`reference` must hold episodes and `edited` at least two causes, got "
                 f"{len(reference)} episodes and {sorted(edited)}; record more."
             )
         rng = np.random.default_rng(self.seed)
@@ -115,12 +114,12 @@ class CauseModel:
         return self
 
     def reset(self) -> None:
-        """Forget the frames."""
+        """Discard the frames observed so far."""
         require_fitted(self, "views_")
         self._evidence = [CauseEvidence() for _ in self.views_]
 
     def observe(self, frame: Frame) -> None:
-        """Take in a frame of all views, from the alarm on."""
+        """Add a frame of all views; call it from the start of the alarm."""
         require_fitted(self, "views_")
         if frame.shape[0] != len(self.views_):
             raise ValueError(f"`frame` must have {len(self.views_)} views, got {frame.shape[0]}.")
@@ -128,9 +127,9 @@ class CauseModel:
             evidence.add(view.reference.depart(picture))
 
     def posterior(self) -> dict[str, float]:
-        """Probability of each cause by the most deviating view; empty before the first frame.
+        """Probability of each cause from the most deviating view; empty before the first frame.
 
-        A cause called "unknown" among the edits stands for all that is no cause.
+        The class "unknown", if among the edits, stands for every other change.
         """
         if not self._seen():
             return {}
@@ -139,22 +138,22 @@ class CauseModel:
         return dict(zip(self.causes_, chances.tolist(), strict=True))
 
     def name(self) -> tuple[str, float]:
-        """The likeliest cause and its probability.
+        """Most likely cause and its probability.
 
-        "unknown" where it is unlikely, no cause, or the picture is like no edit or a nominal one.
+        "unknown" if the probability is too low, or the picture resembles no edit or a nominal one.
         """
         posterior = self.posterior()
         if not posterior:
             return UNKNOWN, 0.0
         cause = max(posterior, key=posterior.__getitem__)
         view, descriptors = self._deviating()
-        strange = self.views_[view].regression.outside(descriptors) > OUTSIDE
-        usual = self.views_[view].deviation(descriptors) < STANDS_OUT
-        known = posterior[cause] >= LIKELY and not strange and not usual
+        unlike_edits = self.views_[view].regression.outside(descriptors) > OUTSIDE
+        nominal = self.views_[view].deviation(descriptors) < STANDS_OUT
+        known = posterior[cause] >= LIKELY and not unlike_edits and not nominal
         return cause if known else UNKNOWN, posterior[cause]
 
     def where(self) -> tuple[int, str] | None:
-        """View that deviates most, and where in it; None before the first frame."""
+        """Most deviating view and the region in it; None before the first frame."""
         if not self._seen():
             return None
         view = self._deviating()[0]
@@ -162,7 +161,7 @@ class CauseModel:
         return view, region(evidence.places / evidence.frames)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything learned, as plain arrays."""
+        """Learned parameters as NumPy arrays."""
         require_fitted(self, "views_")
         text = np.frombuffer("\n".join(self.causes_).encode(), dtype=np.uint8)
         arrays = {"causes": text, "num_views": np.array([len(self.views_)])}
@@ -175,7 +174,7 @@ class CauseModel:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> CauseModel:
-        """The inverse of `arrays`."""
+        """Inverse of `arrays`."""
         model = cls()
         model.causes_ = tuple(arrays["causes"].tobytes().decode().split("\n"))
         model.views_ = [
@@ -194,7 +193,7 @@ class CauseModel:
         return self._evidence[0].frames > 0
 
     def _deviating(self) -> tuple[int, Descriptors]:
-        """The view that deviates most from the nominal ones, and its descriptors."""
+        """Most deviating view and its descriptors."""
         means = [evidence.mean() for evidence in self._evidence]
         far = [view.deviation(mean) for view, mean in zip(self.views_, means, strict=True)]
         view = int(np.argmax(far))
@@ -202,7 +201,7 @@ class CauseModel:
 
 
 def region(places: Float64[np.ndarray, "height width"]) -> str:
-    """Where a map of departures is largest, in thirds of the picture.
+    """Name of the third of the picture where a departure map is largest.
 
     >>> region(np.outer(np.arange(9.0), [1, 0, 0]))
     'lower left third'
@@ -223,7 +222,7 @@ def region(places: Float64[np.ndarray, "height width"]) -> str:
 
 
 def _thirds(side: int) -> tuple[Int[np.ndarray, " third"], Int[np.ndarray, " third"]]:
-    """Where each third of a side starts, and its length; the first are the longer ones."""
+    """Start and length of each third of a side; earlier thirds are at most one longer."""
     length = side // 3 + (np.arange(3) < side % 3)
     return np.cumsum(length) - length, length
 
@@ -231,10 +230,10 @@ def _thirds(side: int) -> tuple[Int[np.ndarray, " third"], Int[np.ndarray, " thi
 def _learn_view(
     nominal: Sequence[np.ndarray], clips: Sequence[Sequence[np.ndarray]], rng: np.random.Generator
 ) -> ViewCauses:
-    """One camera's reference, and the regression on what its edited clips look like."""
+    """Fit one camera's reference and its classifier on edited clips."""
     reference = ViewReference().fit(nominal, rng=rng)
     plain = np.concatenate(
-        [_examples(reference, film[start:]) for film in nominal for start in (0, len(film) // 2)]
+        [_examples(reference, video[start:]) for video in nominal for start in (0, len(video) // 2)]
     )
     rows = [
         np.concatenate([np.empty((0, plain.shape[1])), *(_examples(reference, c) for c in some)])
@@ -255,10 +254,10 @@ def _learn_view(
     return view
 
 
-def _examples(reference: ViewReference, film: np.ndarray) -> Float64[np.ndarray, "n d"]:
-    """Mean descriptors of the film's first frames, for each of the lengths it reaches."""
+def _examples(reference: ViewReference, video: np.ndarray) -> Float64[np.ndarray, "n d"]:
+    """Mean descriptors of the video's first frames, for each of `CLIP_LENGTHS` it reaches."""
     evidence, rows = CauseEvidence(), []
-    for picture in film[: CLIP_LENGTHS[-1]]:
+    for picture in video[: CLIP_LENGTHS[-1]]:
         evidence.add(reference.depart(picture))
         if evidence.frames in CLIP_LENGTHS:
             rows.append(evidence.mean())
@@ -266,5 +265,5 @@ def _examples(reference: ViewReference, film: np.ndarray) -> Float64[np.ndarray,
 
 
 def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The arrays whose names start with `prefix`, without it."""
+    """Select the arrays whose names start with `prefix`, and strip it."""
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}

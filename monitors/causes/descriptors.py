@@ -1,7 +1,7 @@
-"""What a frame's departure from nominal frames is like: a few numbers that tell causes apart.
+"""Descriptors of a frame's departure from nominal frames, used to tell causes apart.
 
-They look at where it departs (in still or in lively places), at whether one change of light or one
-small motion of the picture explains it, at colours never seen and at colours that are missing.
+They measure where the frame departs (in still or in moving places), how much of the departure a
+change of light or a small camera motion explains, unseen colours and missing colours.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from jaxtyping import Bool, Float, Float64, UInt8
 from worldmodel.monitors.causes.palette import BINS, NUM_COLOURS, Palette, colour_bins
 
 GRID = 16
-"""Places along each side."""
+"""Places (grid cells) along each side."""
 SIDE = 64
-"""Frames are reduced to this side: finer detail tells causes apart no better."""
+"""Side in pixels to which frames are downsampled; finer detail does not separate causes better."""
 FLOOR = 0.01
-"""Least standard deviation of a place's mean colour, of 1."""
+"""Smallest standard deviation of a place's mean colour, in [0, 1]."""
 FAR = 3.0
-"""Departure in standard deviations from which a place counts as changed."""
+"""Smallest departure, in standard deviations, of a changed place."""
 UNSEEN = 6.0
-"""Distance in colour bins at which a colour counts as wholly new."""
+"""Distance in colour bins at which a colour is fully new (newness 1)."""
 KNOWN, NEW = 0.1, 0.3
-"""How new a colour may be and still be one of its cluster; and from where it is a thing's own."""
+"""Newness below which a colour belongs to its cluster, and above which it is a new object."""
 TRACE = 0.002
-"""Share of the picture that tells a colour's absence from its presence."""
+"""Share of the picture below which a colour counts as absent."""
 SPECK = 3
-"""Least pixels of a piece of new colour."""
+"""Smallest number of pixels in a piece of new colour."""
 NUM_DESCRIPTORS = 18 + NUM_COLOURS
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Small = UInt8[np.ndarray, "64 64 3"]
-Film = UInt8[np.ndarray, "_ height width 3"]
+Video = UInt8[np.ndarray, "_ height width 3"]
 Colours = Float64[np.ndarray, "16 16 3"]
 Places = Float64[np.ndarray, "16 16"]
 LEARNED = [
@@ -45,34 +45,34 @@ LEARNED = [
 
 @dataclass(frozen=True)
 class Departure:
-    """One frame of one camera against nominal ones."""
+    """Departure of one camera's frame from nominal frames."""
 
     descriptors: Float64[np.ndarray, " d"]
     places: Places
     """Departure of each place in standard deviations."""
     unseen: Float64[np.ndarray, "64 64"]
-    """How new each pixel's colour is, in [0, 1]."""
+    """Newness of each pixel's colour, in [0, 1]."""
 
 
 class ViewReference:
-    """Nominal frames of one camera: places, colours and what is always there."""
+    """Statistics of one camera's nominal frames: places, colours and surfaces."""
 
-    def fit(self, episodes: Sequence[Film], *, rng: np.random.Generator) -> ViewReference:
-        """Learn from nominal episodes of one camera."""
+    def fit(self, episodes: Sequence[Video], *, rng: np.random.Generator) -> ViewReference:
+        """Fit to nominal episodes of one camera."""
         from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-        films = [np.stack([reduced(frame) for frame in film]) for film in episodes]
-        palette = Palette().fit(films, rng=rng)
+        videos = [np.stack([reduced(frame) for frame in video]) for video in episodes]
+        palette = Palette().fit(videos, rng=rng)
         self.labels_ = palette.labels_
-        frames = np.concatenate(films)
+        frames = np.concatenate(videos)
         colours = np.stack([block_means(frame / 255) for frame in frames])
         self.mean_ = colours.mean(axis=0)
         self.deviation_ = np.sqrt(colours.var(axis=0) + FLOOR**2)
-        episode_of = np.repeat(np.arange(len(films)), [len(film) for film in films])
-        within = [colours[episode_of == k].mean(axis=-1).std(axis=0) for k in range(len(films))]
+        episode_of = np.repeat(np.arange(len(videos)), [len(video) for video in videos])
+        within = [colours[episode_of == k].mean(axis=-1).std(axis=0) for k in range(len(videos))]
         lively = np.mean(within, axis=0)
         self.still_ = lively <= np.median(lively)
-        self.surfaces_ = _surfaces(films, palette)
+        self.surfaces_ = _surfaces(videos, palette)
         self.motions_, self.slopes_ = _motions(self.mean_, self.deviation_)
         count = np.bincount(colour_bins(frames).ravel(), minlength=BINS**3)
         smooth = gaussian_filter(count.reshape(BINS, BINS, BINS) / count.sum(), 0.7)
@@ -83,7 +83,7 @@ class ViewReference:
         return self
 
     def depart(self, frame: Picture) -> Departure:
-        """How a frame departs from the nominal ones."""
+        """Departure of a frame from the nominal ones."""
         frame = reduced(frame)
         bins, still = colour_bins(frame), self.still_
         z = (block_means(frame / 255) - self.mean_) / self.deviation_
@@ -111,27 +111,27 @@ class ViewReference:
         return Departure(np.array(descriptors, dtype=np.float64), places, unseen)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything learned, as plain arrays."""
+        """Learned parameters as NumPy arrays."""
         return {name: getattr(self, name) for name in LEARNED}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> ViewReference:
-        """The inverse of `arrays`."""
+        """Inverse of `arrays`."""
         reference = cls()
         for name in LEARNED:
             setattr(reference, name, arrays[name])
         return reference
 
     def _presence(self, bins: np.ndarray) -> Float64[np.ndarray, " k"]:
-        """Logarithm of each cluster's share of the picture, by pixels of colours seen before."""
+        """Logarithm of each colour cluster's share of the picture, counting known colours only."""
         known = bins[self.unseen_[bins] < KNOWN]
         share = np.bincount(np.take(self.labels_, known), minlength=NUM_COLOURS) / bins.size
         return np.log(share + TRACE)
 
     def _light(self, z: Colours) -> tuple[Float64[np.ndarray, " 3"], float]:
-        """Gain of each channel that explains most places, and the share of departure it explains.
+        """Robust gain of each colour channel, and the share of departure that it explains.
 
-        Least squares, reweighted against the places that it does not explain.
+        Iteratively reweighted least squares; places that the gain does not explain weigh less.
         """
         usual, departure = self.mean_ / self.deviation_, np.abs(z)
         frame, weight = z + usual, np.ones_like(z)
@@ -146,15 +146,15 @@ class ViewReference:
         return gain, float(1 - np.minimum(left, 10).sum() / max(total, 1e-9))
 
     def _moved(self, z: Colours) -> float:
-        """Share of the departure that a small affine motion of the mean picture explains."""
+        """Share of the departure explained by a small affine motion of the mean picture."""
         target = ((z * self.deviation_).mean(axis=-1) / self.deviation_.mean(axis=-1)).ravel()
         fit = self.motions_ @ (self.slopes_ @ target)
         return float((fit**2).sum() / max((target**2).sum(), 1e-9))
 
 
-def _surfaces(films: Sequence[Film], palette: Palette) -> Bool[np.ndarray, "n 16 16"]:
-    """The places of each large surface, those of at least four."""
-    still = np.stack([np.median(film, axis=0).astype(np.uint8) for film in films])
+def _surfaces(videos: Sequence[Video], palette: Palette) -> Bool[np.ndarray, "n 16 16"]:
+    """Place masks of large surfaces, those covering at least four places."""
+    still = np.stack([np.median(video, axis=0).astype(np.uint8) for video in videos])
     labels = palette.labels(still)
     masks = [np.isin(labels, surface) for surface in palette.surfaces_]
     cover = [block_means(mask.mean(axis=0)[..., None])[..., 0] for mask in masks]
@@ -165,7 +165,7 @@ def _surfaces(films: Sequence[Film], palette: Palette) -> Bool[np.ndarray, "n 16
 def _motions(
     mean: Colours, deviation: Colours
 ) -> tuple[Float64[np.ndarray, "256 6"], Float64[np.ndarray, "6 256"]]:
-    """What small affine motions of the mean picture do to it, over its deviation; the inverse."""
+    """Basis of small affine motions of the mean picture, in deviations; its pseudo-inverse."""
     slopes = np.gradient(mean.mean(axis=-1))
     y, x = np.mgrid[:GRID, :GRID] / GRID - 0.5
     weight = 1 / deviation.mean(axis=-1)
@@ -175,7 +175,7 @@ def _motions(
 
 
 def reduced(frame: Picture) -> Small:
-    """The frame as 64 x 64 pixels: means of blocks, or the nearest pixels of a smaller frame."""
+    """Resize to 64 x 64 pixels: block means, or nearest pixels for smaller frames."""
     height, width = frame.shape[:2]
     if (height, width) == (SIDE, SIDE):
         return frame
@@ -190,7 +190,7 @@ def reduced(frame: Picture) -> Small:
 
 
 def block_means(picture: Float[np.ndarray, "64 64 c"]) -> Float[np.ndarray, "16 16 c"]:
-    """Mean of each place.
+    """Mean over each place.
 
     >>> block_means(np.ones((64, 64, 1))).sum()
     np.float64(256.0)
@@ -201,7 +201,7 @@ def block_means(picture: Float[np.ndarray, "64 64 c"]) -> Float[np.ndarray, "16 
 
 
 def texture(frame: Small) -> Places:
-    """Mean difference in brightness between neighbours in each place, of 1."""
+    """Mean brightness difference between neighbouring pixels in each place, in [0, 1]."""
     light = frame @ np.full(3, 1 / (3 * 255))
     edges = np.zeros_like(light)
     edges[:-1] += np.abs(np.diff(light, axis=0))
@@ -210,10 +210,10 @@ def texture(frame: Small) -> Places:
 
 
 def pieces(mask: Bool[np.ndarray, "h w"]) -> tuple[float, float]:
-    """How many connected pieces, and how large the largest is.
+    """Number and largest size of connected pieces.
 
     Returns:
-        Logarithm of one plus their number, specks left out; root of the largest one's share.
+        log(1 + number of pieces of at least `SPECK` pixels); square root of the largest's share.
     """
     from scipy.ndimage import label
 

@@ -1,4 +1,4 @@
-"""Why the monitor raised an alarm: typed causes, and sentences that a person can read."""
+"""Explanation of alarms: named causes, and evidence sentences for people."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ GROUPS = {
     "surprise": ("surprise",),
     "confidence": ("confidence",),
 }
-"""What an alarm is about, most telling first -> its signals. An odd action explains that the arm
-looks odd, an odd picture that the model is wrong, and both that it doubts itself."""
+"""Group of causes -> its signals, in order of precedence. An unfamiliar action explains an
+unfamiliar picture, either explains a wrong prediction, and each explains low confidence."""
 TOGETHER = 2
-"""Frames within which groups count as having come at once; of others the earlier one leads."""
+"""Groups that start within this many frames count as simultaneous; otherwise the earlier leads."""
 EVERYWHERE = ("camera", "lighting", "background")
-"""Causes that may break claims all over the picture before its look alone is an alarm."""
+"""Causes that may break predictions before the frame's look alone raises an alarm."""
 SURE = 0.65
-"""Probability from which one of these is named behind a broken claim."""
+"""Smallest probability at which one of `EVERYWHERE` is named for a wrong prediction."""
 AXES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 Frame = UInt8[np.ndarray, "*view height width 3"]
 
 
 class Attribution:
-    """Names what an alarm is about, from its beginning until all has been calm for a while."""
+    """Names the causes of an alarm, from its start until the level has fallen again."""
 
     def __init__(
         self, alarm_rule: AlarmRule, causes: CauseModel | None, cameras: Sequence[str]
@@ -44,7 +44,7 @@ class Attribution:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the alarm: a new episode starts."""
+        """Start a new episode."""
         self._step = 0
         self._calm_since = 0
         self._began: dict[str, int] = {}
@@ -57,21 +57,21 @@ class Attribution:
         signals: EpisodeSignals,
         scores: Scores,
     ) -> tuple[tuple[str, ...], dict[str, Evidence]]:
-        """Causes of this frame's alarm, the leading one first, and evidence for them; none if calm.
+        """Causes of this frame's alarm, the leading one first, and their evidence; none if calm.
 
-        Evidence of a signal above its threshold says what was found, in words.
+        The evidence of each signal above its threshold holds a sentence.
         """
         standard = {name: float(s[0]) for name, s in self.alarm_rule.standardised(scores).items()}
         limit = self.alarm_rule.limits[Level.NOTICE]
-        found = [name for name, value in standard.items() if value > limit]
+        raised = [name for name, value in standard.items() if value > limit]
         self._step += 1
-        if not found:
+        if not raised:
             if self._step - self._calm_since > self.alarm_rule.config.calm_steps and self._began:
                 self._forget_alarm()
             return (), {}
         self._calm_since = self._step
-        groups = [group for group, names in GROUPS.items() if set(names) & set(found)]
-        evidence = {name: self._sentence(name, signals, scores) for name in found}
+        groups = [group for group, names in GROUPS.items() if set(names) & set(raised)]
+        evidence = {name: self._sentence(name, signals, scores) for name in raised}
         named: dict[str, str] = {}
         if "surprise" in groups and "looks" not in groups and (look := self._behind(frame)):
             groups, (named["looks"], evidence["cause"]) = ["looks", *groups], look
@@ -86,7 +86,7 @@ class Attribution:
             self.causes.reset()
 
     def _rank(self, group: str) -> tuple[int, int]:
-        """Groups that came with the first are in the order of `GROUPS`, later ones by time."""
+        """Sort key: groups simultaneous with the first by `GROUPS`, later ones by start."""
         late = self._began[group] - min(self._began.values())
         return max(0, late - TOGETHER), list(GROUPS).index(group)
 
@@ -110,21 +110,21 @@ class Attribution:
         return "model_disagreement" if looks <= errors + TOGETHER else "action_ignored"
 
     def _behind(self, frame: Frame) -> tuple[str, Evidence] | None:
-        """A look that may have broken a claim though it is no alarm itself, and evidence for it."""
+        """Change of look that may explain a wrong prediction without an alarm of its own."""
         if self.causes is None:
             return None
         name, found = self._look(frame, self.causes)
         return (name, found) if name in EVERYWHERE and (found.score or 0.0) >= SURE else None
 
     def _look(self, frame: Frame, causes: CauseModel) -> tuple[str, Evidence]:
-        """What has changed in the picture since the alarm began."""
+        """Named change of the picture since the alarm began, and its evidence."""
         causes.observe(frame.reshape(-1, *frame.shape[-3:]))
         name, chance = causes.name()
         where = causes.where()
-        place = "" if where is None else f", most of all {self._place(*where)}"
-        note = f"{name.replace('_', ' ')} is the likeliest kind of change{place}."
+        place = "" if where is None else f", strongest in {self._place(*where)}"
+        note = f"{name.replace('_', ' ')} is the most likely kind of change{place}."
         if name == UNKNOWN:
-            note = f"no known kind of change fits{place}."
+            note = f"the change matches no known kind{place}."
         return name, Evidence(chance, LIKELY, note)
 
     def _outside(self, signals: EpisodeSignals) -> list[int]:
@@ -143,19 +143,20 @@ class Attribution:
         channels, n = self.alarm_rule.channels_, self.alarm_rule.num_reference_
         places = channels.placed(signals).places
         if name == "region" and places is not None:
-            return f"{self._peak(places[0])} is unlike the {n} familiar episodes"
+            return f"{self._peak(places[0])} differs from the {n} reference episodes"
         if name == "colour" and channels.colour and signals.frames is not None:
             pixels = channels.colour.pixel_scores(signals.frames[:1])[0]
-            return f"{self._peak(pixels)} has colours that the {n} familiar episodes lack"
+            return f"{self._peak(pixels)} has colours missing from the {n} reference episodes"
         if name == "action":
-            found = (AXES[axis % len(AXES)] for axis in self._outside(signals))
-            axes = ", ".join(dict.fromkeys(found))
-            odd = f"lies outside their range on {axes}" if axes else "is far from any of theirs"
-            return f"after the one before it, the action {odd} ({n} familiar episodes)"
+            outside = (AXES[axis % len(AXES)] for axis in self._outside(signals))
+            axes = ", ".join(dict.fromkeys(outside))
+            if axes:
+                return f"the action is outside the range of the {n} reference episodes on {axes}"
+            return f"the last actions are far from any in the {n} reference episodes"
         return FINDINGS[name].format(n=n)
 
     def _peak(self, places: Float64[np.ndarray, "*view h w"]) -> str:
-        """In words: the third of which view holds the largest values."""
+        """Third and view with the largest values, in words."""
         views = places.reshape(-1, *places.shape[-2:])
         view = int(views.max(axis=(1, 2)).argmax())
         return self._place(view, region(views[view] / max(float(views[view].max()), 1e-12)))
@@ -166,8 +167,8 @@ class Attribution:
 
 
 FINDINGS: Mapping[str, str] = {
-    "appearance": "the frame as a whole is unlike the {n} familiar episodes",
-    "confidence": "the model trusts its prediction less than it usually does so far ahead",
-    "surprise": "what came differs from what the model claimed by more than is usual so far ahead",
+    "appearance": "the frame as a whole differs from the {n} reference episodes",
+    "confidence": "the model's confidence is lower than usual at this horizon",
+    "surprise": "the prediction error is larger than usual at this horizon",
 }
-"""Signal -> what is wrong, in words."""
+"""Signal -> evidence sentence."""

@@ -1,1 +1,1 @@
-"""Channels: one question about the input each, with its own score."""
+"""Monitor channels: each scores one aspect of the input; higher is more surprising."""

@@ -1,4 +1,4 @@
-"""Action channel: is this action, after the ones before it, one the model has seen?"""
+"""Action channel: distance of recent actions to those of the reference episodes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from worldmodel.monitors.channels.subsampling import distance_sample
 from worldmodel.monitors.errors import require_fitted
 
 RECENT = 2
-"""Actions looked at together: this one and the ones right before it."""
+"""Window of actions scored together, ending at the current one."""
 BANK_SIZE = 5000
-"""Reference actions kept."""
+"""Size of the coreset of reference actions."""
 SMALLEST_SCALE = 0.01
-"""Share of the widest axis below which no axis counts as narrower: an axis that stood still in all
-reference episodes still may tremble."""
+"""Smallest standard deviation of an axis, as a share of the largest one: an axis that never moved
+in the reference episodes may still show noise."""
 
 
 def recent_actions(
     actions: Float[np.ndarray, "time a"],
 ) -> Float[np.ndarray, "time recent a"]:
-    """Each action with those before it, oldest first; at the start the first one is repeated.
+    """Windows of each action and the ones before it, oldest first; the first action is repeated.
 
     >>> recent_actions(np.array([[1.0], [2.0]])).tolist()
     [[[1.0], [1.0]], [[1.0], [2.0]]]
@@ -34,8 +34,8 @@ def recent_actions(
 class ActionChannel:
     """Distance of recent actions to the nearest ones of the reference episodes.
 
-    Every axis is divided by its standard deviation there, so that metres, radians and openings
-    count alike.
+    Each axis is divided by its standard deviation in the reference set, so that metres, radians and
+    gripper openings are comparable.
     """
 
     LEARNED = ("scale_", "low_", "high_", "bank_")
@@ -44,12 +44,12 @@ class ActionChannel:
         self.seed = seed
 
     def fit(self, actions: Float[np.ndarray, "n recent a"]) -> ActionChannel:
-        """Learn from the actions of reference episodes; rows with NaN are left out."""
+        """Fit to actions of reference episodes; rows with NaN are ignored."""
         from scipy.spatial import KDTree
 
         known = actions[np.isfinite(actions).all(axis=(1, 2))].astype(np.float64)
         if len(known) < 2:
-            raise ValueError(f"`actions` needs at least 2 known actions, got {len(known)}.")
+            raise ValueError(f"`actions` needs at least 2 rows without NaN, got {len(known)}.")
         last = known[:, -1]
         deviation = last.std(axis=0)
         self.scale_ = deviation.clip(max(SMALLEST_SCALE * deviation.max(), 1e-6))
@@ -61,7 +61,7 @@ class ActionChannel:
         return self
 
     def score(self, actions: Float[np.ndarray, "n recent a"]) -> Float64[np.ndarray, " n"]:
-        """In standard deviations of a typical axis; NaN where an action is unknown."""
+        """Distance in standard deviations of a typical axis; NaN for unknown actions."""
         require_fitted(self, "bank_")
         if actions.shape[1:] != (RECENT, len(self.scale_)):
             raise ValueError(
@@ -76,20 +76,20 @@ class ActionChannel:
         return score
 
     def out_of_range(self, action: Float[np.ndarray, " a"]) -> list[int]:
-        """Axes on which an action lies outside everything the reference episodes hold."""
+        """Axes on which an action lies outside the range of the reference episodes."""
         require_fitted(self, "bank_")
         slack = 1e-6 + 0.05 * (self.high_ - self.low_)
         outside = (action < self.low_ - slack) | (action > self.high_ + slack)
         return np.flatnonzero(outside).tolist()
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything learned, as plain arrays."""
+        """Learned parameters as NumPy arrays."""
         require_fitted(self, "bank_")
         return {name: getattr(self, name) for name in self.LEARNED}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> ActionChannel:
-        """The inverse of `arrays`."""
+        """Inverse of `arrays`."""
         from scipy.spatial import KDTree
 
         channel = cls()

@@ -1,7 +1,8 @@
-"""Appearance channel: does this frame look like the frames the model was trained on?"""
+"""Appearance channel: distance of a frame's features to those of reference frames."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,24 +13,24 @@ from worldmodel.monitors.channels.subsampling import distance_sample
 from worldmodel.monitors.errors import require_fitted
 
 CANDIDATES = 50_000
-"""Reference positions looked at, drawn evenly; twice as many brought nothing on the tabletop."""
+"""Reference positions drawn uniformly as candidates; twice as many gain nothing on the tabletop."""
 BANK_SIZE = 5000
-"""Reference positions kept; on the tabletop they find as much as 40,000 drawn evenly."""
+"""Size of the coreset; on the tabletop it detects as much as 40,000 uniformly drawn positions."""
 REGION_SHARE = 1 / 8
-"""Share of a view's positions that make its least familiar region."""
+"""Share of a view's positions that form its least familiar region."""
 CHUNK = 4096
-"""Positions compared with the reference at once."""
+"""Positions compared with the coreset per batch."""
 LEARNED = ("mean_", "whitener_", "place_", "position_mean_", "position_whitener_", "bank_")
 
 
 class AppearanceChannel:
-    """Distance of a frame to reference frames, as a whole and position by position.
+    """Distance of a frame to reference frames, as a whole and per latent position.
 
-    The whole: the Mahalanobis distance of its pooled features, with the covariance shrunk as Ledoit
-    and Wolf (2004) do it. Light, background and camera show here. A position: the distance of its
-    features to the nearest reference position, wherever in the frame that lay. Objects and tools
-    never seen show here. Features are whitened and distances divided by the square root of their
-    number, so that 1 is the deviation of one typical feature; higher is more surprising.
+    Frame score: Mahalanobis distance of the pooled features, with Ledoit-Wolf shrinkage (2004) of
+    the covariance; it detects changes of light, background and camera. Position score: distance to
+    the nearest reference position anywhere in the frame; it detects unseen objects and tools.
+    Features are whitened and distances divided by the square root of their number, so 1 is the
+    deviation of one typical feature.
     """
 
     def __init__(self, *, seed: int = 0) -> None:
@@ -38,7 +39,7 @@ class AppearanceChannel:
     def fit(
         self, pooled: Float[np.ndarray, "n d"], positions: Float[np.ndarray, " n *place c"]
     ) -> AppearanceChannel:
-        """Learn from reference frames: features of the whole and of every latent position."""
+        """Fit to pooled and per-position features of reference frames."""
         if len(pooled) < 2 or len(pooled) != len(positions):
             raise ValueError(
                 "`pooled` and `positions` need one row per reference frame and at least 2 frames, "
@@ -58,7 +59,7 @@ class AppearanceChannel:
         return self
 
     def score(self, pooled: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
-        """How unfamiliar each frame is as a whole."""
+        """Frame scores."""
         require_fitted(self, "mean_")
         _check_shape("pooled", pooled.shape[1:], self.mean_.shape)
         _check_finite(pooled)
@@ -68,7 +69,7 @@ class AppearanceChannel:
     def position_scores(
         self, positions: Float[np.ndarray, " n *place c"]
     ) -> Float64[np.ndarray, " n *place"]:
-        """How unfamiliar each latent position of each frame is."""
+        """Scores of each latent position of each frame."""
         require_fitted(self, "bank_")
         num_features = len(self.position_mean_)
         _check_shape("positions", positions.shape[1:], (*self.place_.tolist(), num_features))
@@ -79,31 +80,33 @@ class AppearanceChannel:
         return np.sqrt(np.concatenate(parts) / num_features).reshape(positions.shape[:-1])
 
     def _nearest(self, rows: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, " n"]:
-        """Squared distance to the nearest reference position.
+        """Squared distance to the nearest position of the coreset.
 
-        All of them are compared, in single precision: at this many features trees are slower. The
-        distance to the one that is found is then computed in double precision.
+        Brute force in single precision, since trees are slower at this many features; the distance
+        to the nearest one is recomputed in double precision.
         """
-        import torch  # NumPy's threads would wait in the way of those that made the features
-
-        ones = np.ones((len(rows), 1), dtype=np.float32)
-        ours = torch.from_numpy(np.hstack([rows.astype(np.float32), ones]))
-        nearest = (ours @ torch.from_numpy(self._columns)).numpy().argmin(axis=1)
+        ours = np.hstack([rows.astype(np.float32), np.ones((len(rows), 1), dtype=np.float32)])
+        torch = sys.modules.get("torch")
+        if torch is None:
+            nearest = (ours @ self._columns).argmin(axis=1)
+        else:  # PyTorch made the features, and NumPy's thread pool would compete with its own
+            product = torch.from_numpy(ours) @ torch.from_numpy(self._columns)
+            nearest = product.numpy().argmin(axis=1)
         return ((rows - self.bank_[nearest]) ** 2).sum(axis=1)
 
     def _prepare(self) -> None:
-        """What the comparison needs of the bank, computed once: -2 b and |b|^2 of each b."""
+        """Precompute -2 b and |b|^2 of each coreset row b."""
         squares = (self.bank_.astype(np.float64) ** 2).sum(axis=1)
         self._columns = np.vstack([-2 * self.bank_.T, squares]).astype(np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything learned, as plain arrays."""
+        """Learned parameters as NumPy arrays."""
         require_fitted(self, "bank_")
         return {name: getattr(self, name) for name in LEARNED}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> AppearanceChannel:
-        """The inverse of `arrays`."""
+        """Inverse of `arrays`."""
         channel = cls()
         for name in LEARNED:
             setattr(channel, name, arrays[name])
@@ -114,9 +117,9 @@ class AppearanceChannel:
 def region_score(
     position_scores: Float64[np.ndarray, " n *place"],
 ) -> Float64[np.ndarray, " n"]:
-    """Mean score of the least familiar eighth of a view's positions, of at least one.
+    """Mean score of the least familiar eighth (at least one) of a view's positions.
 
-    The view's whose mean is largest; places with three axes are [view, h, w], others one view.
+    The largest over views; position maps with three axes are [view, h, w], others have one view.
 
     >>> region_score(np.array([[1.0, 3.0], [0.0, 0.5]]))
     array([3. , 0.5])

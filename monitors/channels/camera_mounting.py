@@ -1,4 +1,4 @@
-"""Is every camera wired and mounted as it was: in its own place, in RGB, the right way round?"""
+"""Camera setup check: exchanged cameras, BGR colours, flipped or rotated pictures."""
 
 from __future__ import annotations
 
@@ -14,49 +14,49 @@ from worldmodel.monitors.errors import require_fitted
 GRID = 16
 """Rows and columns of a thumbnail."""
 NOISE = 22.0
-"""Grey levels: differences between cells that say nothing."""
+"""Regularisation in grey levels: cell differences of this size carry no information."""
 LEAST = 0.5
-"""A picture is swapped if, put right, it speaks for this share of what a usual picture does."""
+"""Floor of the held-out minimum score by which a discriminant is scaled; typical frames score 1."""
 EPISODES = 10
-"""Reference episodes below which nothing is learned: a few of them say too little of the rest."""
+"""Fewest reference episodes to learn from; fewer do not represent the rest."""
 
-Film = UInt8[np.ndarray, "time *view height width 3"]
+Video = UInt8[np.ndarray, "time *view height width 3"]
 Thumbnails = Float64[np.ndarray, "time view rows columns 3"]
 MIX_UPS: dict[str, tuple[Callable[[Thumbnails], Thumbnails], str]] = {
     "colours": (
         lambda t: t[..., ::-1],
-        "the colour channels of view {} are those of a BGR picture",
+        "view {} has its colour channels in BGR order",
     ),
     "flipped": (lambda t: t[..., ::-1, :, :], "view {} is upside down, top and bottom exchanged"),
     "mirrored": (lambda t: t[..., ::-1, :], "view {} is mirrored, left and right exchanged"),
     "turned": (lambda t: t[..., ::-1, ::-1, :], "view {} is turned by 180 degrees"),
     "cameras": (lambda t: t[:, ::-1], "views {} and {} are exchanged"),
 }
-"""Kind -> what it does to the thumbnails of its views, twice being nothing, and its sentence."""
+"""Kind -> transform of the affected views' thumbnails (its own inverse), and its message."""
 
 
 @dataclass(frozen=True)
 class MixUp:
-    """One mistake that wiring or mounting can make."""
+    """One wiring or mounting fault."""
 
     kind: str
     """One of `MIX_UPS`."""
     views: tuple[int, ...]
-    """One view, or the two that are exchanged."""
+    """The affected view, or the two exchanged ones."""
 
     def __str__(self) -> str:
         return f"{MIX_UPS[self.kind][1].format(*self.views)}."
 
     def applied(self, thumbnails: Thumbnails) -> Thumbnails:
-        """Thumbnails with this mistake; those that have it are put right."""
+        """Apply the fault; applied twice, it cancels."""
         changed, views = thumbnails.copy(), list(self.views)
         changed[:, views] = MIX_UPS[self.kind][0](thumbnails[:, views])
         return changed
 
     def exchanged(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Places, in the flattened views concerned, whose values change places; each pair once.
+        """Indices into the flattened affected views that the fault swaps, each pair once.
 
-        `shape` is that of a view's thumbnail.
+        `shape` is the shape of one view's thumbnail.
         """
         views = (len(self.views), *shape)
         places = np.arange(np.prod(views)).reshape(1, *views)
@@ -66,22 +66,21 @@ class MixUp:
 
 
 class CameraSetupCheck:
-    """Finds exchanged cameras, exchanged colour channels, and pictures the wrong way round.
+    """Detects exchanged cameras, BGR colours, and flipped, mirrored or rotated pictures.
 
-    For each mistake a linear discriminant (Fisher) tells frames with it from frames without. It is
-    fitted on reference frames alone, which are made wrong by hand, and scores a frame 1 on average
-    and -1 with the mistake. A frame is called swapped if it scores as low as frames with the
-    mistake do and, put right, looks like a reference frame in every view concerned: a strange
-    picture is not called swapped. A mistake that some reference frame comes half way to making
-    (scenes that look alike in a mirror, views that change places, grey pictures) is not looked for.
+    Each fault has a Fisher discriminant, fitted on reference frames and transformed copies of them;
+    it averages 1 on frames without the fault and -1 with it. A fault is reported if the score is as
+    low as with the fault and undoing the fault makes all affected views look like reference frames;
+    an unfamiliar picture alone is not a fault. Faults that some reference frame comes half way to
+    (mirror-symmetric scenes, views that change places, grey pictures) are not checked.
     """
 
-    def fit(self, films: Sequence[Film]) -> CameraSetupCheck:
-        """Learn from the frames of reference episodes; from fewer than 10 nothing is learned.
+    def fit(self, videos: Sequence[Video]) -> CameraSetupCheck:
+        """Fit to frames of reference episodes; with fewer than 10, no fault is checked.
 
-        Every second episode tests what the others say, so that the bounds hold for new episodes.
+        Bounds come from two-fold cross-validation over episodes, so they hold for new episodes.
         """
-        episodes = [thumbnails(film) for film in films]
+        episodes = [thumbnails(video) for video in videos]
         every = np.concatenate(episodes[::2] + episodes[1::2])
         middle = sum(map(len, episodes[::2]))
         halves = [(every[:middle], every[middle:]), (every[middle:], every[:middle])]
@@ -90,8 +89,8 @@ class CameraSetupCheck:
         self.reach_ = np.zeros(every.shape[1])
         if len(episodes) < EPISODES:
             return self
-        strangest = [_strangeness(new, *_moments(known)).max(axis=0) for known, new in halves]
-        self.reach_ = np.maximum(*strangest)
+        deviations = [_deviation(new, *_moments(known)).max(axis=0) for known, new in halves]
+        self.reach_ = np.maximum(*deviations)
         for mix_up in _candidates(every.shape[1]):
             first, second = mix_up.exchanged(every.shape[2:])
             values = every[:, list(mix_up.views)].reshape(len(every), -1)
@@ -100,40 +99,40 @@ class CameraSetupCheck:
                 (rows[middle:] @ _discriminant(rows[:middle])).min(),
                 (rows[:middle] @ _discriminant(rows[middle:])).min(),
             )
-            telling = _discriminant(rows)
-            if lowest > -LEAST / 2 and telling.any():
+            discriminant = _discriminant(rows)
+            if lowest > -LEAST / 2 and discriminant.any():
                 weights = np.zeros(values.shape[1])
-                weights[first] = telling / max(lowest, LEAST)
+                weights[first] = discriminant / max(lowest, LEAST)
                 weights[second] = -weights[first]
                 self.weights_[mix_up] = weights
         return self
 
     def find(self, views: UInt8[np.ndarray, "view height width 3"]) -> MixUp | None:
-        """The mistake that a frame was made with; None: none that can be told."""
+        """The most likely fault of a frame; None if none is detected."""
         require_fitted(self, "weights_")
         frame = thumbnails(views[None])
         likely = {}
         for mix_up in self.weights_:
             if self._score(mix_up, frame) > -1:
                 continue
-            right, concerned = mix_up.applied(frame), list(mix_up.views)
-            strange = _strangeness(right, self.mean_, self.deviation_)[0]
-            if (strange <= self.reach_)[concerned].all():
-                likely[mix_up] = self._least_score(right, mix_up.views)
+            corrected, affected = mix_up.applied(frame), list(mix_up.views)
+            deviation = _deviation(corrected, self.mean_, self.deviation_)[0]
+            if (deviation <= self.reach_)[affected].all():
+                likely[mix_up] = self._least_score(corrected, mix_up.views)
         best = max(likely, key=likely.__getitem__, default=None)
         return best if best is not None and likely[best] > 0 else None
 
     def _score(self, mix_up: MixUp, frame: Thumbnails) -> float:
-        """At or below -1: it has this mistake; at or above 1: it surely has not."""
+        """Discriminant score: at or below -1 with the fault, at or above 1 surely without."""
         return float(frame[0, list(mix_up.views)].ravel() @ self.weights_[mix_up])
 
     def _least_score(self, frame: Thumbnails, views: tuple[int, ...]) -> float:
-        """How surely some views have no mistake: a turned picture, mirrored, is still flipped."""
+        """Smallest score over all faults of some views: a rotated picture, mirrored, is flipped."""
         others = [other for other in self.weights_ if set(other.views) <= set(views)]
         return min(self._score(other, frame) for other in others)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything learned, as plain arrays."""
+        """Learned parameters as NumPy arrays."""
         require_fitted(self, "weights_")
         weights = {
             "_".join([mix_up.kind, *map(str, mix_up.views)]): array
@@ -143,12 +142,12 @@ class CameraSetupCheck:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> CameraSetupCheck:
-        """The inverse of `arrays`."""
+        """Inverse of `arrays`."""
         mounting = cls()
         mounting.mean_, mounting.deviation_ = arrays["mean"], arrays["deviation"]
         mounting.reach_ = arrays["reach"]
         if not all(np.isfinite(array).all() for array in arrays.values()):
-            raise ValueError("`arrays` of the mounting hold NaN or infinite numbers")
+            raise ValueError("`arrays` of the camera setup check hold NaN or infinite numbers")
         names = {
             "_".join([mix_up.kind, *map(str, mix_up.views)]): mix_up
             for mix_up in _candidates(len(mounting.reach_))
@@ -157,9 +156,9 @@ class CameraSetupCheck:
         return mounting
 
 
-def thumbnails(film: Film) -> Thumbnails:
-    """Means over the cells of a grid of at most 16 x 16."""
-    frames = film.reshape(len(film), -1, *film.shape[-3:])
+def thumbnails(video: Video) -> Thumbnails:
+    """Downsample to cell means on a grid of at most 16 x 16."""
+    frames = video.reshape(len(video), -1, *video.shape[-3:])
     for axis in (2, 3):
         length = frames.shape[axis]
         edges = np.linspace(0, length, min(GRID, length) + 1).round().astype(int)
@@ -169,21 +168,21 @@ def thumbnails(film: Film) -> Thumbnails:
 
 
 def _moments(known: Thumbnails) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and spread of every cell."""
+    """Mean and standard deviation of each cell."""
     return known.mean(axis=0), np.sqrt(known.var(axis=0) + 4.0)  # 4: two grey levels of noise
 
 
-def _strangeness(
+def _deviation(
     new: Thumbnails, mean: np.ndarray, deviation: np.ndarray
 ) -> Float64[np.ndarray, "time view"]:
-    """Root mean square of the cells' standard scores."""
+    """Root mean square of the cells' z-scores, per view."""
     return np.sqrt((((new - mean) / deviation) ** 2).mean(axis=(2, 3, 4)))
 
 
 def _discriminant(difference: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, " d"]:
-    """Weights that score differences 1 on average, and their opposites -1; zero if there is none.
+    """Fisher discriminant between x and -x, scaled to a mean score of 1; zero if undefined.
 
-    Fisher's discriminant between x and -x: both have the same covariance, and means m and -m.
+    Both classes have the same covariance, and means m and -m.
     """
     mean = difference.mean(axis=0)
     centred = difference - mean
@@ -194,7 +193,7 @@ def _discriminant(difference: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray,
 
 
 def _candidates(num_views: int) -> list[MixUp]:
-    """Every mistake that can be made with so many views."""
+    """All faults possible with this many views."""
     kinds = [kind for kind in MIX_UPS if kind != "cameras"]
-    alone = [MixUp(kind, (view,)) for view in range(num_views) for kind in kinds]
-    return alone + [MixUp("cameras", pair) for pair in combinations(range(num_views), 2)]
+    single = [MixUp(kind, (view,)) for view in range(num_views) for kind in kinds]
+    return single + [MixUp("cameras", pair) for pair in combinations(range(num_views), 2)]

@@ -1,4 +1,4 @@
-"""The channels that score single frames, fitted and scored together."""
+"""Channel set: fit and score all channels of single frames together."""
 
 from __future__ import annotations
 
@@ -24,29 +24,27 @@ CHANNELS: dict[str, tuple[str, ...]] = {
     "confidence": ("confidence",),
     "surprise": ("surprise",),
 }
-"""Part -> its signals: the frame as a whole and its least familiar region; its colours; the action;
-the model's distrust of its own prediction; what became of that prediction. The appearance channel
-of the design has two parts, one on features and one on colours."""
+"""Channel -> its signals: frame and least familiar region (features), colours, action, the model's
+confidence in its prediction, and the prediction's error."""
 SIGNALS = tuple(name for names in CHANNELS.values() for name in names)
 LOOKS = ("appearance", "region", "colour")
-"""Signals of how a frame looks, whatever it means for the model."""
+"""Signals of the frame's appearance, independent of the model's prediction."""
 CLAIMS = ("confidence", "surprise")
-"""Signals of what the model claimed, and what became of it."""
+"""Signals of the model's prediction: its confidence and its error."""
 SMOOTHED = {"surprise": 4}
-"""Signal -> frames that its score is the mean of: errors of single frames are noisy."""
+"""Signal -> frames over which its score is averaged: errors of single frames are noisy."""
 WEIGHTS = {"surprise": 20.0, "region": 3.0, "colour": 3.0}
-"""Signal -> its part of the nominal alarms, if each other one has 1. Surprise alone finds actions
-that are not obeyed, and its tail is the longest; regions and colours find things and tools. What
-the others find stands far out."""
+"""Signal -> weight in the alarm budget; 1 for the others. Surprise is the only signal that detects
+ignored actions, and has the longest tail; regions and colours detect objects and tools. Changes
+that the other signals detect exceed their thresholds by far."""
 
 Scores = dict[str, Float64[np.ndarray, " time"]]
-"""Signal -> score per frame in its own unit, higher is more surprising; NaN where it could not
-run."""
+"""Signal -> score per frame in its own unit, higher is more surprising; NaN: did not run."""
 
 
 @dataclass(frozen=True)
 class Channels:
-    """Whichever of the channels the reference episodes had signals for."""
+    """Fitted channels; None where the reference episodes lacked the signal."""
 
     appearance: AppearanceChannel | None = None
     colour: ColourChannel | None = None
@@ -56,17 +54,17 @@ class Channels:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The signals that were fitted."""
+        """Names of the fitted signals."""
         return tuple(s for c, names in CHANNELS.items() if getattr(self, c) for s in names)
 
     def placed(self, signals: EpisodeSignals) -> EpisodeSignals:
-        """Signals with their `places`, if there are positions to look at."""
+        """Fill in `places` if the signals have `positions`."""
         if signals.places is not None or signals.positions is None or self.appearance is None:
             return signals
         return replace(signals, places=self.appearance.position_scores(signals.positions))
 
     def scores(self, signals: EpisodeSignals) -> Scores:
-        """Each signal's score per frame, on its own."""
+        """Scores of each signal per frame, without smoothing."""
         places = self.placed(signals).places
         scores = {name: np.full(len(signals), np.nan) for name in self.names}
         if self.appearance and signals.pooled is not None and places is not None:
@@ -86,7 +84,7 @@ class Channels:
         return scores
 
     def has_input(self, name: str, signals: EpisodeSignals) -> bool:
-        """Whether a signal was given all that it looks at in the first frame, so must score it."""
+        """Whether all inputs of a signal are present in the first frame."""
         if name == "colour":
             return signals.frames is not None
         if name == "action":
@@ -100,10 +98,10 @@ class Channels:
     def trust_map(
         self, signals: EpisodeSignals, *, usual: Mapping[str, float]
     ) -> Float64[np.ndarray, "*view h w"] | None:
-        """Trust in [0, 1] per latent position of the first frame, the least any channel grants.
+        """Trust in [0, 1] per latent position of the first frame: the minimum over channels.
 
-        Features and colours grant 1 up to their usual distance (`usual`, by signal) and usual /
-        distance beyond it; the model grants its confidence.
+        Features and colours give min(1, usual / distance), with the `usual` distance of each
+        signal; the model gives its confidence.
         """
         maps = []
         places = self.placed(signals).places
@@ -124,7 +122,7 @@ class Channels:
 
 
 def smoothed(scores: Mapping[str, Float64[np.ndarray, " time"]]) -> Scores:
-    """Scores, those of `SMOOTHED` as the mean of the last few frames that have one."""
+    """Average the `SMOOTHED` signals over the last few frames that have a score."""
     return {
         name: np.array([recent_mean(score[: t + 1], SMOOTHED[name]) for t in range(len(score))])
         if name in SMOOTHED
@@ -134,7 +132,7 @@ def smoothed(scores: Mapping[str, Float64[np.ndarray, " time"]]) -> Scores:
 
 
 def recent_mean(score: Float64[np.ndarray, " time"], count: int) -> float:
-    """Mean of the last `count` scores, NaN left out; NaN if the last one is."""
+    """Mean of the last `count` scores, ignoring NaN; NaN if the last score is NaN."""
     if np.isnan(score[-1]):
         return float("nan")
     recent = [float(value) for value in score[-count:] if not np.isnan(value)]
@@ -144,7 +142,7 @@ def recent_mean(score: Float64[np.ndarray, " time"], count: int) -> float:
 def fit_channels(
     reference: Sequence[EpisodeSignals], *, low_confidence: float, region: int
 ) -> Channels:
-    """Fit every channel whose signals all reference episodes have."""
+    """Fit each channel whose signals are present in all reference episodes."""
     appearance, colour, action, confidence, surprise = None, None, None, None, None
     if all(episode.pooled is not None for episode in reference):
         appearance = AppearanceChannel().fit(*stacked(reference))
@@ -168,6 +166,6 @@ def fit_channels(
             surprise = SurpriseChannel().fit(np.concatenate(ratios), np.concatenate(horizons))
     if not (appearance or colour or action or confidence):
         raise ValueError(
-            "`reference` holds no signal that every episode has; nothing can be fitted."
+            "`reference` has no signal that is present in every episode; no channel can be fitted."
         )
     return Channels(appearance, colour, action, confidence, surprise)

@@ -1,4 +1,4 @@
-"""Confidence channel: does the model trust its own prediction?"""
+"""Confidence channel: how low the model's confidence is, compared with nominal episodes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from worldmodel.monitors.channels.regions import position_means, window_means
 from worldmodel.monitors.errors import require_fitted
 
 MIN_SPREAD = 0.01
-"""Smallest standard deviation of a signal (both are shares of 1): less is luck of a small
-sample."""
+"""Smallest standard deviation of a signal (both lie in [0, 1]); a smaller estimate is sampling
+noise."""
 
 
 def low_confidence_share(
@@ -34,11 +34,11 @@ def worst_region(
 
 
 class ConfidenceChannel:
-    """How far confidence lies below what is usual at the same horizon in nominal episodes.
+    """Confidence below that of nominal episodes at the same horizon, in standard deviations.
 
-    Confidence falls with the horizon even when all is well, so both signals (share of
-    low-confidence subpatches, distrust of the worst region) are standardised per horizon. The score
-    is the larger of the two, in standard deviations.
+    Confidence falls with the horizon even in nominal episodes. Both signals, the share of
+    low-confidence subpatches and 1 minus the confidence of the worst region, are therefore
+    standardised per horizon. The score is the larger of the two.
     """
 
     def __init__(self, *, threshold: float = 0.5, region: int = 3) -> None:
@@ -52,7 +52,7 @@ class ConfidenceChannel:
     def fit(
         self, confidence: Float[np.ndarray, " n *map"], horizon: Int[np.ndarray, " n"]
     ) -> ConfidenceChannel:
-        """Learn what is usual from confidence maps of nominal episodes; horizons start at 1."""
+        """Fit to confidence maps of nominal episodes; horizons start at 1."""
         if len(confidence) == 0 or len(confidence) != len(horizon) or horizon.min() < 1:
             raise ValueError(
                 "`confidence` needs at least one map, and one `horizon` of 1 or more per map."
@@ -65,7 +65,7 @@ class ConfidenceChannel:
     def score(
         self, confidence: Float[np.ndarray, " n *map"], horizon: Int[np.ndarray, " n"]
     ) -> Float64[np.ndarray, " n"]:
-        """Standard deviations of distrust above the usual, per map; higher is more surprising."""
+        """Score per map, in standard deviations."""
         require_fitted(self, "scale_")
         signals = self._signals(confidence)
         if self.map_shape_ is not None and confidence.shape[1:] != tuple(self.map_shape_):
@@ -76,7 +76,7 @@ class ConfidenceChannel:
         return self.scale_.standardised(signals, horizon).max(axis=-1)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything learned, as plain arrays."""
+        """Learned parameters as NumPy arrays."""
         require_fitted(self, "scale_")
         learned = self.scale_.arrays()
         if self.map_shape_ is not None:
@@ -87,7 +87,7 @@ class ConfidenceChannel:
     def from_arrays(
         cls, arrays: Mapping[str, np.ndarray], *, threshold: float, region: int
     ) -> ConfidenceChannel:
-        """The inverse of `arrays`, given the constructor's arguments."""
+        """Inverse of `arrays`, given the constructor's arguments."""
         channel = cls(threshold=threshold, region=region)
         channel.scale_ = HorizonScale.from_arrays(arrays)
         channel.map_shape_ = arrays.get("map_shape_")  # monitors of version 0.1.0 have none

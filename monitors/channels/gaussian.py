@@ -1,4 +1,4 @@
-"""Gaussian fits that stay usable with few samples, and distances under them."""
+"""Whitening with a shrunk covariance, stable for few samples."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 RIDGE = 1e-2
-"""Added to the variance of every standardised feature: a direction that hardly varies in the
-samples must not raise an alarm over a tenth of the feature's usual deviation."""
+"""Added to the variance of each standardised feature, so that a direction with almost no variance
+does not alarm at a tenth of a feature's standard deviation."""
 
 
 def ledoit_wolf(samples: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, "d d"]:
     """Covariance shrunk towards a multiple of the identity (Ledoit and Wolf 2004).
 
-    The weight of the shrinkage is the one that minimises the expected squared error.
+    The shrinkage weight minimises the expected squared error.
     """
     n, d = samples.shape
     centred = samples - samples.mean(axis=0)
@@ -28,10 +28,9 @@ def ledoit_wolf(samples: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, "d d
 def fit_whitening(
     samples: Float[np.ndarray, "n d"],
 ) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:
-    """Mean m and matrix W such that W (x - m) has about unit covariance.
+    """Mean m and whitening matrix W: W (x - m) has about unit covariance.
 
-    Features are standardised first, so their units do not matter; one that never varies keeps its
-    own unit.
+    Features are standardised first, so units do not matter; a constant feature keeps its unit.
     """
     rows = samples.astype(np.float64)
     mean, deviation = rows.mean(axis=0), rows.std(axis=0)

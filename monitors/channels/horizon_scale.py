@@ -1,4 +1,4 @@
-"""What is usual at each horizon of a rollout, and how far a value lies above it."""
+"""Standardisation of values per horizon of a rollout."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from worldmodel.monitors.errors import require_fitted
 
 
 class HorizonScale:
-    """Mean and spread of some values per horizon.
+    """Mean and standard deviation per horizon.
 
-    Between fitted horizons both are interpolated; beyond the longest its own count, which errs on
-    the side of distrust.
+    Interpolated between fitted horizons; constant beyond the longest, which gives larger scores.
     """
 
     def fit(
         self, values: Float[np.ndarray, "n k"], horizon: Int[np.ndarray, " n"], *, floor: float
     ) -> HorizonScale:
-        """Learn from nominal episodes; a spread below `floor` is luck of a small sample."""
+        """Fit to nominal episodes; standard deviations are raised to at least `floor`."""
         self.horizons_ = np.unique(horizon)
         groups = [values[horizon == h].astype(np.float64) for h in self.horizons_]
         self.mean_ = np.stack([group.mean(axis=0) for group in groups])
@@ -30,7 +29,7 @@ class HorizonScale:
     def standardised(
         self, values: Float[np.ndarray, "n k"], horizon: Int[np.ndarray, " n"]
     ) -> Float64[np.ndarray, "n k"]:
-        """In standard deviations above the mean."""
+        """Values in standard deviations above the mean of their horizon."""
         require_fitted(self, "mean_")
         mean, spread = (
             np.stack([np.interp(horizon, self.horizons_, column) for column in table.T], axis=-1)
@@ -39,13 +38,13 @@ class HorizonScale:
         return (values - mean) / spread
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything learned, as plain arrays."""
+        """Learned parameters as NumPy arrays."""
         require_fitted(self, "mean_")
         return {"horizons_": self.horizons_, "mean_": self.mean_, "spread_": self.spread_}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> HorizonScale:
-        """The inverse of `arrays`."""
+        """Inverse of `arrays`."""
         scale = cls()
         scale.horizons_ = arrays["horizons_"]
         scale.mean_, scale.spread_ = arrays["mean_"], arrays["spread_"]

@@ -1,8 +1,8 @@
-"""Detectors of unfamiliar features that stand alone: fitted on familiar ones, higher is stranger.
+"""Stand-alone out-of-distribution detectors on features; higher scores are less familiar.
 
 Features are NumPy arrays or torch tensors on any device, with any leading axes: [n, d] for whole
 frames, [n, h, w, d] for every latent position of a spatial map. Positions share one fit, except in
-`PositionGaussian`. Scores come back as what the features were, on their device, in float64.
+`PositionGaussian`. Scores have the features' type and device, in float64.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from worldmodel.monitors.channels.gaussian import RIDGE
 from worldmodel.monitors.errors import require_fitted
 
 CHUNK = 1024
-"""Rows compared with the whole bank at once."""
+"""Rows compared with the bank per batch."""
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 LearnedType = TypeVar("LearnedType", bound="Learned")
@@ -27,10 +27,10 @@ LearnedType = TypeVar("LearnedType", bound="Learned")
 
 @runtime_checkable
 class FeatureDetector(Protocol):
-    """A detector of pytorch-ood that works on features, or any other with these two methods."""
+    """A feature detector of pytorch-ood, or any object with these two methods."""
 
     def fit_features(self, z: Tensor, y: Tensor, /) -> object:
-        """Learn from familiar features [n, d] and the class of each, counted from 0."""
+        """Fit to familiar features [n, d] and their classes, counted from 0."""
         ...
 
     def predict_features(self, z: Tensor, /) -> Tensor:
@@ -39,25 +39,25 @@ class FeatureDetector(Protocol):
 
 
 class Learned:
-    """A detector's learned tensors: out, in, and on the device where they are needed."""
+    """Base of detectors: saves, restores and moves the learned tensors."""
 
     LEARNED: ClassVar[tuple[str, ...]] = ()
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything learned, as plain arrays."""
+        """Learned parameters as NumPy arrays."""
         require_fitted(self, self.LEARNED[0])
         return {name: getattr(self, name).cpu().numpy() for name in self.LEARNED}
 
     @classmethod
     def from_arrays(cls: type[LearnedType], arrays: Mapping[str, np.ndarray]) -> LearnedType:
-        """The inverse of `arrays`; arguments of the constructor that `fit` alone needs are lost."""
+        """Inverse of `arrays`; constructor arguments used only by `fit` are not restored."""
         detector = cls()
         for name in cls.LEARNED:
             setattr(detector, name, torch.from_numpy(np.array(arrays[name])))
         return detector
 
     def _rows(self, features: Float[Array, "*n d"]) -> Float64[Tensor, "*n d"]:
-        """Features to score; what was learned moves to their device."""
+        """Check features to score; move the learned tensors to their device."""
         require_fitted(self, self.LEARNED[0])
         first = getattr(self, self.LEARNED[0])
         rows = require_features(features, first.shape[-1])
@@ -68,7 +68,7 @@ class Learned:
 
 
 class Mahalanobis(Learned):
-    """Distance to the familiar mean under their shrunk covariance, divided by the root of d."""
+    """Mahalanobis distance under a shrunk covariance, divided by the square root of d."""
 
     LEARNED = ("mean_", "whitener_")
     mean_: Float64[Tensor, " d"]
@@ -86,11 +86,10 @@ class Mahalanobis(Learned):
 
 
 class PositionGaussian(Learned):
-    """Distance to the familiar mean of the same position, under that position's shrunk covariance.
+    """Mahalanobis distance with a separate Gaussian for each position, divided by the root of d.
 
-    PaDiM (Defard et al. 2020, arXiv:2011.08785), for cameras that stand still: what is familiar in
-    one corner is strange in another. Divided by the root of d, as in `Mahalanobis`. Keeps d * d
-    numbers per position.
+    PaDiM (Defard et al. 2020, arXiv:2011.08785), for fixed cameras, where each position has its own
+    familiar content. Stores d * d numbers per position.
     """
 
     LEARNED = ("mean_", "whitener_")
@@ -98,7 +97,7 @@ class PositionGaussian(Learned):
     whitener_: Float64[Tensor, "*place d d"]
 
     def fit(self, features: Float[Array, "n *place d"]) -> PositionGaussian:
-        """Learn from the maps of familiar frames."""
+        """Fit to feature maps of familiar frames."""
         rows = require_features(features, features.shape[-1])
         if len(rows) < 2:
             raise ValueError(f"`features` needs at least 2 frames, got {len(rows)}.")
@@ -116,10 +115,10 @@ class PositionGaussian(Learned):
 
 
 class RelativeMahalanobis(Learned):
-    """Squared distance to the nearest group less that to all together, divided by d.
+    """Relative Mahalanobis distance (Ren et al. 2021, arXiv:2106.09022), divided by d.
 
-    Ren et al. 2021 (arXiv:2106.09022): groups have their own means and share a covariance. What all
-    groups vary in alike cancels, and no longer hides what sets the unfamiliar apart.
+    Squared distance to the nearest group minus squared distance to the pooled Gaussian. Groups have
+    their own means and share a covariance. Variation common to all groups cancels.
     """
 
     LEARNED = ("mean_", "whitener_", "group_means_", "group_whitener_")
@@ -129,7 +128,7 @@ class RelativeMahalanobis(Learned):
     group_whitener_: Float64[Tensor, "d d"]
 
     def fit(self, features: Float[Array, "*n d"], groups: Int[Array, "*n"]) -> RelativeMahalanobis:
-        """Learn from familiar features and what each belongs to: a task, a camera, a position."""
+        """Fit to familiar features and their groups, for example tasks, cameras or positions."""
         rows = flat_rows(features)
         index = group_index(groups, rows)
         num_groups = int(index.max()) + 1
@@ -141,17 +140,19 @@ class RelativeMahalanobis(Learned):
         return self
 
     def score(self, features: Float[Array, "*n d"]) -> Float64[Array, "*n"]:
-        """Negative where one group explains the features better than all together."""
+        """Negative where one group explains the features better than the pooled Gaussian."""
         rows = self._rows(features)
-        own = [squared_distance(rows, mean, self.group_whitener_) for mean in self.group_means_]
+        per_group = [
+            squared_distance(rows, mean, self.group_whitener_) for mean in self.group_means_
+        ]
         common = squared_distance(rows, self.mean_, self.whitener_)
-        return like(features, torch.stack(own).amin(0) - common)
+        return like(features, torch.stack(per_group).amin(0) - common)
 
 
 class NearestNeighbours(Learned):
-    """Distance to the k-th nearest familiar features, all scaled to length 1.
+    """Distance to the k-th nearest familiar feature vector, all scaled to length 1.
 
-    Sun et al. 2022 (arXiv:2204.06507). Nothing is assumed of how familiar features are spread.
+    Sun et al. 2022 (arXiv:2204.06507). Makes no assumption about the feature distribution.
     """
 
     LEARNED = ("bank_", "k_")
@@ -164,12 +165,12 @@ class NearestNeighbours(Learned):
         self.k, self.bank_size, self.seed = k, bank_size, seed
 
     def fit(self, features: Float[Array, "*n d"]) -> NearestNeighbours:
-        """Keep familiar features, or an even draw of `bank_size` of them."""
+        """Store familiar features, or `bank_size` of them drawn uniformly."""
         rows = flat_rows(features)
         if len(rows) < self.k:
             raise ValueError(f"`features` needs at least `k`={self.k} rows, got {len(rows)}.")
         if len(rows) > self.bank_size:
-            rng = np.random.default_rng(self.seed)  # the same draw on every device
+            rng = np.random.default_rng(self.seed)  # the same sample on every device
             rows = rows[torch.from_numpy(rng.choice(len(rows), self.bank_size, replace=False))]
         self.bank_, self.k_ = unit_length(rows), torch.tensor(self.k)
         return self
@@ -185,9 +186,9 @@ class NearestNeighbours(Learned):
 
 
 class PcaResidual(Learned):
-    """What is left of standardised features beyond the familiar principal components.
+    """Residual of standardised features outside the principal subspace of familiar ones.
 
-    The root mean square over the d features.
+    Root mean square over the d features.
     """
 
     LEARNED = ("mean_", "scale_", "components_")
@@ -212,18 +213,18 @@ class PcaResidual(Learned):
         return self
 
     def score(self, features: Float[Array, "*n d"]) -> Float64[Array, "*n"]:
-        """In standard deviations of a familiar feature."""
+        """Scores in standard deviations of a familiar feature."""
         rows = (self._rows(features) - self.mean_) / self.scale_
         residual = rows - rows @ self.components_.T @ self.components_
         return like(features, (residual**2).mean(-1).sqrt())
 
 
 class PytorchOod:
-    """A detector of pytorch-ood behind the same `fit` and `score`.
+    """Adapter that gives a pytorch-ood detector the same `fit` and `score`.
 
-    Give it the detector alone, for example `PytorchOod(KNN(None, k=10))`: its `fit_features` and
-    `predict_features` are called with float32. It is kept by whoever made it, so there is no
-    `arrays`.
+    Pass the detector without a network, for example `PytorchOod(KNN(None, k=10))`; its
+    `fit_features` and `predict_features` get float32. There is no `arrays`: save the detector
+    itself.
     """
 
     def __init__(self, detector: object) -> None:
@@ -237,7 +238,7 @@ class PytorchOod:
     def fit(
         self, features: Float[Array, "*n d"], groups: Int[Array, "*n"] | None = None
     ) -> PytorchOod:
-        """Learn from familiar features and, where the detector asks for classes, `groups`."""
+        """Fit to familiar features and, if the detector needs classes, their `groups`."""
         rows = flat_rows(features)
         index = rows.new_zeros(len(rows), dtype=torch.long)
         self.detector.fit_features(
@@ -260,7 +261,7 @@ class PytorchOod:
 
 
 def require_features(features: Float[Array, "*n d"], num_features: int) -> Float64[Tensor, "*n d"]:
-    """The same numbers as a float64 tensor; refused if another detector's, or not finite."""
+    """Convert to a finite float64 tensor with `num_features` columns, or raise."""
     if features.shape[-1] != num_features:
         raise ValueError(
             f"`features` must have {num_features} numbers per row, got {features.shape[-1]}."
@@ -272,7 +273,7 @@ def require_features(features: Float[Array, "*n d"], num_features: int) -> Float
 
 
 def flat_rows(features: Float[Array, "*n d"]) -> Float64[Tensor, "rows d"]:
-    """All features as rows, checked for a fit."""
+    """Flatten to rows and check that there are at least two."""
     rows = require_features(features, features.shape[-1]).reshape(-1, features.shape[-1])
     if len(rows) < 2:
         raise ValueError(f"`features` needs at least 2 rows, got {len(rows)}.")
@@ -280,7 +281,7 @@ def flat_rows(features: Float[Array, "*n d"]) -> Float64[Tensor, "rows d"]:
 
 
 def group_index(groups: Int[Array, "*n"], rows: Float64[Tensor, "rows d"]) -> Int[Tensor, " rows"]:
-    """The group of every row, counted from 0 without gaps."""
+    """Group of each row, counted from 0 without gaps."""
     labels = tensor(groups).to(rows.device).ravel()
     if len(labels) != len(rows):
         raise ValueError(
@@ -290,21 +291,21 @@ def group_index(groups: Int[Array, "*n"], rows: Float64[Tensor, "rows d"]) -> In
 
 
 def tensor(values: Array) -> Tensor:
-    """A tensor as it is; an array copied, for torch takes neither read-only nor reversed ones."""
+    """Detach a tensor; copy an array, as torch accepts neither read-only nor reversed ones."""
     if isinstance(values, Tensor):
         return values.detach()
     return torch.from_numpy(values.astype(values.dtype.newbyteorder("="), order="C"))
 
 
 def like(features: Array, scores: Tensor) -> Array:
-    """Scores as what the features were: an array or a tensor."""
+    """Convert scores to the type of the features: array or tensor."""
     return scores if isinstance(features, Tensor) else scores.numpy()
 
 
 def batched_whitening(
     rows: Float64[Tensor, "*place n d"],
 ) -> tuple[Float64[Tensor, "*place d"], Float64[Tensor, "*place d d"]]:
-    """`gaussian.fit_whitening` in torch, for each place on its own."""
+    """`gaussian.fit_whitening` in torch, separately for each place."""
     mean, scale = rows.mean(-2), deviation(rows)
     covariance = batched_ledoit_wolf((rows - mean[..., None, :]) / scale[..., None, :])
     covariance = covariance + RIDGE * torch.eye(rows.shape[-1]).to(rows)
@@ -325,7 +326,7 @@ def batched_ledoit_wolf(centred: Float64[Tensor, "*place n d"]) -> Float64[Tenso
 
 
 def deviation(rows: Float64[Tensor, "*place n d"]) -> Float64[Tensor, "*place d"]:
-    """Standard deviation of each feature; 1 for one that never varies, which keeps its unit."""
+    """Standard deviation of each feature; 1 for constant features."""
     varies = rows.amax(-2) > rows.amin(-2)
     return torch.where(varies, rows.std(-2, correction=0), 1.0)
 
@@ -335,11 +336,11 @@ def squared_distance(
     mean: Float64[Tensor, "*some d"],
     whitener: Float64[Tensor, "*place d d"],
 ) -> Float64[Tensor, "*any"]:
-    """Of rows to a mean once whitened, divided by the number of features."""
+    """Squared distance of rows to a mean after whitening, divided by the number of features."""
     return (((rows - mean) @ whitener.mT) ** 2).mean(-1)
 
 
 def unit_length(rows: Float64[Tensor, "*n d"]) -> Float64[Tensor, "*n d"]:
-    """Rows scaled to length 1; a row of zeros stays."""
+    """Scale rows to length 1; rows of zeros stay zero."""
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return rows / torch.where(length > 0, length, 1.0)

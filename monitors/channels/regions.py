@@ -1,4 +1,4 @@
-"""From subpatches to latent positions and regions."""
+"""Averages of subpatch maps over channels and windows."""
 
 from __future__ import annotations
 

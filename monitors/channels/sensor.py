@@ -1,4 +1,4 @@
-"""Sensor channel: is the input itself broken?"""
+"""Sensor channel: detects broken camera frames, time stamps and actions."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from jaxtyping import Float64, UInt8
 from worldmodel.monitors.channels.camera_mounting import CameraSetupCheck
 
 BLANK_DEVIATION = 2.0
-"""Grey levels: a view whose pixels vary less shows nothing."""
+"""Grey levels: a view with a smaller standard deviation is blank."""
 BLACK_MEAN = 16.0
-"""Grey levels: a blank view darker than this is called black."""
+"""Grey levels: a blank view with a smaller mean is black."""
 FROZEN_REPEATS = 3
-"""So many frames in a row equal to the one before them count as frozen, if the robot was told to
-move."""
+"""Consecutive repeats of a frame that count as frozen, if the robot was commanded to move."""
 FROZEN_PATH = 0.02
-"""Commanded motion (metres, or radians) that must change a picture."""
+"""Commanded motion in metres or radians that must change a picture."""
 LARGEST_COMMAND = 10.0
-"""Metres, radians or openings: no arm is told more in one step, whatever it was trained on."""
+"""Metres, radians or gripper openings: larger commands per step are impossible for any arm."""
 LARGEST_GAP = 1.5
-"""Periods from a frame to the next; more, and at least one frame was left out."""
+"""Frame periods between frames; a longer gap means a dropped frame."""
 LATEST = 1e11
-"""Seconds: no clock shows more since any origin, unless it counts milliseconds or less."""
+"""Seconds: a larger time stamp is in another unit, such as milliseconds."""
 LARGEST_LAG = 0.5
-"""Periods from the first camera's frame to the last one's of the same step."""
+"""Frame periods between the first and the last camera's frame of one step."""
 
 
 class SensorError(ValueError):
-    """A broken input; `code` names the fault for programs, the text for people."""
+    """Raised for a broken input; `code` is machine-readable, the text is for people."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
@@ -37,13 +36,13 @@ class SensorError(ValueError):
 
 
 class SensorChannel:
-    """Finds frames and actions that no camera or policy in order would send. Constant memory.
+    """Detects frames and actions that no working camera or policy sends. Constant memory.
 
     Args:
-        frame_shape: Shape of a frame in order, [height, width, 3] or [view, height, width, 3].
-        rate_hz: Frames per second; None: not known, and of times only their order is checked.
-        mounting: How the cameras are wired and mounted; None: that is not checked.
-        action_rows: Canonical actions, side by side, that are commanded at a frame.
+        frame_shape: Shape of a valid frame, [height, width, 3] or [view, height, width, 3].
+        rate_hz: Expected frames per second; None: only the order of time stamps is checked.
+        mounting: Fitted camera setup check; None: the setup is not checked.
+        action_rows: Canonical actions commanded per frame, concatenated.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class SensorChannel:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the last frame: a new episode starts."""
+        """Start a new episode."""
         self._last: UInt8[np.ndarray, "view height width 3"] | None = None
         self._times: Float64[np.ndarray, " view"] | None = None
         self._motion = np.zeros(6)
@@ -72,7 +71,7 @@ class SensorChannel:
     def check(
         self, observation: object, action: object
     ) -> UInt8[np.ndarray, "*view height width 3"]:
-        """The frame of a healthy observation; raises `SensorError` otherwise.
+        """Return the frame of a valid observation; raise `SensorError` otherwise.
 
         `action` is canonical, or None if nothing is commanded.
         """
@@ -84,14 +83,15 @@ class SensorChannel:
         for view, pixels in enumerate(views):
             if pixels.std() < BLANK_DEVIATION:
                 code = "black" if pixels.mean() < BLACK_MEAN else "blank"
-                raise SensorError(code, f"view {view} is {code}: its pixels hardly vary.")
+                raise SensorError(code, f"view {view} is {code}: its pixels barely vary.")
             if (
                 self._repeats[view] >= FROZEN_REPEATS
                 and np.abs(self._path[view]).max() > FROZEN_PATH
             ):
                 same = self._repeats[view] + 1
                 raise SensorError(
-                    "frozen", f"view {view} shows {same} equal frames while the robot moves."
+                    "frozen",
+                    f"view {view} shows the same frame {same} times while the robot moves.",
                 )
         if lateness:
             raise SensorError("late", lateness)
@@ -105,7 +105,7 @@ class SensorChannel:
         if not isinstance(frame, np.ndarray) or isinstance(frame, np.ma.MaskedArray):
             got = type(frame).__name__
             raise SensorError("dropped", f"there is no image: expected an array, got {got}.")
-        frame = np.asarray(frame)  # a subclass may mean other things by == and mean
+        frame = np.asarray(frame)  # a subclass may override == and mean
         if not frame.size:
             raise SensorError("dropped", f"the image is empty, of shape {frame.shape}.")
         if np.issubdtype(frame.dtype, np.floating) and not np.isfinite(frame).all():
@@ -113,19 +113,21 @@ class SensorChannel:
         if frame.dtype != np.uint8:
             raise SensorError("dtype", f"the image must be uint8, got {frame.dtype}.")
         if self.frame_shape == (1, *frame.shape):
-            frame = frame[None]  # the only view needs no axis of its own
+            frame = frame[None]  # the view axis may be omitted for a single view
         if frame.shape != self.frame_shape:
-            given = len(frame) if frame.ndim == 4 else 1
+            num_received = len(frame) if frame.ndim == 4 else 1
             picture = frame.ndim in (3, 4) and frame.shape[-3:] == self.frame_shape[-3:]
-            if picture and given < self.num_views:
-                raise SensorError("dropped", f"only {given} of {self.num_views} views are there.")
+            if picture and num_received < self.num_views:
+                raise SensorError(
+                    "dropped", f"only {num_received} of {self.num_views} views arrived."
+                )
             raise SensorError(
                 "shape", f"the image must have shape {self.frame_shape}, got {frame.shape}."
             )
         return frame
 
     def _lateness(self, observation: object) -> str:
-        """What is wrong with the times of a frame, which are kept; nothing if it has none."""
+        """Fault in the frame's time stamps, '' if none; stores them for the next frame."""
         times, before = None, self._times
         self._times = None
         if isinstance(observation, Mapping) and "time_s" in observation:
@@ -157,7 +159,7 @@ class SensorChannel:
         return ""
 
     def _track(self, views: UInt8[np.ndarray, "view height width 3"]) -> None:
-        """Count how long each view stood still, and how far the robot was told to go."""
+        """Count repeated frames per view, and sum the motion commanded meanwhile."""
         still = np.zeros(len(views), dtype=bool)
         if self._last is not None:
             still = (views == self._last).all(axis=(1, 2, 3))
@@ -167,9 +169,9 @@ class SensorChannel:
 
 
 def commanded_motion(action: object, rows: int = 1) -> Float64[np.ndarray, " 6"]:
-    """Translation and rotation of `rows` canonical actions side by side; zero if there is none.
+    """Total translation and rotation of `rows` concatenated canonical actions; zero for None.
 
-    Rotations are added up as if small.
+    Rotations are added as small angles.
     """
     width = 7 * rows
     if action is None:
@@ -185,21 +187,21 @@ def commanded_motion(action: object, rows: int = 1) -> Float64[np.ndarray, " 6"]
         raise SensorError("action", "the action must hold finite floating-point numbers.")
     if np.abs(numbers).max() > LARGEST_COMMAND:
         largest = f"more than {LARGEST_COMMAND:g} metres, radians or openings"
-        raise SensorError("action", f"the action asks for {largest}, as no arm can do.")
+        raise SensorError("action", f"the action asks for {largest}, which no arm can do.")
     return numbers.astype(np.float64).reshape(rows, 7)[:, :6].sum(axis=0)
 
 
 def capture_times(time_s: object, num_views: int) -> Float64[np.ndarray, " view"] | None:
-    """One time per view, in seconds, of a number or one number per view; None if it is neither."""
+    """Capture time per view in seconds, from one number or one per view; None if invalid."""
     if isinstance(time_s, np.ma.MaskedArray) or not isinstance(
         time_s, int | float | np.number | list | tuple | np.ndarray
     ):
         return None
     try:
         with np.errstate(over="ignore"):
-            given = np.asarray(time_s)
-            times = given.astype(np.float64) if given.dtype.kind in "iuf" else np.array(np.nan)
-    except ValueError:  # lists of several lengths
+            stamps = np.asarray(time_s)
+            times = stamps.astype(np.float64) if stamps.dtype.kind in "iuf" else np.array(np.nan)
+    except ValueError:  # ragged lists
         return None
     if times.shape not in ((), (num_views,)) or not (np.abs(times) <= LATEST).all():
         return None
@@ -207,7 +209,7 @@ def capture_times(time_s: object, num_views: int) -> Float64[np.ndarray, " view"
 
 
 def _short(value: object) -> str:
-    """A value for people: what it is, and only a plain number itself."""
+    """Describe a value in a message: its type, or the number itself."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype}, shape {value.shape}"
     return repr(value) if isinstance(value, float) else f"a value of type {type(value).__name__}"

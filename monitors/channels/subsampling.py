@@ -1,4 +1,4 @@
-"""A small set of points that stands for a large one."""
+"""Coreset subsampling."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import numpy as np
 from jaxtyping import Float64
 
 ROUNDS = 8
-"""Rounds of drawing; each sees the points that the earlier ones chose."""
+"""Sampling rounds; each depends on the points chosen before."""
 
 
 def distance_sample(
     points: Float64[np.ndarray, "n d"], size: int, *, rng: np.random.Generator
 ) -> Float64[np.ndarray, "m d"]:
-    """About `size` of the points, drawn by squared distance to those drawn before.
+    """Coreset of about `size` points, sampled by squared distance to the points chosen before.
 
-    This is the seeding of k-means|| (Bahmani et al. 2012). Unlike an even draw it keeps what is
-    rare, such as the one small object on a large table.
+    This is the seeding of k-means|| (Bahmani et al. 2012). Unlike uniform sampling it keeps rare
+    points, such as those of one small object on a large table.
     """
     from scipy.spatial import KDTree
 
@@ -28,7 +28,7 @@ def distance_sample(
         newest = KDTree(points[chosen[-each:]])
         distance = np.minimum(distance, newest.query(points)[0])
         draw = min(each, int(np.count_nonzero(distance)))
-        if draw == 0:  # every point is chosen, or equals one that is
+        if draw == 0:  # all remaining points are duplicates of chosen ones
             break
         weight = distance**2 / (distance**2).sum()
         chosen = np.append(chosen, rng.choice(len(points), draw, replace=False, p=weight))

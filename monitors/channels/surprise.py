@@ -1,4 +1,4 @@
-"""Surprise channel: did reality do what the model claimed it would?"""
+"""Surprise channel: prediction error relative to the error the model expected."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from worldmodel.monitors.channels.regions import position_means
 from worldmodel.monitors.errors import require_fitted
 
 REGION_SHARE = 1 / 8
-"""Share of a frame's positions, the most surprising ones, that its score is the mean of."""
+"""Share of a frame's positions, the most surprising ones, over which its score is averaged."""
 MIN_SPREAD = 0.05
 """Smallest standard deviation of a score; ratios are of order 1."""
 LARGEST_RATIO = 1e6
-"""Ratios are cut here, so that a claim of no error at all stays a number."""
+"""Ratios are clipped here, so that an expected error of 0 gives a finite ratio."""
 
 
 def error_ratio(
@@ -24,16 +24,16 @@ def error_ratio(
     confidence: Float[np.ndarray, "*map levels"],
     epsilons: Float[np.ndarray, " levels"],
 ) -> Float64[np.ndarray, "*map"]:
-    """Observed error over the error that the claimed distribution led to expect; 1 is as claimed.
+    """Observed error over the expected error of the predicted distribution; 1 is as predicted.
 
     The expected error is the integral of 1 - P(error <= e) up to the largest epsilon. Unlike the
-    probability integral transform the ratio does not end at 1 where an error exceeds every epsilon,
-    and finds more (docs/monitor.md has the comparison).
+    probability integral transform, the ratio does not saturate when an error exceeds every epsilon,
+    and it detects more changes (comparison in docs/monitor.md).
 
     Args:
         error: Absolute difference of the imagined and the real latent.
-        confidence: P(error <= epsilon) for every one of the epsilons, which rise.
-        epsilons: In the unit of the error, above 0.
+        confidence: P(error <= epsilon) for each epsilon, in increasing order of epsilon.
+        epsilons: Tolerances in the unit of the error, above 0.
     """
     steps = np.diff(epsilons, prepend=0.0)
     stated = confidence.astype(np.float64)
@@ -44,20 +44,20 @@ def error_ratio(
 
 
 class SurpriseChannel:
-    """How far errors exceed the claims, beyond what is usual at the same horizon.
+    """Error ratio above that of nominal episodes at the same horizon.
 
     The score of a frame is the mean ratio of its most surprising positions, in standard deviations
-    above the mean of nominal frames imagined as many steps ahead.
+    above the mean of nominal frames at the same horizon.
     """
 
     def fit(
         self, ratio: Float[np.ndarray, " n *map"], horizon: Int[np.ndarray, " n"]
     ) -> SurpriseChannel:
-        """Learn what is usual from nominal episodes.
+        """Fit to nominal episodes.
 
         Args:
             ratio: `error_ratio` per subpatch.
-            horizon: Steps ahead each frame was imagined, 1 or more.
+            horizon: Prediction horizon of each frame, 1 or more.
         """
         if len(ratio) == 0 or len(ratio) != len(horizon) or horizon.min() < 1:
             raise ValueError(
@@ -69,18 +69,18 @@ class SurpriseChannel:
     def score(
         self, ratio: Float[np.ndarray, " n *map"], horizon: Int[np.ndarray, " n"]
     ) -> Float64[np.ndarray, " n"]:
-        """Standard deviations above the usual, per frame."""
+        """Score per frame, in standard deviations."""
         require_fitted(self, "scale_")
         return self.scale_.standardised(_worst(ratio)[:, None], horizon)[:, 0]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything learned, as plain arrays."""
+        """Learned parameters as NumPy arrays."""
         require_fitted(self, "scale_")
         return self.scale_.arrays()
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> SurpriseChannel:
-        """The inverse of `arrays`."""
+        """Inverse of `arrays`."""
         channel = cls()
         channel.scale_ = HorizonScale.from_arrays(arrays)
         return channel

@@ -1,1 +1,1 @@
-"""Guarantees on alarm rates and risk."""
+"""Statistical guarantees: episode thresholds, conformal risk control, fleet drift."""

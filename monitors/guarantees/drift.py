@@ -1,4 +1,4 @@
-"""Drift of a fleet: a test across episodes that may be looked at after every one of them."""
+"""Drift detection across a fleet's episodes: a sequential test, valid after every episode."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.guarantees.episode_threshold import episodes_needed, smallest_alpha
 
 SHIFTS = np.array([0.0, 0.5, 1.0])
-"""Shifts that are bet on, in standard deviations of a nominal episode's score; 0 keeps its
-stake."""
+"""Shifts to bet on, in standard deviations of a nominal episode's score; 0 keeps its stake."""
 PATIENCE = 50
-"""Episodes after which the stakes have been spread out anew about once; later ever more rarely."""
+"""Episodes until the stakes are first redistributed, on average; later redistribution is rarer."""
 
 
 def payoffs(rank: Int[np.ndarray, "*any"], size: int) -> Float64[np.ndarray, "*any bet"]:
-    """What each bet pays per unit staked, if a score ranks `rank`-th highest (from 1) of `size`.
+    """Payoff of each bet per unit staked, if a score ranks `rank`-th highest (from 1) of `size`.
 
     Cut N(0, 1) into `size` slices of equal mass: the bet on a shift pays `size` times the mass of
-    N(shift, 1) in the slice. The mean over all ranks is 1: a fair game when all are equally likely.
+    N(shift, 1) in the slice. The mean over all ranks is 1, so the game is fair for uniform ranks.
 
     >>> payoffs(np.array([1, 2]), 2).round(2).tolist()
     [[1.0, 1.38, 1.68], [1.0, 0.62, 0.32]]
@@ -39,10 +38,10 @@ def settled(
     payoff: Float64[np.ndarray, "*any bet"],
     num_before: int,
 ) -> Float64[np.ndarray, "*any bet"]:
-    """The stakes after one more episode: a share is spread evenly over all bets, then all pay out.
+    """Stakes after one more episode: redistribute a share evenly over all bets, then pay out.
 
     The share is that of the Simple Jumper (Vovk et al. 2021, arXiv:2102.10439), but falls as
-    1 / (episodes + `PATIENCE`), so that a long calm costs little.
+    1 / (episodes + `PATIENCE`), so that a long run without drift costs little.
     """
     share = 1 / (num_before + PATIENCE)
     even = share / len(SHIFTS) * stakes.sum(axis=-1, keepdims=True)
@@ -50,29 +49,29 @@ def settled(
 
 
 class FleetDrift:
-    """Finds that episodes of a fleet have come to score higher than the calibration episodes.
+    """Detects that a fleet's episodes score higher than the calibration episodes.
 
     A conformal test martingale (Vovk et al. 2003; Volkhonskiy et al. 2017, arXiv:1706.03415) over
-    whole episodes: each is ranked among the calibration episodes *and* all earlier ones, a capital
-    of 1 is bet on high ranks, and 1 / `alpha` is the alarm. While all episodes are exchangeable the
-    ranks are independent and uniform, the game is fair, and the chance that the capital *ever*
-    reaches 1 / `alpha` is at most `alpha` (Ville 1939). Ranked among the calibration episodes alone
-    they would all share that set's luck, and the promise would break.
+    whole episodes. Each episode is ranked among the calibration episodes *and* all earlier ones. An
+    initial capital of 1, the evidence, is bet on high ranks; drift is reported at 1 / `alpha`. For
+    exchangeable episodes the ranks are independent and uniform and the game is fair, so the
+    probability of *ever* reaching 1 / `alpha` is at most `alpha` (Ville 1939). Ranks among the
+    calibration episodes alone would be dependent, and the guarantee would not hold.
 
-    What changes slowly becomes part of the history it is compared with, and may go unseen.
+    Slow changes become part of the history and may go undetected.
     """
 
     def __init__(self, alpha: float = 0.05, *, seed: int = 0) -> None:
-        """Store `alpha`, and the `seed` of the draw that orders equal scores."""
+        """Store `alpha`, and the `seed` that breaks ties between equal scores."""
         self.num_needed = episodes_needed(alpha)
         if seed < 0:
             raise ValueError(f"`seed` must be 0 or more, got {seed}.")
         self.alpha, self.seed = alpha, seed
 
     def fit(self, scores: Float[np.ndarray, " episode"]) -> FleetDrift:
-        """Start with a capital of 1 and the largest score of each calibration episode.
+        """Start from a capital of 1 and the largest score of each calibration episode.
 
-        The promise holds for any number of them; with too few an alarm comes too late to be of use.
+        The guarantee holds for any number of them, but with too few an alarm comes too late.
         """
         n = len(scores)
         if n < self.num_needed:
@@ -82,7 +81,7 @@ class FleetDrift:
             )
         if not np.isfinite(scores).all():
             raise ValueError(
-                "`scores` must be finite; a calibration episode has no score or a broken one."
+                "`scores` must be finite; a calibration episode has a missing or invalid score."
             )
         self._begin(scores, n, np.full(len(SHIFTS), 1 / len(SHIFTS)))
         return self
@@ -101,7 +100,7 @@ class FleetDrift:
 
     @property
     def capital_(self) -> float:
-        """Evidence of drift: what a capital of 1 has become."""
+        """Evidence of drift: current capital, from an initial 1."""
         require_fitted(self, "stakes_")
         return float(self.stakes_.sum())
 
@@ -111,9 +110,9 @@ class FleetDrift:
         return self.capital_ >= 1 / self.alpha
 
     def update(self, score: float) -> bool:
-        """Take in a finished episode's largest score; return whether drift has been found.
+        """Add a finished episode's largest score; return whether drift has been detected.
 
-        Once found it stays found, and later episodes are not looked at, until the next `fit`.
+        After a detection, later episodes are ignored until the next `fit`.
         """
         if self.found_:
             return True
@@ -127,7 +126,7 @@ class FleetDrift:
         return self.found_
 
     def _rank(self, score: float) -> int:
-        """Rank of `score` from the top, from 1; a seeded draw among equal scores."""
+        """Rank of `score` from the top, counted from 1; ties are broken by a seeded draw."""
         history = self._history
         high = bisect_right(history, score)
         equal = high - bisect_left(history, score)
@@ -137,7 +136,7 @@ class FleetDrift:
         return rank
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The whole state, as plain arrays; it grows by 8 bytes an episode."""
+        """Full state as NumPy arrays; grows by 8 bytes per episode."""
         require_fitted(self, "stakes_")
         return {
             "alpha": np.array(self.alpha),
@@ -149,15 +148,17 @@ class FleetDrift:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> FleetDrift:
-        """The inverse of `arrays`: it goes on as if it had never stopped."""
+        """Inverse of `arrays`: resumes the test."""
         drift = cls(float(arrays["alpha"]), seed=int(arrays["seed"]))
         history, stakes = np.asarray(arrays["history"]), np.asarray(arrays["stakes"])
         n = int(arrays["num_calibration"])
         if stakes.shape != (len(SHIFTS),) or not (np.isfinite(stakes) & (stakes >= 0)).all():
-            raise ValueError(f"`stakes` must be {len(SHIFTS)} amounts of money, got {stakes}.")
+            raise ValueError(
+                f"`stakes` must be {len(SHIFTS)} finite non-negative numbers, got {stakes}."
+            )
         if history.ndim != 1 or not np.isfinite(history).all() or not 0 < n <= len(history):
             raise ValueError(
-                "`history` must hold finite scores, those of calibration among them, got "
+                "`history` must hold finite scores, including those of the calibration set, got "
                 f"shape {history.shape} and {n} calibration episodes."
             )
         drift._begin(history, n, stakes.copy())

@@ -1,4 +1,4 @@
-"""A threshold that a nominal episode exceeds, at any time, with probability at most alpha."""
+"""Episode threshold: a nominal episode ever exceeds it with probability at most alpha."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def smallest_alpha(num_episodes: int, delta: float | None = None) -> float:
 class EpisodeThreshold:
     """Split-conformal bound on an episode's supremum (Vovk et al. 2005).
 
-    If the next episode is exchangeable with the calibration episodes, the chance that its score
-    exceeds `value_` at any time is at most `alpha`, however the scores within an episode depend on
-    each other. The chance is over calibration sets and episodes together. An episode that runs
-    longer than the calibration episodes did is not exchangeable with them.
+    If the next episode is exchangeable with the calibration episodes, the probability that its
+    score ever exceeds `value_` is at most `alpha`, for any dependence within an episode. The
+    probability is over calibration sets and episodes together (marginal validity). An episode
+    longer than the calibration episodes is not exchangeable with them.
 
-    With `delta`, the chance for future episodes is at most `alpha` for all calibration sets but a
-    share of at most `delta`, if episodes are independent (Wilks 1941; Vovk 2012, conditional
-    validity): this threshold is then likely to keep its rate, not only thresholds on average.
+    With `delta`, episodes must be independent, and the probability given the calibration set is at
+    most `alpha` for all but a share `delta` of calibration sets (conditional validity: Wilks 1941;
+    Vovk 2012).
     """
 
     def __init__(self, alpha: float, *, delta: float | None = None) -> None:
@@ -57,34 +57,34 @@ class EpisodeThreshold:
         self.alpha, self.delta = alpha, delta
 
     def fit(self, maxima: Float[np.ndarray, " episode"]) -> EpisodeThreshold:
-        """Learn from the largest score of each calibration episode."""
+        """Fit to the largest score of each calibration episode."""
         n = len(maxima)
         if n < self.num_needed:
-            promise = f"`alpha`={self.alpha:g}"
+            target = f"`alpha`={self.alpha:g}"
             if self.delta is not None:
-                promise += f" with `delta`={self.delta:g}"
+                target += f" with `delta`={self.delta:g}"
             raise ValueError(
-                f"{promise} needs at least {self.num_needed} calibration episodes, "
+                f"{target} needs at least {self.num_needed} calibration episodes, "
                 f"got {n}, which support {smallest_alpha(n, self.delta):.3g} at best."
             )
         if not np.isfinite(maxima).all():
             raise ValueError(
-                "`maxima` must be finite; a calibration episode has no score or a broken one."
+                "`maxima` must be finite; a calibration episode has a missing or invalid score."
             )
         self.value_ = float(np.sort(maxima)[self._rank(n) - 1])
         return self
 
     def _rank(self, n: int) -> int:
-        """Which of `n` sorted maxima, counted from 1, is the threshold.
+        """Rank of the threshold among `n` sorted maxima, counted from 1.
 
-        The chance of exceeding the k-th of them is Beta(n + 1 - k, k) over calibration sets: its
-        mean is 1 - k / (n + 1), and P(Beta > alpha) = P(Binomial(n, alpha) <= n - k).
+        The probability of exceeding the k-th maximum is Beta(n + 1 - k, k) over calibration sets:
+        its mean is 1 - k / (n + 1), and P(Beta > alpha) = P(Binomial(n, alpha) <= n - k).
         """
         if self.delta is None:
             return math.ceil(round((n + 1) * (1 - self.alpha), 9))
         from scipy.special import bdtr
 
-        above = bdtr(np.arange(n), n, self.alpha)  # P(Beta > alpha) with so many maxima above
+        above = bdtr(np.arange(n), n, self.alpha)  # P(Beta > alpha) by number of maxima above
         return n + 1 - int(np.sum(above <= self.delta * (1 + 1e-8)))
 
     def exceeded(self, score: float) -> bool:

@@ -1,4 +1,4 @@
-"""Which subpatches to trust so that at most a share alpha of them is wrong, by conformal risk."""
+"""Conformal risk control: trust subpatches so that at most a share alpha of them is wrong."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from worldmodel.monitors.guarantees.episode_threshold import episodes_needed, sm
 from worldmodel.monitors.reliability.measures import ReliabilityBins, bin_forecasts
 
 NUM_BINS = 100
-"""Thresholds that are tried: 0, 0.01, ..., 0.99, and trusting nothing."""
+"""Candidate thresholds: 0, 0.01, ..., 0.99, and trusting nothing."""
 TRUST_NOTHING = 2.0
-"""A threshold that no confidence reaches."""
+"""Threshold above every confidence."""
 
 Group = TypeVar("Group", bound=Hashable)
 
 
 class RiskControl:
-    """Conformal risk control by episodes (Angelopoulos et al. 2022, arXiv:2208.02814).
+    """Conformal risk control over episodes (Angelopoulos et al. 2022, arXiv:2208.02814).
 
-    Of an episode's subpatches whose confidence is at least `threshold_`, some share is wrong (0 if
-    there are none). If the next episode is exchangeable with the calibration episodes, the expected
-    share is at most `alpha`, however calibrated the confidence is and however the subpatches of an
-    episode depend on each other. The expectation is over calibration sets and episodes together:
-    it promises nothing of a single episode.
+    The risk is the share of wrong subpatches among an episode's trusted ones, those with confidence
+    of at least `threshold_` (0 if there are none). If the next episode is exchangeable with the
+    calibration episodes, the expected risk is at most `alpha`, for any miscalibration and any
+    dependence within an episode. The expectation is over calibration sets and episodes together; a
+    single episode has no guarantee.
 
-    The theorem needs a loss that never rises with the threshold, and that share can. So the loss is
-    the largest share at any threshold at least as strict, which bounds it from above.
+    The theorem needs a loss that never rises with the threshold, but the share of wrong subpatches
+    may rise. The loss is therefore its maximum over all thresholds at least as strict, an upper
+    bound.
     """
 
     def __init__(self, alpha: float) -> None:
@@ -43,16 +44,16 @@ class RiskControl:
         confidence: Sequence[Float[np.ndarray, "*any"]],
         correct: Sequence[Bool[np.ndarray, "*any"]],
     ) -> RiskControl:
-        """Learn from forecasts and outcomes: one array of each per episode."""
+        """Fit to confidence and outcomes, one array of each per episode."""
         pairs = zip(confidence, correct, strict=True)
         sums = [bin_forecasts(stated, true, num_bins=NUM_BINS).sums for stated, true in pairs]
         return self.fit_bins(ReliabilityBins(np.stack(sums) if sums else np.zeros((0, 4, 1))))
 
     def fit_bins(self, bins: ReliabilityBins) -> RiskControl:
-        """Learn from streaming sums whose leading axis is the episode, such as `episode_bins`.
+        """Fit to streaming sums whose leading axis is the episode, such as `episode_bins`.
 
-        The edges of the bins are the thresholds tried; use narrow bins (100 or more). Episodes
-        without a forecast do not count.
+        Bin edges are the candidate thresholds, so use 100 bins or more. Episodes without forecasts
+        are ignored.
         """
         bins = ReliabilityBins(bins.sums[bins.count.any(axis=-1)])
         n = len(bins.sums)
@@ -61,14 +62,16 @@ class RiskControl:
                 f"`alpha`={self.alpha:g} needs at least {self.num_needed} calibration episodes, "
                 f"got {n}, which support {smallest_alpha(n):.3g} at best."
             )
-        bound = (worst_shares(bins).sum(axis=0) + 1) / (n + 1)  # the next episode may be all wrong
+        bound = (worst_shares(bins).sum(axis=0) + 1) / (
+            n + 1
+        )  # + 1: in the next episode all may be wrong
         kept = np.flatnonzero(bound <= self.alpha)
         self.num_episodes_ = n
         self.threshold_ = lower_edge(int(kept[0]), len(bound)) if len(kept) else TRUST_NOTHING
         return self
 
     def trusted(self, confidence: Float[np.ndarray, "*any"]) -> Bool[np.ndarray, "*any"]:
-        """Which subpatches may be trusted."""
+        """Mask of trusted subpatches."""
         require_fitted(self, "threshold_")
         return np.asarray(require_probabilities(confidence) >= self.threshold_)
 
@@ -76,26 +79,26 @@ class RiskControl:
 def risk_controls(
     alpha: float, groups: Mapping[Group, ReliabilityBins]
 ) -> dict[Group, RiskControl]:
-    """A threshold for each group that has the episodes for it, else the one of all together.
+    """One threshold per group with enough episodes; other groups share the pooled threshold.
 
     Args:
-        alpha: share of wrong ones among the trusted.
-        groups: camera, band of horizons or both -> sums whose leading axis is the episode, the
-            same episodes in the same order. A group that must share has no promise of its own:
-            the shared threshold's is for all groups taken together.
+        alpha: Bound on the expected share of wrong subpatches among the trusted ones.
+        groups: Camera, band of horizons or both -> sums whose leading axis is the episode, the
+            same episodes in the same order. The pooled threshold is guaranteed only for all groups
+            together, not for the group that uses it.
     """
     total = np.sum([bins.sums for bins in groups.values()], axis=0)
     pooled = RiskControl(alpha).fit_bins(ReliabilityBins(total))
 
-    def own(bins: ReliabilityBins) -> RiskControl:
+    def control(bins: ReliabilityBins) -> RiskControl:
         enough = bins.count.any(axis=-1).sum() >= pooled.num_needed
         return RiskControl(alpha).fit_bins(bins) if enough else pooled
 
-    return {group: own(bins) for group, bins in groups.items()}
+    return {group: control(bins) for group, bins in groups.items()}
 
 
 def worst_shares(bins: ReliabilityBins) -> Float64[np.ndarray, "*episode bins"]:
-    """Largest share of wrong ones among the trusted at each bin's lower edge or a stricter one.
+    """Largest share of wrong subpatches among the trusted, at each bin's lower edge or stricter.
 
     >>> p, wrong = np.array([0.1, 0.4, 0.6, 0.9]), np.array([True, False, False, True])
     >>> worst_shares(bin_forecasts(p, ~wrong, num_bins=4)).tolist()  # 2/4, 1/3, 1/2, 1/1
@@ -110,7 +113,7 @@ def worst_shares(bins: ReliabilityBins) -> Float64[np.ndarray, "*episode bins"]:
 
 
 def lower_edge(index: int, num_bins: int) -> float:
-    """The least confidence that falls into a bin: the quotient, up to rounding.
+    """Smallest confidence that falls into a bin: index / num_bins, up to rounding.
 
     >>> lower_edge(29, 100) >= 0.29, int(lower_edge(29, 100) * 100), int(0.29 * 100)
     (True, 29, 28)

@@ -1,1 +1,1 @@
-"""Metrics of detection, localisation, rank correlation and uncertainty."""
+"""Metrics: detection, localisation, rank correlation and uncertainty decomposition."""

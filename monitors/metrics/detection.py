@@ -1,4 +1,4 @@
-"""How well scores tell shifted episodes from nominal ones, and how soon."""
+"""Detection metrics: AUROC, precision, false positive rate and alarm delay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from worldmodel.monitors.verdict import Level
 
 
 def auroc(nominal: Float[np.ndarray, " n"], shifted: Float[np.ndarray, " m"]) -> float:
-    """Chance that a shifted score exceeds a nominal one, ties counted half.
+    """AUROC: probability that a shifted score exceeds a nominal one, ties counted half.
 
     >>> auroc(np.array([0.0, 1.0]), np.array([1.0, 2.0]))
     0.875
@@ -32,8 +32,8 @@ def auroc(nominal: Float[np.ndarray, " n"], shifted: Float[np.ndarray, " m"]) ->
 def auroc_interval(area: float, n: int, m: int, *, level: float = 0.95) -> tuple[float, float]:
     """Score interval of an AUROC from n nominal and m shifted episodes.
 
-    Method 5 of Newcombe (2006, doi:10.1002/sim.2324). Unlike the intervals of DeLong
-    and of the bootstrap it does not shrink to a point at 0 or 1.
+    Method 5 of Newcombe (2006, doi:10.1002/sim.2324). Unlike DeLong and bootstrap intervals, it
+    does not shrink to a point at 0 or 1.
     """
     from scipy.optimize import brentq
 
@@ -44,7 +44,7 @@ def auroc_interval(area: float, n: int, m: int, *, level: float = 0.95) -> tuple
         share = pairs * ((1 - theta) / (2 - theta) + theta / (1 + theta))
         return (area - theta) ** 2 - z**2 * theta * (1 - theta) * (1 + share) / (n * m)
 
-    tiny = 1e-12  # 0 and 1 themselves are roots without a meaning
+    tiny = 1e-12  # 0 and 1 are spurious roots
     low = 0.0 if area == 0 else brentq(excess, 0.0, min(area, 1 - tiny))
     high = 1.0 if area == 1 else brentq(excess, max(area, tiny), 1.0)
     return float(low), float(high)
@@ -53,7 +53,7 @@ def auroc_interval(area: float, n: int, m: int, *, level: float = 0.95) -> tuple
 def false_positive_rate(
     nominal: Float[np.ndarray, " n"], shifted: Float[np.ndarray, " m"], *, detected: float = 0.95
 ) -> float:
-    """Share of nominal scores at or above the threshold that finds `detected` of the shifted.
+    """False positive rate at the threshold that detects the share `detected` of shifted scores.
 
     >>> false_positive_rate(np.array([0.0, 1.0]), np.array([1.0, 2.0]))
     0.5
@@ -65,7 +65,7 @@ def false_positive_rate(
 
 
 def average_precision(nominal: Float[np.ndarray, " n"], shifted: Float[np.ndarray, " m"]) -> float:
-    """Area under the precision-recall curve, by steps; a coin scores m / (n + m), the base rate.
+    """Average precision (step-wise); a random score gets the base rate m / (n + m).
 
     >>> round(average_precision(np.array([0.0, 1.0]), np.array([1.0, 2.0])), 3)
     0.833
@@ -81,7 +81,7 @@ def average_precision(nominal: Float[np.ndarray, " n"], shifted: Float[np.ndarra
 def alarm_delay(
     levels: Int[np.ndarray, " time"], *, onset: int = 0, level: Level = Level.NOTICE
 ) -> int | None:
-    """Frames from `onset` to the first of at least `level`; None if there is none.
+    """Frames from `onset` to the first frame of at least `level`; None without an alarm.
 
     >>> alarm_delay(np.array([0, 0, 1, 0]), onset=1)
     1
@@ -92,19 +92,19 @@ def alarm_delay(
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionSummary:
-    """One row of a detection table: one kind of shift against nominal episodes."""
+    """Row of a detection table: one kind of shift against nominal episodes."""
 
     num_nominal: int
     num_shifted: int
     auroc: float
-    """Of the episodes' largest surprise."""
+    """AUROC of the episodes' largest alarm score."""
     auroc_interval: tuple[float, float]
     aupr: float
     """Average precision of the same scores."""
     base_rate: float
-    """Share of shifted episodes: the average precision of a coin."""
+    """Share of shifted episodes: the average precision of a random score."""
     fpr95: float
-    """Share of nominal episodes above the threshold that finds 95% of the shifted ones."""
+    """False positive rate at the threshold that detects 95% of the shifted episodes."""
     false_alarm_rate: float
     """Share of nominal episodes with any alarm."""
     detected_rate: float
@@ -112,7 +112,7 @@ class DetectionSummary:
     detected_interval: tuple[float, float]
     """95% Wilson interval."""
     median_delay: float | None
-    """Frames from the onset to the alarm, over the detected episodes."""
+    """Median frames from onset to alarm, over the detected episodes."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -126,9 +126,9 @@ def summarize_detection(
     onset: int = 0,
     level: Level = Level.NOTICE,
 ) -> DetectionSummary:
-    """Compare watched episodes; every one is cut to the length of the shortest.
+    """Detection metrics of watched episodes, all cut to the length of the shortest.
 
-    A longer episode has a larger maximum by chance alone; length must not tell the classes apart.
+    Longer episodes have larger maxima by chance; length must not separate the classes.
     """
     from scipy.stats import binomtest
 
@@ -161,5 +161,5 @@ def summarize_detection(
 def _need_both(nominal: Float[np.ndarray, " n"], shifted: Float[np.ndarray, " m"]) -> None:
     if not len(nominal) or not len(shifted):
         raise ValueError(
-            f"`nominal` and `shifted` need scores, got {len(nominal)} and {len(shifted)}."
+            f"`nominal` and `shifted` must not be empty, got {len(nominal)}, {len(shifted)} scores."
         )

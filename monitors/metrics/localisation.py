@@ -1,7 +1,7 @@
-"""How well a map points at what is wrong in a picture, where the pixels that are wrong are known.
+"""Localisation metrics: how well a surprise map agrees with a known anomaly mask.
 
-A map is higher where it is more surprising. Every measure looks at one picture, so it asks where in
-the picture the map is high, and not whether the picture as a whole stands out.
+Maps are higher where more surprising. Each metric scores one picture: it depends on where the map
+is high within the picture, not on the overall level.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ Interval = tuple[float, float]
 
 
 def pixel_auroc(surprise: Map, mask: Mask) -> float:
-    """Chance that a pixel inside the mask is more surprising than one outside, ties counted half.
-
-    Without knowledge it is 0.5.
+    """AUROC of pixels inside the mask against pixels outside, ties counted half; chance is 0.5.
 
     >>> pixel_auroc(np.array([[0.0, 1.0], [1.0, 2.0]]), np.array([[False, False], [True, True]]))
     0.875
@@ -38,10 +36,9 @@ def pixel_auroc(surprise: Map, mask: Mask) -> float:
 def pixel_aupro(surprise: Map, mask: Mask, *, limit: float = FPR_LIMIT) -> float:
     """Area under the per-region overlap of Bergmann et al. 2020 (arXiv:1911.02357), in [0, 1].
 
-    Above a threshold, each connected region of the mask (corners touch) is found to some share of
-    its pixels. The mean share over regions is integrated over the false positive rate from 0 to
-    `limit` and divided by `limit`, so that small regions count as much as large ones. Without
-    knowledge it is `limit` / 2.
+    The overlap is the share of each connected mask region (8-connected) above a threshold, averaged
+    over regions, so small regions count as much as large ones. It is integrated over the false
+    positive rate from 0 to `limit` and divided by `limit`. Chance is `limit` / 2.
 
     >>> pixel_aupro(np.array([[0.0, 0.0], [1.0, 2.0]]), np.array([[False, False], [True, True]]))
     1.0
@@ -53,7 +50,9 @@ def pixel_aupro(surprise: Map, mask: Mask, *, limit: float = FPR_LIMIT) -> float
         raise ValueError(f"`limit` must lie above 0 and be at most 1, got {limit}.")
     regions, num_regions = label(mask, structure=np.ones((3, 3)))
     sizes = np.bincount(regions.ravel())
-    share = np.where(mask, 1 / (num_regions * sizes[regions]), 0.0)  # of the mean overlap
+    share = np.where(
+        mask, 1 / (num_regions * sizes[regions]), 0.0
+    )  # contribution to the mean overlap
     order = np.argsort(-surprise, axis=None, kind="stable")
     last_of_level = np.diff(surprise.ravel()[order], append=-np.inf) != 0
     found = np.cumsum(share.ravel()[order])[last_of_level]
@@ -65,14 +64,14 @@ def pixel_aupro(surprise: Map, mask: Mask, *, limit: float = FPR_LIMIT) -> float
 
 
 def pointing(surprise: Map, mask: Mask, *, tolerance: float = 0.0) -> float:
-    """The pointing game of Zhang et al. 2016 (arXiv:1608.00507): does the maximum hit the mask?
+    """Pointing game (Zhang et al. 2016, arXiv:1608.00507): whether the map's maximum hits the mask.
 
-    1 or 0; where several pixels share the maximum, the share of them that hits. Without knowledge
-    it is the mask's share of the picture.
+    1 or 0; if several pixels share the maximum, the share of them that hits. Chance is the mask's
+    share of the picture.
 
     Args:
-        surprise: The map.
-        mask: What it should point at.
+        surprise: Surprise map.
+        mask: True anomaly.
         tolerance: Distance to the mask, in pixels, that still counts as a hit; Zhang et al. allow
             15 in photographs some hundred pixels wide.
 
@@ -90,19 +89,19 @@ def pointing(surprise: Map, mask: Mask, *, tolerance: float = 0.0) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Localisation:
-    """How well maps point at masks: means over pictures."""
+    """Localisation metrics, averaged over pictures."""
 
     num_pictures: int
     num_episodes: int
     auroc: float
     auroc_interval: Interval | None
-    """95%, over redrawn episodes; None for a single one. So are the others."""
+    """95% bootstrap interval over episodes, None for a single one; likewise below."""
     aupro: float
     aupro_interval: Interval | None
     pointing: float
     pointing_interval: Interval | None
     mask_share: float
-    """Mean share of a picture that its mask covers: what `pointing` is by chance."""
+    """Mean share of a picture that its mask covers: chance level of `pointing`."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -110,7 +109,7 @@ class Localisation:
 
 
 def score_picture(surprise: Map, mask: Mask, *, tolerance: float = 0.0) -> dict[str, float]:
-    """Every measure of one picture, by name."""
+    """All metrics of one picture, by name."""
     return {
         "auroc": pixel_auroc(surprise, mask),
         "aupro": pixel_aupro(surprise, mask),
@@ -126,13 +125,13 @@ def summarize_localisation(
     rng: np.random.Generator,
     num_resamples: int = 1000,
 ) -> Localisation:
-    """Means over pictures, with intervals over redrawn episodes.
+    """Means over pictures, with bootstrap intervals over episodes.
 
     Args:
         scores: One `score_picture` per picture.
-        episodes: The episode of each; pictures of one episode stand and fall together.
-        rng: Draws the episodes.
-        num_resamples: How often.
+        episodes: The episode of each picture; episodes are resampled, not pictures.
+        rng: Generator of the bootstrap.
+        num_resamples: Number of resamples.
     """
     if not scores or len(scores) != len(episodes):
         raise ValueError(
@@ -177,5 +176,5 @@ def _check(surprise: Map, mask: Mask) -> None:
     if mask.all() or not mask.any():
         kind = "full" if mask.any() else "empty"
         raise ValueError(
-            f"`mask` must have pixels inside and outside, but it is {kind}; leave the picture out."
+            f"`mask` must have pixels inside and outside, but it is {kind}; skip the picture."
         )

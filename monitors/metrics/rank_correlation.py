@@ -1,4 +1,4 @@
-"""Whether low confidence goes with large errors: Shepherd's π, AUSE and Kendall's τ."""
+"""Rank correlation of confidence and error: Shepherd's π, AUSE and Kendall's τ."""
 
 from __future__ import annotations
 
@@ -10,36 +10,35 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Shaped
 
 OUTLIER_DISTANCE = 6.0
-"""A pair at least this far from the others, as a mean squared Mahalanobis distance over resamples,
-is an outlier."""
+"""Mean squared Mahalanobis distance over resamples from which a pair is an outlier."""
 MAX_GROUPS = 1000
-"""Groups of pairs that are resampled together, or removed together in a resample."""
+"""Largest number of groups of pairs that are resampled, or removed, together."""
 MAX_PAIRS = 100_000
-"""A summary reads at most so many pairs, drawn evenly from all. Leaving out the others adds a
-standard error of at most 0.003 to π."""
+"""Largest number of pairs in a summary, drawn uniformly. Subsampling adds a standard error of at
+most 0.003 to π."""
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AssociationSummary:
-    """How well a score ranks errors; intervals are 95% ones over redrawn episodes."""
+    """Agreement of score and error rankings, with 95% bootstrap intervals over episodes."""
 
     num_episodes: int
     num_pairs: int
-    """Pairs given."""
+    """Pairs in the input."""
     num_used: int
-    """Pairs drawn from them; all figures are computed on these."""
+    """Pairs drawn from the input; all metrics use only these."""
     num_outliers: int
-    """Pairs used that π leaves out."""
+    """Outliers that π ignores."""
     pi: float
-    """Shepherd's π of score and error: -1 if trust falls strictly as errors grow."""
+    """Shepherd's π of score and error: -1 if the score falls strictly as errors grow."""
     pi_interval: Interval
     ause: float
-    """Area under the sparsification error curve: 0 for the ranking by the errors themselves."""
+    """Area under the sparsification error curve; 0 for ranking by the errors themselves."""
     ause_interval: Interval
     ause_chance: float
-    """What a random ranking is expected to get; it depends on the errors alone."""
+    """Expected AUSE of a random ranking; depends only on the errors."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -53,14 +52,13 @@ def shepherds_pi(
     rng: np.random.Generator,
     num_resamples: int = 200,
 ) -> tuple[float, Bool[np.ndarray, " n"]]:
-    """Spearman's ρ without bivariate outliers, and which pairs these are.
+    """Spearman's ρ without bivariate outliers, and the outlier mask.
 
     Schwarzkopf, De Haas and Rees 2012 (doi:10.3389/fnhum.2012.00200): a pair is an outlier if its
-    squared Mahalanobis distance, averaged over resamples of the pairs, is at least 6. That average
-    is a quadratic form, known from the resamples' means and covariances, so that the pairs are
-    passed but once. More than 1000 pairs are resampled in 1000 interleaved groups. The source's
-    doubled p value is left out: it presumes independent pairs, which subpatches of a video are not.
-    NaN if score or error is the same throughout.
+    squared Mahalanobis distance, averaged over resamples of the pairs, is at least 6. The average
+    is a quadratic form in the resamples' means and covariances, so one pass over the pairs is
+    enough. More than 1000 pairs are resampled in 1000 interleaved groups. There is no p-value,
+    because subpatches of a video are not independent. NaN if score or error is constant.
     """
     _check_errors(score, error)
     monomials = _monomials(score, error)
@@ -74,10 +72,10 @@ def shepherds_pi(
 def ause(score: Float[np.ndarray, " n"], error: Float[np.ndarray, " n"]) -> float:
     """Area under the sparsification error curve (Ilg et al. 2018, arXiv:1802.07095).
 
-    Remove the pairs of lowest score first and follow the mean error of the rest, in units of the
-    mean error of all, while the share removed goes from 0 to 1; take off the same curve for
-    removing the largest errors first; integrate. Equal scores are removed evenly, so a constant
-    score gets what a random ranking is expected to get. NaN if no error is above 0.
+    The sparsification curve is the mean error of the remaining pairs, over the mean error of all,
+    as the lowest scores are removed first. AUSE integrates its difference from the oracle curve,
+    which removes the largest errors first. Ties are removed evenly, so a constant score gets the
+    expected AUSE of a random ranking. NaN if all errors are 0.
 
     >>> ause(np.array([0.9, 0.5]), np.array([1.0, 3.0]))  # the ranking by the errors themselves
     0.0
@@ -94,11 +92,11 @@ def ause(score: Float[np.ndarray, " n"], error: Float[np.ndarray, " n"]) -> floa
 def kendall_tau(
     x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], *, level: float = 0.95
 ) -> tuple[float, Interval]:
-    """Kendall's τ-b of independent pairs, and its interval.
+    """Kendall's τ-b of independent pairs, and its confidence interval.
 
-    After Fieller, Hartley and Pearson 1957 artanh τ is taken as normal with variance
-    0.437 / (n - 4). There |τ| = 1 counts as half a pair short of it, so that no interval is a
-    single point. [-1, 1] for n <= 4; NaN if x or y is the same throughout.
+    artanh τ is treated as normal with variance 0.437 / (n - 4) (Fieller, Hartley and Pearson 1957).
+    |τ| = 1 is reduced by half a pair first, so that the interval is not a single point. [-1, 1] for
+    n <= 4; NaN if x or y is constant.
     """
     from scipy.special import ndtri
     from scipy.stats import kendalltau
@@ -123,15 +121,15 @@ def summarize_association(
     rng: np.random.Generator,
     num_resamples: int = 200,
 ) -> AssociationSummary:
-    """π and AUSE of all pairs, one array per episode, with intervals over redrawn episodes.
+    """π and AUSE of all pairs, one array per episode, with bootstrap intervals over episodes.
 
-    A higher score means more trust: give confidence, or minus a variance. Every resample of
-    episodes has its own outliers, by their plain distance. Intervals are the resamples' middle 95%:
-    somewhat narrow for few episodes (by 5 to 20% for 30), NaN for one.
+    A higher score means more trust: pass confidence, or a negated variance. Each resample of
+    episodes has its own outliers, by plain Mahalanobis distance. Percentile intervals (95%) are 5
+    to 20% too narrow for 30 episodes, and NaN for one.
     """
     if len(scores) != len(errors) or not len(errors):
         raise ValueError(
-            "`scores` and `errors` need one array per episode, of the same episodes and at least "
+            "`scores` and `errors` need one array per episode, for the same episodes and at least "
             f"one; got {len(scores)} and {len(errors)}."
         )
     for one, other in zip(scores, errors, strict=True):
@@ -157,7 +155,7 @@ def summarize_association(
 def _draw(
     scores: Sequence[np.ndarray], errors: Sequence[np.ndarray], rng: np.random.Generator
 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Score, error and episode of all pairs, or of `MAX_PAIRS` drawn evenly from them."""
+    """Score, error and episode of all pairs, or of `MAX_PAIRS` drawn uniformly."""
     score = np.concatenate([s.ravel() for s in scores])
     error = np.concatenate([e.ravel() for e in errors])
     episode = np.repeat(np.arange(len(errors)), [e.size for e in errors])
@@ -173,9 +171,9 @@ def _resample(
     episode: Int[np.ndarray, " n"],
     draws: Float64[np.ndarray, "resample episode"],
 ) -> tuple[Float64[np.ndarray, " resample"], Float64[np.ndarray, " resample"]]:
-    """π and AUSE with every episode counted as often as it was drawn.
+    """π and AUSE of each resample, with episodes weighted by their number of draws.
 
-    For AUSE values are grouped into 1000 equal parts by rank, which moves it by less than 0.001.
+    For AUSE, values are binned into 1000 equal parts by rank, which changes it by less than 0.001.
     """
     monomials, distrust, loss = _monomials(score, error), _Order.of(-score), _Order.of(error)
     forms = _distance_forms(draws @ _sums(monomials, episode, draws.shape[1]))
@@ -193,7 +191,7 @@ def _resample(
 
 
 def _percentiles(values: Float64[np.ndarray, " resample"], num_episodes: int) -> Interval:
-    """The middle 95%; NaN if nothing could be redrawn."""
+    """95% percentile interval; NaN for a single episode."""
     if num_episodes < 2 or np.isnan(values).all():
         return float("nan"), float("nan")
     low, high = np.nanquantile(values, [0.025, 0.975])
@@ -202,18 +200,18 @@ def _percentiles(values: Float64[np.ndarray, " resample"], num_episodes: int) ->
 
 @dataclass(frozen=True)
 class _Order:
-    """Values sorted once, so that no reweighting sorts them again."""
+    """Sort order of values, reused by every resample."""
 
     index: Int[np.ndarray, " n"]
-    """Positions of the values, in rising order."""
+    """Indices that sort the values."""
     first: Int[np.ndarray, " n"]
-    """How many values are smaller than this one."""
+    """Number of smaller values."""
     last: Int[np.ndarray, " n"]
-    """How many values are smaller or equal."""
+    """Number of smaller or equal values."""
 
     @classmethod
     def of(cls, values: Float[np.ndarray, " n"]) -> _Order:
-        """The order of `values`."""
+        """Sort `values`."""
         index = np.argsort(values)
         new = np.flatnonzero(np.diff(values[index])) + 1
         bounds = np.concatenate(([0], new, [len(values)]))
@@ -223,12 +221,12 @@ class _Order:
         return cls(index, first, last)
 
     def running(self, weight: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " positions"]:
-        """Sums of `weight` over the smallest 0, 1, ..., n values."""
+        """Cumulative `weight` of the smallest 0, 1, ..., n values."""
         return np.concatenate(([0], np.cumsum(weight[self.index])))
 
 
 def _spearman(x: _Order, y: _Order, weight: Shaped[np.ndarray, " n"]) -> float:
-    """Spearman's ρ, tied values sharing their mean rank, each pair counted `weight` times."""
+    """Weighted Spearman's ρ with mean ranks for ties."""
     sums_x, sums_y = x.running(weight), y.running(weight)
     total = weight.sum()  # also twice the mean rank, ties or not
     a = (sums_x[x.first] + sums_x[x.last] - total) / 2
@@ -240,11 +238,11 @@ def _spearman(x: _Order, y: _Order, weight: Shaped[np.ndarray, " n"]) -> float:
 def _kept_error(
     mass: Shaped[np.ndarray, "resample group"], error: Float64[np.ndarray, "resample group"]
 ) -> Float64[np.ndarray, " resample"]:
-    """Mean error of those kept over that of all, averaged over the share kept, first groups first.
+    """Area under a sparsification curve; groups are kept in order, each kept or removed evenly.
 
-    `mass` and `error` are sums over groups that are kept or removed evenly. In a group of mean
-    error m, with mass a and error S in the groups before, the mean error at a kept mass u is
-    m + (S - m a) / u; up to mass b this integrates to m (b - a) + (S - m a) ln(b / a).
+    `mass` and `error` are sums per group. In a group of mean error m, with mass a and error S in
+    the groups before, the mean error at a kept mass u is m + (S - m a) / u; up to mass b this
+    integrates to m (b - a) + (S - m a) ln(b / a).
     """
     before, kept = mass.cumsum(axis=-1) - mass, error.cumsum(axis=-1)
     counts = (mass > 0) & (before > 0)
@@ -258,7 +256,7 @@ def _kept_error(
 def _monomials(
     score: Float[np.ndarray, " n"], error: Float[np.ndarray, " n"]
 ) -> Float64[np.ndarray, "n 6"]:
-    """1, x, y, x², xy and y² of score x and error y, each brought to mean 0 and variance 1."""
+    """Monomials 1, x, y, x², xy and y² of the standardised score x and error y."""
     pairs = np.stack((score, error), dtype=np.float64)
     pairs -= pairs.mean(axis=1, keepdims=True)
     spread = pairs.std(axis=1, keepdims=True)
@@ -269,7 +267,7 @@ def _monomials(
 def _sums(
     monomials: Float64[np.ndarray, "n 6"], group: Int[np.ndarray, " n"], num_groups: int
 ) -> Float64[np.ndarray, "group 6"]:
-    """Sums of each group's monomials."""
+    """Sums of monomials per group."""
     columns = [np.bincount(group, column, minlength=num_groups) for column in monomials.T]
     return np.stack(columns, axis=1)
 
@@ -277,7 +275,7 @@ def _sums(
 def _distance_forms(
     sums: Float64[np.ndarray, "resample 6"],
 ) -> Float64[np.ndarray, "resample 6"]:
-    """Coefficients of the monomials in the squared Mahalanobis distance from each resample."""
+    """Squared Mahalanobis distance from each resample, as coefficients of the monomials."""
     n = sums[:, 0]
     mean = sums[:, 1:3] / n[:, None]
     second = sums[:, [3, 4, 4, 5]].reshape(-1, 2, 2) / n[:, None, None]
@@ -291,19 +289,19 @@ def _distance_forms(
 
 
 def _check_pairs(x: Float[np.ndarray, ...], y: Float[np.ndarray, ...]) -> None:
-    """Refuse what cannot be ranked together."""
+    """Raise unless the arrays have one non-empty shape and are finite."""
     if x.shape != y.shape or not x.size:
         raise ValueError(
-            f"Every value needs its partner, and there must be one; got {x.shape} and {y.shape}."
+            f"Both arrays must have the same non-empty shape, got {x.shape} and {y.shape}."
         )
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("What is to be ranked must be finite; it holds infinity or NaN.")
+        raise ValueError("Values to rank must be finite, got NaN or infinity.")
 
 
 def _check_errors(score: Float[np.ndarray, ...], error: Float[np.ndarray, ...]) -> None:
-    """Refuse what cannot be ranked together, and errors with a sign."""
+    """Check pairs, and raise on negative errors."""
     _check_pairs(score, error)
     if error.min() < 0:
         raise ValueError(
-            f"`error` must not be negative, got {error.min():.4g}; give its absolute value."
+            f"`error` must not be negative, got {error.min():.4g}; pass absolute errors."
         )

@@ -1,7 +1,7 @@
-"""Uncertainty of imagined rollouts split in two: what the intent leaves open, what the model does.
+"""Uncertainty decomposition of imagined rollouts: aleatoric (intent) and epistemic (model).
 
 After S-QUBED (Mei et al. 2025, arXiv:2510.02571), h(V | l) = h(V | Z) + h(Z | l), with l the
-intent, Z the action sequences that fit it and V what the model imagines under each. h(Z | l) is
+intent, Z action sequences that follow it and V the rollouts imagined under each. h(Z | l) is
 called aleatoric, h(V | Z) epistemic. Both are entropies of von Mises-Fisher distributions on the
 unit sphere, fitted to embeddings, in nats.
 """
@@ -18,19 +18,19 @@ from numpy.polynomial import Polynomial
 
 Numbers = float | Float64[np.ndarray, "*numbers"]
 Kappa = Numbers
-"""Concentration: 0 is uniform on the sphere, 1 / sqrt(kappa) the spread per axis when large."""
+"""Concentration: 0 is uniform on the sphere; the spread per axis is 1 / sqrt(kappa) if large."""
 
 MAX_KAPPA = 1e8
-"""Largest concentration: a spread below 1e-4 radian per axis counts as 1e-4, so that identical
-embeddings have a finite entropy."""
+"""Largest concentration, a spread of 1e-4 radian per axis: gives identical embeddings a finite
+entropy."""
 EXPANSION_ORDER = 40
-"""Least order of Bessel functions at which the expansion is used; smaller ones recur from there."""
+"""Smallest Bessel order for the expansion; smaller orders follow by recurrence."""
 EXPANSION_TERMS = 8
 
 
 @functools.cache
 def expansion(order: float) -> tuple[Polynomial, Polynomial]:
-    """Two sums over k in t: of u_k / order^k, and of (u_k / 2 + t u_k') / order^k.
+    """Polynomials in t: sums over k of u_k / order^k, and of (u_k / 2 + t u_k') / order^k.
 
     The u_k are those of Abramowitz and Stegun 9.3.9, from their recurrence 9.3.10.
     """
@@ -46,9 +46,8 @@ def expansion(order: float) -> tuple[Polynomial, Polynomial]:
 def scaled_bessel(order: float, x: Numbers) -> tuple[Numbers, Numbers]:
     """log(I_v(x) x^-v e^-x) and I_{v+1}(x) / (x I_v(x)), both finite from x = 0 on.
 
-    The uniform expansion of Abramowitz and Stegun 9.7.7 and 9.7.9, written without differences of
-    close numbers, at an order of at least `EXPANSION_ORDER`; downward recurrence from there, which
-    is stable.
+    Uniform expansion of Abramowitz and Stegun 9.7.7 and 9.7.9 at an order of at least
+    `EXPANSION_ORDER`, arranged to avoid cancellation; then downward recurrence, which is stable.
     """
     steps = max(0, math.ceil(EXPANSION_ORDER - order))
     v, x = order + steps, np.asarray(x, dtype=np.float64)
@@ -63,7 +62,7 @@ def scaled_bessel(order: float, x: Numbers) -> tuple[Numbers, Numbers]:
 
 
 def mean_resultant(kappa: Kappa, dim: int) -> Numbers:
-    """Length of the mean of directions of this concentration, A(kappa) = I_{d/2} / I_{d/2-1}.
+    """Mean resultant length at a concentration: A(kappa) = I_{d/2} / I_{d/2-1}.
 
     >>> round(float(mean_resultant(1.0, 3)), 6)  # coth(1) - 1
     0.313035
@@ -72,7 +71,7 @@ def mean_resultant(kappa: Kappa, dim: int) -> Numbers:
 
 
 def log_normalizer(kappa: Kappa, dim: int) -> Numbers:
-    """The log of C such that C exp(kappa <mean, x>) is a density on the sphere in `dim` dimensions.
+    """Log of C such that C exp(kappa <mean, x>) is a density on the sphere in `dim` dimensions.
 
     >>> round(float(log_normalizer(0.0, 3)), 6), round(-math.log(4 * math.pi), 6)
     (-2.531024, -2.531024)
@@ -81,7 +80,7 @@ def log_normalizer(kappa: Kappa, dim: int) -> Numbers:
 
 
 def entropy(kappa: Kappa, dim: int) -> Numbers:
-    """Differential entropy in nats, from the log of the sphere's surface downwards.
+    """Differential entropy in nats; at most the log of the sphere's surface.
 
     >>> round(float(entropy(0.0, 3)), 6)  # log(4 pi)
     2.531024
@@ -91,11 +90,10 @@ def entropy(kappa: Kappa, dim: int) -> Numbers:
 
 
 def concentration(resultant: Numbers, dim: int) -> Kappa:
-    """The kappa whose mean resultant is this: that of greatest likelihood, at most `MAX_KAPPA`.
+    """Maximum-likelihood kappa for a mean resultant length, at most `MAX_KAPPA`.
 
-    Starts from r (d - r^2) / (1 - r^2) of Banerjee et al. 2005 and divides by what that formula
-    makes of the true resultant, until it settles. Newton's steps (Sra 2012) do the same but lose
-    all digits of their slope beyond kappa = 1e7.
+    Starts from r (d - r^2) / (1 - r^2) of Banerjee et al. 2005 and corrects it by fixed-point
+    iteration. Newton's method (Sra 2012) loses all digits of its slope beyond kappa = 1e7.
 
     >>> round(float(concentration(mean_resultant(1e5, 512), 512)))
     100000
@@ -111,7 +109,7 @@ def concentration(resultant: Numbers, dim: int) -> Kappa:
 
 
 def unit_vectors(embeddings: Float[np.ndarray, "*batch dim"]) -> Float64[np.ndarray, "*batch dim"]:
-    """Embeddings of length 1.
+    """Normalise embeddings to length 1.
 
     Raises:
         ValueError: fewer than two dimensions, NaN or infinity, or a zero vector.
@@ -133,19 +131,19 @@ def unit_vectors(embeddings: Float[np.ndarray, "*batch dim"]) -> Float64[np.ndar
 def mean_cosine(
     cosines: Float64[np.ndarray, "*batch n n"], counts: Float[np.ndarray, "*draws n"]
 ) -> Numbers:
-    """Mean cosine between different samples, of which each counts so often."""
-    apart = cosines * (1 - np.eye(cosines.shape[-1]))
+    """Mean cosine between distinct samples, weighted by `counts`."""
+    off_diagonal = cosines * (1 - np.eye(cosines.shape[-1]))
     pairs = counts.sum(-1) ** 2 - (counts**2).sum(-1)
-    return np.einsum("...i,...ij,...j->...", counts, apart, counts) / pairs
+    return np.einsum("...i,...ij,...j->...", counts, off_diagonal, counts) / pairs
 
 
 def direction_entropy(
     embeddings: Float[np.ndarray, "*batch n dim"], counts: Float[np.ndarray, "*draws n"]
 ) -> Numbers:
-    """Entropy of the von Mises-Fisher distribution that embeddings follow, in nats.
+    """Entropy of the von Mises-Fisher distribution fitted to embeddings, in nats.
 
-    The mean resultant is the root of the mean cosine between different samples, which, unlike the
-    length of their mean, does not grow as samples get fewer.
+    The mean resultant length is the square root of the mean cosine between distinct samples; unlike
+    the length of the sample mean, it is not biased upwards for few samples.
     """
     unit, dim = unit_vectors(embeddings), embeddings.shape[-1]
     cosines = mean_cosine(unit @ np.swapaxes(unit, -1, -2), counts)
@@ -157,17 +155,17 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Decomposition:
-    """Entropies in nats with their 95% intervals over redrawn sequences.
+    """Entropies in nats with 95% bootstrap intervals over sequences.
 
-    They compare with those of embeddings of the same kind and number of dimensions only: an entropy
-    of directions may be negative, and its zero has no meaning.
+    Compare them only between embeddings of the same kind and dimension: an entropy of directions
+    may be negative, and its zero has no meaning.
     """
 
     aleatoric: float
-    """h(Z | l): how far the action sequences of the intent differ."""
+    """h(Z | l): spread of the intent's action sequences."""
     aleatoric_interval: Interval
     epistemic: float
-    """h(V | Z): how far rollouts of one sequence differ between seeds, averaged over sequences."""
+    """h(V | Z): spread of rollouts over seeds, averaged over sequences."""
     epistemic_interval: Interval
     total: float
     """Their sum, h(V | l)."""
@@ -188,9 +186,9 @@ def decompose(
 
     Args:
         intents: Embeddings of action sequences drawn from the intent.
-        rollouts: Embeddings of what was imagined under each, with several seeds.
-        rng: Redraws sequences.
-        num_resamples: How often.
+        rollouts: Embeddings of rollouts of each sequence, several seeds each.
+        rng: Generator of the bootstrap over sequences.
+        num_resamples: Number of resamples.
 
     Raises:
         ValueError: fewer than two sequences or seeds, or embeddings without a direction.
@@ -225,6 +223,6 @@ def decompose(
 
 
 def interval(values: Float[np.ndarray, " n"]) -> Interval:
-    """The middle 95% of resampled values."""
+    """95% percentile interval of resampled values."""
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)

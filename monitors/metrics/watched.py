@@ -1,4 +1,4 @@
-"""Scores and levels of a recorded episode."""
+"""Scores and levels of an episode that was judged offline."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from worldmodel.monitors.channels.channel_set import Scores
 
 @dataclass(frozen=True)
 class WatchedEpisode:
-    """What the monitor made of a recorded episode, one row per frame."""
+    """Output of the monitor for a recorded episode, one row per frame."""
 
     scores: Scores
     alarm_score: Float64[np.ndarray, " time"]
-    """Largest standardised score: what the thresholds are compared with."""
+    """Largest standardised score; compared with the thresholds."""
     levels: Int[np.ndarray, " time"]
     """`Level` after hysteresis."""

@@ -1,1 +1,1 @@
-"""Reliability of stated probabilities: counts, measures, recalibration, events."""
+"""Calibration of confidence: streaming counts, metrics, recalibration and event forecasts."""

@@ -1,4 +1,4 @@
-"""Reliability counted while forecasts stream by, per tolerance, camera, horizon and episode."""
+"""Streaming reliability counts per tolerance, camera, horizon and episode."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from worldmodel.monitors.reliability.measures import (
 
 
 class Reliability:
-    """Streaming sums of confidence and outcome; equal to binning all forecasts at once.
+    """Streaming sums of confidence and outcome, equal to binning all forecasts at once.
 
-    Memory does not depend on the number of forecasts: 32 bytes per bin, tolerance, camera and
-    horizon, and as much again per episode (15 bins, 10 tolerances, 1 camera, 4 horizons: 19 kB an
-    episode). With `keep_episodes=False` it does not depend on the number of episodes either; only
-    pooled measures are left then.
+    Memory does not grow with the number of forecasts: 32 bytes per bin, tolerance, camera and
+    horizon, and the same per episode (15 bins, 10 tolerances, 1 camera, 4 horizons: 19 kB per
+    episode). With `keep_episodes=False` it does not grow with episodes either, but only pooled
+    metrics are available.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Reliability:
         horizon: int = 1,
         camera: str = "main",
     ) -> None:
-        """Count forecasts: P(error <= epsilon) per subpatch, and whether it came true."""
+        """Add forecasts P(error <= epsilon) per subpatch, and their outcomes."""
         if len(confidence) != len(self.epsilons):
             raise ValueError(
                 f"`confidence` needs {len(self.epsilons)} rows (epsilons), got {len(confidence)}."
@@ -74,7 +74,7 @@ class Reliability:
     def bins(
         self, *, epsilon: float | None = None, horizon: int | None = None, camera: str | None = None
     ) -> ReliabilityBins:
-        """Bins of everything, or of the chosen epsilon, horizon and camera, pooled."""
+        """Pooled bins, of all forecasts or of one epsilon, horizon or camera."""
         return ReliabilityBins(
             self.total[self._cells(epsilon, horizon, camera)].sum(axis=(0, 1, 2))
         )
@@ -82,9 +82,9 @@ class Reliability:
     def episode_bins(
         self, *, epsilon: float | None = None, horizon: int | None = None, camera: str | None = None
     ) -> ReliabilityBins:
-        """The same with episodes as leading axis, in order of first appearance."""
+        """Like `bins`, with episodes as leading axis, in order of first appearance."""
         if not self.episodes:
-            raise ValueError("No episode was kept; update first, with `keep_episodes=True`.")
+            raise ValueError("No episode was kept; call `update` first, with `keep_episodes=True`.")
         cells = self._cells(epsilon, horizon, camera)
         return ReliabilityBins(
             np.stack([sums[cells].sum(axis=(0, 1, 2)) for sums in self.episodes.values()])
@@ -102,7 +102,7 @@ class Reliability:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationSummary:
-    """One row of a calibration table; intervals are 95% ones over redrawn episodes."""
+    """Row of a calibration table, with 95% bootstrap intervals over episodes."""
 
     num_episodes: int
     num_forecasts: int
@@ -113,13 +113,13 @@ class CalibrationSummary:
     """Pooled expected calibration error."""
     ece_interval: tuple[float, float]
     per_video_ece: float
-    """Mean over videos of each video's own error, as C3 reports it."""
+    """Mean over videos of each video's calibration error, as in C3."""
     per_video_ece_interval: tuple[float, float]
     mce: float
     """Largest gap among bins with at least 0.1% of the forecasts."""
     brier: float
     brier_skill: float
-    """Against always stating the base rate."""
+    """Relative to a forecaster that always states the base rate."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -129,7 +129,7 @@ class CalibrationSummary:
 def summarize(
     bins: ReliabilityBins, *, rng: np.random.Generator, num_resamples: int = 500
 ) -> CalibrationSummary:
-    """Every measure of `bins`, whose leading axis is the episode."""
+    """All calibration metrics of `bins`, whose leading axis is the episode."""
     pooled, brier = bins.pooled(), brier_decomposition(bins)
     total = pooled.count.sum()
 
@@ -161,7 +161,7 @@ def _index(name: str, value: object, known: Sequence[object]) -> int:
 
 
 def _chosen(name: str, value: object, known: Sequence[object]) -> slice:
-    """A slice that keeps the axis: all of it, or the one entry asked for."""
+    """Slice that keeps the axis: all entries, or the chosen one."""
     if value is None:
         return slice(None)
     index = _index(name, value, known)

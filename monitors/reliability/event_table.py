@@ -1,4 +1,4 @@
-"""How well confidence of regions, frames and rollouts held: one row per kind of event."""
+"""Calibration table of event forecasts: regions, frames and rollouts."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from worldmodel.monitors.reliability.events import (
 )
 
 STEPS = (4, 8, 16)
-"""First steps of a rollout that are reported."""
+"""Rollout lengths that are reported, in steps."""
 
 
 @runtime_checkable
 class Forecaster(Protocol):
-    """States P(error <= ε) of events, as `EventConfidence` does."""
+    """Forecasts P(error <= ε) of events, like `EventConfidence`."""
 
     epsilons: tuple[float, ...]
 
@@ -42,7 +42,7 @@ class Forecaster(Protocol):
 
 
 class SubpatchMeans:
-    """The baseline: an event's confidence is the mean of its subpatches'."""
+    """Baseline: an event's confidence is the mean over its subpatches."""
 
     def __init__(self, epsilons: Sequence[float]) -> None:
         self.epsilons = tuple(epsilons)
@@ -75,17 +75,17 @@ def evaluate_events(
     rng: np.random.Generator,
     steps: Sequence[int] = STEPS,
 ) -> dict[str, CalibrationSummary]:
-    """Kind of event -> a row of the calibration table, every ε and horizon pooled.
+    """Kind of event -> row of the calibration table, pooled over ε and horizons.
 
     Args:
-        forecaster: states the confidence; fitted on other episodes.
-        forecasts: test episodes by name.
-        rng: draws one box of each size per frame, and the episodes of the intervals.
-        steps: numbers of first steps of a rollout; those no rollout reaches are left out.
+        forecaster: Fitted on other episodes.
+        forecasts: Test episodes by name.
+        rng: Draws one box of each size per frame, and the bootstrap resamples.
+        steps: Rollout lengths to report; lengths that no rollout reaches are left out.
     """
     counted: dict[str, Reliability] = {}
     for episode, forecast in forecasts.items():
-        for event, stated, true in _judged(forecaster, forecast, rng, steps):
+        for event, stated, true in _outcomes(forecaster, forecast, rng, steps):
             if len(stated):
                 reliability = counted.setdefault(event, Reliability(epsilons=forecaster.epsilons))
                 reliability.update(stated.T, true.T, episode=episode)
@@ -95,14 +95,14 @@ def evaluate_events(
     }
 
 
-def _judged(
+def _outcomes(
     forecaster: Forecaster, forecast: Forecast, rng: np.random.Generator, steps: Sequence[int]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Event, stated probabilities and whether they came true, [n, level] each."""
+    """Yield event, forecast probabilities and outcomes, [n, level] each."""
     confidence = np.asarray(forecast.confidence, dtype=np.float32)
     error, horizon = np.asarray(forecast.error, dtype=np.float32), np.asarray(forecast.horizon)
-    there = None if forecast.view_valid is None else np.asarray(forecast.view_valid)
-    frame, epsilons = whole_frame(error.shape, there), np.array(forecaster.epsilons)
+    view_valid = None if forecast.view_valid is None else np.asarray(forecast.view_valid)
+    frame, epsilons = whole_frame(error.shape, view_valid), np.array(forecaster.epsilons)
 
     def kept(stated: np.ndarray, actual: np.ndarray, rows: np.ndarray) -> tuple[Any, Any]:
         rows = rows & ~np.isnan(actual)
@@ -118,7 +118,10 @@ def _judged(
                 *kept(stated, region_mean(error, mask), horizon > 0),
             )
     actual = region_mean(error, frame)
-    yield "frame", *kept(forecaster.frame(confidence, horizon, there), actual, horizon > 0)
-    stated, actual = forecaster.rollout(confidence, horizon, there), rollout_max(actual, horizon)
+    yield "frame", *kept(forecaster.frame(confidence, horizon, view_valid), actual, horizon > 0)
+    stated, actual = (
+        forecaster.rollout(confidence, horizon, view_valid),
+        rollout_max(actual, horizon),
+    )
     for count in steps:
         yield f"rollout of {count}", *kept(stated, actual, horizon == count)

@@ -1,7 +1,7 @@
-"""From subpatch to decision: calibrated confidence of a region, a frame, a rollout's first steps.
+"""Event forecasts: calibrated confidence of a region, a frame or the first steps of a rollout.
 
-Each is an event of its own: its mean absolute error stays within ε. A mean of subpatch confidences
-is no probability of that, for the error of a mean spreads less than the error of one subpatch.
+The event is that the mean absolute error stays within ε. The mean of subpatch confidences is not
+its probability, because the mean error varies less than the error of one subpatch.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.reliability.recalibration import MIN_EPISODES, band_index, horizon_bands
 
 QUANTILES = 101
-"""Points by which the distribution of an event's error is kept."""
+"""Quantiles that represent the error distribution of an event."""
 BOXES_PER_FRAME = 4
-"""Random boxes of each size, per frame, that regions are learned from."""
+"""Random boxes of each size per frame, for fitting regions."""
 SMALLEST = 1e-6
-"""An error counts as at least this large, for its logarithm."""
+"""Errors are clipped to at least this value before taking logarithms."""
 
 LevelMaps = Float[np.ndarray, "time view channel h w level"]
 Horizons = Int[np.ndarray, " time"]
@@ -32,7 +32,7 @@ Probabilities = Float64[np.ndarray, "time level"]
 
 @runtime_checkable
 class Forecast(Protocol):
-    """One episode: what was stated of every frame and what came of it; arrays or CPU tensors."""
+    """Forecasts and outcomes of one episode, as arrays or CPU tensors."""
 
     @property
     def confidence(self) -> Any:
@@ -54,9 +54,9 @@ class Forecast(Protocol):
 def expected_error(
     confidence: Float[np.ndarray, "*any level"], epsilons: Sequence[float]
 ) -> Float64[np.ndarray, "*any"]:
-    """Mean of min(error, largest ε) that stated confidence implies: the integral of 1 - P.
+    """Mean of min(error, largest ε) implied by confidence: the integral of 1 - P.
 
-    P is 0 at 0 and straight between the levels.
+    P is 0 at 0 and linear between the levels.
 
     >>> expected_error(np.array([[0.5, 1.0], [0.0, 0.0]]), (0.5, 1.0)).tolist()
     [0.5, 1.0]
@@ -69,7 +69,7 @@ def expected_error(
 def region_mean(
     values: Float[np.ndarray, "time view channel h w *level"], mask: Mask
 ) -> Float64[np.ndarray, " time *level"]:
-    """Mean over channels and the positions in `mask`, per frame; NaN where it holds none."""
+    """Mean over channels and the positions in `mask`, per frame; NaN for an empty mask."""
     inside = np.broadcast_to(mask, (len(values), *mask.shape[1:])).astype(np.float64)
     total = np.einsum("tvhw,tvchw...->t...", inside, values)
     count = (inside.sum(axis=(1, 2, 3)) * values.shape[2]).reshape(-1, *[1] * (total.ndim - 1))
@@ -92,16 +92,16 @@ def rollout_max(
 
 
 def whole_frame(shape: Sequence[int], view_valid: Any = None) -> Mask:
-    """A mask of every position of maps [time, view, channel, h, w], but of missing cameras'."""
+    """Mask of all positions of maps [time, view, channel, h, w], except missing cameras."""
     time, view, _, height, width = shape[:5]
-    there = np.ones((time, view), dtype=bool) if view_valid is None else np.asarray(view_valid)
-    return np.broadcast_to(there[:, :, None, None], (time, view, height, width))
+    view_mask = np.ones((time, view), dtype=bool) if view_valid is None else np.asarray(view_valid)
+    return np.broadcast_to(view_mask[:, :, None, None], (time, view, height, width))
 
 
 def random_boxes(rng: np.random.Generator, shapes: Sequence[tuple[int, int]], frame: Mask) -> Mask:
-    """One box per frame, in one camera, its height and width drawn from `shapes`.
+    """Mask with one random box per frame, in one camera, with a shape drawn from `shapes`.
 
-    `frame` is `whole_frame`'s; the mask is empty where the camera drawn is missing.
+    `frame` comes from `whole_frame`; the mask is empty if the drawn camera is missing.
     """
     time, views, height, width = frame.shape
     size = np.array(shapes)[rng.integers(len(shapes), size=time)]
@@ -115,26 +115,26 @@ def random_boxes(rng: np.random.Generator, shapes: Sequence[tuple[int, int]], fr
 
 
 class EventConfidence:
-    """P(error of an event <= ε), every ε from one fit to calibration episodes.
+    """P(error of an event <= ε) for every ε, from one fit to calibration episodes.
 
-    The expected error that subpatch confidence implies, averaged over the region, says where the
-    event's error lies: log error = slope * log expected + residual. Slope and distribution of the
-    residual are learned for each band of horizons and each size of region (up to 1, 4, 16, ...
-    positions), because the more positions, the less a mean spreads, and how much less depends on
-    how they hang together. A band that fewer than `MIN_EPISODES` reached is joined to the next.
+    The expected error implied by subpatch confidence, averaged over the region, predicts the
+    event's error: log error = slope * log expected + residual. Slope and residual distribution are
+    fitted per band of horizons and per region size (up to 1, 4, 16, ... positions), because a mean
+    over more positions varies less, by an amount that depends on their correlation. Bands with
+    fewer than `MIN_EPISODES` episodes are merged with the next.
     """
 
     def __init__(self, epsilons: Sequence[float]) -> None:
         if not epsilons or list(epsilons) != sorted(epsilons) or epsilons[0] <= 0:
-            raise ValueError(f"`epsilons` must be positive and rising, got {list(epsilons)}.")
+            raise ValueError(f"`epsilons` must be positive and increasing, got {list(epsilons)}.")
         self.epsilons = tuple(epsilons)
 
     def fit(self, forecasts: Sequence[Forecast], *, rng: np.random.Generator) -> EventConfidence:
-        """Learn from calibration episodes; regions are random boxes, drawn by `rng`."""
+        """Fit to calibration episodes; regions are random boxes drawn by `rng`."""
         if len(forecasts) < MIN_EPISODES:
             raise ValueError(
                 f"`forecasts` must hold at least {MIN_EPISODES} episodes, got {len(forecasts)}; "
-                "fewer cannot say how far errors of an event spread."
+                "fewer do not show the spread of an event's error."
             )
         samples: dict[str, list[np.ndarray]] = defaultdict(list)
         for number, forecast in enumerate(forecasts):
@@ -148,7 +148,7 @@ class EventConfidence:
     def _samples(
         self, forecast: Forecast, rng: np.random.Generator
     ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Event, expected and actual error of each frame."""
+        """Yield event, expected and actual error of each frame."""
         confidence, error = np.asarray(forecast.confidence), np.asarray(forecast.error)
         horizon, stated = np.asarray(forecast.horizon), expected_error(confidence, self.epsilons)
         frame = whole_frame(error.shape, forecast.view_valid)
@@ -188,7 +188,7 @@ class EventConfidence:
         horizon: Horizons,
         view_valid: Bool[np.ndarray, "time view"] | None = None,
     ) -> Probabilities:
-        """P(largest frame error of a rollout up to this frame <= ε); it starts at horizon 1."""
+        """P(largest frame error since the start of the rollout, horizon 1, <= ε)."""
         stated = rollout_max(self._frame_error(confidence, view_valid), horizon)
         return self._probabilities(["rollout"] * len(stated), stated, horizon)
 
@@ -211,7 +211,7 @@ class EventConfidence:
         return result
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything learned, as plain arrays."""
+        """Learned parameters as NumPy arrays."""
         require_fitted(self, "curves_")
         curves = {
             f"{event}/{band}": curve
@@ -222,7 +222,7 @@ class EventConfidence:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> EventConfidence:
-        """The inverse of `arrays`."""
+        """Inverse of `arrays`."""
         events = cls(arrays["epsilons"].tolist())
         events.curves_ = defaultdict(dict)
         for name, array in arrays.items():
@@ -233,7 +233,7 @@ class EventConfidence:
 
 
 def _box_sizes(height: int, width: int) -> dict[int, list[tuple[int, int]]]:
-    """Largest number of positions (1, 4, 16, ...) -> heights and widths of boxes so large."""
+    """Size class (at most 1, 4, 16, ... positions) -> heights and widths of its boxes."""
     sizes: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for rows in range(1, height + 1):
         for columns in range(1, width + 1):
@@ -242,7 +242,7 @@ def _box_sizes(height: int, width: int) -> dict[int, list[tuple[int, int]]]:
 
 
 def _fit_bands(samples: Float64[np.ndarray, "n 4"]) -> dict[int, Float64[np.ndarray, " k"]]:
-    """End of each band of horizons -> its curve; columns: episode, horizon, expected, actual."""
+    """End of each horizon band -> its curve; columns: episode, horizon, expected, actual."""
     episode, horizon = samples[:, 0].astype(int), samples[:, 1].astype(int)
     reached = {
         h: np.isin(np.arange(episode.max() + 1), episode[horizon == h])
@@ -266,7 +266,7 @@ def _fit_curve(samples: Float64[np.ndarray, "n 4"]) -> Float64[np.ndarray, " k"]
 def _probability(
     curve: Float64[np.ndarray, " k"], stated: float, epsilons: Float64[np.ndarray, " level"]
 ) -> Float64[np.ndarray, " level"]:
-    """P(error <= ε); never nearer to 0 and 1 than half an episode in n + 1 allows."""
+    """P(error <= ε), kept away from 0 and 1 by 0.5 / (n + 1) for n episodes."""
     edge = 0.5 / (curve[0] + 1)
     levels = np.linspace(edge, 1 - edge, QUANTILES)
     return np.interp(np.log(epsilons) - curve[1] * np.log(max(stated, SMALLEST)), curve[2:], levels)

@@ -1,4 +1,4 @@
-"""How far stated confidence is from what happened: pure measures on binned sums."""
+"""Calibration metrics on binned sums of confidence and outcome."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from numpy.typing import ArrayLike
 from worldmodel.monitors.arrays import require_probabilities
 
 MIN_MASS = 1e-3
-"""Bins with less than this share of all forecasts do not count for the maximum calibration
-error."""
+"""Smallest share of all forecasts for a bin to count in the maximum calibration error."""
 
 
 @dataclass(frozen=True)
 class ReliabilityBins:
-    """Sums over the forecasts in each equal-width bin: all that a calibration measure needs.
+    """Sums over the forecasts in each equal-width bin, sufficient for all calibration metrics.
 
-    Leading axes are free: episodes, horizons, bootstrap resamples. Two sets of bins over disjoint
-    forecasts are joined by adding their `sums`.
+    Leading axes are free: episodes, horizons, bootstrap resamples. To merge bins of disjoint
+    forecasts, add their `sums`.
     """
 
     sums: Float64[np.ndarray, "*group 4 bins"]
@@ -34,7 +33,7 @@ class ReliabilityBins:
 
     @property
     def confidence(self) -> Float64[np.ndarray, "*group bins"]:
-        """Sum of stated confidence."""
+        """Sum of confidence."""
         return self.sums[..., 1, :]
 
     @property
@@ -48,14 +47,14 @@ class ReliabilityBins:
         return self.sums[..., 3, :]
 
     def pooled(self) -> ReliabilityBins:
-        """Every group's forecasts thrown together: no leading axes."""
+        """Sum over all leading axes."""
         return ReliabilityBins(self.sums.reshape(-1, *self.sums.shape[-2:]).sum(axis=0))
 
 
 def bin_forecasts(
     confidence: Float[np.ndarray, "*any"], correct: Bool[np.ndarray, "*any"], *, num_bins: int = 15
 ) -> ReliabilityBins:
-    """Bin forecasts of one group; a confidence on an inner edge belongs to the bin above it.
+    """Bin the forecasts of one group; values on an inner edge go to the bin above.
 
     >>> bins = bin_forecasts(np.array([0.1, 0.9, 0.7]), np.array([False, True, True]), num_bins=2)
     >>> bins.count.tolist(), bins.correct.tolist()
@@ -70,7 +69,7 @@ def bin_rows(
     *,
     num_bins: int,
 ) -> ReliabilityBins:
-    """Bin every row on its own: the result has the row as its leading axis."""
+    """Bin each row separately; the result has rows as leading axis."""
     rows = len(confidence)
     stated = require_probabilities(confidence).reshape(rows, -1)
     came_true = correct.reshape(rows, -1).astype(np.float64)
@@ -84,7 +83,7 @@ def bin_rows(
 
 
 def expected_calibration_error(bins: ReliabilityBins) -> Float64[np.ndarray, "*group"]:
-    """Mean gap between stated and observed frequency, by mass; NaN without a forecast.
+    """Mean gap between confidence and observed frequency, weighted by count; NaN without forecasts.
 
     >>> bins = bin_forecasts(np.array([0.75, 0.75]), np.array([True, False]))
     >>> float(expected_calibration_error(bins))
@@ -96,9 +95,9 @@ def expected_calibration_error(bins: ReliabilityBins) -> Float64[np.ndarray, "*g
 def per_video_calibration_error(bins: ReliabilityBins) -> float:
     """Mean over videos of each video's calibration error, as C3 (arXiv:2512.05927) reports it.
 
-    The leading axis of `bins` is the video; videos without a forecast are left out. It cannot reach
-    zero: chance differences between videos count as miscalibration, so that even a perfectly
-    calibrated forecaster scores badly. Always print the pooled error beside it.
+    The leading axis of `bins` is the video; videos without forecasts are ignored. It cannot reach
+    zero, because random differences between videos count as miscalibration: even a perfectly
+    calibrated forecaster scores badly. Always report the pooled error as well.
     """
     errors = expected_calibration_error(bins)
     return float(np.mean(errors[~np.isnan(errors)])) if np.any(~np.isnan(errors)) else float("nan")
@@ -119,28 +118,28 @@ class BrierDecomposition:
     """Brier score = reliability - resolution + uncertainty + within_bin (Murphy 1973)."""
 
     brier: float
-    """Mean squared error of the stated probabilities; exact, not binned."""
+    """Mean squared error of the forecasts; exact, not binned."""
     reliability: float
-    """Squared gap between stated and observed frequency; 0 is perfect."""
+    """Squared gap between confidence and observed frequency; 0 is perfect."""
     resolution: float
-    """How far the bins' frequencies differ from the base rate; larger is better."""
+    """Squared distance of the bins' frequencies from the base rate; larger is better."""
     uncertainty: float
     """Brier score of a forecaster who always states the base rate."""
     within_bin: float
-    """What differences inside a bin add; it vanishes as bins get narrow."""
+    """Contribution of differences within bins; vanishes for narrow bins."""
 
     @property
     def skill(self) -> float:
-        """1 is perfect, 0 as good as the base rate; NaN if the outcome never varies."""
+        """Brier skill score: 1 is perfect, 0 equals the base rate; NaN for a constant outcome."""
         return 1.0 - self.brier / self.uncertainty if self.uncertainty > 0 else float("nan")
 
 
 def brier_decomposition(bins: ReliabilityBins) -> BrierDecomposition:
-    """Split the Brier score of all forecasts in `bins`, leading axes pooled."""
+    """Brier decomposition of all forecasts in `bins`, pooled over leading axes."""
     bins = bins.pooled()
     total = bins.count.sum()
     if total == 0:
-        raise ValueError("`bins` holds no forecast; update it before asking for its Brier score.")
+        raise ValueError("`bins` must hold a forecast, got none; add forecasts first.")
     base_rate = bins.correct.sum() / total
     observed = _ratio(bins.correct, bins.count, empty=base_rate)
     stated = _ratio(bins.confidence, bins.count, empty=base_rate)
@@ -165,10 +164,10 @@ def episode_bootstrap(
     num_resamples: int = 500,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval of `measure` over redrawn episodes, the leading axis of `bins`.
+    """Bootstrap percentile interval of `measure` over episodes, the leading axis of `bins`.
 
-    Forecasts of one episode stand and fall together, so episodes are the unit that is resampled.
-    Calibration errors are never negative, which pushes the interval up when episodes are few.
+    Episodes are resampled as units because their forecasts are dependent. Calibration errors are
+    never negative, which biases the interval upwards for few episodes.
     """
     num_episodes = len(bins.sums)
     draws = rng.integers(num_episodes, size=(num_resamples, num_episodes))

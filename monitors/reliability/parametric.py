@@ -1,4 +1,4 @@
-"""Recalibration by curves of two or three numbers, for few data: Platt, beta, temperature."""
+"""Parametric recalibration for small data: Platt, beta and temperature scaling."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.reliability.measures import ReliabilityBins
 
 EDGE = 1e-6
-"""Confidence counts as at least this far from 0 and 1, whose logarithms are infinite."""
+"""Confidence is clipped this far from 0 and 1, where the log-odds are infinite."""
 STEEPEST = 50.0
-"""Largest slope, where outcomes that a single cut separates ask for an infinite one."""
+"""Largest slope; separable outcomes would need an infinite one."""
 CERTAIN = 30.0
-"""Log-odds stated where the outcome never varied."""
+"""Log-odds for a constant outcome."""
 
 Curve = TypeVar("Curve", bound="BetaRecalibration")
 
@@ -25,13 +25,12 @@ Curve = TypeVar("Curve", bound="BetaRecalibration")
 class BetaRecalibration:
     """Beta calibration (Kull, Silva Filho and Flach 2017): logit q = a ln p - b ln(1-p) + c.
 
-    By maximum likelihood under a, b >= 0, so that q never falls: a parameter that would be
-    negative is 0 and the others are fitted without it. Where the outcome never varied, q is that
-    outcome.
+    Maximum likelihood with a, b >= 0, so that q never falls with p. For a constant outcome, q is
+    that outcome.
     """
 
     basis: ClassVar[tuple[tuple[float, ...], ...]] = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
-    """How (a, b, c) follow from what is fitted, a row each."""
+    """Matrix from the fitted parameters to (a, b, c), one row each."""
 
     def fit(
         self: Curve,
@@ -39,7 +38,7 @@ class BetaRecalibration:
         correct: Shaped[np.ndarray, " n"],
         weight: Shaped[np.ndarray, " n"] | None = None,
     ) -> Curve:
-        """Learn from forecasts and outcomes: true or false, or shares of `weight` forecasts."""
+        """Fit to confidence and outcomes: booleans, or shares of `weight` forecasts."""
         stated, outcome, mass = weighed(confidence, correct, weight)
         base_rate = (mass * outcome).sum() / mass.sum()
         if base_rate in (0.0, 1.0):
@@ -50,7 +49,7 @@ class BetaRecalibration:
         return self
 
     def fit_bins(self: Curve, bins: ReliabilityBins) -> Curve:
-        """Learn from streaming sums, leading axes pooled; use narrow bins (100 or more)."""
+        """Fit to streaming sums, pooled over leading axes; use 100 bins or more."""
         return self.fit(*bin_means(bins))
 
     def predict(self, confidence: Float[np.ndarray, "*any"]) -> Float64[np.ndarray, "*any"]:
@@ -61,13 +60,13 @@ class BetaRecalibration:
         return expit(_terms(require_probabilities(confidence)) @ self.coefficients_)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything learned, as plain arrays."""
+        """Learned parameters as NumPy arrays."""
         require_fitted(self, "coefficients_")
         return {"coefficients_": self.coefficients_}
 
     @classmethod
     def from_arrays(cls: type[Curve], arrays: Mapping[str, np.ndarray]) -> Curve:
-        """The inverse of `arrays`."""
+        """Inverse of `arrays`."""
         curve = cls()
         curve.coefficients_ = arrays["coefficients_"]
         return curve
@@ -90,14 +89,14 @@ def weighed(
     correct: Shaped[np.ndarray, " n"],
     weight: Shaped[np.ndarray, " n"] | None,
 ) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
-    """Confidence, outcome and weight of the forecasts that have any; without weights all count 1.
+    """Confidence, outcome and weight of forecasts with positive weight; the default weight is 1.
 
     Raises:
-        ValueError: if a weight is negative, or none is positive, or something is no probability.
+        ValueError: a weight is negative, none is positive, or a value is not a probability.
     """
     mass = np.ones(len(confidence)) if weight is None else weight.astype(np.float64)
     if not len(confidence) or mass.min() < 0 or not mass.sum() > 0:
-        raise ValueError("`weight` must not be negative, and some forecast must have a weight.")
+        raise ValueError("`weight` must not be negative, and at least one must be positive.")
     counts = mass > 0
     return (
         require_probabilities(confidence)[counts],
@@ -109,10 +108,10 @@ def weighed(
 def bin_means(
     bins: ReliabilityBins,
 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
-    """Mean confidence, share that came true, and count of each bin with a forecast, pooled.
+    """Mean confidence, observed frequency and count of each non-empty bin, pooled.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: `bins` holds no forecast.
     """
     bins = bins.pooled()
     full = bins.count > 0
@@ -123,7 +122,7 @@ def bin_means(
 
 
 def _terms(confidence: Float64[np.ndarray, "*any"]) -> Float64[np.ndarray, "*any 3"]:
-    """What a, b and c multiply."""
+    """Regressors of a, b and c."""
     inside = confidence.clip(EDGE, 1 - EDGE)
     return np.stack([np.log(inside), -np.log1p(-inside), np.ones_like(inside)], axis=-1)
 
@@ -134,7 +133,7 @@ def _most_likely(
     mass: Float64[np.ndarray, " n"],
     basis: Float64[np.ndarray, "3 k"],
 ) -> Float64[np.ndarray, " k"]:
-    """Logistic regression whose slopes are not negative: a convex problem, so no start is wrong."""
+    """Logistic regression with non-negative slopes; convex, so any start converges."""
     from scipy.optimize import minimize
     from scipy.special import expit
 
@@ -145,7 +144,7 @@ def _most_likely(
         value = share @ (np.logaddexp(0.0, logit) - outcome * logit)
         return float(value), (share * (expit(logit) - outcome)) @ terms
 
-    start = np.maximum(basis[0], basis[1])  # every slope 1, the shift 0: confidence as it is
+    start = np.maximum(basis[0], basis[1])  # slopes 1, shift 0: the identity
     found = minimize(
         loss,
         start,

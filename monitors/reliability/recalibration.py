@@ -1,4 +1,4 @@
-"""Recalibration: map stated confidence to the frequency with which it came true."""
+"""Recalibration: map confidence to observed frequency, per tolerance, horizon and camera."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from worldmodel.monitors.reliability.parametric import (
 )
 
 BANDS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
-"""Longest horizon of each band of horizons that share their curves, in frames."""
+"""Longest horizon of each band that shares a curve, in frames."""
 MIN_EPISODES = 20
-"""Fewest episodes that a camera needs for curves of its own."""
+"""Fewest episodes for a camera to get its own curves."""
 
 
 @runtime_checkable
 class Curve(Protocol):
-    """A map from stated confidence to recalibrated confidence that never falls."""
+    """Non-decreasing map from confidence to recalibrated confidence."""
 
     def fit_bins(self, bins: ReliabilityBins) -> Curve: ...
 
@@ -44,9 +44,9 @@ class Curve(Protocol):
 
 
 class IsotonicRecalibration:
-    """The rising curve closest to the observed frequencies (Zadrozny and Elkan 2002).
+    """Isotonic regression of outcomes on confidence (Zadrozny and Elkan 2002).
 
-    Least squares, weighted; linear between its knots and constant beyond them.
+    Weighted least squares; linear between the knots and constant outside them.
     """
 
     def fit(
@@ -55,7 +55,7 @@ class IsotonicRecalibration:
         correct: Shaped[np.ndarray, " n"],
         weight: Shaped[np.ndarray, " n"] | None = None,
     ) -> IsotonicRecalibration:
-        """Learn from forecasts and outcomes: true or false, or shares of `weight` forecasts."""
+        """Fit to confidence and outcomes: booleans, or shares of `weight` forecasts."""
         from scipy.optimize import isotonic_regression
 
         stated, outcome, mass = weighed(confidence, correct, weight)
@@ -69,7 +69,7 @@ class IsotonicRecalibration:
         return self
 
     def fit_bins(self, bins: ReliabilityBins) -> IsotonicRecalibration:
-        """Learn from streaming sums, leading axes pooled; use narrow bins (100 or more)."""
+        """Fit to streaming sums, pooled over leading axes; use 100 bins or more."""
         return self.fit(*bin_means(bins))
 
     def predict(self, confidence: Float[np.ndarray, "*any"]) -> Float64[np.ndarray, "*any"]:
@@ -78,13 +78,13 @@ class IsotonicRecalibration:
         return np.interp(require_probabilities(confidence), self.knots_, self.frequencies_)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything learned, as plain arrays."""
+        """Learned parameters as NumPy arrays."""
         require_fitted(self, "knots_")
         return {"knots_": self.knots_, "frequencies_": self.frequencies_}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> IsotonicRecalibration:
-        """The inverse of `arrays`."""
+        """Inverse of `arrays`."""
         curve = cls()
         curve.knots_, curve.frequencies_ = arrays["knots_"], arrays["frequencies_"]
         return curve
@@ -96,11 +96,11 @@ METHODS: dict[str, type[Curve]] = {
     "beta": BetaRecalibration,
     "temperature": TemperatureRecalibration,
 }
-"""Kinds of curve by name; isotonic has any shape and needs the most data."""
+"""Kinds of curve by name; isotonic is the most flexible and needs the most data."""
 
 
 def curve_kind(method: str) -> type[Curve]:
-    """The kind of curve of that name."""
+    """Look up a kind of curve by name."""
     try:
         return METHODS[method]
     except KeyError:
@@ -112,22 +112,24 @@ def curve_kind(method: str) -> type[Curve]:
 
 
 class EpsilonRecalibration:
-    """One curve per tolerance; the result never falls as the tolerance grows."""
+    """One curve per tolerance; the result is non-decreasing in the tolerance."""
 
     def __init__(self, epsilons: Sequence[float], *, method: str = "isotonic") -> None:
         if list(epsilons) != sorted(epsilons) or not epsilons:
-            raise ValueError(f"`epsilons` must be given in rising order, got {list(epsilons)}.")
+            raise ValueError(
+                f"`epsilons` must not be empty and must increase, got {list(epsilons)}."
+            )
         self.epsilons, self.method, self.kind = tuple(epsilons), method, curve_kind(method)
 
     def fit(self, bins: Sequence[ReliabilityBins]) -> EpsilonRecalibration:
-        """Learn from the streaming sums of each tolerance, in their order."""
+        """Fit to the streaming sums of each tolerance, in order."""
         self.curves_ = [self.kind().fit_bins(b) for _, b in zip(self.epsilons, bins, strict=True)]
         return self
 
     def predict(
         self, confidence: Float[np.ndarray, " epsilon *any"]
     ) -> Float64[np.ndarray, " epsilon *any"]:
-        """Recalibrated confidence: row i belongs to tolerance i, as in `Reliability.update`."""
+        """Recalibrated confidence; row i is tolerance i, as in `Reliability.update`."""
         require_fitted(self, "curves_")
         if len(confidence) != len(self.curves_):
             raise ValueError(
@@ -137,7 +139,7 @@ class EpsilonRecalibration:
         return np.maximum.accumulate(np.stack(rows), axis=0)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything learned, as plain arrays; the method's name as its bytes."""
+        """Learned parameters as NumPy arrays; the method name as bytes."""
         require_fitted(self, "curves_")
         arrays = {"epsilons": np.array(self.epsilons)}
         if self.method != "isotonic":
@@ -148,7 +150,7 @@ class EpsilonRecalibration:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> EpsilonRecalibration:
-        """The inverse of `arrays`."""
+        """Inverse of `arrays`."""
         method = bytes(arrays["method"]).decode() if "method" in arrays else "isotonic"
         recalibration = cls(arrays["epsilons"].tolist(), method=method)
         parts: dict[int, dict[str, np.ndarray]] = {}
@@ -163,11 +165,10 @@ class EpsilonRecalibration:
 
 
 class HorizonRecalibration:
-    """Curves for each band of horizons, for confidence is off by another amount at each.
+    """Curves per band of horizons, as miscalibration depends on the horizon.
 
-    A band reaches from behind the one before it to its own horizon in `BANDS`; the last that was
-    learned serves all horizons beyond it. A band that fewer than `min_episodes` reached is joined
-    to the next.
+    Each band ends at its horizon in `BANDS`; the last fitted band also serves longer horizons.
+    Bands with fewer than `min_episodes` episodes are merged with the next.
     """
 
     def __init__(
@@ -176,13 +177,15 @@ class HorizonRecalibration:
         self.epsilons, self.method, self.min_episodes = tuple(epsilons), method, min_episodes
 
     def fit(self, bins: Mapping[int, Sequence[ReliabilityBins]]) -> HorizonRecalibration:
-        """Learn from the streaming sums of each horizon, one per tolerance.
+        """Fit to the streaming sums of each horizon, one per tolerance.
 
-        With `min_episodes`, the leading axis of the sums is the episode.
+        With `min_episodes` above 1, the leading axis of the sums must be the episode.
         """
         seen = {h: np.atleast_1d(rows[0].count.any(axis=-1)) for h, rows in bins.items()}
         if self.min_episodes > 1 and any(rows[0].count.ndim == 1 for rows in bins.values()):
-            raise ValueError("`bins` must keep episodes as leading axis, for `min_episodes`.")
+            raise ValueError(
+                "`bins` must have episodes as leading axis if `min_episodes` is above 1."
+            )
         bands = horizon_bands(seen, self.min_episodes)
         self.bands_ = tuple(bands)
         self.curves_ = [
@@ -199,12 +202,12 @@ class HorizonRecalibration:
     def predict(
         self, confidence: Float[np.ndarray, " epsilon *any"], *, horizon: int
     ) -> Float64[np.ndarray, " epsilon *any"]:
-        """Recalibrated confidence of frames imagined `horizon` steps ahead."""
+        """Recalibrated confidence at a prediction horizon."""
         require_fitted(self, "curves_")
         return self.curves_[band_index(self.bands_, horizon)].predict(confidence)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything learned, as plain arrays."""
+        """Learned parameters as NumPy arrays."""
         require_fitted(self, "curves_")
         return {
             f"{band}/{name}": array
@@ -214,13 +217,13 @@ class HorizonRecalibration:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> HorizonRecalibration:
-        """The inverse of `arrays`."""
+        """Inverse of `arrays`."""
         parts: dict[int, dict[str, np.ndarray]] = {}
         for name, array in arrays.items():
             band, _, key = name.partition("/")
             parts.setdefault(int(band), {})[key] = array
         if not parts:
-            raise ValueError("`arrays` holds no curve.")
+            raise ValueError("`arrays` must hold a curve, got none.")
         curves = [EpsilonRecalibration.from_arrays(parts[band]) for band in sorted(parts)]
         recalibration = cls(curves[0].epsilons, method=curves[0].method)
         recalibration.bands_, recalibration.curves_ = tuple(sorted(parts)), curves
@@ -228,7 +231,7 @@ class HorizonRecalibration:
 
 
 class CameraRecalibration:
-    """Curves of each camera that at least `min_episodes` show, else those of all together."""
+    """Curves per camera with at least `min_episodes` episodes; others use the pooled curves."""
 
     def __init__(
         self,
@@ -240,7 +243,7 @@ class CameraRecalibration:
         self.epsilons, self.method, self.min_episodes = tuple(epsilons), method, min_episodes
 
     def fit(self, reliability: Reliability) -> CameraRecalibration:
-        """Learn from streaming sums with narrow bins (100 or more) that kept their episodes."""
+        """Fit to streaming sums with 100 bins or more and `keep_episodes=True`."""
         self.pooled_ = self._fitted(reliability, camera=None, min_episodes=1)
         self.cameras_ = {
             camera: self._fitted(reliability, camera=camera, min_episodes=self.min_episodes)
@@ -266,12 +269,12 @@ class CameraRecalibration:
     def predict(
         self, confidence: Float[np.ndarray, " epsilon *any"], *, horizon: int, camera: str
     ) -> Float64[np.ndarray, " epsilon *any"]:
-        """Recalibrated confidence of one camera's frames imagined `horizon` steps ahead."""
+        """Recalibrated confidence of one camera at a prediction horizon."""
         require_fitted(self, "pooled_")
         return self.cameras_.get(camera, self.pooled_).predict(confidence, horizon=horizon)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything learned, as plain arrays; what all cameras share has no camera's name."""
+        """Learned parameters as NumPy arrays; the pooled curves have an empty camera name."""
         require_fitted(self, "pooled_")
         return {
             f"{camera}:{name}": array
@@ -281,7 +284,7 @@ class CameraRecalibration:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> CameraRecalibration:
-        """The inverse of `arrays`."""
+        """Inverse of `arrays`."""
         parts: dict[str, dict[str, np.ndarray]] = {}
         for name, array in arrays.items():
             camera, _, key = name.rpartition(":")
@@ -294,16 +297,17 @@ class CameraRecalibration:
 
 
 def band_index(ends: Sequence[int], horizon: int) -> int:
-    """Position of the first band that ends at `horizon` or later, else of the last."""
+    """Index of the first band that ends at `horizon` or later, else of the last band."""
     return min(bisect_left(ends, horizon), len(ends) - 1)
 
 
 def horizon_bands(
     seen: Mapping[int, Bool[np.ndarray, "*episode"]], min_episodes: int
 ) -> dict[int, list[int]]:
-    """End of each band of `BANDS` -> its horizons; one with too few episodes joins the next.
+    """End of each band of `BANDS` -> its horizons; bands with too few episodes join the next.
 
-    `seen` says of each horizon which episodes reached it; what is left at the end joins the last.
+    `seen` maps each horizon to a mask of the episodes that reached it. Leftover horizons join the
+    last band.
 
     >>> horizon_bands({h: np.arange(4) < 5 - h for h in (1, 2, 3, 4)}, min_episodes=3)
     {1: [1], 2: [2, 3, 4]}

@@ -19,7 +19,7 @@ from benchmarks.calibration.methods import (
     MethodForecasts,
     MethodResult,
     run,
-    together,
+    pool_forecasts,
 )
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
@@ -29,7 +29,7 @@ from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 
 
 def made_up(num_frames: int, seed: int, *, honest: bool) -> EpisodeRollouts:
-    """Errors drawn from stated exponential distributions, or from ones half as wide as stated."""
+    """Errors drawn from stated exponential distributions, or from ones half as wide as forecasts."""
     rng = np.random.default_rng(seed)
     shape = (num_frames, 1, 2, 8, 8)
     scale = np.exp(rng.normal(-1, 0.7, shape))
@@ -69,47 +69,50 @@ def test_scores_rank_in_place_of_confidence() -> None:
 
 
 @pytest.fixture
-def bench(
-    make_model: Callable[..., WorldModel], make_trajectory: Callable[..., Trajectory]
+def comparison(
+    make_model: Callable[..., WorldModel],
+    make_trajectory: Callable[..., Trajectory],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Comparison:
-    """An untrained model and six short episodes."""
+    """An untrained model and six short episodes; few resamples, as no test looks at intervals."""
+    monkeypatch.setattr("benchmarks.calibration.measures.NUM_RESAMPLES", 5)
     model = make_model()
     episodes = [
         load_episode(model, make_trajectory(f"e{seed}", 12, seed), model.config.cameras)
         for seed in range(6)
     ]
     rolled = imagined(model, episodes, seed=0)
-    materials = BenchmarkData(
+    data = BenchmarkData(
         banks=make_banks(model, episodes[:2], passes=1, horizon=8, seed=0),
         calibrate=rolled,
         corrupted=rolled,
         groups={"calm": rolled, "odd": imagined(model, episodes[3:], seed=1)},
         seconds_per_frame=1.0,
     )
-    return Comparison(model, lambda: materials, steps=2, recipes=(HeadRecipe(),))
+    return Comparison(model, lambda: data, steps=2, recipes=(HeadRecipe(),))
 
 
-def test_every_method_is_judged_once_and_kept(bench: Comparison, tmp_path: Path) -> None:
+def test_every_method_is_judged_once_and_kept(comparison: Comparison, tmp_path: Path) -> None:
     merged = {"both": ("calm", "odd")}
     only = (SHIPPED, "distribution", "base rate", "round trip")
-    results = run([bench], merged, tmp_path, only=only)
+    results = run([comparison], merged, tmp_path, only=only)
     names = [result.method for result in results]
     assert f"{SHIPPED}, beta" in names
-    assert names == [n for n in bench.methods() if any(part in n for part in only)]
+    assert names == [n for n in comparison.methods() if any(part in n for part in only)]
     for result in results:
         assert [row.group for row in result.rows] == ["calm", "odd", "both"]
         assert [row.num_episodes for row in result.rows] == [6, 3, 9]
         assert result.cost >= 1
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    again = run([bench], merged, tmp_path, only=only)
+    again = run([comparison], merged, tmp_path, only=only)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
     assert json.dumps([r.as_dict() for r in again]) == json.dumps([r.as_dict() for r in results])
 
 
 def test_recalibration_helps_on_the_episodes_it_was_fitted_on(
-    bench: Comparison, tmp_path: Path
+    comparison: Comparison, tmp_path: Path
 ) -> None:
-    results = {r.method: r.rows[0] for r in run([bench], {}, tmp_path, only=(SHIPPED,))}
+    results = {r.method: r.rows[0] for r in run([comparison], {}, tmp_path, only=(SHIPPED,))}
     stated = results[SHIPPED].ece.value
     assert stated > 0.1  # an untrained head
     for curve in ("isotonic", "platt", "beta"):
@@ -117,9 +120,9 @@ def test_recalibration_helps_on_the_episodes_it_was_fitted_on(
 
 
 def test_a_constant_confidence_has_no_rank_and_survives_storage(
-    bench: Comparison, tmp_path: Path
+    comparison: Comparison, tmp_path: Path
 ) -> None:
-    (result,) = run([bench], {}, tmp_path, only=("base rate",))
+    (result,) = run([comparison], {}, tmp_path, only=("base rate",))
     assert math.isnan(result.rows[0].pi.value)
     text = json.dumps(result.as_dict())
     assert "NaN" not in text
@@ -128,12 +131,12 @@ def test_a_constant_confidence_has_no_rank_and_survives_storage(
     assert back.rows[0].ece == result.rows[0].ece
 
 
-def test_models_are_judged_together(bench: Comparison) -> None:
-    stated = bench.shipped()
-    half = MethodForecasts({"calm": stated.forecasts["calm"][:2]}, 1.5)
-    rest = MethodForecasts({"calm": stated.forecasts["calm"][2:]}, 2.5)
-    whole = together([half, rest])
-    assert [id(r) for r in whole.forecasts["calm"]] == [id(r) for r in stated.forecasts["calm"]]
+def test_models_are_judged_together(comparison: Comparison) -> None:
+    forecasts = comparison.shipped()
+    half = MethodForecasts({"calm": forecasts.forecasts["calm"][:2]}, 1.5)
+    rest = MethodForecasts({"calm": forecasts.forecasts["calm"][2:]}, 2.5)
+    whole = pool_forecasts([half, rest])
+    assert [id(r) for r in whole.forecasts["calm"]] == [id(r) for r in forecasts.forecasts["calm"]]
     assert whole.cost == 2.0
 
 
@@ -154,8 +157,8 @@ def test_episodes_are_dealt_once_and_copies_not_at_all(
     assert list(again.episode_ids) == dealt[0]
 
 
-def test_rollouts_keep_features_only_if_asked(bench: Comparison) -> None:
-    kept = bench.materials.groups["odd"].rollouts[0]
+def test_rollouts_keep_features_only_if_asked(comparison: Comparison) -> None:
+    kept = comparison.data.groups["odd"].rollouts[0]
     assert kept.features is not None
     assert not kept.features[kept.horizon == 0].any()
     assert kept.features[kept.horizon > 0].abs().sum(dim=(1, 2)).min() > 0

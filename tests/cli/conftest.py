@@ -9,16 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from tests.frames import moving_square_on_noise
+from tests.model_fixtures import (
+    SMALL_CONFIDENCE,
+    SMALL_DYNAMICS,
+    SMALL_TOKENIZER,
+    draw_weights,
+)
 from worldmodel.cli import main
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import ArrayFrames, Trajectory
 from worldmodel.model import ModelConfig, WorldModel
-from worldmodel.networks.confidence_heads import ConfidenceConfig
-from worldmodel.networks.dynamics import DynamicsConfig
-from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
+from worldmodel.networks.tokenizer import Tokenizer
 
 NUM_FRAMES = 12
 SPLIT = {
@@ -31,15 +35,7 @@ SPLIT = {
 
 def scene(name: str, seed: int, *, num_frames: int = NUM_FRAMES, odd: bool = False) -> Trajectory:
     """A square that wanders over a grained ground; `odd`: the same in inverted colours."""
-    random = np.random.default_rng(seed)
-    actions = random.normal(0, 1, (num_frames, 7)).astype(np.float32)
-    actions[-1] = 0
-    frames = random.integers(80, 100, (num_frames, 16, 16, 3)).astype(np.uint8)
-    place = random.uniform(2, 10, 2)
-    for frame, action in zip(frames, actions, strict=True):
-        y, x = place.astype(int)
-        frame[y : y + 4, x : x + 4] = (250, 200, 30)
-        place = np.clip(place + action[:2], 0, 12)
+    frames, actions = moving_square_on_noise(num_frames, seed)
     return Trajectory(
         episode_id=name,
         source="made by a test",
@@ -91,22 +87,16 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with random weights that claims to come from `scenes`. Not to be written to."""
     config = ModelConfig(
-        dynamics=DynamicsConfig(
-            channels=2, height=4, width=4, dim=16, condition_dim=8, layers=1, heads=2, context=3
-        ),
-        confidence=ConfidenceConfig(hidden=8, thresholds=4),
+        dynamics=SMALL_DYNAMICS,
+        confidence=SMALL_CONFIDENCE,
         image_size=(16, 16),
         cameras=("front",),
         action_spec=CANONICAL,
         trained_horizon=4,
         provenance={"data": "scenes.zarr", "split": SPLIT},
     )
-    tokenizer = TokenizerConfig(channels=2, widths=(4, 8, 8), layers=(0, 1, 1))
-    model = WorldModel(config, Tokenizer.from_config(tokenizer))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    model = WorldModel(config, Tokenizer.from_config(SMALL_TOKENIZER))
+    draw_weights(model)
     folder = tmp_path_factory.mktemp("models") / "model"
     model.save(folder)
     return folder

@@ -69,7 +69,7 @@ def test_it_prints_its_tables_and_what_limits_them(
             assert f"\n{stage}, horizon {horizon} " in captured.out
     assert "horizon 16" not in captured.out
     expires = record(model / "monitor")["expires"]
-    assert captured.out.endswith(f"\nGood until: {expires[:10]}\n\nMonitor: {model / 'monitor'}\n")
+    assert captured.out.endswith(f"\nValid until: {expires[:10]}\n\nMonitor: {model / 'monitor'}\n")
     curves = Calibration.load(model / "monitor", WorldModel.load(model)).recalibration
     assert isinstance(curves, HorizonRecalibration)
     assert curves.method == "beta"
@@ -192,7 +192,7 @@ def test_a_calibration_says_how_long_it_is_good(
         )
     assert not (model / "monitor").exists()
     assert main([*map(str, start), "--horizon", "4", "--valid-days", "None"]) == 0
-    assert "\nGood until: ever, it does not expire\n" in capsys.readouterr().out
+    assert "\nValid until: no expiry\n" in capsys.readouterr().out
     made = Calibration.load(model / "monitor", WorldModel.load(model)).monitor.metadata_
     assert (made.expires, record(model / "monitor")["expires"]) == (None, None)
 

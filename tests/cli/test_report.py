@@ -29,7 +29,7 @@ def cells(page: str, heading: str) -> list[str]:
     """The cells of the row that a heading begins."""
     row = re.search(rf'<th scope="row">{re.escape(heading)}</th>(.*?)</tr>', page)
     assert row is not None, heading
-    return re.findall(r"<td>(.*?)</td>", row[1])
+    return re.findall(r"<td[^>]*>(.*?)</td>", row[1])
 
 
 def test_a_log_of_imagined_rollouts(
@@ -40,10 +40,10 @@ def test_a_log_of_imagined_rollouts(
     assert capsys.readouterr().out == f"{out}\n"
     page = out.read_text()
     assert re.findall("<h2>(.*?)</h2>", page) == [
-        "Where it comes from", "Calibration", "Accuracy", "Films",
+        "Provenance", "Calibration", "Accuracy", "Videos",
     ]  # fmt: skip
     assert cells(page, "command") == ["imagine"]
-    assert cells(page, "rollouts") == ["9, of which 0 cut off or still running"]
+    assert cells(page, "rollouts") == ["9, 0 of them incomplete"]
     assert cells(page, "model hash") == [RolloutLog.open(imagined).attributes["model_hash"]]
     assert page.count("<video") == 8
     assert "8 of 9 rollouts" in page
@@ -64,9 +64,9 @@ def test_its_numbers_are_those_that_imagine_prints(
     for row in printed["table"]:
         if row["horizon"] in (1, 4):
             low, high = row["ece_interval"]
-            numbers = [row["ece"], f"{low:.3f} to {high:.3f}", row["per_video_ece"], row["mce"]]
-            shown = ["9", *(n if isinstance(n, str) else f"{n:.3f}" for n in numbers)]
-            assert cells(page, str(row["horizon"]))[:5] == shown
+            ece = f"{row['ece']:.3f} [{low:.3f}, {high:.3f}]"
+            expected = ["9", ece, f"{row['per_video_ece']:.3f}", f"{row['mce']:.3f}"]
+            assert cells(page, str(row["horizon"]))[:4] == expected
             assert f"{row['gain_db']:+.1f} dB at horizon {row['horizon']}" in page
 
 
@@ -90,7 +90,7 @@ def test_a_log_of_watched_rollouts_whose_last_was_cut_off(
     log.begin("never begun", {})
     assert main(["report", str(log.path), "--out", str(tmp_path / "r.html")]) == 0
     page = (tmp_path / "r.html").read_text()
-    assert cells(page, "rollouts") == ["3, of which 1 cut off or still running"]
+    assert cells(page, "rollouts") == ["3, 1 of them incomplete"]
     assert cells(page, "calm") == ["12", "-", "trust", "-"]
     assert cells(page, "cut") == ["6 of 12", "-", "trust", "-"]
     frames, alarm, level, causes = cells(page, "odd &amp; new")
@@ -99,12 +99,12 @@ def test_a_log_of_watched_rollouts_whose_last_was_cut_off(
     assert causes not in ("", "-")
     captions = re.findall("<figcaption>(.*?)</figcaption>", page)[-3:]
     assert captions[0].startswith("odd &amp; new: move the square. Alarm at frame 0: ")
-    assert captions[2] == "cut: no instruction. Cut off: 6 of 12 frames."
+    assert captions[2] == "cut: no instruction. Incomplete: 6 of 12 frames."
 
 
-def test_panels_of_a_film(imagined: Path) -> None:
-    (films,) = [s for s in log_sections(RolloutLog.open(imagined)) if s.title == "Films"]
-    video = films.blocks[-1]
+def test_panels_of_a_video(imagined: Path) -> None:
+    (videos,) = [s for s in log_sections(RolloutLog.open(imagined)) if s.title == "Videos"]
+    video = videos.blocks[-1]
     read = RolloutLog.open(imagined).read("train/7")  # the eighth
     assert list(video.panels) == ["real", "imagined", "confidence"]
     np.testing.assert_array_equal(video.panels["real"], read["frame"][:, 0])

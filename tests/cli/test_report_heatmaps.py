@@ -1,4 +1,4 @@
-"""Heatmaps of a log as files: what each cell shows, and that films can be read back."""
+"""Heatmaps of a log as files: what each cell shows, and that videos can be read back."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -56,21 +56,21 @@ def cell(picture: np.ndarray, row: int, column: int, *, left: int = LABEL_WIDTH)
     return small
 
 
-def test_every_rollout_has_a_sheet_and_a_film(
+def test_every_rollout_has_a_sheet_and_a_video(
     written: Path, imagined: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = [f"{i:04d}-train-{i}.{kind}" for i in range(2) for kind in ("mp4", "png")]
     assert sorted(path.name for path in written.iterdir()) == names
     argv = ["report", imagined, "--out", imagined.parent / "r.html", "--heatmaps", written]
     assert main(list(map(str, argv))) == 0  # again, in their place
-    assert f"2 contact sheets and films in {written}" in capsys.readouterr().out
+    assert f"2 contact sheets and videos in {written}" in capsys.readouterr().out
 
 
 def test_a_sheet_shows_real_imagined_and_confident_over_time(written: Path, imagined: Path) -> None:
     sheet = np.asarray(Image.open(written / "0000-train-0.png"))
     rollout = read_rollouts(RolloutLog.open(imagined))[0]
     confidence = rollout.confidence[..., EPSILONS.index(0.5)].float().numpy()
-    columns = [3, 4, 5, 6, 7, 8]  # the last real frame and the first stretch
+    columns = [3, 4, 5, 6, 7, 8]  # the last real frame and the first segment
     for column, t in enumerate(columns):
         np.testing.assert_array_equal(cell(sheet, 0, column), rollout.frames[t, 0])
     for row in (1, 2, 3):
@@ -86,18 +86,18 @@ def test_a_sheet_shows_real_imagined_and_confident_over_time(written: Path, imag
     assert sheet.shape[:2] == (2 * LINE + 4 * 132, LABEL_WIDTH + 6 * 132 + LEGEND_WIDTH)
 
 
-def test_a_film_has_every_frame_at_the_rate_of_the_source(written: Path, imagined: Path) -> None:
+def test_a_video_has_every_frame_at_the_rate_of_the_source(written: Path, imagined: Path) -> None:
     with av.open(written / "0001-train-1.mp4") as container:
         assert container.streams.video[0].average_rate == 5
-        film = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
-    assert film.shape == (12, 2 * LINE + 132, GAP + 4 * 132 + LEGEND_WIDTH, 3)
+        video = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+    assert video.shape == (12, 2 * LINE + 132, GAP + 4 * 132 + LEGEND_WIDTH, 3)
     rollout = read_rollouts(RolloutLog.open(imagined))[1]
     for t in range(12):
         top, left = LINE, GAP
-        shown = film[t, top : top + CELL_HEIGHT, left : left + CELL_HEIGHT].astype(float)
+        shown = video[t, top : top + CELL_HEIGHT, left : left + CELL_HEIGHT].astype(float)
         truth = rollout.frames[t, 0].repeat(SCALE, 0).repeat(SCALE, 1)
         assert np.abs(shown - truth).mean() < 8  # what compression costs
-    grey = film[:, LINE + 40, GAP + 3 * 132 + 64].astype(int)
+    grey = video[:, LINE + 40, GAP + 3 * 132 + 64].astype(int)
     assert (np.abs(grey - NOT_IMAGINED).max(axis=-1) < 8).tolist() == [True] * 4 + [False] * 8
 
 
@@ -112,7 +112,7 @@ def test_a_watched_log_shows_the_monitors_trust_too(
     assert main(list(map(str, argv))) in (0, 1)
     (rollout,) = read_rollouts(RolloutLog.open(tmp_path / "log.zarr"))
     assert list(confidence_panels(rollout)) == [
-        "real", "imagined", "confidence\nover it", "confidence", "monitor's\ntrust",
+        "real", "imagined", "confidence\noverlay", "confidence", "monitor's\ntrust",
     ]  # fmt: skip
 
 
@@ -136,5 +136,5 @@ def test_what_cannot_be_shown_is_refused(imagined: Path, tmp_path: Path, refused
     with still.begin("a", {"instruction": "", "num_frames": 1}) as rollout:
         rollout.append({name: rows[0] for name, rows in read.items()})
     argv = ("report", still.path, "--out", tmp_path / "r.html", "--heatmaps", tmp_path / "maps")
-    assert "was imagined, so there is no confidence to show" in refused(*argv)
+    assert "holds no imagined frame, so it has no confidence" in refused(*argv)
     assert not (tmp_path / "r.html").exists()

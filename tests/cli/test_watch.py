@@ -133,7 +133,7 @@ def test_a_monitor_of_other_weights_is_refused(
         argv = (command, "--model", model, "--data", scenes, "--out", out)
         message = refused(*argv, *monitor)
         assert message.startswith(f"The monitor in {calibrated / 'monitor'} was fitted for the ")
-        assert message.endswith("; give the monitor of this model, or calibrate one for it.")
+        assert message.endswith("; load the monitor of this model, or calibrate one.")
     assert not out.exists()
 
 

@@ -1,4 +1,4 @@
-"""The action channel: unlike actions score high, whatever their units; ranges are told by axis."""
+"""Action channel: unfamiliar actions score high in any units; out-of-range axes are named."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_recent_actions_end_with_the_action_itself() -> None:
     assert recent[0, 0] == recent[0, -1]
 
 
-def test_every_axis_counts_alike_whatever_its_unit(channel: ActionChannel) -> None:
+def test_scores_do_not_depend_on_units(channel: ActionChannel) -> None:
     usual = recent_actions(smooth(np.random.default_rng(1), 1)[0])[5:6]
     scores = []
     for axis in range(7):
@@ -50,7 +50,7 @@ def test_a_jump_between_familiar_actions_is_unfamiliar(channel: ActionChannel) -
     assert np.median(channel.score(rows(jumping))) > 2 * np.median(channel.score(rows(calm)))
 
 
-def test_an_axis_that_never_moved_may_tremble_but_not_move() -> None:
+def test_constant_axis_tolerates_noise_but_not_motion() -> None:
     still = smooth(np.random.default_rng(3), 100)
     still[..., 4] = 0
     channel = ActionChannel().fit(rows(still))
@@ -84,5 +84,5 @@ def test_saved_and_loaded_scores_are_equal(channel: ActionChannel) -> None:
 def test_wrong_shapes_and_too_few_actions(channel: ActionChannel) -> None:
     with pytest.raises(ValueError, match=r"`actions` must have the shape \(2, 7\) per frame"):
         channel.score(np.zeros((1, RECENT, 6)))
-    with pytest.raises(ValueError, match="at least 2 known actions, got 0"):
+    with pytest.raises(ValueError, match="at least 2 rows without NaN, got 0"):
         ActionChannel().fit(np.full((5, RECENT, 7), np.nan))

@@ -1,4 +1,4 @@
-"""The whole monitor's false alarm rate, and what may be missing without breaking it."""
+"""Alarm rule: false alarm rates, missing signals, scales and hysteresis."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def alarms(
 CONFIG = MonitorConfig(alpha_notice=0.1, alpha_degrade=0.05, alpha_stop=0.05)
 
 
-def test_three_signals_together_keep_the_promise_of_every_level() -> None:
+def test_false_alarm_rate_holds_for_three_signals_at_every_level() -> None:
     """30 monitors, each fitted on 4 + 19 episodes and shown 15 new ones; seed 0.
 
     The rate of a monitor varies by sqrt(a (1 - a) / 21) over calibration sets: 0.065 at a = 0.1,
@@ -89,7 +89,7 @@ def test_missing_signals_never_add_an_alarm(alarm_rule: AlarmRule) -> None:
         assert (np.isnan(scores["confidence"]) == (whole.horizon == 0)).all()
 
 
-def test_each_channel_alone_finds_its_own_shift(alarm_rule: AlarmRule) -> None:
+def test_each_channel_detects_its_own_shift(alarm_rule: AlarmRule) -> None:
     rng = np.random.default_rng(3)
     strange = [without(e, features=False, confidence=True) for e in episodes(rng, 30, shift=6.0)]
     assert alarms(alarm_rule, strange) > 0.9
@@ -98,7 +98,7 @@ def test_each_channel_alone_finds_its_own_shift(alarm_rule: AlarmRule) -> None:
     assert alarms(alarm_rule, episodes(rng, 30)) < 0.4
 
 
-def test_threshold_in_a_signals_own_unit_is_where_it_alarms(alarm_rule: AlarmRule) -> None:
+def test_signal_alarms_at_its_threshold_in_its_own_unit(alarm_rule: AlarmRule) -> None:
     for name in alarm_rule.scales_:
         limit = np.array([alarm_rule.threshold(name, Level.STOP)])
         for nudge, level in ((-1e-6, Level.DEGRADE), (1e-6, Level.STOP)):
@@ -107,7 +107,7 @@ def test_threshold_in_a_signals_own_unit_is_where_it_alarms(alarm_rule: AlarmRul
         assert alarm_rule.levels(alarm_rule.alarm_score({name: limit + 1e-6}))[0] == Level.STOP
 
 
-def test_a_signals_scale_reaches_as_far_as_its_share_of_the_alarms() -> None:
+def test_scale_of_a_signal_follows_its_share_of_the_alarm_budget() -> None:
     """Surprise has 20 parts, region 3 and action 1: of 0.24 it may raise 0.2."""
     config = MonitorConfig(alpha_notice=0.24, alpha_degrade=0.1, alpha_stop=0.1)
     values = np.linspace(0, 1, 101)
@@ -138,7 +138,7 @@ def test_fewer_channels_are_fitted_when_signals_are_missing() -> None:
     }  # confidence was never calibrated
 
 
-def test_config_for_few_episodes_raises_alpha_to_what_they_support() -> None:
+def test_config_for_few_episodes_raises_alpha_to_the_smallest_supported() -> None:
     config = MonitorConfig.for_episodes(9)
     assert (config.alpha_notice, config.alpha_degrade, config.alpha_stop) == (0.1, 0.1, 0.1)
     assert MonitorConfig.for_episodes(99) == MonitorConfig()
@@ -165,10 +165,10 @@ def test_wrong_config_is_refused() -> None:
         MonitorConfig(calm_steps=0)
 
 
-def test_signals_that_do_not_fit_together_are_refused() -> None:
-    with pytest.raises(ValueError, match="`pooled` and `positions` come together"):
+def test_inconsistent_signals_are_refused() -> None:
+    with pytest.raises(ValueError, match="`pooled` and `positions` must be given together"):
         EpisodeSignals(pooled=np.zeros((3, 2)))
-    with pytest.raises(ValueError, match="`confidence` and `horizon` come together"):
+    with pytest.raises(ValueError, match="`confidence` and `horizon` must be given together"):
         EpisodeSignals(horizon=np.zeros(3, int))
     with pytest.raises(ValueError, match="`horizon` must be 0 or more, got -1"):
         EpisodeSignals(confidence=np.zeros((1, 2, 2)), horizon=np.array([-1]))

@@ -1,4 +1,4 @@
-"""Alerts as JSON lines: nothing is lost in the file, whenever the writer dies."""
+"""Alert log: JSON round trips, and no written line is lost when the writer is killed."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def verdict(score: float = 1.5, **changes: object) -> Verdict:
 
 @settings(max_examples=50, deadline=None, database=None, derandomize=True)
 @given(st.sampled_from(Level), st.lists(st.text(), max_size=3), EVIDENCE, MAPS)
-def test_a_verdict_survives_json_bit_for_bit(
+def test_verdict_round_trips_through_json_bit_for_bit(
     level: Level,
     causes: list[str],
     evidence: dict[str, tuple[float | None, float | None, str]],
@@ -47,7 +47,7 @@ def test_a_verdict_survives_json_bit_for_bit(
     assert back.latency_s == verdict.latency_s
 
 
-def test_verdicts_differ_by_anything_but_their_latency() -> None:
+def test_equality_of_verdicts_ignores_only_latency() -> None:
     assert verdict() == verdict(latency_s=7.0)
     others = [
         verdict(score=np.nextafter(1.5, 2)),
@@ -65,12 +65,12 @@ def test_verdicts_differ_by_anything_but_their_latency() -> None:
 @pytest.mark.parametrize(
     "fields", [{}, {"level": "panic"}, {**verdict().as_dict(), "evidence": {"a": 1}}]
 )
-def test_what_is_no_verdict_is_refused(fields: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="must be a verdict as `as_dict` gives it"):
+def test_invalid_verdicts_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="must be a verdict as written by `as_dict`"):
         Verdict.from_dict(fields)
 
 
-def test_alerts_come_back_in_order_and_a_file_is_continued(tmp_path: Path) -> None:
+def test_alerts_are_read_in_order_and_appended_to_existing_files(tmp_path: Path) -> None:
     path = tmp_path / "new" / "alerts.jsonl"
     alerts = [Alert(episode="a", step=i, verdict=verdict(score=i / 3)) for i in range(4)]
     for part in (alerts[:2], alerts[2:]):
@@ -81,7 +81,7 @@ def test_alerts_come_back_in_order_and_a_file_is_continued(tmp_path: Path) -> No
     assert [a.time_s for a in read_alerts(path)] == [a.time_s for a in alerts]
 
 
-def test_maps_of_trust_are_left_out_unless_asked_for(tmp_path: Path) -> None:
+def test_trust_maps_are_stored_only_on_request(tmp_path: Path) -> None:
     with AlertLog(tmp_path / "alerts.jsonl") as log:
         log.write(Alert(step=0, verdict=verdict()))
     (alert,) = read_alerts(tmp_path / "alerts.jsonl")
@@ -89,7 +89,7 @@ def test_maps_of_trust_are_left_out_unless_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [b'{"epi', b"x" * 10_000])
-def test_a_torn_last_line_is_left_out_and_then_cut_off(tmp_path: Path, torn: bytes) -> None:
+def test_unfinished_last_line_is_skipped_and_then_removed(tmp_path: Path, torn: bytes) -> None:
     path, alert = tmp_path / "alerts.jsonl", Alert(step=0, verdict=verdict(trust_map=None))
     with AlertLog(path) as log:
         log.write(alert)
@@ -100,10 +100,10 @@ def test_a_torn_last_line_is_left_out_and_then_cut_off(tmp_path: Path, torn: byt
     assert list(read_alerts(path)) == [alert, alert]
 
 
-def test_a_line_that_is_no_alert_is_named(tmp_path: Path) -> None:
+def test_invalid_line_is_named_in_the_error(tmp_path: Path) -> None:
     path = tmp_path / "alerts.jsonl"
     path.write_text('{"episode": ""}\n')
-    with pytest.raises(ValueError, match=r"alerts\.jsonl line 1 is no alert"):
+    with pytest.raises(ValueError, match=r"alerts\.jsonl line 1 is not an alert"):
         list(read_alerts(path))
 
 
@@ -120,7 +120,7 @@ for step in range(100):
 """
 
 
-def test_a_killed_writer_loses_nothing_it_wrote(tmp_path: Path) -> None:
+def test_killed_writer_loses_no_written_line(tmp_path: Path) -> None:
     path = tmp_path / "alerts.jsonl"
     command = [sys.executable, "-c", KILLED, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as writer:

@@ -1,4 +1,4 @@
-"""All channels together: online equals batch, and harmless looks stay a notice."""
+"""All channels together: online equals batch, and a harmless change of look is a notice."""
 
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def test_online_equals_batch(monitor: RuntimeMonitor, odd: str) -> None:
     ("odd", "cause"),
     [("looks", "appearance"), ("surprise", "action_ignored"), ("action", "action_out_of_range")],
 )
-def test_each_oddity_has_its_name(monitor: RuntimeMonitor, odd: str, cause: str) -> None:
+def test_each_change_gets_its_cause(monitor: RuntimeMonitor, odd: str, cause: str) -> None:
     signals = episode(np.random.default_rng(2), odd=odd)
     monitor.reset()
     assert signals.confidence is not None
@@ -99,14 +99,16 @@ def test_each_oddity_has_its_name(monitor: RuntimeMonitor, odd: str, cause: str)
     assert verdict.causes[0] == cause
 
 
-def test_odd_looks_are_a_notice_while_the_claims_hold(monitor: RuntimeMonitor) -> None:
+def test_unfamiliar_look_is_a_notice_while_predictions_hold(monitor: RuntimeMonitor) -> None:
     rng = np.random.default_rng(3)
     levels = monitor.watch(episode(rng, odd="looks")).levels
     assert levels[6:].max() == Level.NOTICE
     assert monitor.watch(episode(rng, odd="surprise")).levels.max() == Level.STOP
 
 
-def test_odd_looks_are_more_where_no_claim_was_checked(monitor: RuntimeMonitor) -> None:
+def test_unfamiliar_look_is_more_than_a_notice_without_checked_predictions(
+    monitor: RuntimeMonitor,
+) -> None:
     """At first there was no time to check any; later there was, and none came."""
     signals = episode(np.random.default_rng(4), odd="looks")
     assert signals.frames is not None
@@ -117,7 +119,7 @@ def test_odd_looks_are_more_where_no_claim_was_checked(monitor: RuntimeMonitor) 
     assert levels[-1] == Level.STOP
 
 
-def test_a_monitor_of_looks_alone_waits_for_no_claim() -> None:
+def test_appearance_only_monitor_needs_no_predictions() -> None:
     rng = np.random.default_rng(5)
 
     def looks(signals: EpisodeSignals) -> EpisodeSignals:
@@ -131,7 +133,7 @@ def test_a_monitor_of_looks_alone_waits_for_no_claim() -> None:
     assert judge.frame_levels(judge.scores(odd))[6:].min() == Level.STOP
 
 
-def test_saved_and_loaded_monitors_judge_alike(monitor: RuntimeMonitor, tmp_path: Path) -> None:
+def test_loaded_monitor_gives_the_same_verdicts(monitor: RuntimeMonitor, tmp_path: Path) -> None:
     monitor.save(tmp_path)
     again = RuntimeMonitor.load(tmp_path, features=features)
     signals = episode(np.random.default_rng(6), odd="surprise")

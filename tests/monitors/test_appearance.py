@@ -1,4 +1,4 @@
-"""The appearance channel: distances against scikit-learn and SciPy, and what it must find."""
+"""Appearance channel against scikit-learn and SciPy, and changes it must detect."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_shrunk_covariance_is_scikit_learns(n: int, d: int) -> None:
     )
 
 
-def test_whitening_undoes_the_covariance_whatever_the_units() -> None:
+def test_whitening_removes_the_covariance_in_any_units() -> None:
     pooled, _ = frames(np.random.default_rng(1), 5000)
     mean, whitener = fit_whitening(pooled)
     whitened = (pooled - mean) @ whitener.T
@@ -70,14 +70,14 @@ def test_position_score_is_the_distance_to_the_nearest_reference_position() -> N
     np.testing.assert_allclose(fitted().position_scores(fresh), expected, atol=1e-6)
 
 
-def test_novelty_is_found_where_it_is() -> None:
+def test_novelty_is_localised() -> None:
     _, fresh = frames(np.random.default_rng(5), 10)
     fresh[:, 1, 2] += 8.0
     scores = fitted().position_scores(fresh)
     assert (scores.reshape(10, -1).argmax(axis=1) == 1 * 4 + 2).all()
 
 
-def test_a_joint_shift_within_every_range_is_found() -> None:
+def test_joint_shift_within_marginal_ranges_is_detected() -> None:
     """Features that always agree: only a distance that knows the correlation sees them differ."""
     rng = np.random.default_rng(6)
     both = rng.normal(size=(400, 1)) + rng.normal(0, 0.05, (400, 2))
@@ -86,7 +86,7 @@ def test_a_joint_shift_within_every_range_is_found() -> None:
     assert auroc(channel.score(both[:100]), channel.score(odd)) > 0.9
 
 
-def test_a_feature_that_never_varied_neither_divides_by_zero_nor_hides_a_change() -> None:
+def test_constant_feature_is_safe_and_still_detects_a_change() -> None:
     pooled, positions = frames(np.random.default_rng(7), 50)
     pooled[:, 0] = 5.0
     channel = AppearanceChannel().fit(pooled, positions)
@@ -105,7 +105,7 @@ def test_batch_equals_frame_by_frame() -> None:
     np.testing.assert_allclose(channel.position_scores(positions), each)
 
 
-def test_distance_sampling_keeps_the_rare_point() -> None:
+def test_coreset_keeps_rare_points() -> None:
     """20,000 points of one blob and 5 far away: 80 drawn evenly hold one of them in 2% of draws."""
     rng = np.random.default_rng(9)
     points = np.concatenate([rng.normal(size=(20_000, 3)), np.full((5, 3), 30.0)])
@@ -114,7 +114,7 @@ def test_distance_sampling_keeps_the_rare_point() -> None:
     assert (sample[:, 0] == 30.0).any()
 
 
-def test_distance_sampling_copes_with_copies() -> None:
+def test_coreset_handles_duplicates() -> None:
     points = np.repeat(np.eye(3), 50, axis=0)
     sample = distance_sample(points, 16, rng=np.random.default_rng(0))
     assert {tuple(p) for p in sample} == {(1, 0, 0), (0, 1, 0), (0, 0, 1)}

@@ -1,4 +1,4 @@
-"""Pictures the wrong way round are named, strange ones are not called so."""
+"""Camera setup check: setup faults are named, unfamiliar pictures are not faults."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_picture_the_wrong_way_round_is_named(mounting: CameraSetupCheck, kind: str) -> None:
+def test_each_setup_fault_is_named(mounting: CameraSetupCheck, kind: str) -> None:
     for frame in np.concatenate([film(seed) for seed in range(100, 110)]):
         assert mounting.find(frame[None]) is None
         found = mounting.find(WRONG[kind](frame)[None])
@@ -56,11 +56,9 @@ def test_a_picture_the_wrong_way_round_is_named(mounting: CameraSetupCheck, kind
         assert (found.kind, found.views) == (kind, (0,))
 
 
-def test_what_is_found_is_said_in_a_sentence(
-    mounting: CameraSetupCheck, two: CameraSetupCheck
-) -> None:
+def test_fault_message_is_a_sentence(mounting: CameraSetupCheck, two: CameraSetupCheck) -> None:
     said = str(mounting.find(film(100)[:1, ..., ::-1]))
-    assert said == "the colour channels of view 0 are those of a BGR picture."
+    assert said == "view 0 has its colour channels in BGR order."
     assert str(two.find(pair(100)[0, ::-1])) == "views 0 and 1 are exchanged."
 
 
@@ -83,12 +81,12 @@ def changes(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", changes(np.random.default_rng(0)))
-def test_a_strange_picture_is_not_called_swapped(mounting: CameraSetupCheck, name: str) -> None:
+def test_unfamiliar_picture_is_not_a_setup_fault(mounting: CameraSetupCheck, name: str) -> None:
     picture = changes(np.random.default_rng(0))[name].clip(0, 255).astype(np.uint8)
     assert mounting.find(picture[None]) is None
 
 
-def test_one_view_of_two_or_both_can_be_wrong(two: CameraSetupCheck) -> None:
+def test_faults_are_found_in_one_or_both_of_two_views(two: CameraSetupCheck) -> None:
     frames = pair(300)
     for frame in frames:
         assert two.find(frame) is None
@@ -103,7 +101,7 @@ def test_one_view_of_two_or_both_can_be_wrong(two: CameraSetupCheck) -> None:
         assert both.kind == "colours"
 
 
-def test_a_mistake_that_changes_nothing_that_can_be_told_is_not_looked_for() -> None:
+def test_indistinguishable_faults_are_not_checked() -> None:
     even = (TABLE + TABLE[:, ::-1]) / 2
     grey = np.repeat(even.mean(-1, keepdims=True), 3, axis=-1)
     mounting = CameraSetupCheck().fit([film(seed, grey) for seed in range(30)])
@@ -115,7 +113,7 @@ def test_a_mistake_that_changes_nothing_that_can_be_told_is_not_looked_for() -> 
     assert "cameras" not in {mix_up.kind for mix_up in CameraSetupCheck().fit(list(same)).weights_}
 
 
-def test_a_grey_camera_is_still_told_to_be_upside_down() -> None:
+def test_grey_camera_upside_down_is_detected() -> None:
     def grey(seed: int) -> np.ndarray:
         return np.repeat(film(seed)[..., :1], 3, axis=-1)
 
@@ -126,7 +124,9 @@ def test_a_grey_camera_is_still_told_to_be_upside_down() -> None:
     assert found.kind == "flipped"
 
 
-def test_one_reference_frame_that_looks_mirrored_does_not_blind(mounting: CameraSetupCheck) -> None:
+def test_one_mirrored_looking_reference_frame_does_not_disable_the_check(
+    mounting: CameraSetupCheck,
+) -> None:
     films = [film(seed) for seed in range(30)]
     plain = (TABLE + TABLE[:, ::-1]) / 2  # neither mirrored nor not
     films[3][2] = film(3, plain)[2]
@@ -137,13 +137,13 @@ def test_one_reference_frame_that_looks_mirrored_does_not_blind(mounting: Camera
     assert "mirrored" not in {mix_up.kind for mix_up in CameraSetupCheck().fit(films).weights_}
 
 
-def test_too_few_episodes_teach_nothing() -> None:
+def test_too_few_episodes_disable_the_check() -> None:
     mounting = CameraSetupCheck().fit([film(seed) for seed in range(9)])
     assert mounting.weights_ == {}
     assert mounting.find(film(100)[:1, ::-1]) is None
 
 
-def test_every_mix_up_done_twice_is_nothing() -> None:
+def test_every_fault_is_its_own_inverse() -> None:
     views = thumbnails(pair(0))
     for change, _ in MIX_UPS.values():
         assert not np.array_equal(change(views), views)
@@ -162,7 +162,7 @@ def test_thumbnails_keep_the_mean_and_turn_with_the_picture(shape: tuple[int, in
     np.testing.assert_allclose(flat, 77)
 
 
-def test_the_monitor_learns_keeps_and_names_it(tmp_path: Path) -> None:
+def test_monitor_fits_saves_and_reports_the_fault(tmp_path: Path) -> None:
     config = MonitorConfig(alpha_notice=0.1, alpha_degrade=0.1, alpha_stop=0.1)
     episodes = [EpisodeSignals(frames=film(seed)) for seed in range(40)]
     monitor = RuntimeMonitor(config).fit(episodes, frame_shape=(SIDE, SIDE, 3), rate_hz=5.0)

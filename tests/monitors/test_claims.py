@@ -1,4 +1,4 @@
-"""A model that runs beside the monitor: what it gets wrong is never trusted."""
+"""World model beside the monitor: its failures become STOP verdicts."""
 
 import numpy as np
 import pytest
@@ -53,9 +53,7 @@ class Broken:
 
 
 @pytest.mark.parametrize("duty", ["observe", "imagine", "reset"])
-def test_a_model_that_fails_beside_the_monitor_is_a_stop(
-    monitor: RuntimeMonitor, duty: str
-) -> None:
+def test_failing_world_model_gives_a_stop(monitor: RuntimeMonitor, duty: str) -> None:
     other = monitor.sibling()
     other.claims = Broken(duty)
     other.reset()
@@ -68,7 +66,7 @@ def test_a_model_that_fails_beside_the_monitor_is_a_stop(
         assert verdict.evidence["monitor.error"].note == f"RuntimeError: cannot {duty}"
 
 
-def test_an_executed_action_that_is_none_is_a_stop_at_the_next_step(
+def test_invalid_executed_action_gives_a_stop_at_the_next_step(
     monitor: RuntimeMonitor,
 ) -> None:
     other = monitor.sibling()

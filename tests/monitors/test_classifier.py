@@ -1,4 +1,4 @@
-"""Causes are named on painted scenes: learnt from edits, tried on scenes painted otherwise."""
+"""Cause classifier on painted scenes: trained on edits, tested on other changes."""
 
 import pickle
 
@@ -83,7 +83,7 @@ def watched(model: CauseModel, episode: np.ndarray) -> CauseModel:
 
 
 @pytest.mark.parametrize("cause", list(SHIFTS)[1:])
-def test_names_scenes_painted_otherwise(model: CauseModel, cause: str) -> None:
+def test_causes_of_unseen_scene_changes_are_named(model: CauseModel, cause: str) -> None:
     """None of these scenes is an edit, and none was learnt from."""
     named = [watched(model, one_view(seed, **SHIFTS[cause])).name()[0] for seed in range(50, 54)]
     assert named == [cause] * 4
@@ -96,7 +96,7 @@ def test_posterior_is_a_distribution_over_causes(model: CauseModel) -> None:
     assert min(posterior.values()) >= 0
 
 
-def test_what_is_no_cause_is_unknown(model: CauseModel) -> None:
+def test_other_changes_are_unknown(model: CauseModel) -> None:
     episode, rng = one_view(60), np.random.default_rng(0)
     noisy = (episode + rng.normal(0, 30, episode.shape)).clip(0, 255).astype(np.uint8)
     for film in (noisy, episode[..., ::-1]):
@@ -108,7 +108,7 @@ def test_a_nominal_picture_has_no_cause(model: CauseModel) -> None:
     assert named.count(UNKNOWN) >= 16
 
 
-def test_nothing_seen_is_unknown(model: CauseModel) -> None:
+def test_no_frames_give_unknown(model: CauseModel) -> None:
     model.reset()
     assert model.name() == (UNKNOWN, 0.0)
     assert model.posterior() == {}
@@ -132,7 +132,7 @@ def test_memory_does_not_grow(model: CauseModel) -> None:
     assert sizes[0] == sizes[1]
 
 
-def test_arrays_carry_the_model(model: CauseModel) -> None:
+def test_arrays_restore_the_model(model: CauseModel) -> None:
     episode = one_view(90, **SHIFTS["target"])
     copy = CauseModel.from_arrays(model.arrays())
     assert watched(copy, episode).posterior() == watched(model, episode).posterior()
@@ -140,7 +140,7 @@ def test_arrays_carry_the_model(model: CauseModel) -> None:
     assert copy.arrays().keys() == model.arrays().keys()
 
 
-def test_the_view_that_changed_decides() -> None:
+def test_most_deviating_view_decides() -> None:
     nominal = [np.stack([paint(seed, 8), paint(seed + 100, 8)], axis=1) for seed in range(4)]
     edited = edited_episodes(nominal, clip_frames=3, seed=0)
     model = CauseModel().fit(nominal, {cause: edited[cause] for cause in ("lighting", "clutter")})
@@ -177,7 +177,7 @@ def test_size_of_the_frames_does_not_matter() -> None:
     assert reduced(frame[:30, :100]).shape == (64, 64, 3)
 
 
-def test_descriptors_see_what_they_are_named_for() -> None:
+def test_descriptors_measure_gain_and_new_colours() -> None:
     """A frame in half the light is explained by a gain of one half; new colours count as new."""
     films = [paint(seed) for seed in range(6)]
     reference = ViewReference().fit(films, rng=np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""Colours never seen: distances against a brute-force search, small things, several views."""
+"""Colour channel: distances against brute force, small objects, several views."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def channel() -> ColourChannel:
     return ColourChannel().fit([film(rng, 40) for _ in range(10)])
 
 
-def test_distances_are_those_of_a_brute_force_search() -> None:
+def test_distances_equal_a_brute_force_search() -> None:
     rng = np.random.default_rng(1)
     seen = rng.integers(0, 256, (1, 4, 4, 3), dtype=np.uint8)
     asked = rng.integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
@@ -43,7 +43,7 @@ def test_two_pixels_of_a_new_colour_are_enough(channel: ColourChannel) -> None:
     assert channel.pixel_scores(frames)[2].argmax() in (5 * 16 + 5, 5 * 16 + 6)
 
 
-def test_the_strangest_view_counts(channel: ColourChannel) -> None:
+def test_score_is_the_largest_over_views(channel: ColourChannel) -> None:
     frames = film(np.random.default_rng(4), views=(2,))
     alone = channel.score(frames)
     frames[:, 1, :4, :4] = (0, 255, 0)
@@ -67,6 +67,6 @@ def test_saved_and_loaded_scores_are_equal(channel: ColourChannel) -> None:
     assert np.array_equal(again.score(frames), channel.score(frames))
 
 
-def test_no_frames_at_all() -> None:
-    with pytest.raises(ValueError, match="`films` needs at least one frame"):
+def test_empty_reference_is_refused() -> None:
+    with pytest.raises(ValueError, match="`videos` needs at least one frame"):
         ColourChannel().fit([])

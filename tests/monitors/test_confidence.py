@@ -1,4 +1,4 @@
-"""The confidence channel: judged per horizon, by share and by worst region."""
+"""Confidence channel: standardised per horizon, by low share and worst region."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_a_region_does_not_span_two_views() -> None:
     assert worst_region(views, 2) == pytest.approx(0.5)
 
 
-def test_low_confidence_is_no_surprise_at_the_horizon_where_it_is_usual() -> None:
+def test_low_confidence_scores_low_at_horizons_where_it_is_usual() -> None:
     rng = np.random.default_rng(1)
     channel = ConfidenceChannel(threshold=0.7).fit(*nominal(rng, 2000))
     maps, horizon = nominal(rng, 1000)
@@ -51,7 +51,7 @@ def test_low_confidence_is_no_surprise_at_the_horizon_where_it_is_usual() -> Non
     assert channel.score(maps[horizon == 16], np.full((horizon == 16).sum(), 1)).min() > 3
 
 
-def test_uniform_and_local_loss_of_confidence_are_both_found() -> None:
+def test_uniform_and_local_loss_of_confidence_are_detected() -> None:
     rng = np.random.default_rng(2)
     channel = ConfidenceChannel().fit(*nominal(rng, 2000))
     maps, horizon = nominal(rng, 300)
@@ -63,7 +63,7 @@ def test_uniform_and_local_loss_of_confidence_are_both_found() -> None:
     assert auroc(usual, channel.score((maps + 0.05).clip(0, 1), horizon)) < 0.3
 
 
-def test_between_horizons_is_interpolated_and_beyond_the_longest_is_the_longest() -> None:
+def test_scale_is_interpolated_between_horizons_and_constant_beyond() -> None:
     confidence = np.stack([np.full((4, 4), level) for level in (0.9, 0.5)])
     channel = ConfidenceChannel(threshold=0.2).fit(confidence, np.array([1, 5]))
     probe = np.full((1, 4, 4), 0.6)
@@ -88,7 +88,7 @@ def test_wrong_input_is_refused() -> None:
     with pytest.raises(NotFittedError, match="ConfidenceChannel is not fitted"):
         ConfidenceChannel().score(np.ones((1, 3, 3)), np.array([1]))
     channel = ConfidenceChannel().fit(np.ones((2, 3, 3)), np.array([1, 1]))
-    with pytest.raises(ValueError, match="`confidence` must be a probability"):
+    with pytest.raises(ValueError, match="`confidence` must hold probabilities"):
         channel.score(np.full((1, 3, 3), np.nan), np.array([1]))
     with pytest.raises(ValueError, match=r"`confidence` must be \[h, w\], \[channel, h, w\] or"):
         channel.score(np.ones((1, 3)), np.array([1]))

@@ -1,4 +1,4 @@
-"""The streaming accumulator equals binning everything at once."""
+"""Streaming reliability counts equal binning all forecasts at once."""
 
 import json
 import tracemalloc
@@ -60,7 +60,7 @@ def test_stream_equals_batch(
     np.testing.assert_allclose(by_episode.sums[1], expected.sums, atol=1e-9)
 
 
-def test_memory_grows_neither_with_forecasts_nor_without_episodes() -> None:
+def test_memory_is_independent_of_forecasts_and_without_episodes_constant() -> None:
     reliability = Reliability(epsilons=(0.1,), num_bins=5, keep_episodes=False)
     size = reliability.total.nbytes
     for i in range(50):

@@ -1,4 +1,4 @@
-"""Detection measures against scikit-learn and SciPy, and hand-written cases."""
+"""Detection metrics against scikit-learn and SciPy, and hand-written cases."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_auroc_interval_covers_the_truth() -> None:
     assert 0.92 <= covered / 1000 <= 0.99
 
 
-def test_perfect_separation_of_few_episodes_is_no_certainty() -> None:
+def test_interval_at_perfect_separation_is_not_a_point() -> None:
     low, high = auroc_interval(1.0, 20, 20)
     assert high == 1.0
     assert 0.75 < low < 0.95
@@ -83,8 +83,8 @@ def test_delay_counts_from_the_onset_and_heeds_the_level() -> None:
     assert alarm_delay(levels, level=Level.STOP) is None
 
 
-def test_nothing_to_compare_is_refused() -> None:
-    with pytest.raises(ValueError, match="`nominal` and `shifted` need scores, got 0 and 1"):
+def test_empty_scores_are_refused() -> None:
+    with pytest.raises(ValueError, match="`nominal` and `shifted` must not be empty, got 0, 1"):
         auroc(np.zeros(0), np.zeros(1))
     with pytest.raises(ValueError, match="`onset` must be below the shortest length 1, got 1"):
         summarize_detection([watched([0.0], [0])], [watched([0.0], [0])], onset=1)

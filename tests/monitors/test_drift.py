@@ -1,4 +1,4 @@
-"""Drift across episodes: a fair game while nothing changes, and a quick find when it does."""
+"""Fleet drift: a fair game without drift, quick detection with it."""
 
 import io
 from itertools import permutations
@@ -33,7 +33,7 @@ def first_alarms(scores: Float[np.ndarray, "fleet episode"], n: int) -> Float[np
     return np.where(found.any(axis=1), found.argmax(axis=1) + 1, np.inf)
 
 
-def test_the_class_plays_the_game_that_is_simulated_below() -> None:
+def test_class_equals_the_simulated_game() -> None:
     scores = np.random.default_rng(11).normal(size=(5, 60))
     scores[:3, 30:] += 1.0
     for row, course in zip(scores, capitals(scores, 19), strict=True):
@@ -96,7 +96,7 @@ def test_equal_scores_add_no_false_alarms() -> None:
 
 
 @pytest.mark.parametrize(("shift", "bar"), [(1.0, 10), (3.0, 3)])
-def test_a_shift_is_found_within_a_few_episodes(shift: float, bar: float) -> None:
+def test_shift_is_detected_within_a_few_episodes(shift: float, bar: float) -> None:
     """Median of 1001 fleets, 100 calibration episodes, seed 2.
 
     A shift of one standard deviation is found within 10 episodes by 0.59 of fleets, 5.7 standard
@@ -107,7 +107,7 @@ def test_a_shift_is_found_within_a_few_episodes(shift: float, bar: float) -> Non
     assert np.median(first_alarms(scores, 100)) <= bar
 
 
-def test_a_late_shift_is_found_too() -> None:
+def test_late_shift_is_detected() -> None:
     """500 fleets, 59 calibration and 100 nominal episodes, seed 3; the median is about 18."""
     scores = np.random.default_rng(3).normal(size=(500, 219))
     scores[:, 159:] += 1.0
@@ -129,7 +129,7 @@ def test_only_the_order_of_scores_counts() -> None:
     assert plain.capital_ == bent.capital_
 
 
-def test_a_restart_changes_nothing() -> None:
+def test_restored_state_continues_the_test() -> None:
     """Saved as a plain archive after every tenth of 60 episodes, half of them with equal scores."""
     scores = np.random.default_rng(6).normal(size=80).round(1)
     through, restarted = (FleetDrift(seed=7).fit(scores[:20]) for _ in range(2))
@@ -158,7 +158,7 @@ def test_found_drift_stays_found_until_the_next_fit() -> None:
     assert (drift.capital_, drift.num_episodes_) == (1.0, 0)
 
 
-def test_seed_decides_among_equal_scores_alone() -> None:
+def test_seed_only_breaks_ties() -> None:
     def course(scores: Float[np.ndarray, " episode"], seed: int) -> list[float]:
         drift = FleetDrift(seed=seed).fit(scores[:19])
         return [drift.capital_ for score in scores[19:] if not drift.update(score)]
@@ -169,7 +169,7 @@ def test_seed_decides_among_equal_scores_alone() -> None:
     assert course(scores.round(), 1) == course(scores.round(), 1)
 
 
-def test_a_long_calm_costs_little() -> None:
+def test_long_run_without_drift_costs_little() -> None:
     """Evidence that shrank with every calm episode could not come back; 25 fleets, seed 10.
 
     After t episodes the bet on no shift has (50 / (50 + t))^(2/3) of its stake left, 0.08 at
@@ -207,7 +207,7 @@ def test_wrong_input_is_refused() -> None:
         ("num_calibration", np.array(3)),
     ],
 )
-def test_a_broken_state_is_refused(name: str, value: np.ndarray) -> None:
+def test_invalid_state_is_refused(name: str, value: np.ndarray) -> None:
     arrays = FleetDrift(0.5).fit(np.zeros(2)).arrays()
     with pytest.raises(ValueError, match=r"`(stakes|history)` must"):
         FleetDrift.from_arrays({**arrays, name: value})

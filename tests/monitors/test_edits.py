@@ -1,4 +1,4 @@
-"""Edits change what they are named for, and leave the rest alone."""
+"""Synthetic edits change the named part of the scene and keep the rest."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from worldmodel.monitors.causes.edits import (
     _plane_view,
     _warped,
     edited_episodes,
-    take_apart,
+    segment,
 )
 from worldmodel.monitors.causes.palette import Palette
 
@@ -43,33 +43,33 @@ def episodes() -> list[np.ndarray]:
 def scene(episodes: list[np.ndarray]) -> EditedScene:
     """The first of them, taken apart."""
     palette = Palette().fit([e[:, 0] for e in episodes], rng=np.random.default_rng(0))
-    return take_apart(episodes[0][:, 0], palette, slice(0, 6))
+    return segment(episodes[0][:, 0], palette, slice(0, 6))
 
 
 def changed(scene: EditedScene, cause: str, seed: int) -> np.ndarray:
     """Pixels that an edit changes clearly: [time, 64, 64]."""
     film = EDITS[cause](scene, np.random.default_rng(seed))
     assert film is not None
-    return np.abs(film - scene.film).max(axis=-1) > 0.05
+    return np.abs(film - scene.video).max(axis=-1) > 0.05
 
 
-def test_parts_of_the_scene_are_found(scene: EditedScene) -> None:
-    arm = np.abs(scene.film - ARM).max(axis=-1) < 0.05
-    box = np.abs(scene.film - BOX).max(axis=-1) < 0.05
+def test_scene_is_segmented_into_its_parts(scene: EditedScene) -> None:
+    arm = np.abs(scene.video - ARM).max(axis=-1) < 0.05
+    box = np.abs(scene.video - BOX).max(axis=-1) < 0.05
     assert (scene.arm == arm).mean() > 0.99
     assert (scene.target == box).mean() > 0.99
     assert [mask.mean() for mask in scene.surfaces] == pytest.approx([50 / 64, 14 / 64], abs=0.1)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_edits_leave_the_rest_alone(scene: EditedScene, seed: int) -> None:
+def test_edits_keep_the_rest_unchanged(scene: EditedScene, seed: int) -> None:
     assert not changed(scene, "target", seed)[scene.arm].any()
     assert not changed(scene, "embodiment", seed)[scene.target].any()
     assert not changed(scene, "background", seed)[scene.arm | scene.target].any()
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_edits_change_what_they_are_named_for(scene: EditedScene, seed: int) -> None:
+def test_edits_change_the_named_part(scene: EditedScene, seed: int) -> None:
     table = scene.surfaces[0] & ~scene.arm & ~scene.target
     assert changed(scene, "background", seed)[table].mean() > 0.3
     assert changed(scene, "lighting", seed)[table].mean() > 0.5
@@ -90,17 +90,17 @@ def test_clutter_stays_in_place_behind_what_moves(scene: EditedScene, seed: int)
         assert not strewn[scene.arm | scene.target].any()
 
 
-def test_a_warp_by_the_same_view_changes_nothing(scene: EditedScene) -> None:
+def test_warp_to_the_same_view_is_the_identity(scene: EditedScene) -> None:
     view = _plane_view(0.8, 0.3, 0.1, 1.2)
     np.testing.assert_allclose(
-        _warped(scene.film, view @ np.linalg.inv(view)), scene.film, atol=1e-9
+        _warped(scene.video, view @ np.linalg.inv(view)), scene.video, atol=1e-9
     )
 
 
 def test_a_warp_by_a_shift_is_a_shift(scene: EditedScene) -> None:
     shift = np.array([[1.0, 0, 5 / 64], [0, 1, 0], [0, 0, 1]])
-    moved = _warped(scene.film, shift)
-    np.testing.assert_allclose(moved[:, :, :-5], scene.film[:, :, 5:], atol=1e-9)
+    moved = _warped(scene.video, shift)
+    np.testing.assert_allclose(moved[:, :, :-5], scene.video[:, :, 5:], atol=1e-9)
 
 
 def test_a_camera_looks_at_the_origin_of_its_plane() -> None:

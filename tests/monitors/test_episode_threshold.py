@@ -1,4 +1,4 @@
-"""The promise on an episode's supremum, by simulation."""
+"""Episode threshold: its guarantee, by simulation."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_false_alarms_stay_below_alpha(phi: float, alpha: float, num_calibration
     assert np.mean(alarms) == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 4000))
 
 
-def test_a_threshold_per_frame_would_break_the_promise() -> None:
+def test_per_frame_threshold_would_break_the_guarantee() -> None:
     """What the supremum is for: the 95% quantile of frames alarms in most episodes of 60 frames."""
     rng = np.random.default_rng(1)
     frames = rng.normal(size=(200, 60))
@@ -46,7 +46,7 @@ def test_a_threshold_per_frame_would_break_the_promise() -> None:
     assert np.mean(rng.normal(size=(200, 60)).max(axis=1) > per_frame) > 0.9
 
 
-def test_a_shift_is_found() -> None:
+def test_shift_is_detected() -> None:
     rng = np.random.default_rng(2)
     threshold = EpisodeThreshold(0.05).fit(maxima(rng, (99,), 0.9))
     assert np.mean([threshold.exceeded(m) for m in maxima(rng, (200,), 0.9, shift=4.0)]) > 0.5
@@ -59,14 +59,14 @@ def test_threshold_is_the_conformal_rank() -> None:
     assert EpisodeThreshold(0.5).fit(scores).value_ == 10.0
 
 
-def test_a_score_at_the_threshold_is_no_alarm() -> None:
+def test_score_at_the_threshold_is_no_alarm() -> None:
     threshold = EpisodeThreshold(0.5).fit(np.array([1.0]))
     assert not threshold.exceeded(1.0)
     assert threshold.exceeded(1.0 + 1e-9)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001, 0.03, 1 / 3])
-def test_fewest_episodes_are_exactly_enough(alpha: float) -> None:
+def test_fewest_episodes_suffice(alpha: float) -> None:
     n = episodes_needed(alpha)
     EpisodeThreshold(alpha).fit(np.arange(float(n)))
     assert smallest_alpha(n) <= alpha * (1 + 1e-12) < smallest_alpha(n - 1)

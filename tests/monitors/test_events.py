@@ -1,4 +1,4 @@
-"""Confidence of regions, frames and rollouts, each checked as the event it speaks of."""
+"""Event forecasts of regions, frames and rollouts: each is calibrated for its own event."""
 
 from dataclasses import dataclass, replace
 
@@ -57,7 +57,7 @@ def fitted() -> EventConfidence:
     return EventConfidence(EPSILONS).fit(episodes(0, 100), rng=np.random.default_rng(0))
 
 
-def test_expected_error_is_the_mean_of_the_distribution_stated() -> None:
+def test_expected_error_is_the_mean_of_the_forecast_distribution() -> None:
     """Exponential errors in fine levels: E[min(error, 5)] has a closed form."""
     levels = np.linspace(0.01, 5, 500).tolist()
     scale = np.array([[0.2], [1.0]])
@@ -87,7 +87,7 @@ def test_random_boxes_have_their_shape_and_reach_everywhere() -> None:
     assert boxes.any(axis=0).all()
 
 
-def test_confidence_of_an_event_comes_true_and_the_mean_of_its_subpatches_does_not(
+def test_event_confidence_is_calibrated_and_the_subpatch_mean_is_not(
     fitted: EventConfidence,
 ) -> None:
     """100 episodes to learn from and 60 others, where chance alone leaves about 0.02."""
@@ -109,7 +109,7 @@ def test_confidence_of_an_event_comes_true_and_the_mean_of_its_subpatches_does_n
     assert rows["rollout of 4"].num_forecasts == 60 * 2 * len(EPSILONS)
 
 
-def test_larger_regions_are_surer_than_one_subpatch_is(fitted: EventConfidence) -> None:
+def test_larger_regions_have_sharper_forecasts(fitted: EventConfidence) -> None:
     """At twice the expected error, a mean of many is within; one half-normal often is not."""
     one = episode(np.random.default_rng(3))
     even = replace(
@@ -147,7 +147,7 @@ def test_a_rollout_counts_from_its_own_start() -> None:
     np.testing.assert_allclose(means[6], stated[5:7].mean(axis=(0, 1, 2, 3, 4)), rtol=1e-5)
 
 
-def test_a_missing_camera_does_not_count() -> None:
+def test_missing_cameras_are_ignored() -> None:
     """Whatever stands in its maps: neither where events are learned nor where they are stated."""
     there = np.tile([True, False], (len(HORIZON), 1))
 
@@ -188,7 +188,7 @@ def test_arrays_restore_everything(fitted: EventConfidence) -> None:
     )
 
 
-def test_a_useless_forecast_leaves_the_frequencies() -> None:
+def test_uninformative_forecast_gives_the_base_rates() -> None:
     """Confidence that never varies carries nothing: what is left is how often the event came."""
     flat = [replace(e, confidence=np.full_like(e.confidence, 0.5)) for e in episodes(8, 40)]
     events = EventConfidence(EPSILONS).fit(flat, rng=np.random.default_rng(0))
@@ -200,7 +200,7 @@ def test_a_useless_forecast_leaves_the_frequencies() -> None:
 def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match="`forecasts` must hold at least 20 episodes, got 19"):
         EventConfidence(EPSILONS).fit(episodes(9, 19), rng=np.random.default_rng(0))
-    with pytest.raises(ValueError, match="`epsilons` must be positive and rising"):
+    with pytest.raises(ValueError, match="`epsilons` must be positive and increasing"):
         EventConfidence((0.0, 0.5))
     with pytest.raises(NotFittedError, match="EventConfidence is not fitted"):
         EventConfidence(EPSILONS).frame(episode(np.random.default_rng(0)).confidence, HORIZON)

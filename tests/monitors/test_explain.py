@@ -1,4 +1,4 @@
-"""What leads an alarm, and whether people are told what was found and where."""
+"""Explanations: the order of causes, and evidence sentences."""
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def attribution(alarm_rule: AlarmRule) -> Attribution:
         ),
     ],
 )
-def test_what_explains_the_rest_leads(
+def test_explaining_cause_leads(
     attribution: Attribution, odd: tuple[str, ...], causes: tuple[str, ...]
 ) -> None:
     assert explain(attribution, *odd)[0] == causes
@@ -113,7 +113,7 @@ class Says(CauseModel):
         ("unknown", SURE + 0.01, ("action_ignored",)),
     ],
 )
-def test_a_moved_camera_may_break_claims_before_its_look_alone_is_an_alarm(
+def test_moved_camera_is_named_when_only_predictions_fail(
     attribution: Attribution, opinion: str, chance: float, causes: tuple[str, ...]
 ) -> None:
     attribution.causes = Says(opinion, chance)
@@ -122,12 +122,12 @@ def test_a_moved_camera_may_break_claims_before_its_look_alone_is_an_alarm(
     assert ("cause" in evidence) == ("camera" in causes)  # nothing is told of what is not named
 
 
-def test_an_early_one_does(attribution: Attribution) -> None:
+def test_an_early_look_leads(attribution: Attribution) -> None:
     explain(attribution, "surprise")
     assert explain(attribution, "surprise", "region")[0] == ("appearance", "model_disagreement")
 
 
-def test_an_alarm_is_over_when_all_has_been_calm(attribution: Attribution) -> None:
+def test_alarm_ends_after_calm_steps(attribution: Attribution) -> None:
     for _ in range(TOGETHER + 1):
         explain(attribution, "surprise")
     for _ in range(CONFIG.calm_steps + 1):
@@ -135,16 +135,18 @@ def test_an_alarm_is_over_when_all_has_been_calm(attribution: Attribution) -> No
     assert explain(attribution, "surprise", "region")[0] == ("appearance", "model_disagreement")
 
 
-def test_an_action_beyond_the_familiar_is_named_with_its_axes(attribution: Attribution) -> None:
+def test_action_out_of_range_is_named_with_its_axes(attribution: Attribution) -> None:
     causes, evidence = explain(attribution, "action", signals=one_frame(action=1.5))
     assert causes == ("action_out_of_range",)
     assert "on x, y, z, roll, pitch, yaw, gripper" in evidence["action"].note
 
 
-def test_evidence_says_where_and_how_much(attribution: Attribution) -> None:
+def test_evidence_states_region_score_and_threshold(attribution: Attribution) -> None:
     _, evidence = explain(attribution, "region", signals=one_frame(odd_place=True))
     note = evidence["region"].note
-    assert note.startswith("lower left third of wrist is unlike the 10 familiar episodes; score")
+    assert note.startswith(
+        "lower left third of wrist differs from the 10 reference episodes; score"
+    )
     assert f"threshold {attribution.alarm_rule.threshold('region'):.3g}." in note
     assert set(evidence) == {"region"}
 

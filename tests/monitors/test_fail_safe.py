@@ -1,6 +1,6 @@
-"""Whatever the monitor is shown: a verdict, never an exception, and never trust for garbage.
+"""Fail-safe: any input gives a verdict, never an exception, and invalid input is never trusted.
 
-The type checks that tests switch on are off here: a robot runs without them.
+The shape checks of the test suite are off here, as on a robot.
 """
 
 import warnings
@@ -183,7 +183,7 @@ BROKEN_STEPS = st.one_of(
 )
 
 
-def test_the_healthy_step_that_the_broken_ones_are_made_of_is_trusted(
+def test_valid_step_behind_the_broken_ones_is_trusted(
     monitor: RuntimeMonitor,
 ) -> None:
     assert monitor.update(*good()).level == Level.TRUST
@@ -191,7 +191,7 @@ def test_the_healthy_step_that_the_broken_ones_are_made_of_is_trusted(
 
 @MANY
 @given(step=BROKEN_STEPS)
-def test_garbage_is_a_stop_with_its_cause(
+def test_invalid_input_is_a_stop_with_its_cause(
     monitor: RuntimeMonitor, step: tuple[Any, Any, Any]
 ) -> None:
     monitor.reset()
@@ -204,7 +204,7 @@ def test_garbage_is_a_stop_with_its_cause(
 
 @MANY
 @given(times=st.lists(st.floats(-3, 3) | st.floats(), min_size=2, max_size=6))
-def test_trust_needs_times_that_go_forward(monitor: RuntimeMonitor, times: list[float]) -> None:
+def test_trust_needs_increasing_times(monitor: RuntimeMonitor, times: list[float]) -> None:
     monitor.reset()
     before = None
     for seed, time_s in enumerate(times):
@@ -219,7 +219,7 @@ def test_trust_needs_times_that_go_forward(monitor: RuntimeMonitor, times: list[
 
 @FEW
 @given(steps=st.lists(st.just(good()) | BROKEN_STEPS, min_size=2, max_size=8))
-def test_garbage_leaves_nothing_behind_but_its_calm_steps(
+def test_monitor_recovers_from_invalid_input_after_calm_steps(
     monitor: RuntimeMonitor, steps: list[tuple[Any, Any, Any]]
 ) -> None:
     """After any three healthy steps the verdict is that of a monitor that saw no garbage."""
@@ -236,7 +236,7 @@ def test_garbage_leaves_nothing_behind_but_its_calm_steps(
 
 @FEW
 @given(broken=st.lists(BROKEN_STEPS, max_size=6))
-def test_a_session_of_garbage_replays_to_the_same_verdicts(
+def test_session_of_invalid_input_replays_to_the_same_verdicts(
     monitor: RuntimeMonitor, broken: list[tuple[Any, Any, Any]]
 ) -> None:
     steps = [good(), *broken, good(1)]
@@ -265,7 +265,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_how_an_array_lies_in_memory_does_not_matter(monitor: RuntimeMonitor, layout: Any) -> None:
+def test_memory_layout_does_not_matter(monitor: RuntimeMonitor, layout: Any) -> None:
     frame, action, imagined = good()
     plain = monitor.update(frame, action, imagined)
     monitor.reset()
@@ -319,7 +319,7 @@ def test_an_exception_of_any_class_is_a_stop(monitor: RuntimeMonitor) -> None:
 
 
 @pytest.mark.parametrize(("took_s", "late"), [(0.01, False), (0.02, False), (0.021, True)])
-def test_a_missed_deadline_is_a_stop_that_keeps_what_was_found(
+def test_missed_deadline_is_a_stop_that_keeps_the_evidence(
     monitor: RuntimeMonitor, took_s: float, late: bool
 ) -> None:
     clock, monitor.clock, monitor.deadline_s = monitor.clock, iter((0.0, took_s)).__next__, 0.02
@@ -351,7 +351,7 @@ def test_a_missed_deadline_is_missed_again_in_the_replay(monitor: RuntimeMonitor
 
 
 @pytest.mark.parametrize("deadline_s", [0, -1, float("nan")])
-def test_a_deadline_that_is_none_is_refused(deadline_s: float) -> None:
+def test_invalid_deadline_is_refused(deadline_s: float) -> None:
     with pytest.raises(ValueError, match="`deadline_s` must be above 0 or None"):
         RuntimeMonitor(deadline_s=deadline_s)
 

@@ -1,4 +1,4 @@
-"""Heatmaps: interpolation against SciPy, colours against matplotlib, a legend one can read."""
+"""Heatmaps: interpolation against SciPy, colours against matplotlib, and the legend."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_upsampling_is_scipys_bilinear_zoom(size: tuple[int, int]) -> None:
     np.testing.assert_allclose(upsample(values, *size), expected, atol=1e-9)
 
 
-def test_confidence_zero_is_dark_and_one_is_bright_and_lightness_never_falls() -> None:
+def test_lightness_rises_with_confidence() -> None:
     np.testing.assert_array_equal(colours(np.array([0.0, 1.0])), palette()[[0, 255]])
     expected = np.round(255 * np.array(colormaps["cividis"](np.linspace(0, 1, 256)))[:, :3])
     np.testing.assert_array_equal(palette(), expected)
@@ -66,5 +66,5 @@ def test_wrong_input_is_refused() -> None:
         legend(32)
     with pytest.raises(ValueError, match=r"`confidence` must be \[h, w\] or \[channel, h, w\]"):
         heatmap(np.ones((2, 2, 2, 2)), 8, 8)
-    with pytest.raises(ValueError, match="`confidence` must be a probability"):
+    with pytest.raises(ValueError, match="`confidence` must hold probabilities"):
         heatmap(np.full((2, 2), 1.5), 8, 8)

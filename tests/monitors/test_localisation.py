@@ -1,4 +1,4 @@
-"""Localisation: scikit-learn, a count over every threshold, and cases done by hand."""
+"""Localisation metrics against scikit-learn, an exhaustive threshold count and hand-made cases."""
 
 import numpy as np
 import pytest
@@ -96,7 +96,7 @@ def test_a_rise_at_the_limit_itself_has_no_area() -> None:
     assert pixel_aupro(surprise, mask) == pytest.approx(0.5)  # its second pixel comes at 3 of 10
 
 
-def test_a_map_that_knows_nothing_scores_as_chance_and_one_that_is_the_mask_scores_one() -> None:
+def test_random_maps_score_chance_and_the_mask_itself_scores_one() -> None:
     rng = np.random.default_rng(0)
     mask = np.zeros((64, 64), dtype=bool)
     mask[10:26, 20:36] = True
@@ -123,7 +123,7 @@ def test_pointing_allows_for_a_distance(tolerance: float, hit: float) -> None:
     assert pointing(surprise, mask, tolerance=tolerance) == hit
 
 
-def test_intervals_redraw_episodes_not_pictures() -> None:
+def test_intervals_resample_episodes_not_pictures() -> None:
     rng = np.random.default_rng(0)
     effect = rng.normal(0.8, 0.1, 30)
     scores = [

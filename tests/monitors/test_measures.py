@@ -1,4 +1,4 @@
-"""Calibration measures against netcal, torchmetrics, scikit-learn and scoringrules."""
+"""Calibration metrics against netcal, torchmetrics, scikit-learn and scoringrules."""
 
 import numpy as np
 import pytest
@@ -115,7 +115,7 @@ def test_calibrated_forecaster_with_hidden_video_effect_looks_bad_only_per_video
     assert pooled == pytest.approx(0.004, abs=0.002)
 
 
-def test_more_data_cure_all_but_the_hidden_effect() -> None:
+def test_per_video_error_vanishes_with_data_except_for_the_hidden_effect() -> None:
     """One seed each; per-video errors of 110 videos have an sd of 0.004 under the effect."""
     _, pooled = hidden_effect_errors(1, num_videos=2750, num_forecasts=200)
     assert pooled < 0.004  # five times smaller than with 110 videos
@@ -134,14 +134,14 @@ def test_per_video_error_is_the_mean_of_netcals() -> None:
     assert per_video_calibration_error(bins) == pytest.approx(expected, abs=1e-9)
 
 
-def test_videos_without_a_forecast_do_not_count() -> None:
+def test_videos_without_a_forecast_are_ignored() -> None:
     bins = bin_rows(np.full((3, 4), 0.75), np.ones((3, 4), dtype=bool), num_bins=2)
     bins.sums[1] = 0.0
     assert np.isnan(expected_calibration_error(bins)[1])
     assert per_video_calibration_error(bins) == pytest.approx(0.25)
 
 
-def test_bootstrap_interval_has_the_width_that_episodes_dictate() -> None:
+def test_bootstrap_interval_has_the_width_of_the_episode_spread() -> None:
     """50 episodes of 200 forecasts at 0.5 whose frequency varies by episode (sd 0.1), seed 3.
 
     The mean of 50 frequencies has the standard error sqrt((0.01 + 0.25 / 200) / 50) = 0.015; one
@@ -163,15 +163,15 @@ def test_bootstrap_interval_has_the_width_that_episodes_dictate() -> None:
 
 @pytest.mark.parametrize("wrong", [1.5, -0.1, np.nan, np.inf])
 def test_confidence_outside_the_unit_interval_is_refused(wrong: float) -> None:
-    with pytest.raises(ValueError, match=r"`confidence` must be a probability in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"`confidence` must hold probabilities in \[0, 1\]"):
         bin_forecasts(np.array([0.5, wrong]), np.array([True, True]))
 
 
-def test_rounding_of_single_precision_is_forgiven() -> None:
+def test_single_precision_rounding_is_tolerated() -> None:
     bins = bin_forecasts(np.array([1.0 + 1e-7, -1e-7]), np.array([True, False]))
     assert expected_calibration_error(bins) == 0.0
 
 
-def test_brier_score_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="`bins` holds no forecast"):
+def test_brier_score_of_empty_bins_is_refused() -> None:
+    with pytest.raises(ValueError, match="`bins` must hold a forecast"):
         brier_decomposition(ReliabilityBins(np.zeros((4, 15))))

@@ -1,4 +1,4 @@
-"""The monitor online: equal to the batch, slow to calm down, and safe whatever goes wrong."""
+"""Runtime monitor online: equal to batch, with hysteresis, and fail-safe."""
 
 import gc
 import json
@@ -103,7 +103,7 @@ def test_cause_and_evidence_name_the_channel_that_found_it(monitor: RuntimeMonit
     for name in ("appearance", "region"):
         evidence = bright.evidence[name]
         assert evidence.score > evidence.threshold
-        assert "unlike the 20 familiar episodes" in evidence.note
+        assert "differs from the 20 reference episodes" in evidence.note
         assert f"score {evidence.score:.3g}, threshold {evidence.threshold:.3g}." in evidence.note
     monitor.reset()
     frame = calm_frame(monitor, rng)
@@ -122,7 +122,7 @@ def test_verdict_says_which_channel_did_not_run(monitor: RuntimeMonitor) -> None
     assert verdict.evidence["appearance"].note == "did not run: no feature function."
 
 
-def test_trust_map_is_low_where_the_frame_is_strange_or_the_model_doubts(
+def test_trust_map_is_low_where_the_frame_is_unfamiliar_or_confidence_is_low(
     monitor: RuntimeMonitor,
 ) -> None:
     frame = calm_frame(monitor, np.random.default_rng(4))
@@ -227,12 +227,12 @@ def test_broken_input_is_a_stop_with_its_cause(
         PredictionCheck(np.ones((2, 4, 4)), -1),
     ],
 )
-def test_broken_imagination_is_a_stop(monitor: RuntimeMonitor, imagined: PredictionCheck) -> None:
+def test_invalid_prediction_is_a_stop(monitor: RuntimeMonitor, imagined: PredictionCheck) -> None:
     verdict = monitor.update(calm_frame(monitor, np.random.default_rng(8)), ACTION, imagined)
     assert (verdict.level, verdict.causes) == (Level.STOP, ("monitor.error",))
 
 
-def test_monitor_that_sees_nothing_stops(monitor: RuntimeMonitor) -> None:
+def test_monitor_without_any_score_stops(monitor: RuntimeMonitor) -> None:
     monitor.features = None
     verdict = monitor.update(draw_frame(np.random.default_rng(9)), ACTION)
     assert (verdict.level, verdict.causes) == (Level.STOP, ("monitor.blind",))
@@ -258,7 +258,7 @@ def test_interrupt_passes_through(monitor: RuntimeMonitor) -> None:
         monitor.update(draw_frame(np.random.default_rng(11)), ACTION)
 
 
-def test_an_episode_longer_than_calibrated_is_told_that_the_promise_ended(
+def test_episodes_longer_than_calibrated_lose_the_guarantee(
     monitor: RuntimeMonitor,
 ) -> None:
     rng = np.random.default_rng(12)
@@ -361,20 +361,20 @@ def edit(**change: object) -> object:
 @pytest.mark.parametrize(
     ("name", "damage", "reason"),
     [
-        ("monitor.safetensors", truncate, "not the file that monitor.json was written with"),
-        ("monitor.safetensors", flip, "not the file that monitor.json was written with"),
+        ("monitor.safetensors", truncate, "does not match the checksum in monitor.json"),
+        ("monitor.safetensors", flip, "does not match the checksum in monitor.json"),
         ("monitor.safetensors", Path.unlink, "No such file"),
         ("monitor.json", truncate, "cannot be read"),
         ("monitor.json", lambda path: path.write_text("[]"), "cannot be read"),
         ("monitor.json", lambda path: path.write_bytes(b"\xff\xfe\x00"), "cannot be read"),
-        ("monitor.json", edit(format=99), "its format is 99, this version reads 1 and 2"),
+        ("monitor.json", edit(format=99), "its format is 99; this version reads 1 and 2"),
         ("monitor.json", edit(config={"alpha": 1}), "cannot be read"),
         ("monitor.json", edit(thresholds={"panic": 1.0}), "cannot be read"),
         ("monitor.json", edit(thresholds={"notice": "high"}), "cannot be read"),
         ("monitor.json", edit(frame_shape=None), "cannot be read"),
     ],
 )
-def test_a_damaged_monitor_is_refused_in_one_sentence(
+def test_damaged_monitor_is_refused_with_a_reason(
     monitor: RuntimeMonitor, tmp_path: Path, name: str, damage: object, reason: str
 ) -> None:
     monitor.save(tmp_path)

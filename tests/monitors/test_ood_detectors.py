@@ -1,4 +1,4 @@
-"""Detectors against scikit-learn and pytorch-ood; arrays and tensors, positions and frames."""
+"""OOD detectors against scikit-learn and pytorch-ood; arrays and tensors, positions and frames."""
 
 import importlib
 import importlib.util
@@ -103,7 +103,7 @@ def test_pca_residual_is_scikit_learns(explained: float) -> None:
 
 
 @every
-def test_finds_what_is_strange(make: Callable[[], Any]) -> None:
+def test_detects_unfamiliar_features(make: Callable[[], Any]) -> None:
     """400 against 400 rows: the standard error of an AUROC of 0.8 is 0.015."""
     detector = make()
     assert auroc(detector.score(familiar(2)[0]), detector.score(strange(1))) > 0.8
@@ -112,7 +112,7 @@ def test_finds_what_is_strange(make: Callable[[], Any]) -> None:
 
 
 @every
-def test_a_position_scores_as_a_row(make: Callable[[], Any]) -> None:
+def test_positions_score_like_rows(make: Callable[[], Any]) -> None:
     detector, rows = make(), strange(4, 30)
     np.testing.assert_allclose(
         detector.score(rows.reshape(5, 3, 2, DIM)).ravel(), detector.score(rows), rtol=1e-12
@@ -134,7 +134,7 @@ def test_positions_share_one_fit() -> None:
 
 
 @every
-def test_arrays_are_all_that_is_learned(make: Callable[[], Any]) -> None:
+def test_arrays_restore_the_detector(make: Callable[[], Any]) -> None:
     detector, fresh = make(), strange(1, 20)
     again = type(detector).from_arrays(detector.arrays())
     np.testing.assert_array_equal(again.score(fresh), detector.score(fresh))
@@ -165,12 +165,12 @@ def test_broken_features_are_refused(make: Callable[[], Any]) -> None:
         (lambda: PytorchOod(len), "`detector` must have `fit_features`"),
     ],
 )
-def test_what_cannot_be_fitted_is_refused(call: Callable[[], object], message: str) -> None:
+def test_invalid_fits_are_refused(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_a_large_bank_is_drawn_from_evenly() -> None:
+def test_large_bank_is_sampled_uniformly() -> None:
     rows = familiar(0, 2000)[0]
     detector = NearestNeighbours(k=2, bank_size=500).fit(rows)
     assert detector.bank_.shape == (500, DIM)
@@ -179,9 +179,7 @@ def test_a_large_bank_is_drawn_from_evenly() -> None:
 
 @every
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_tensor_scores_as_the_array_of_its_numbers(
-    make: Callable[[], Any], dtype: torch.dtype
-) -> None:
+def test_tensors_and_arrays_score_equally(make: Callable[[], Any], dtype: torch.dtype) -> None:
     detector = make()
     features = torch.from_numpy(strange(4, 30)).reshape(5, 3, 2, DIM).to(dtype).requires_grad_()
     scores = detector.score(features)
@@ -220,7 +218,7 @@ def test_scores_stay_on_the_device_of_the_features(make: Callable[[], Any]) -> N
 
 
 @every
-def test_memory_layout_changes_nothing(make: Callable[[], Any]) -> None:
+def test_scores_do_not_depend_on_memory_layout(make: Callable[[], Any]) -> None:
     detector, fresh = make(), strange(1, 20)
     expected = detector.score(fresh)
     frozen = fresh.copy()
@@ -232,7 +230,7 @@ def test_memory_layout_changes_nothing(make: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("n", [3, 6, 400])
-def test_whitening_is_the_one_in_numpy(n: int) -> None:
+def test_batched_whitening_equals_the_numpy_version(n: int) -> None:
     rows = familiar(0, n)[0]
     rows[:, 2] = 5.0
     for ours, theirs in zip(
@@ -242,7 +240,7 @@ def test_whitening_is_the_one_in_numpy(n: int) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e6 + 0.1])
-def test_a_feature_that_never_varied_keeps_its_unit(value: float) -> None:
+def test_constant_feature_keeps_its_unit(value: float) -> None:
     """The rounded mean of 400 times 0.1 is not 0.1: its deviation is no scale."""
     rows, fresh = familiar(0)[0], familiar(1, 20)[0]
     rows[:, 3] = fresh[:, 3] = value
@@ -271,7 +269,7 @@ def test_position_gaussian_is_scikit_learns_at_every_position() -> None:
         np.testing.assert_allclose(scores[:, y, x], np.sqrt(squared / DIM), rtol=1e-9)
 
 
-def test_position_gaussian_finds_what_is_familiar_elsewhere_only() -> None:
+def test_position_gaussian_detects_content_at_the_wrong_position() -> None:
     """Positions swapped: each vector was seen, only not there. One shared fit cannot tell."""
     fit, fresh = maps(0, 400), maps(1, 400)
     swapped = fresh[:, ::-1, ::-1]
@@ -280,7 +278,7 @@ def test_position_gaussian_finds_what_is_familiar_elsewhere_only() -> None:
     assert auroc(shared.score(fresh).ravel(), shared.score(swapped).ravel()) == 0.5
 
 
-def test_position_gaussian_goes_out_and_in() -> None:
+def test_position_gaussian_round_trips_through_arrays() -> None:
     detector, fresh = PositionGaussian().fit(maps(0)), maps(1, 5)
     again = PositionGaussian.from_arrays(detector.arrays())
     np.testing.assert_array_equal(again.score(fresh), detector.score(fresh))
@@ -307,7 +305,7 @@ class NearestMean:
 
 
 @pytest.mark.parametrize("groups", [None, np.array([7, -2, 7, 5])])
-def test_a_foreign_detector_scores_every_position(groups: np.ndarray | None) -> None:
+def test_adapted_detector_scores_every_position(groups: np.ndarray | None) -> None:
     rows = np.diag([1.0, 2.0, 3.0, 4.0])
     adapted = PytorchOod(NearestMean())
     with pytest.raises(NotFittedError):
@@ -327,7 +325,7 @@ def test_a_foreign_detector_scores_every_position(groups: np.ndarray | None) -> 
         adapted.score(np.full((1, 4), np.nan))
 
 
-def test_a_foreign_detector_must_score_every_row() -> None:
+def test_adapted_detector_must_score_every_row() -> None:
     class Broken(NearestMean):
         def predict_features(self, z: torch.Tensor) -> torch.Tensor:
             return z.mean()

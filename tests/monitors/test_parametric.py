@@ -1,4 +1,4 @@
-"""Platt, beta and temperature curves against netcal and scikit-learn, and at their edges."""
+"""Platt, beta and temperature scaling against netcal and scikit-learn, and edge cases."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_weighted_curve_is_scikit_learns_logistic_regression() -> None:
     np.testing.assert_allclose(fitted, [*reference.coef_[0], *reference.intercept_], atol=1e-5)
 
 
-def test_a_negative_slope_is_left_out_and_the_rest_fitted_again() -> None:
+def test_negative_slope_is_set_to_zero_and_the_rest_refitted() -> None:
     """As Kull et al. do; without the rule the curve would fall near 0 and rise after."""
     p, y = distorted(3, a=-0.3, b=1.0, c=-1.0)
     terms = np.stack([np.log(p), -np.log1p(-p)], axis=1)
@@ -74,7 +74,7 @@ def test_a_negative_slope_is_left_out_and_the_rest_fitted_again() -> None:
         (TemperatureRecalibration, (1.0 / 2.5, 1.0 / 2.5, 0.0)),
     ],
 )
-def test_a_known_distortion_is_found(
+def test_known_distortion_is_recovered(
     kind: type[BetaRecalibration], truth: tuple[float, float, float]
 ) -> None:
     """40,000 forecasts, seed 4: standard errors below 0.03; 0.1 is more than three of them."""
@@ -104,9 +104,7 @@ def test_separable_outcomes_give_a_steep_but_finite_curve(kind: type[BetaRecalib
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("outcome", [False, True])
-def test_an_outcome_that_never_varied_is_stated_as_it_was(
-    kind: type[BetaRecalibration], outcome: bool
-) -> None:
+def test_constant_outcome_gives_that_outcome(kind: type[BetaRecalibration], outcome: bool) -> None:
     curve = kind().fit(np.array([0.2, 0.6, 0.9]), np.full(3, outcome))
     np.testing.assert_allclose(curve.predict(np.linspace(0, 1, 7)), float(outcome), atol=1e-9)
 

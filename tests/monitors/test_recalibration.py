@@ -42,7 +42,7 @@ def test_binned_sums_give_the_curve_of_the_forecasts() -> None:
     )
 
 
-def test_error_of_fresh_forecasts_falls() -> None:
+def test_recalibration_lowers_the_error_of_new_forecasts() -> None:
     """4000 forecasts each, seeds 3 and 4: 0.15 before; afterwards noise of about 0.01 is left."""
     curve = IsotonicRecalibration().fit(*overconfident(seed=3))
     p, y = overconfident(seed=4)
@@ -112,7 +112,7 @@ def test_arrays_restore_the_curves_of_every_horizon() -> None:
         np.testing.assert_array_equal(
             restored.predict(grid, horizon=horizon), fitted.predict(grid, horizon=horizon)
         )
-    with pytest.raises(ValueError, match="`arrays` holds no curve"):
+    with pytest.raises(ValueError, match="`arrays` must hold a curve"):
         HorizonRecalibration.from_arrays({})
 
 
@@ -178,13 +178,13 @@ def test_a_band_that_few_episodes_reached_shares_its_neighbours_curves() -> None
     near, far = (fitted.predict(grid, horizon=h, camera="front") for h in (1, 8))
     np.testing.assert_array_equal(near, far)
     assert fitted.pooled_.bands_ == (1, 8)
-    with pytest.raises(ValueError, match="`bins` must keep episodes"):
+    with pytest.raises(ValueError, match="`bins` must have episodes"):
         HorizonRecalibration((0.5,), min_episodes=2).fit(
             {1: [bin_forecasts(*overconfident(1), num_bins=30)]}
         )
 
 
-def test_a_second_fit_forgets_the_first() -> None:
+def test_second_fit_replaces_the_first() -> None:
     curve = IsotonicRecalibration().fit(np.array([0.1, 0.9]), np.array([True, False]))
     curve.fit(np.array([0.2, 0.8]), np.array([False, True]))
     np.testing.assert_allclose(curve.predict(np.array([0.0, 0.5, 1.0])), [0.0, 0.5, 1.0])
@@ -202,7 +202,7 @@ def test_wrong_input_is_refused() -> None:
         IsotonicRecalibration().fit(np.array([0.5]), np.array([True]), np.array([-1.0]))
     with pytest.raises(ValueError, match="`bins` holds no forecast"):
         IsotonicRecalibration().fit_bins(bin_forecasts(np.zeros(0), np.zeros(0, bool)))
-    with pytest.raises(ValueError, match="`epsilons` must be given in rising order"):
+    with pytest.raises(ValueError, match="`epsilons` must not be empty and must increase"):
         EpsilonRecalibration((0.2, 0.1))
     with pytest.raises(ValueError, match=r"got 'plat'\. Did you mean 'platt'"):
         EpsilonRecalibration((0.1,), method="plat")

@@ -1,4 +1,4 @@
-"""The promise of conformal risk control by simulation, and what it refuses."""
+"""Conformal risk control: its guarantee by simulation, and refused input."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -79,7 +79,7 @@ def test_at_most_alpha_of_the_trusted_are_wrong(
     assert np.mean(trusted) > useful
 
 
-def test_the_simulation_is_sharp_enough_to_see_a_broken_promise() -> None:
+def test_simulation_detects_a_broken_guarantee() -> None:
     """The threshold that keeps the share on the calibration episodes themselves fails on new ones.
 
     500 resamplings of 10 episodes, alpha 0.1.
@@ -125,14 +125,14 @@ def test_forecasts_and_their_sums_give_the_same_threshold() -> None:
     np.testing.assert_array_equal(control.trusted(confidence[0]), confidence[0] >= kept[0])
 
 
-def test_where_nothing_can_be_trusted_nothing_is() -> None:
+def test_nothing_is_trusted_if_all_is_wrong() -> None:
     p = [np.full(50, 0.999)] * 30
     control = RiskControl(0.1).fit(p, [np.zeros(50, dtype=bool)] * 30)
     assert control.threshold_ == TRUST_NOTHING
     assert not control.trusted(np.ones((2, 3))).any()
 
 
-def test_where_all_is_right_all_is_trusted() -> None:
+def test_everything_is_trusted_if_all_is_right() -> None:
     control = RiskControl(0.05).fit([np.zeros(5)] * 19, [np.ones(5, dtype=bool)] * 19)
     assert control.threshold_ == 0.0
     assert control.trusted(np.zeros(3)).all()
@@ -171,7 +171,7 @@ def test_a_group_with_too_few_episodes_shares_the_threshold_of_all() -> None:
 
 
 @pytest.mark.parametrize("num_bins", [10, 15, 20, 100, 128, 200])
-def test_a_threshold_parts_forecasts_as_the_bins_do(num_bins: int) -> None:
+def test_threshold_splits_forecasts_like_the_bins(num_bins: int) -> None:
     """Else a confidence rounded to hundredths could be trusted though its bin is not."""
     for index in range(num_bins):
         edge = lower_edge(index, num_bins)

@@ -1,4 +1,4 @@
-"""The sensor channel names what is broken, and lets healthy input pass."""
+"""Sensor channel: faults are named, valid input passes."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_broken_action_is_named(action: object) -> None:
     assert fault(picture(0), action) == "action"
 
 
-def test_commands_side_by_side_add_up() -> None:
+def test_concatenated_commands_add_up() -> None:
     """Two commands a frame that together go nowhere freeze no picture; one alone is too few."""
     there_and_back = np.concatenate([MOVE, -MOVE])
     channel = SensorChannel(SHAPE, action_rows=2)
@@ -82,7 +82,7 @@ def test_healthy_frames_pass_plain_or_in_a_mapping() -> None:
         channel.check(picture(seed + 200), None)
 
 
-def test_the_only_view_needs_no_axis() -> None:
+def test_single_view_needs_no_axis() -> None:
     channel = SensorChannel((1, *SHAPE))
     np.testing.assert_array_equal(channel.check(picture(0), MOVE), picture(0)[None])
     np.testing.assert_array_equal(channel.check(picture(1)[None], MOVE), picture(1)[None])
@@ -103,7 +103,7 @@ def test_frozen_camera_is_found_within_five_frames_of_motion() -> None:
     channel = SensorChannel(SHAPE)
     for _ in range(3):
         channel.check(picture(0), MOVE)
-    with pytest.raises(SensorError, match="view 0 shows the same frame 4 times while the robot moves"):
+    with pytest.raises(SensorError, match="view 0 shows the same frame 4 times while"):
         channel.check(picture(0), MOVE)
     healthy = [picture(i) for i in range(4)]
     assert first_frozen(healthy + [healthy[-1]] * 20, MOVE) == 6  # 3 repeats, 3 cm
@@ -228,7 +228,7 @@ def test_a_frame_without_a_time_is_not_compared() -> None:
     assert course([..., ...], rate_hz=5.0) == ["", ""]
 
 
-def test_a_broken_time_is_late_and_then_forgotten() -> None:
+def test_invalid_time_is_late_and_then_ignored() -> None:
     said = course([0.0, np.nan, 0.4, 0.6], rate_hz=5.0)
     assert said[1] == "`time_s` must be one number of at most 1e+11 seconds, got nan."
     assert said[2:] == ["", ""]
@@ -244,7 +244,7 @@ def test_a_broken_time_is_late_and_then_forgotten() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
-def test_what_is_no_time_is_late(time_s: object) -> None:
+def test_invalid_times_are_late(time_s: object) -> None:
     assert fault({"image": picture(0), "time_s": time_s}) == "late"
 
 
@@ -283,6 +283,6 @@ def test_reset_forgets_the_last_time() -> None:
 
 
 @pytest.mark.parametrize("rate_hz", [0.0, -5.0, np.nan, np.inf])
-def test_a_rate_that_is_none_is_refused(rate_hz: float) -> None:
+def test_invalid_rate_is_refused(rate_hz: float) -> None:
     with pytest.raises(ValueError, match="`rate_hz` must be above 0"):
         SensorChannel(SHAPE, rate_hz=rate_hz)

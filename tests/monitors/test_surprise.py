@@ -1,4 +1,4 @@
-"""Surprise: one where the claims are right, high where they are not, standardised by horizon."""
+"""Surprise channel: ratio 1 for correct predictions, higher otherwise, standardised per horizon."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def claimed(scale: np.ndarray) -> np.ndarray:
     return halfnorm.cdf(EPSILONS / scale[..., None])
 
 
-def test_the_ratio_is_one_on_average_where_the_claim_is_right() -> None:
+def test_ratio_averages_one_for_correct_predictions() -> None:
     rng = np.random.default_rng(0)
     scale = rng.uniform(0.2, 0.6, 200_000)
     ratio = error_ratio(scale * halfnorm.rvs(size=len(scale), random_state=rng), claimed(scale),
@@ -23,14 +23,14 @@ def test_the_ratio_is_one_on_average_where_the_claim_is_right() -> None:
     assert error_ratio(np.array([0.8]), claimed(np.array([0.2])), EPSILONS)[0] > 4
 
 
-def test_the_ratio_goes_on_beyond_the_largest_epsilon() -> None:
+def test_ratio_does_not_saturate_beyond_the_largest_epsilon() -> None:
     narrow = np.array([[0.5, 0.9, 1.0]])
     levels = np.array([0.1, 0.2, 0.3])
     low, high = (error_ratio(np.array([error]), narrow, levels)[0] for error in (1.0, 5.0))
     assert high == pytest.approx(5 * low)
 
 
-def test_a_claim_of_no_error_is_a_finite_number() -> None:
+def test_expected_error_of_zero_gives_a_finite_ratio() -> None:
     certain = np.ones((3, len(EPSILONS)))
     ratio = error_ratio(np.array([0.0, 1e9, np.inf]), certain, EPSILONS)
     assert ratio.tolist() == [0, LARGEST_RATIO, LARGEST_RATIO]
@@ -58,7 +58,7 @@ def test_scores_are_standard_at_every_horizon(channel: SurpriseChannel) -> None:
         assert 0.7 < score.std() < 1.4
 
 
-def test_a_small_region_of_errors_is_enough(channel: SurpriseChannel) -> None:
+def test_small_region_of_errors_is_detected(channel: SurpriseChannel) -> None:
     rng = np.random.default_rng(3)
     horizon = np.full(50, 4)
     ratio = nominal(rng, horizon)

@@ -1,4 +1,4 @@
-"""Von Mises-Fisher entropies against mpmath and SciPy, and the split of uncertainty."""
+"""Uncertainty decomposition: von Mises-Fisher entropies against mpmath and SciPy."""
 
 import math
 
@@ -33,7 +33,7 @@ def exact(kappa: float, dim: int) -> tuple[float, float, float]:
 
 @pytest.mark.parametrize("dim", [2, 3, 7, 83, 512])
 @pytest.mark.parametrize("kappa", KAPPAS[1:])
-def test_values_agree_with_sixty_digits(kappa: float, dim: int) -> None:
+def test_values_agree_with_mpmath_to_sixty_digits(kappa: float, dim: int) -> None:
     log, resultant, expected = exact(kappa, dim)
     assert log_normalizer(kappa, dim) == pytest.approx(log, rel=1e-12, abs=1e-9)
     assert mean_resultant(kappa, dim) == pytest.approx(resultant, rel=1e-12)
@@ -48,7 +48,7 @@ def test_entropy_agrees_with_scipy(dim: int) -> None:
 
 
 @pytest.mark.parametrize("dim", [2, 3, 512])
-def test_entropy_at_both_ends(dim: int) -> None:
+def test_entropy_at_zero_and_largest_concentration(dim: int) -> None:
     surface = math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
     assert entropy(0.0, dim) == pytest.approx(surface, abs=1e-9)
     gaussian = (dim - 1) / 2 * math.log(2 * math.pi * math.e / 1e6)
@@ -67,7 +67,7 @@ def test_concentration_inverts_the_mean_resultant(dim: int) -> None:
 
 
 @pytest.mark.parametrize(("dim", "kappa"), [(3, 5.0), (20, 60.0)])
-def test_concentration_is_that_of_greatest_likelihood(dim: int, kappa: float) -> None:
+def test_concentration_maximises_the_likelihood(dim: int, kappa: float) -> None:
     truth = stats.vonmises_fisher(np.eye(dim)[0], kappa)
     sample = truth.rvs(200, random_state=np.random.default_rng(0))
     _, expected = stats.vonmises_fisher.fit(sample)
@@ -113,7 +113,7 @@ def test_each_part_follows_its_own_spread() -> None:
         assert (one.num_sequences, one.num_seeds) == (12, 4)
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+def test_intervals_have_nominal_coverage() -> None:
     # 80 studies of 16 sequences; bootstrap intervals from so few fall a little short of 95%.
     rng, dim, kappa = np.random.default_rng(1), 84, 4000.0
     truth, held = entropy(kappa, dim), 0
@@ -126,14 +126,14 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     assert held >= 64
 
 
-def test_identical_embeddings_have_the_floor_and_opposite_ones_the_surface() -> None:
+def test_identical_embeddings_give_the_smallest_entropy_and_opposite_ones_the_largest() -> None:
     same = np.ones((5, 8))
     assert direction_entropy(same, np.ones(5)) == entropy(MAX_KAPPA, 8)
     opposite = np.concatenate((same, -same))
     assert direction_entropy(opposite, np.ones(10)) == entropy(0.0, 8)
 
 
-def test_neither_scale_nor_order_matters() -> None:
+def test_entropy_is_invariant_to_scale_and_order() -> None:
     rng = np.random.default_rng(2)
     sample, counts = cloud(rng, (6, 40), 0.2), np.ones(6)
     expected = direction_entropy(sample, counts)

@@ -1,4 +1,4 @@
-"""What a monitor keeps of its making: it refuses other uses, grows stale, is whole or refused."""
+"""Provenance and expiry: other uses are refused, calibrations expire, damaged files are refused."""
 
 import json
 from collections.abc import Callable
@@ -95,7 +95,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray
     (folder / "monitor.json").write_text(json.dumps(fields))
 
 
-def test_everything_about_its_making_is_kept(monitor: RuntimeMonitor, tmp_path: Path) -> None:
+def test_metadata_round_trips(monitor: RuntimeMonitor, tmp_path: Path) -> None:
     monitor.save(tmp_path)
     fields = json.loads((tmp_path / "monitor.json").read_text())
     assert fields["created"] == "2030-01-01T12:00:00+00:00"
@@ -111,9 +111,7 @@ def test_everything_about_its_making_is_kept(monitor: RuntimeMonitor, tmp_path: 
     assert loaded.metadata_ == expected
 
 
-def test_the_kept_maxima_are_those_that_set_the_thresholds(
-    monitor: RuntimeMonitor, tmp_path: Path
-) -> None:
+def test_stored_maxima_reproduce_the_thresholds(monitor: RuntimeMonitor, tmp_path: Path) -> None:
     monitor.save(tmp_path)
     judge = RuntimeMonitor.load(tmp_path).alarm_rule_
     assert judge.maxima_ is not None
@@ -123,9 +121,7 @@ def test_the_kept_maxima_are_those_that_set_the_thresholds(
     assert list(judge.thresholds_.values()) == [ranked[15], ranked[17], ranked[18]]
 
 
-def test_a_monitor_from_before_all_this_still_loads(
-    monitor: RuntimeMonitor, tmp_path: Path
-) -> None:
+def test_monitor_of_format_1_still_loads(monitor: RuntimeMonitor, tmp_path: Path) -> None:
     def age(fields: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         fields["format"] = 1
         del arrays[MAXIMA]
@@ -148,10 +144,10 @@ def test_a_monitor_from_before_all_this_still_loads(
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        ({"model_hash": "xyz"}, r"was fitted for the model 'abc', not for 'xyz'; give the monitor"),
+        ({"model_hash": "xyz"}, r"was fitted for the model 'abc', not for 'xyz'; load the monitor"),
         (
             {"features": Brightness("colour")},
-            "was fitted for the features 'brightness', not for 'colour'; give the monitor",
+            "was fitted for the features 'brightness', not for 'colour'; load the monitor",
         ),
         (
             {"action_spec": {**SPEC, "rate_hz": 15.0}},
@@ -160,7 +156,7 @@ def test_a_monitor_from_before_all_this_still_loads(
         ({"action_spec": {**SPEC, "frame": "base"}}, "whose `frame` is None, not 'base'"),
     ],
 )
-def test_another_use_is_refused_in_one_sentence(
+def test_other_uses_are_refused(
     monitor: RuntimeMonitor, tmp_path: Path, use: dict[str, Any], message: str
 ) -> None:
     monitor.save(tmp_path)
@@ -187,7 +183,7 @@ def test_the_same_use_and_an_unknown_one_are_accepted(
         assert loaded.alarm_rule_.thresholds_ == monitor.alarm_rule_.thresholds_
 
 
-def test_after_the_expiry_no_verdict_is_better_than_degrade(monitor: RuntimeMonitor) -> None:
+def test_expired_monitor_gives_at_least_degrade(monitor: RuntimeMonitor) -> None:
     calm, strange = calm_frames(monitor, 1)[0], draw_frame(1, bright=120.0)
     monitor.today = lambda: EXPIRES
     monitor.reset()
@@ -219,7 +215,7 @@ def test_a_calibration_without_expiry_never_goes_stale(monitor: RuntimeMonitor) 
         assert monitor.update(calm, None).level == Level.TRUST
 
 
-def test_a_clock_from_before_the_calibration_is_no_proof_of_freshness(
+def test_clock_before_the_calibration_counts_as_stale(
     monitor: RuntimeMonitor,
 ) -> None:
     """A machine without a clock of its own wakes up in 1970; a day's difference is let pass."""
@@ -234,7 +230,7 @@ def test_a_clock_from_before_the_calibration_is_no_proof_of_freshness(
     assert verdict.evidence["monitor.stale_calibration"].note.endswith("set the clock.")
 
 
-def test_an_episode_is_fresh_or_stale_as_a_whole(monitor: RuntimeMonitor) -> None:
+def test_expiry_is_checked_once_per_episode(monitor: RuntimeMonitor) -> None:
     now = [EXPIRES - timedelta(minutes=1)]
     monitor.today = lambda: now[0]
     calm = calm_frames(monitor, 3)
@@ -247,7 +243,7 @@ def test_an_episode_is_fresh_or_stale_as_a_whole(monitor: RuntimeMonitor) -> Non
     assert monitor.update(calm[2], None).level == Level.DEGRADE
 
 
-def test_a_session_replays_as_on_its_own_day(monitor: RuntimeMonitor, tmp_path: Path) -> None:
+def test_session_replays_with_its_own_date(monitor: RuntimeMonitor, tmp_path: Path) -> None:
     days = (CREATED + timedelta(days=3, microseconds=1), EXPIRES + timedelta(days=3.3))
     frames = [*calm_frames(monitor, 3), draw_frame(1, bright=120.0)]
     monitor.save(tmp_path)
@@ -312,7 +308,7 @@ def test_an_interrupted_save_leaves_the_old_monitor_whole(
     assert RuntimeMonitor.load(tmp_path).metadata_.created == CREATED
 
 
-def test_a_save_cut_between_its_two_files_is_refused_and_not_mixed(
+def test_save_interrupted_between_its_files_is_refused(
     monitor: RuntimeMonitor, tmp_path: Path
 ) -> None:
     monitor.save(tmp_path / "old")

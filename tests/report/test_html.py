@@ -1,4 +1,4 @@
-"""The report page as a browser, a screen reader and a player of its films meet it."""
+"""The report page as a browser, a screen reader and a video player see it."""
 
 import base64
 import re
@@ -14,11 +14,12 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text as Words
 
 from worldmodel.evaluation.statistics import wilson_interval
+from worldmodel.monitors.reliability.measures import ReliabilityBins
 from worldmodel.report import figures as report_figures
 from worldmodel.report.html import Figure, Section, Table, Text, Video, write_report
 
 
-def film(seed: int, *, time: int = 6, size: tuple[int, int] = (16, 12)) -> np.ndarray:
+def video_frames(seed: int, *, time: int = 6, size: tuple[int, int] = (16, 12)) -> np.ndarray:
     """A few frames of coloured blocks."""
     colors = np.random.default_rng(seed).integers(0, 256, (time, 2, 2, 3), np.uint8)
     return colors.repeat(size[0] // 2, axis=1).repeat(size[1] // 2, axis=2)
@@ -52,7 +53,11 @@ def page(tmp_path: Path) -> str:
             "Pictures",
             [
                 Figure(drawing=drawing(), alt='A "curve".', caption="Risk."),
-                Video(panels={"true": film(0), "imagined": film(1)}, rate_hz=5.0, caption="One."),
+                Video(
+                    panels={"true": video_frames(0), "imagined": video_frames(1)},
+                    rate_hz=5.0,
+                    caption="One.",
+                ),
             ],
         ),
     ]
@@ -100,13 +105,13 @@ def test_everything_has_words_for_those_who_cannot_see_it(page: str) -> None:
     assert elements.all("html") == [{"lang": "en"}]
 
 
-def test_films_play_by_themselves_and_can_be_paused(page: str) -> None:
+def test_videos_play_by_themselves_and_can_be_paused(page: str) -> None:
     (video,) = Elements(page).all("video")
     assert {"autoplay", "loop", "muted", "playsinline"} <= set(video)
     assert [button["id"] for button in Elements(page).all("button")] == ["pause"]
 
 
-def test_a_page_without_films_has_no_script(tmp_path: Path) -> None:
+def test_a_page_without_videos_has_no_script(tmp_path: Path) -> None:
     page = write_report(tmp_path / "report.html", "t", [Section("s", [table()])]).read_text()
     assert not Elements(page).all("script")
 
@@ -114,6 +119,14 @@ def test_a_page_without_films_has_no_script(tmp_path: Path) -> None:
 def test_table_formats_numbers(page: str) -> None:
     cells = re.findall(r"<td>(.*?)</td>", page)
     assert cells == ["20", "0.950", "n/a", "20", "0 of 20", "0.000"]
+
+
+def test_columns_of_words_are_left_aligned() -> None:
+    rows = [["a", "0.5 [0.4, 0.6]", "stop", 1], ["b", "-", "3 m", None]]
+    page = Table(caption="c", columns=["name", "score", "level", "n"], rows=rows).to_html()
+    words = [' class="words"' in cell for cell in re.findall(r"<t[dh](?: [^>]*)?>", page)]
+    head, body = [True, False, True, False], [False, False, True, False]
+    assert words == head + body + body
 
 
 def test_table_on_a_terminal_is_aligned() -> None:
@@ -142,7 +155,7 @@ def test_a_row_of_the_wrong_length_is_refused() -> None:
 
 
 def decode(page: str) -> tuple[np.ndarray, av.VideoStream]:
-    """Frames and stream of the only film of a page."""
+    """Frames and stream of the only video of a page."""
     (video,) = Elements(page).all("video")
     content = base64.b64decode((video["src"] or "").removeprefix("data:video/mp4;base64,"))
     with av.open(BytesIO(content)) as container:
@@ -150,13 +163,13 @@ def decode(page: str) -> tuple[np.ndarray, av.VideoStream]:
         return np.stack(frames), container.streams.video[0]
 
 
-def test_the_film_shows_the_panels_side_by_side_at_the_declared_rate(page: str) -> None:
+def test_the_video_shows_the_panels_side_by_side_at_the_declared_rate(page: str) -> None:
     frames, stream = decode(page)
     assert stream.codec_context.name == "h264"
     assert stream.codec_context.pix_fmt == "yuv420p"
     assert stream.average_rate == 5
     assert frames.shape == (6, 256, 2 * 192 + 8, 3)  # 16 x 12 pixels, 16 times
-    for panel, left in ((film(0), 0), (film(1), 192 + 8)):
+    for panel, left in ((video_frames(0), 0), (video_frames(1), 192 + 8)):
         for row in (64, 192):  # centres of the four blocks: no edge nearby
             for column in (48, 144):
                 seen = frames[:, row, left + column].astype(int)
@@ -164,8 +177,9 @@ def test_the_film_shows_the_panels_side_by_side_at_the_declared_rate(page: str) 
                 assert np.abs(seen - meant).max() <= 12  # loss of the codec
 
 
-def test_odd_and_large_panels_become_a_playable_film(tmp_path: Path) -> None:
-    video = Video(panels={"only": film(0, size=(302, 102))[:, 1:, 1:]}, rate_hz=7.5, caption="c")
+def test_odd_and_large_panels_become_a_playable_video(tmp_path: Path) -> None:
+    odd = video_frames(0, size=(302, 102))[:, 1:, 1:]
+    video = Video(panels={"only": odd}, rate_hz=7.5, caption="c")
     page = write_report(tmp_path / "report.html", "t", [Section("s", [video])]).read_text()
     frames, stream = decode(page)
     assert frames.shape == (6, 300, 100, 3)
@@ -174,7 +188,7 @@ def test_odd_and_large_panels_become_a_playable_film(tmp_path: Path) -> None:
 
 def test_panels_of_different_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`panels` must share one shape, got .*'b': \(5, 16"):
-        Video(panels={"a": film(0), "b": film(1, time=5)}, rate_hz=5.0, caption="c")
+        Video(panels={"a": video_frames(0), "b": video_frames(1, time=5)}, rate_hz=5.0, caption="c")
 
 
 def test_the_same_report_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -205,13 +219,8 @@ def test_a_failed_report_leaves_the_old_one(
 
 
 def test_reliability_diagram_leaves_out_empty_bins() -> None:
-    curve = report_figures.ReliabilityCurve(
-        label="nominal",
-        stated=np.array([0.1, np.nan, 0.9]),
-        observed=np.array([0.2, np.nan, 0.8]),
-        count=np.array([3, 0, 1]),
-    )
-    upper, lower = report_figures.reliability_diagram([curve]).axes
+    sums = np.array([[3, 0, 1], [0.3, 0, 0.9], [0.6, 0, 0.8], [0, 0, 0]])
+    upper, lower = report_figures.reliability_diagram({"nominal": ReliabilityBins(sums)}).axes
     assert upper.lines[1].get_xydata() == pytest.approx(np.array([[0.1, 0.2], [0.9, 0.8]]))
     assert lower.lines[0].get_xydata() == pytest.approx(np.array([[0.1, 75.0], [0.9, 25.0]]))
 

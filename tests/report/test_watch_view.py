@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from worldmodel.datasets.file_names import safe_path
 from worldmodel.monitors.heatmaps import overlay
 from worldmodel.monitors.verdict import Evidence, Level, Verdict
 from worldmodel.report import watch_view as live_view
@@ -21,7 +22,7 @@ from worldmodel.report.timeline import (
     between,
     ratio,
 )
-from worldmodel.report.watch_view import open_view, view_file
+from worldmodel.report.watch_view import open_view
 
 ONSET, FAULT, NUM_FRAMES = 12, 20, 30
 """First frame with an alarm, first with a broken sensor, and how many there are."""
@@ -168,7 +169,7 @@ def test_an_error_leaves_no_file(tmp_path: Path, without_rerun: None) -> None:
 def test_names_stay_inside_the_folder_and_apart(tmp_path: Path) -> None:
     names = ["a", "a/b", "../a", "/a", "..", "a/../../b", "", "/", ".hidden", "%2E", "a\\b", "a:b"]
     names += ["x" * 300, "x" * 301, "é" * 150, "nul\0", "train/0"]
-    paths = [view_file(tmp_path, name, ".png") for name in names]
+    paths = [safe_path(tmp_path, name, ".png") for name in names]
     assert len(set(paths)) == len(names)
     for path in paths:
         assert path.resolve().is_relative_to(tmp_path.resolve())
@@ -212,21 +213,21 @@ def test_a_ratio_needs_a_score_and_a_threshold_above_zero() -> None:
     assert all(np.isnan(ratio(Evidence(score, threshold))) for score, threshold in none)
 
 
-def test_the_course_tells_changes_and_keeps_channels_in_step() -> None:
-    course = VerdictTimeline()
+def test_the_timeline_tells_changes_and_keeps_channels_in_step() -> None:
+    timeline = VerdictTimeline()
     for t in range(NUM_FRAMES):
-        course.add(make_verdict(t))
-    assert course.changes == [
+        timeline.add(make_verdict(t))
+    assert timeline.changes == [
         (0, "trust"), (ONSET, "degrade: appearance"), (FAULT, "stop: sensor.black"),
     ]  # fmt: skip
-    assert (course.first_alarm, course.reasons) == (ONSET, "appearance: score 6, threshold 2")
-    assert course.undrawn == {"signed"}
-    assert {name: len(values) for name, values in course.ratios.items()} == {
+    assert (timeline.first_alarm, timeline.reasons) == (ONSET, "appearance: score 6, threshold 2")
+    assert timeline.undrawn == {"signed"}
+    assert {name: len(values) for name, values in timeline.ratios.items()} == {
         "appearance": NUM_FRAMES,
         "confidence": NUM_FRAMES,
     }
-    assert course.ratios["appearance"][:FAULT] == [0.5] * ONSET + [3.0] * (FAULT - ONSET)
-    missing = np.flatnonzero(np.isnan(course.ratios["confidence"])).tolist()
+    assert timeline.ratios["appearance"][:FAULT] == [0.5] * ONSET + [3.0] * (FAULT - ONSET)
+    missing = np.flatnonzero(np.isnan(timeline.ratios["confidence"])).tolist()
     assert missing == [*range(0, FAULT, 4), *range(FAULT, NUM_FRAMES)]
 
 

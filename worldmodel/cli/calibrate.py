@@ -167,39 +167,24 @@ def table_as_json(tables: dict[str, dict[int, CalibrationSummary]]) -> list[dict
 
 
 def print_result(fitted: CalibrationResult, record: dict[str, Any]) -> None:
-    """The calibration table, what may be trusted, and the monitor's thresholds."""
-    from worldmodel.report.html import Table
+    """Print the calibration table, the trust thresholds and the monitor's thresholds."""
+    from worldmodel.report.format import reliability_table
 
-    rows = [
-        (
-            f"{stage}, horizon {horizon}",
-            s.num_episodes,
-            s.ece,
-            "{:.3f}-{:.3f}".format(*s.ece_interval),
-            s.per_video_ece,
-            s.mce,
-            s.brier,
-        )
+    summaries = {
+        f"{stage}, horizon {horizon}": summary
         for stage, table in fitted.tables.items()
-        for horizon, s in table.items()
-    ]
+        for horizon, summary in table.items()
+    }
     caption = (
-        f"Calibration on {len(record['calibration'])} episodes of {record['data']}, "
-        f"{len(record['reference'])} familiar ones of {record['reference_data']}.\n"
-        "Recalibrated figures are cross-fitted: each half of the episodes by curves of the other."
+        f"Calibration set: {len(record['calibration'])} episodes of {record['data']}. "
+        f"Reference set: {len(record['reference'])} episodes of {record['reference_data']}.\n"
     )
-    if "recalibrated" not in fitted.tables:
-        caption = caption.rpartition("\n")[0] + "\nA single episode cannot check its recalibration."
-    columns = [
-        "confidence",
-        "episodes",
-        "pooled ECE",
-        "95% interval",
-        "C3-style ECE",
-        "MCE",
-        "Brier",
-    ]
-    print(Table(caption=caption, columns=columns, rows=rows).to_text())
+    if "recalibrated" in fitted.tables:
+        caption += "Recalibrated rows are cross-fitted: curves fitted on one half of the episodes "
+        caption += "are applied to the other half."
+    else:
+        caption += "Recalibration cannot be checked with a single episode."
+    print(reliability_table(summaries, heading="confidence", caption=caption).to_text())
     print(f"\n{trusted_table(fitted.trusted).to_text()}")
     print("\nLevel    alarm rate per nominal episode  threshold (spreads above the usual maximum)")
     for level, alpha in record["alphas"].items():
@@ -208,7 +193,7 @@ def print_result(fitted: CalibrationResult, record: dict[str, Any]) -> None:
         share = f"{1 - record['delta']:.3g}"
         print(f"These rates hold in at least a share {share} of sets of calibration episodes.")
     expires = record["expires"]
-    print(f"\nGood until: {expires[:10] if expires else 'ever, it does not expire'}")
+    print(f"\nValid until: {expires[:10] if expires else 'no expiry'}")
 
 
 def trusted_table(trusted: list[TrustedShare]) -> Table:

@@ -211,7 +211,8 @@ def imagine_episodes(
 def print_result(
     command: Command, rollouts: Sequence[LoggedRollout], *, is_recalibrated: bool
 ) -> None:
-    """How close the imagined frames came, and how far the confidence in them held."""
+    """Print the PSNR of imagined frames and the calibration of their confidence, per horizon."""
+    from worldmodel.report.format import with_interval
     from worldmodel.report.html import Table
     from worldmodel.rollouts.quality import psnr_table
     from worldmodel.rollouts.reliability import calibration_table
@@ -230,20 +231,19 @@ def print_result(
             psnr[h].num_episodes,
             f"{psnr[h].imagined_db:.1f}",
             f"{psnr[h].copy_db:.1f}",
-            f"{psnr[h].gain_db:+.1f}",
-            span(psnr[h].gain_interval, "+.1f"),
-            calibration[h].ece,
-            span(calibration[h].ece_interval, ".3f"),
+            with_interval(psnr[h].gain_db, psnr[h].gain_interval, "+.1f"),
+            with_interval(calibration[h].ece, calibration[h].ece_interval, ".3f"),
         )
         for h in psnr
     ]
     caption = (
-        f"{len(rollouts)} rollouts in {command.out}; mean PSNR over episodes, in dB; confidence "
-        f"{'recalibrated' if is_recalibrated else 'as the model states it'}; 95% intervals over "
-        "redrawn episodes."
+        f"{len(rollouts)} rollouts in {command.out}. Mean PSNR in dB, its gain over the baseline "
+        "that copies the last frame, and the pooled ECE of the "
+        f"{'recalibrated' if is_recalibrated else 'uncalibrated'} confidence, with 95% intervals "
+        "over resampled episodes."
     )
-    columns = ["horizon", "episodes", "imagined", "last frame", "gain", "interval"]
-    print(Table(caption=caption, columns=[*columns, "pooled ECE", "interval"], rows=rows).to_text())
+    columns = ["horizon", "episodes", "imagined", "copy last frame", "gain", "pooled ECE"]
+    print(Table(caption=caption, columns=columns, rows=rows).to_text())
     if command.decompose:
         print_split(split_facts(rollouts))
 
@@ -261,7 +261,8 @@ def split_facts(rollouts: Sequence[LoggedRollout]) -> dict[str, Any]:
 
 
 def print_split(facts: dict[str, Any]) -> None:
-    """The same as a table."""
+    """Print the decomposition of uncertainty as a table."""
+    from worldmodel.report.format import with_interval
     from worldmodel.report.html import Table
 
     taus, rows = facts["kendall_tau"], facts["decomposition"]
@@ -278,26 +279,7 @@ def print_split(facts: dict[str, Any]) -> None:
     caption = (
         f"Uncertainty of the first rollout of {len(rows)} episodes, in nats, from "
         f"{rows[0]['num_sequences']} action sequences of {rows[0]['num_seeds']} seeds each, with "
-        "95% intervals over redrawn sequences (tau: over episodes). Error: mean absolute one, in "
-        "latent standard deviations."
+        "95% intervals over resampled sequences (tau: over episodes). Error: mean absolute error "
+        "in latent standard deviations."
     )
     print(Table(caption=caption, columns=["episode", "error", *taus], rows=cells).to_text())
-
-
-def with_interval(value: float, interval: Sequence[float], form: str) -> str:
-    """A figure and its interval.
-
-    >>> with_interval(-1.0, (-2.0, 0.5), "+.1f")
-    '-1.0 [-2.0, +0.5]'
-    """
-    low, high = (format(end, form) for end in interval)
-    return f"{value:{form}} [{low}, {high}]"
-
-
-def span(interval: tuple[float, float] | None, form: str) -> str:
-    """An interval in words.
-
-    >>> span((0.5, 1.0), "+.1f"), span(None, ".3f")
-    ('+0.5 to +1.0', 'n/a')
-    """
-    return "n/a" if interval is None else " to ".join(format(end, form) for end in interval)

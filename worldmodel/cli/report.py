@@ -18,8 +18,8 @@ class Command:
     out: Path = Path("report.html")
     """File to write; an earlier report there is replaced."""
     heatmaps: Path | None = None
-    """Folder for heatmaps of confidence as files: of each rollout a contact sheet (PNG) and a film
-    (mp4); None: the page alone."""
+    """Folder for heatmaps of confidence: a contact sheet (PNG) and a video (mp4) per rollout; None:
+    no heatmaps."""
 
 
 def run(command: Command) -> int:
@@ -39,6 +39,6 @@ def run(command: Command) -> int:
         from worldmodel.report.heatmap_files import write_heatmaps
 
         number = write_heatmaps(log, command.heatmaps)
-        print(f"{number} contact sheets and films in {command.heatmaps.resolve()}")
+        print(f"{number} contact sheets and videos in {command.heatmaps.resolve()}")
     print(write_report(command.out, title, sections))
     return 0

@@ -148,7 +148,8 @@ def print_result(
     *,
     rate_hz: float,
 ) -> None:
-    """One line per episode, and one on all of them."""
+    """Print one row per episode, and the result of the drift test."""
+    from worldmodel.report.format import seconds
     from worldmodel.report.html import Table
     from worldmodel.runtime.fleet import NOT_TESTED
 
@@ -164,7 +165,7 @@ def print_result(
             s.num_frames,
             "no" if s.first_alarm is None else "yes",
             "-" if s.first_alarm is None else s.first_alarm,
-            "-" if s.first_alarm is None else f"{s.first_alarm / rate_hz:.1f}",
+            seconds(s.first_alarm, rate_hz),
             s.level.name.lower(),
             ", ".join(s.causes) or "-",
             f"{1000 * s.latency_s:.1f}",
@@ -173,8 +174,8 @@ def print_result(
     ]
     alarms = sum(s.first_alarm is not None for s in summaries.values())
     caption = (
-        f"{alarms} of {len(summaries)} episodes raised an alarm. Level: the highest reached; "
-        "causes: of the first alarm; time: median per frame of the monitor alone."
+        f"{alarms} of {len(summaries)} episodes raised an alarm. Level: highest of the episode; "
+        "causes: those of the first alarm; time: median per frame, without the world model."
     )
     columns = ["episode", "frames", "alarm", "frame", "second", "level", "causes", "time (ms)"]
     print(Table(caption=caption, columns=columns, rows=rows).to_text())

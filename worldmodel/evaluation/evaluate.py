@@ -1,8 +1,8 @@
-"""Policies compared in imagination: success of each, which rollouts to believe, and the truth.
+"""Policy evaluation in imagination, compared with true success rates.
 
-Every policy's recorded actions are replayed in the world model from the first real frame of each
-episode; a judge reads success off the last imagined frames. Beside it stands a predictor that sees
-the same actions and no image: where it does as well, imagination added nothing.
+The recorded actions of every policy are replayed in the world model from the first real frame of
+each episode, and a success classifier reads the last imagined frames. Baseline: a classifier that
+sees the same actions and no image. If the baseline does as well, imagination adds nothing.
 """
 
 from __future__ import annotations
@@ -32,50 +32,51 @@ from worldmodel.model import WorldModel
 from worldmodel.rollouts.open_loop import roll_out
 
 LAST_FRAMES = 3
-"""The judge's probabilities of so many last frames are averaged."""
+"""Number of last frames over which the success probability is averaged."""
 
 
 @dataclass(frozen=True)
 class PolicyOutcomes:
-    """What became of each episode of one policy, truly and in imagination."""
+    """True and predicted outcomes of the episodes of one policy."""
 
     true: Bool[np.ndarray, " episode"]
-    """The task was done in the last real frame."""
+    """Success in the last real frame."""
     imagined: Bool[np.ndarray, " episode"]
-    """The judge sees it done in the last imagined frames."""
+    """Success classifier on the last imagined frames."""
     trusted: Bool[np.ndarray, " episode"]
-    """The gate let the rollout through."""
+    """Whether the rollout passed the gate."""
     from_actions: Bool[np.ndarray, " episode"]
-    """What the predictor expects that sees only the actions."""
+    """Baseline: success classifier on the actions alone."""
 
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """One row of the policy table; every proportion carries its n and its 95% Wilson interval."""
+    """One row of the policy table; every proportion has its n and its 95% Wilson interval."""
 
     name: str
     true: Proportion
     imagined: Proportion
-    """Without the gate."""
+    """All rollouts, trusted or not."""
     bounds: SuccessBounds
-    """With the gate: success among trusted rollouts, coverage, and bounds over all rollouts."""
+    """Success rate of trusted rollouts, coverage of the gate, and bounds for all rollouts."""
     from_actions: Proportion
+    """Baseline: success predicted from the actions alone."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well predicted success rates agree with true ones over the policies."""
+    """Agreement of predicted with true success rates over policies."""
 
     pearson: Correlation
     spearman: Correlation
     mmrv: float
-    """Mean maximum rank violation, 0 is best."""
+    """Mean maximum rank violation; 0 is best."""
     mean_absolute_error: float
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Policies and how far imagination agrees with the truth on them."""
+    """Results of all policies, and the agreement of predicted with true success rates."""
 
     policies: tuple[PolicyResult, ...]
     imagined: Agreement
@@ -92,15 +93,15 @@ class Evaluation:
 def judge_episodes(
     model: WorldModel, gate: Gate, episodes: Sequence[Episode], *, seed: int
 ) -> PolicyOutcomes:
-    """Imagine whole episodes from their first frame and judge them.
+    """Imagine whole episodes from their first frame and classify their success.
 
     Raises:
-        ValueError: if an episode does not say whether it succeeded.
+        ValueError: An episode has no success label.
     """
     unknown = [e.name for e in episodes if e.batch.success.isnan().any()]
     if unknown:
         raise ValueError(
-            f"Episode {unknown[0]!r} does not say whether it succeeded; evaluation needs that."
+            f"Episode {unknown[0]!r} has no success label; evaluation needs one per episode."
         )
     batches = [episode.batch for episode in episodes]
     longest = max(batch.latents.shape[1] for batch in batches)
@@ -110,24 +111,24 @@ def judge_episodes(
         probability = model.judge(rollout.imagined[None, -LAST_FRAMES:]).sigmoid().mean()
         imagined.append(bool(probability > 0.5))
         trusted.append(gate.lets_through(rollout))
-    expected = [bool(model.action_judge(batch.actions)[0] > 0) for batch in batches]
+    from_actions = [bool(model.action_judge(batch.actions)[0] > 0) for batch in batches]
     return PolicyOutcomes(
         true=np.array([bool(batch.success[0, -1] > 0.5) for batch in batches]),
         imagined=np.array(imagined),
         trusted=np.array(trusted),
-        from_actions=np.array(expected),
+        from_actions=np.array(from_actions),
     )
 
 
 def share(outcomes: Bool[np.ndarray, " episode"]) -> Proportion:
-    """Share of true outcomes with its Wilson interval."""
+    """Proportion of True with its Wilson interval."""
     return wilson_interval(int(outcomes.sum()), len(outcomes))
 
 
 def agreement(
     predicted: Sequence[Proportion], true: Sequence[Proportion], *, generator: np.random.Generator
 ) -> Agreement:
-    """Compare predicted with true success rates, policy by policy."""
+    """Agreement of predicted with true success rates, one of each per policy."""
     p, t = (np.array([rate.value for rate in rates]) for rates in (predicted, true))
     return Agreement(
         pearson=pearson(p, t, generator=generator),
@@ -140,11 +141,11 @@ def agreement(
 def compare_policies(
     judged: Mapping[str, PolicyOutcomes], *, generator: np.random.Generator
 ) -> Evaluation:
-    """The policy table and its agreement figures.
+    """Policy table and agreement metrics.
 
     Args:
-        judged: policy -> outcomes; at least two policies.
-        generator: draws the orders of the permutation test.
+        judged: Policy -> outcomes; at least two policies.
+        generator: Draws the permutations of the permutation test.
     """
     results = tuple(
         PolicyResult(
@@ -171,13 +172,13 @@ def compare_policies(
 def evaluate(
     model: WorldModel, gate: Gate, recorded: Mapping[str, Sequence[Episode]], *, seed: int = 0
 ) -> Evaluation:
-    """Compare policies by their recorded episodes.
+    """Evaluate policies in imagination, given their recorded episodes.
 
     Args:
-        model: the world model.
-        gate: picks the rollouts to believe.
-        recorded: policy -> its episodes, which say whether they succeeded; at least two policies.
-        seed: of the rollouts and the permutation test.
+        model: The world model, with trained success classifiers.
+        gate: Selects the rollouts to trust.
+        recorded: Policy -> its episodes with success labels; at least two policies.
+        seed: Seed of the rollouts and of the permutation test.
     """
     judged = {
         name: judge_episodes(model, gate, episodes, seed=seed)

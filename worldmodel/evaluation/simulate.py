@@ -1,4 +1,4 @@
-"""Simulated episodes of the tabletop, ready for the model."""
+"""Simulated tabletop episodes, at the model's size and rate."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def policy_episodes(
     seed: int,
     workers: int,
 ) -> dict[str, list[Episode]]:
-    """What each policy truly does; the same scenes for all of them."""
+    """Simulated episodes of each policy, in the same scenes for all policies."""
     base = Collection(task=task, renderer="ray", seed=seed)
     plan = [(name, replace(base, policy=name), episodes) for name in policies]
     return simulate(model, plan, workers=workers)
@@ -36,7 +36,7 @@ def policy_episodes(
 def simulate(
     model: WorldModel, plan: Sequence[tuple[Name, Collection, int]], *, workers: int
 ) -> dict[Name, list[Episode]]:
-    """Record so many episodes of each collection, ready for the model."""
+    """Record episodes for a plan: key, scene settings and number of episodes of each entry."""
     jobs = [(name, scene, index) for name, scene, number in plan for index in range(number)]
     recorded = record([(scene, index) for _, scene, index in jobs], workers=workers)
     episodes: dict[Name, list[Episode]] = {name: [] for name, _, _ in plan}

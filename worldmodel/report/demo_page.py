@@ -1,8 +1,6 @@
-"""What the demo shows: tables for the terminal and the sections of the report."""
+"""Tables and report sections of `worldmodel demo`."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,101 +10,69 @@ from worldmodel.demo import DemoResult, Group
 from worldmodel.envs.factors import NOMINAL, SEVERITIES, SHIFTS
 from worldmodel.model import WorldModel
 from worldmodel.monitors.heatmaps import overlay
-from worldmodel.monitors.reliability.counts import CalibrationSummary, Reliability
-from worldmodel.report.figures import (
-    ReliabilityCurve,
-    policy_scatter,
-    reliability_diagram,
-    score_distributions,
-)
+from worldmodel.monitors.reliability.counts import Reliability
+from worldmodel.report.figures import policy_scatter, reliability_diagram, score_distributions
+from worldmodel.report.format import CALIBRATION_NOTE, reliability_table, seconds, with_interval
 from worldmodel.report.html import Block, Figure, Section, Table, Text, Video
 from worldmodel.report.policy_tables import agreement_table, policy_table
 
-
-def plus_minus(values: tuple[float, float, float]) -> str:
-    """A mean and its interval.
-
-    >>> plus_minus((4.21, 3.9, 4.5))
-    '4.21 [3.90, 4.50]'
-    """
-    mean, low, high = values
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+MAX_SCORE = 40.0
+"""Alarm scores are clipped here in the figure."""
 
 
 def quality_table(result: DemoResult) -> Table:
-    """Imagined frames against the two dumb predictors."""
-    n = result.quality[0].num_episodes
+    """PSNR of imagined frames and of the two baselines: copy last frame, shuffled actions."""
     return Table(
-        caption=f"Imagined pictures on nominal episodes: mean PSNR in dB over n = {n} episodes, "
-        "with 95% intervals over episodes.",
-        columns=("frames ahead", "imagined", "last frame copied", "other actions",
-                 "gain over copy", "loss with other actions"),
+        caption=f"Imagined frames on {result.quality[0].num_episodes} nominal episodes: mean PSNR "
+        "in dB, with 95% intervals over episodes. Baselines: copy last frame; shuffled actions "
+        "(a rollout under the actions of another episode).",
+        columns=("frames ahead", "imagined", "copy last frame", "shuffled actions",
+                 "gain over copy", "gain over shuffled"),
         rows=[
             (str(r.step), f"{r.imagined:.2f}", f"{r.copied:.2f}", f"{r.shuffled:.2f}",
-             plus_minus(r.gain), plus_minus(r.loss_when_shuffled))
+             with_interval(r.gain[0], r.gain[1:]),
+             with_interval(r.loss_when_shuffled[0], r.loss_when_shuffled[1:]))
             for r in result.quality
         ],
     )  # fmt: skip
 
 
-def calibration_table(result: DemoResult) -> Table:
-    """Stated against observed confidence."""
-
-    def row(name: str, s: CalibrationSummary) -> Sequence[str]:
-        return (
-            name, str(s.num_episodes), plus_minus_3((s.ece, *s.ece_interval)),
-            f"{s.per_video_ece:.3f}", f"{s.mce:.3f}", f"{s.brier:.3f}", f"{s.brier_skill:.2f}",
-        )  # fmt: skip
-
-    return Table(
-        caption="Calibration of the stated confidence at horizons 1, 4, 8 and 16. ECE: expected "
-        "calibration error over all forecasts, with its 95% interval over episodes; C3-style: "
-        "mean of every episode's own error; MCE: largest gap; skill: against stating the base "
-        "rate.",
-        columns=("episodes", "n", "ECE", "C3-style ECE", "MCE", "Brier", "Brier skill"),
-        rows=[row(name, summary) for name, summary in result.calibration.items()],
-    )
-
-
-def plus_minus_3(values: tuple[float, float, float]) -> str:
-    """A small mean and its interval, three decimals."""
-    mean, low, high = values
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-
-
 def monitor_table(result: DemoResult, rate_hz: float) -> Table:
-    """Shifted against nominal episodes, per factor and severity."""
+    """Detection of shifted episodes among nominal ones, per factor and severity."""
     rows = []
     for factor in SHIFTS:
         for severity in SEVERITIES:
             d = result.detection[factor, severity]
-            delay = "-" if d.median_delay is None else f"{d.median_delay / rate_hz:.1f}"
-            low, high = d.detected_interval
             rows.append((
                 factor, str(severity), str(d.num_shifted),
-                plus_minus((d.auroc, *d.auroc_interval)), f"{d.fpr95:.2f}",
-                f"{d.detected_rate:.2f} [{low:.2f}, {high:.2f}]", delay,
+                with_interval(d.auroc, d.auroc_interval), f"{d.fpr95:.2f}",
+                with_interval(d.detected_rate, d.detected_interval),
+                seconds(d.median_delay, rate_hz),
             ))  # fmt: skip
     return Table(
-        caption="The monitor on shifted episodes against nominal ones. Alarm rate: share of "
-        "episodes with any alarm, 95% Wilson interval. Delay: median time to the first alarm.",
-        columns=("factor", "severity", "n", "AUROC", "FPR@95", "alarm rate", "delay (s)"),
+        caption="Monitor: shifted episodes against nominal ones. Alarm rate: share of episodes "
+        "with any alarm, with a 95% Wilson interval. Delay: median time to the first alarm.",
+        columns=("factor", "severity", "episodes", "AUROC", "FPR@95", "alarm rate", "delay (s)"),
         rows=rows,
     )
 
 
 def false_alarms(result: DemoResult) -> str:
-    """The monitor's false alarms in one sentence."""
+    """Number of nominal episodes with an alarm, as a sentence."""
     watched = result.groups[NOMINAL, 0].watched
     alarms = sum(bool(episode.levels.any()) for episode in watched)
     return f"False alarms on nominal episodes: {alarms} of {len(watched)}."
 
 
 def tables(result: DemoResult, rate_hz: float) -> list[Table]:
-    """Every table, in the order of the report."""
+    """All tables, in the order of the report."""
     return [
         quality_table(result),
-        calibration_table(result),
+        reliability_table(
+            result.calibration,
+            heading="forecasts",
+            caption=f"Calibration of the confidence at horizons 1, 4, 8 and 16. {CALIBRATION_NOTE}",
+        ),
         monitor_table(result, rate_hz),
         policy_table(result.evaluation),
         agreement_table(result.evaluation),
@@ -114,80 +80,73 @@ def tables(result: DemoResult, rate_hz: float) -> list[Table]:
 
 
 def reliability_figure(reliability: dict[str, Reliability]) -> Figure:
-    """Nominal and shifted curves."""
-    curves = []
-    for label, counted in reliability.items():
-        bins = counted.bins()
-        count = np.maximum(bins.count, 1)
-        curves.append(ReliabilityCurve(
-            label=label,
-            stated=bins.confidence / count,
-            observed=bins.correct / count,
-            count=bins.count.astype(np.int64),
-        ))  # fmt: skip
+    """Reliability diagram of nominal and shifted episodes."""
     return Figure(
-        drawing=reliability_diagram(curves),
+        drawing=reliability_diagram({name: counts.bins() for name, counts in reliability.items()}),
         alt="Observed frequency against stated confidence, nominal and shifted.",
-        caption="Reliability of the stated confidence, all error levels and horizons pooled. On "
-        "the diagonal, 0.9 means nine times in ten.",
+        caption="Reliability of the stated confidence, pooled over error tolerances and horizons. "
+        "On the diagonal, a confidence of 0.9 is right nine times in ten.",
     )
 
 
 def alarm_score_figure(result: DemoResult, calibration: Calibration) -> Figure:
-    """Largest surprise of every episode."""
+    """Largest alarm score of every episode, and the alarm threshold."""
     scores = {NOMINAL: np.array([w.alarm_score.max() for w in result.groups[NOMINAL, 0].watched])}
     for factor in SHIFTS:
         for severity in SEVERITIES:
             watched = result.groups[factor, severity].watched
             scores[f"{factor} {severity}"] = np.array([w.alarm_score.max() for w in watched])
     threshold = min(calibration.monitor.alarm_rule_.thresholds_.values())
-    clipped = {name: np.minimum(values, 40.0) for name, values in scores.items()}
+    clipped = {name: np.minimum(values, MAX_SCORE) for name, values in scores.items()}
     return Figure(
         drawing=score_distributions(
-            clipped, threshold=threshold, x_label="largest surprise in the episode (cut at 40)"
+            clipped,
+            threshold=threshold,
+            x_label=f"largest alarm score of the episode (clipped at {MAX_SCORE:g})",
         ),
-        alt="Surprise of nominal and shifted episodes beside the alarm's threshold.",
-        caption="Each dot is an episode; right of the line the monitor raises an alarm.",
+        alt="Largest alarm scores of nominal and shifted episodes, and the alarm threshold.",
+        caption="One dot per episode, the median as a bar. Right of the dashed line, the monitor "
+        "raises an alarm.",
     )
 
 
-def film(model: WorldModel, group: Group, index: int, caption: str) -> Video:
-    """True frames, imagined frames and confidence, side by side."""
+def video(model: WorldModel, group: Group, index: int, caption: str) -> Video:
+    """Real frames, imagined frames and confidence, side by side."""
     episode, rollout = group.episodes[index], group.rollouts[index]
     imagined = model.decode(rollout.imagined[:, 0]).numpy()
     confidence = confidence_maps(rollout)[:, 0]
-    heat = [overlay(frame, c) for frame, c in zip(imagined, confidence, strict=True)]
+    heatmaps = [overlay(frame, c) for frame, c in zip(imagined, confidence, strict=True)]
     return Video(
         panels={
-            "true": episode.frames[:, 0].numpy(),
+            "real": episode.frames[:, 0].numpy(),
             "imagined": imagined,
-            "confidence": np.stack(heat),
+            "confidence": np.stack(heatmaps),
         },
         rate_hz=model.config.rate_hz,
         caption=caption,
     )
 
 
-def films(model: WorldModel, calibration: Calibration, result: DemoResult) -> list[Block]:
-    """Two nominal episodes and the strongest shift of each factor."""
+def videos(model: WorldModel, calibration: Calibration, result: DemoResult) -> list[Block]:
+    """Two nominal episodes, and one of the strongest shift of each factor."""
     blocks: list[Block] = [
         Text(
-            "Left what happened, in the middle what the model imagined under the same actions "
-            f"(open loop, real frames again every {calibration.horizon} "
-            f"frames), right its confidence that the error is at most {MONITOR_EPSILON} latent "
-            "standard deviations: yellow 1, dark blue 0."
+            "Left: the recorded episode. Middle: an open-loop rollout under the same actions, "
+            f"restarted from real frames every {calibration.horizon} frames. Right: confidence "
+            f"that the error is at most {MONITOR_EPSILON} latent standard deviations, from 0 (dark "
+            "blue) to 1 (yellow)."
         )
     ]
     nominal = result.groups[NOMINAL, 0]
-    blocks += [film(model, nominal, i, f"Nominal: {nominal.episodes[i].name}") for i in (0, 1)]
+    blocks += [video(model, nominal, i, f"Nominal: {nominal.episodes[i].name}") for i in (0, 1)]
     for factor in SHIFTS:
         group = result.groups[factor, SEVERITIES[-1]]
-        blocks.append(film(model, group, 0, f"Shifted: {factor}, severity {SEVERITIES[-1]}"))
+        blocks.append(video(model, group, 0, f"Shifted: {factor}, severity {SEVERITIES[-1]}"))
     return blocks
 
 
 def sections(model: WorldModel, calibration: Calibration, result: DemoResult) -> list[Section]:
-    """The whole report."""
+    """Sections of the demo's report."""
     quality, reliability, monitor, policies, agreement = tables(result, model.config.rate_hz)
     evaluation = result.evaluation
     scatter = Figure(
@@ -196,11 +155,11 @@ def sections(model: WorldModel, calibration: Calibration, result: DemoResult) ->
             [p.imagined for p in evaluation.policies],
             [p.true for p in evaluation.policies],
         ),
-        alt="True against imagined success of every policy.",
-        caption="Each dot is a policy, with 95% Wilson intervals both ways.",
+        alt="True against imagined success rate of every policy.",
+        caption="One dot per policy, with 95% Wilson intervals of both success rates.",
     )
     return [
-        Section("Imagination", [quality, *films(model, calibration, result)]),
+        Section("Imagination", [quality, *videos(model, calibration, result)]),
         Section("Calibration", [reliability, reliability_figure(dict(result.reliability))]),
         Section(
             "Monitor",

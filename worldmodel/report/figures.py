@@ -1,12 +1,11 @@
-"""The drawings of a report, made with Matplotlib's object interface: no global state.
+"""Matplotlib figures of a report, drawn without global state.
 
-Colours are those of Okabe and Ito, told apart by colour-blind readers; shape or dash repeats them.
+The colours of Okabe and Ito suit colour-blind readers; markers and dashes repeat the distinction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
@@ -15,9 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from worldmodel.evaluation.statistics import Proportion
 from worldmodel.monitors.heatmaps import palette
+from worldmodel.monitors.reliability.measures import ReliabilityBins
 from worldmodel.report.point_labels import label_points
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -25,36 +26,27 @@ LEVEL_COLORS = ("#E69F00", "#D55E00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
 FAR = 10
-"""Scores beyond so many thresholds are drawn on a logarithmic axis, linear below the threshold."""
+"""If a score exceeds this many thresholds, the axis is logarithmic above the threshold."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReliabilityCurve:
-    """Stated against observed frequency, per bin of stated confidence."""
+def reliability_diagram(curves: Mapping[str, ReliabilityBins]) -> Figure:
+    """Reliability diagram: observed frequency per bin of confidence; below, the share per bin.
 
-    label: str
-    stated: Float[np.ndarray, " bin"]
-    """Mean stated probability."""
-    observed: Float[np.ndarray, " bin"]
-    """Share of cases in which the event happened."""
-    count: Int[np.ndarray, " bin"]
-    """Cases per bin; empty bins are not drawn."""
-
-
-def reliability_diagram(curves: Sequence[ReliabilityCurve]) -> Figure:
-    """Curves around the diagonal of perfect calibration; below, how often each value is stated."""
+    `curves` maps a label to pooled bins; empty bins are not drawn.
+    """
     figure = Figure(figsize=(6, 6.6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    upper.plot([0, 1], [0, 1], color="#767676", linewidth=1, label="perfect")
-    for curve, color, marker, dash in zip(curves, cycle(COLORS), cycle(MARKERS), cycle(DASHES)):
-        filled = curve.count > 0
-        stated, observed = curve.stated[filled], curve.observed[filled]
-        share = 100 * curve.count[filled] / max(curve.count.sum(), 1)
+    upper.plot([0, 1], [0, 1], color="#767676", linewidth=1, label="perfect calibration")
+    styles = zip(curves.items(), cycle(COLORS), cycle(MARKERS), cycle(DASHES))
+    for (label, bins), color, marker, dash in styles:
+        filled = bins.count > 0
+        count = bins.count[filled]
+        confidence, observed = bins.confidence[filled] / count, bins.correct[filled] / count
         style = {"color": color, "marker": marker, "linestyle": dash, "markersize": 5}
-        upper.plot(stated, observed, label=curve.label, **style)
-        lower.plot(stated, share, **style)
+        upper.plot(confidence, observed, label=label, **style)
+        lower.plot(confidence, 100 * count / max(count.sum(), 1), **style)
     upper.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="observed frequency")
-    lower.set(xlabel="stated confidence", ylabel="share of\nstatements (%)", ylim=(0, None))
+    lower.set(xlabel="stated confidence", ylabel="share of\nforecasts (%)", ylim=(0, None))
     finish(upper, lower)
     upper.legend(frameon=False, loc="upper left")
     return figure
@@ -63,7 +55,7 @@ def reliability_diagram(curves: Sequence[ReliabilityCurve]) -> Figure:
 def policy_scatter(
     names: Sequence[str], imagined: Sequence[Proportion], real: Sequence[Proportion]
 ) -> Figure:
-    """Each policy's real success against its imagined one, with Wilson intervals both ways."""
+    """Real against imagined success rate per policy, with Wilson intervals of both."""
     figure = Figure(figsize=(6.4, 6.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#767676", linewidth=1)
@@ -74,7 +66,7 @@ def policy_scatter(
     axes.add_collection(LineCollection(list(whiskers), colors="#9CC5DC", linewidths=1))
     axes.scatter(*points.T, color=COLORS[0], zorder=3)
     axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
-    axes.set(xlabel="success in imagination", ylabel="true success", aspect="equal")
+    axes.set(xlabel="imagined success rate", ylabel="true success rate", aspect="equal")
     finish(axes)
     label_points(axes, names, points, whiskers)
     return figure
@@ -83,11 +75,11 @@ def policy_scatter(
 def score_distributions(
     scores: Mapping[str, Float[np.ndarray, " episode"]], *, threshold: float, x_label: str
 ) -> Figure:
-    """One row of dots per condition, its median as a bar, and the threshold of the alarm."""
+    """Scores per condition as a row of dots, with the median as a bar and the alarm threshold."""
     figure = Figure(figsize=(7, 0.9 + 0.5 * len(scores)), layout="constrained")
     axes = figure.subplots()
     for row, (values, color) in enumerate(zip(scores.values(), cycle(COLORS))):
-        # Dots spread up and down in a fixed order, so that equal scores stay visible.
+        # Deterministic vertical jitter keeps equal scores visible.
         spread = 0.22 * np.sin(2.4 * np.arange(len(values)))
         axes.scatter(values, row + spread, s=16, color=color, alpha=0.65, linewidths=0)
         axes.vlines(np.median(values), row - 0.34, row + 0.34, color="#000000", linewidth=2)
@@ -116,12 +108,14 @@ def lines(
     x_label: str,
     y_label: str,
 ) -> Figure:
-    """Named curves (x, y) on common axes: risk against coverage, error against horizon."""
+    """Line plot of named curves (x, y)."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for (label, (x, y)), color, dash in zip(curves.items(), cycle(COLORS), cycle(DASHES)):
         axes.plot(x, y, label=label, color=color, linestyle=dash)
     axes.set(xlabel=x_label, ylabel=y_label)
+    if all(np.equal(x, np.round(x)).all() for x, _ in curves.values()):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     finish(axes)
     axes.legend(frameon=False)
     return figure
@@ -130,16 +124,19 @@ def lines(
 def level_timeline(
     levels: Mapping[str, Int[np.ndarray, " time"]], *, names: Sequence[str], rate_hz: float
 ) -> Figure:
-    """One row per rollout: the higher the level, the taller the bar; `names` name the levels."""
+    """Verdict levels over time, one row per rollout; taller bars are higher levels.
+
+    `names` are the names of the levels, lowest first.
+    """
     figure = Figure(figsize=(8, 1.1 + 0.42 * len(levels)), layout="constrained")
     axes = figure.subplots()
     for row, values in enumerate(levels.values()):
         axes.plot([0, len(values) / rate_hz], [row, row], color="#767676", linewidth=1)
         for level, color in zip(range(1, len(names)), cycle(LEVEL_COLORS)):
             start = np.flatnonzero(values == level) / rate_hz
-            height = -0.8 * level / (len(names) - 1)  # upwards: the axis is turned around
+            height = -0.8 * level / (len(names) - 1)  # upwards: the y axis is inverted
             bars = axes.bar(start, height, 1 / rate_hz, bottom=row, align="edge", color=color)
-            for bar in bars:  # without an edge, hairlines show between bars side by side
+            for bar in bars:  # without an edge, gaps show between adjacent bars
                 bar.set(edgecolor=color, linewidth=0.6)
     patches = [Patch(color=c, label=n) for n, c in zip(names[1:], cycle(LEVEL_COLORS))]
     axes.legend(handles=patches, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
@@ -150,7 +147,7 @@ def level_timeline(
 
 
 def confidence_scale(label: str) -> Figure:
-    """The colours of confidence in heatmaps and overlays."""
+    """Colour scale of confidence in heatmaps and overlays."""
     figure = Figure(figsize=(5, 0.9), layout="constrained")
     axes = figure.subplots()
     axes.imshow(palette()[None], aspect="auto", extent=(0, 1, 0, 1))
@@ -159,7 +156,7 @@ def confidence_scale(label: str) -> Figure:
 
 
 def finish(*all_axes: Axes) -> None:
-    """The look shared by all drawings."""
+    """Grid and frame shared by all figures."""
     for axes in all_axes:
         axes.grid(color="#E5E5E5", linewidth=0.8)
         axes.set_axisbelow(True)

@@ -1,8 +1,7 @@
-"""Heatmaps of a rollout log as files: a contact sheet (PNG) and a film (mp4) of every rollout."""
+"""Heatmap files of a rollout log: a contact sheet (PNG) and a video (mp4) per rollout."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,10 +11,11 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from worldmodel.calibration.features import MONITOR_EPSILON
+from worldmodel.datasets.file_names import safe_file_name
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.monitors.heatmaps import LEGEND_WIDTH, heatmap, legend
 from worldmodel.report.html import Panel, encode_mp4
-from worldmodel.report.rollout_page import film, readable_rollouts
+from worldmodel.report.rollout_page import readable_rollouts, rollout_video
 from worldmodel.rollouts.log import LoggedRollout
 from worldmodel.rollouts.open_loop import EPSILONS
 
@@ -23,75 +23,73 @@ Picture = UInt8[np.ndarray, "height width 3"]
 Sheet = UInt8[np.ndarray, "tall wide 3"]
 
 CELL_HEIGHT = 128
-"""Smaller pictures are enlarged by the greatest whole factor that keeps them below (pixels)."""
+"""Smaller frames are enlarged by the largest integer factor within this height (pixels)."""
 GAP = 4
-"""White between pictures (pixels)."""
+"""White space between frames (pixels)."""
 LINE = 20
 """Height of a line of text (pixels)."""
 LABEL_WIDTH = 92
-"""Left of each row (pixels)."""
+"""Space for the label at the left of a row (pixels)."""
 MAX_COLUMNS = 8
-"""Imagined frames on a sheet, evenly spaced over the first stretch."""
-MAX_NAME = 120
-"""Letters of a rollout's name in its files' names, which file systems limit."""
+"""Imagined frames on a contact sheet, evenly spaced over the first segment."""
 NOT_IMAGINED = 225
-"""Grey of cells in which nothing was imagined: there is no confidence to show."""
+"""Grey level of frames without a prediction, which have no confidence."""
 UNIT = f"confidence that the error is at most {MONITOR_EPSILON} latent standard deviations"
 
 
 def write_heatmaps(log: RolloutLog, folder: Path) -> int:
-    """Write `0000-name.png` and `0000-name.mp4` for every rollout; returns how many there are.
+    """Write `0000-name.png` and `0000-name.mp4` per rollout and return the number of rollouts.
 
-    Rollouts of which nothing was imagined are left out.
+    Rollouts without an imagined frame are left out.
 
     Raises:
-        ValueError: if the log cannot be shown, or nothing in it was imagined.
+        ValueError: if the log cannot be shown, or holds no imagined frame.
     """
     rollouts = [r for r in readable_rollouts(log) if r.horizon.any()]
     if not rollouts:
-        raise ValueError(f"Nothing in {log.path} was imagined, so there is no confidence to show.")
+        raise ValueError(f"{log.path} holds no imagined frame, so it has no confidence to show.")
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
     for index, rollout in enumerate(tqdm(rollouts, "heatmaps", unit="rollout")):
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", rollout.name)[:MAX_NAME]
+        name = safe_file_name(rollout.name.replace("/", "-"))
         stem = folder / f"{index:04d}-{name}"
         panels = confidence_panels(rollout)
         Image.fromarray(contact_sheet(rollout, panels)).save(stem.with_name(f"{stem.name}.png"))
-        mp4 = encode_mp4(labelled_film(rollout, panels), log.attributes["rate_hz"])
+        mp4 = encode_mp4(labelled_video(rollout, panels), log.attributes["rate_hz"])
         stem.with_name(f"{stem.name}.mp4").write_bytes(mp4)
     return len(rollouts)
 
 
 def confidence_panels(rollout: LoggedRollout) -> dict[str, Panel]:
-    """What the report's film shows, and confidence alone; grey where nothing was imagined."""
-    shown = dict(film(rollout, rate_hz=1.0).panels)
+    """Panels of the report's video, and confidence alone; grey where nothing was imagined."""
+    report_panels = dict(rollout_video(rollout, rate_hz=1.0).panels)
     confidence = rollout.confidence[..., EPSILONS.index(MONITOR_EPSILON)].float().numpy()
     height, width = rollout.frames.shape[2:4]
     panels = {
-        "real": shown["real"],
-        "imagined": shown["imagined"],
-        "confidence\nover it": shown["confidence"],
-        "confidence": alone(confidence, height, width),
+        "real": report_panels["real"],
+        "imagined": report_panels["imagined"],
+        "confidence\noverlay": report_panels["confidence"],
+        "confidence": heatmap_rows(confidence, height, width),
     }
     for name in list(panels)[1:]:
         panels[name] = panels[name].copy()
         panels[name][rollout.horizon == 0] = NOT_IMAGINED
-    if "monitor's trust" in shown:
-        panels["monitor's\ntrust"] = shown["monitor's trust"]
+    if "monitor's trust" in report_panels:
+        panels["monitor's\ntrust"] = report_panels["monitor's trust"]
     return panels
 
 
-def alone(
+def heatmap_rows(
     confidence: Float[np.ndarray, "time view channel h w"], height: int, width: int
 ) -> UInt8[np.ndarray, "time height columns 3"]:
-    """Confidence of every frame, all views in one row."""
-    views = [[heatmap(view, height, width) for view in moment] for moment in confidence]
-    return rearrange(np.array(views), "t v h w c -> t h (v w) c")
+    """Heatmaps of every frame, all cameras in one row."""
+    heatmaps = [[heatmap(view, height, width) for view in views] for views in confidence]
+    return rearrange(np.array(heatmaps), "t v h w c -> t h (v w) c")
 
 
 def contact_sheet(rollout: LoggedRollout, panels: Mapping[str, Panel]) -> Sheet:
-    """The last real frame and imagined ones after it, one row per panel."""
+    """Contact sheet: the last real frame and imagined frames after it, one row per panel."""
     first = int(np.flatnonzero(rollout.horizon)[0])
     length = int(np.argmax(np.append(np.diff(rollout.horizon[first:]), 0) != 1)) + 1
     number = min(length, MAX_COLUMNS)
@@ -102,16 +100,16 @@ def contact_sheet(rollout: LoggedRollout, panels: Mapping[str, Panel]) -> Sheet:
     return grid(cells, rows=list(panels), columns=columns, caption=f"{UNIT}; {rollout.name}")
 
 
-def labelled_film(
+def labelled_video(
     rollout: LoggedRollout, panels: Mapping[str, Panel]
 ) -> UInt8[np.ndarray, "time tall wide 3"]:
-    """All panels side by side over time, with headings, legend and place in the rollout."""
+    """Video of all panels side by side, with headings, legend and frame number."""
     names = [name.replace("\n", " ") for name in panels]
     pictures = []
     for t, horizon in enumerate(rollout.horizon):
-        place = f"{horizon} after the last real one" if horizon else "real"
+        kind = f"imagined, horizon {horizon}" if horizon else "real"
         cells = [[frames[t] for frames in panels.values()]]
-        caption = f"frame {t}, {place}"
+        caption = f"frame {t}, {kind}"
         pictures.append(grid(cells, rows=[""], columns=names, caption=caption))
     return np.stack(pictures)
 
@@ -123,9 +121,9 @@ def grid(
     columns: Sequence[str],
     caption: str,
 ) -> Sheet:
-    """Pictures of one size in rows and columns with their labels, a caption and the legend.
+    """Grid of equally sized pictures with labels, a caption and the legend.
 
-    Both sides are even, as films need.
+    Both sides are even, as H.264 requires.
     """
     from PIL import Image, ImageDraw
 
@@ -148,6 +146,6 @@ def grid(
         place = left + j * (width + GAP) + width / 2, LINE / 2
         draw.text(place, label, "black", font_size=13, anchor="mm")
     draw.text((left, bottom + LINE / 2), caption, "black", font_size=13, anchor="lm")
-    tall = min(len(rows), 2) * (height + GAP) - GAP  # beside confidence, in the last rows
+    tall = min(len(rows), 2) * (height + GAP) - GAP  # beside the last rows, which show confidence
     canvas.paste(Image.fromarray(legend(tall)), (right, bottom - GAP - tall))
     return np.asarray(canvas)

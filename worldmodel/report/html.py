@@ -1,9 +1,10 @@
-"""One self-contained HTML page: text, tables, figures and videos, readable offline and on paper."""
+"""Self-contained HTML page of text, tables, figures and videos, for screen and print."""
 
 from __future__ import annotations
 
 import base64
 import html
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,19 +22,21 @@ from matplotlib.figure import Figure as Drawing
 Panel = UInt8[np.ndarray, "time height width 3"]
 
 PANEL_HEIGHT = 256
-"""Smaller panels are enlarged by the greatest whole factor that keeps them below (pixels)."""
+"""Smaller panels are enlarged by the largest integer factor within this height (pixels)."""
+NUMBER = re.compile(r"[-+]?\d|-$|n/a$|undefined$|nan$")
+"""Start of a number in a table cell, or a placeholder for one; other columns are left-aligned."""
 GAP = 8
-"""Grey between the panels of a video (pixels)."""
+"""Grey space between the panels of a video (pixels)."""
 
-PAUSE_BUTTON = """<button type="button" id="pause">Pause films</button>
+PAUSE_BUTTON = """<button type="button" id="pause">Pause videos</button>
 <script>
 addEventListener("DOMContentLoaded", () => {
   const button = document.getElementById("pause");
   const play = (playing) => {
-    document.querySelectorAll("video").forEach((film) => playing ? film.play() : film.pause());
-    button.textContent = playing ? "Pause films" : "Play films";
+    document.querySelectorAll("video").forEach((video) => playing ? video.play() : video.pause());
+    button.textContent = playing ? "Pause videos" : "Play videos";
   };
-  button.onclick = () => play(button.textContent === "Play films");
+  button.onclick = () => play(button.textContent === "Play videos");
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) play(false);
 });
 </script>"""
@@ -51,12 +54,12 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows under named columns; the first cell of a row is its heading."""
+    """Table with named columns; the first cell of a row is its heading."""
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str | int | float | None]]
-    """Numbers are shown with three decimals, None as n/a. Pass text for any other form."""
+    """Floats are shown with three decimals, None as n/a; pass a string for any other format."""
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -66,7 +69,7 @@ class Table:
                 )
 
     def to_text(self) -> str:
-        """The table for a terminal, in aligned columns."""
+        """The table as text in aligned columns, for a terminal."""
         cells = [list(self.columns), *([cell_text(cell) for cell in row] for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = [
@@ -76,12 +79,20 @@ class Table:
         return "\n".join([self.caption, "", *lines])
 
     def to_html(self) -> str:
-        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)
+        cells = [[html.escape(cell_text(cell)) for cell in row] for row in self.rows]
+        styles = [
+            ' class="words"' if any(NUMBER.match(row[i]) is None for row in cells) else ""
+            for i in range(len(self.columns))
+        ]
+        head = "".join(
+            f'<th scope="col"{style}>{html.escape(name)}</th>'
+            for name, style in zip(self.columns, styles, strict=True)
+        )
         body = "".join(
-            f'<tr><th scope="row">{html.escape(cell_text(first))}</th>'
-            + "".join(f"<td>{html.escape(cell_text(cell))}</td>" for cell in rest)
+            f'<tr><th scope="row">{first}</th>'
+            + "".join(f"<td{s}>{cell}</td>" for cell, s in zip(rest, styles[1:], strict=True))
             + "</tr>"
-            for first, *rest in self.rows
+            for first, *rest in cells
         )
         return (
             f'<div class="table" tabindex="0"><table><caption>{html.escape(self.caption)}</caption>'
@@ -90,7 +101,7 @@ class Table:
 
 
 def cell_text(value: str | int | float | None) -> str:
-    """What a table shows for a value.
+    """Text of a table cell.
 
     >>> [cell_text(value) for value in ("nominal", 12, 0.98765, None)]
     ['nominal', '12', '0.988', 'n/a']
@@ -102,16 +113,16 @@ def cell_text(value: str | int | float | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A drawing, with the sentence that stands in for it where it cannot be seen."""
+    """A drawing with a caption and a text alternative."""
 
     drawing: Drawing
     alt: str
-    """What a reader who cannot see the drawing should take from it."""
+    """Text alternative: the message of the drawing in words."""
     caption: str
 
     def to_html(self) -> str:
         buffer = BytesIO()
-        # A fixed salt and no date: the same drawing gives the same bytes.
+        # A fixed salt and no date make the bytes reproducible.
         with mpl.rc_context({"svg.hashsalt": "worldmodel", "svg.fonttype": "path"}):
             self.drawing.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
         source = data_uri("image/svg+xml", buffer.getvalue())
@@ -123,7 +134,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """Panels of equal size playing side by side in one looped H.264 film, so never out of step."""
+    """Panels of equal size, side by side in one looped H.264 video so that they stay in sync."""
 
     panels: Mapping[str, Panel]
     """Heading -> RGB frames."""
@@ -137,11 +148,11 @@ class Video:
             raise ValueError(f"`panels` must share one shape, got {shapes}.")
 
     def to_html(self) -> str:
-        film = side_by_side(list(self.panels.values()))
-        source = data_uri("video/mp4", encode_mp4(film, self.rate_hz))
+        frames = side_by_side(list(self.panels.values()))
+        source = data_uri("video/mp4", encode_mp4(frames, self.rate_hz))
         headings = "".join(f"<span>{html.escape(name)}</span>" for name in self.panels)
         label = html.escape(f"{', '.join(self.panels)}: {self.caption}")
-        height, width = film.shape[1:3]
+        height, width = frames.shape[1:3]
         return (
             f'<figure class="video" style="max-width:{width}px">'
             f'<div class="panels" aria-hidden="true">{headings}</div>'
@@ -156,19 +167,19 @@ Block = Text | Table | Figure | Video
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and its content."""
 
     title: str
     blocks: Sequence[Block]
 
 
 def data_uri(media_type: str, content: bytes) -> str:
-    """The content itself, in the place of an address."""
+    """Data URI that embeds the content in the page."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 def side_by_side(panels: Sequence[Panel]) -> UInt8[np.ndarray, "time rows columns 3"]:
-    """The panels in one row, enlarged without smoothing and trimmed to even sides."""
+    """Panels in one row, enlarged without smoothing and cropped to even sides."""
     time, height = panels[0].shape[:2]
     factor = max(1, PANEL_HEIGHT // height)
     enlarged = [panel.repeat(factor, axis=1).repeat(factor, axis=2) for panel in panels]
@@ -178,7 +189,7 @@ def side_by_side(panels: Sequence[Panel]) -> UInt8[np.ndarray, "time rows column
 
 
 def encode_mp4(frames: Panel, rate_hz: float) -> bytes:
-    """The frames as H.264 in an mp4, colours halved as every browser wants; sides must be even."""
+    """Encode frames of even height and width as H.264 (yuv420p, which every browser plays)."""
     buffer = BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(rate_hz).limit_denominator(1000))
@@ -192,13 +203,13 @@ def encode_mp4(frames: Panel, rate_hz: float) -> bytes:
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
-    """The whole page as text."""
+    """HTML text of the page."""
     style = resources.files("worldmodel.report").joinpath("report.css").read_text(encoding="utf-8")
     links = "".join(
         f'<li><a href="#s{i}">{html.escape(section.title)}</a></li>'
         for i, section in enumerate(sections)
     )
-    has_films = any(isinstance(block, Video) for section in sections for block in section.blocks)
+    has_videos = any(isinstance(block, Video) for section in sections for block in section.blocks)
     body = "".join(
         f'<section id="s{i}"><h2>{html.escape(section.title)}</h2>'
         + "".join(block.to_html() for block in section.blocks)
@@ -210,13 +221,13 @@ def page(title: str, sections: Sequence[Section]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{style}</style></head><body>"
         f"<header><h1>{html.escape(title)}</h1></header>"
-        f'<nav aria-label="Sections"><ul>{links}</ul>{PAUSE_BUTTON * has_films}</nav>'
+        f'<nav aria-label="Sections"><ul>{links}</ul>{PAUSE_BUTTON * has_videos}</nav>'
         f"<main>{body}</main></body></html>\n"
     )
 
 
 def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> Path:
-    """Write the page to `path`, whole or not at all, and return its absolute path."""
+    """Write the page to `path` in one step and return its absolute path."""
     path = Path(path).resolve()
     text = page(title, sections)
     path.parent.mkdir(parents=True, exist_ok=True)

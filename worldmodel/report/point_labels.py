@@ -1,4 +1,7 @@
-"""Names beside the points of a scatter plot, none over another."""
+"""Non-overlapping point labels for scatter plots.
+
+Placement is greedy and deterministic; adjustText 1.4 leaves overlaps in dense corners.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Affine2D
 
 DISTANCES_PT = (6, 12, 20, 30, 42, 56, 72, 90, 110, 132)
-"""How far from its point a name is tried (points)."""
+"""Candidate distances of a label from its point (points)."""
 ANGLES = np.linspace(0, 2 * np.pi, 12, endpoint=False)
 MARKER_PT = 4.0
-"""Half-width of the square that a marker keeps free (points)."""
+"""Half-width of the square reserved for a marker (points)."""
 
 XY = Float[np.ndarray, " xy"]
 Boxes = Float[np.ndarray, "box corners"]  # left, bottom, right, top
@@ -24,19 +27,19 @@ Lines = Float[np.ndarray, "line dot xy"]
 
 @dataclass
 class Surroundings:
-    """What is drawn already, in points."""
+    """Occupied space of the figure, in points."""
 
     inside: Float[np.ndarray, "1 corners"]
-    """The axes."""
+    """Area of the axes."""
     taken: Boxes
-    """Markers and names: never to be covered."""
+    """Markers and labels, which must not be covered."""
     lines: Lines
-    """Better neither covered by a name nor drawn over one."""
+    """Lines that labels should avoid."""
 
     def place(self, anchor: XY, size: XY) -> XY:
-        """Offset of the best place for a name of this size, which is taken from now on.
+        """Offset of the best position for a label of this size, which is then reserved.
 
-        Area hidden or outside counts most, then lines crossed, then distance.
+        The cost counts hidden area most, then crossed lines, then distance.
         """
         places = offsets(size)
         boxes = centered_boxes(anchor + places, size)
@@ -56,14 +59,14 @@ def label_points(
     points: Float[np.ndarray, "point xy"],
     lines: Float[np.ndarray, "line end xy"],
 ) -> list[Annotation]:
-    """Write each name near its point: inside the axes, off markers and names, off lines if it can.
+    """Label each point inside the axes, clear of markers and labels, and of lines where possible.
 
-    Points that coincide share one label. `points` and the straight `lines` are in data units.
-    Limits and axis labels must be set before.
+    Coincident points share one label. `points` and `lines` are in data units. Set the limits and
+    the axis labels first.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()  # fixes where the axes lie
+    figure.draw_without_rendering()  # fixes the position of the axes
     to_points = axes.transData + figure.dpi_scale_trans.inverted() + Affine2D().scale(72)
     labels: dict[tuple[float, float], str] = {}
     for name, (x, y) in zip(names, points.tolist(), strict=True):
@@ -76,13 +79,15 @@ def label_points(
     )
     texts = [annotate(axes, label, point) for point, label in labels.items()]
     for text, anchor in zip(texts, anchors, strict=True):
-        size = np.array(Text.get_window_extent(text).size) * 72 / figure.dpi  # without its line
+        size = (
+            np.array(Text.get_window_extent(text).size) * 72 / figure.dpi
+        )  # without the leader line
         text.set_position(tuple(around.place(anchor, size)))
     return texts
 
 
 def annotate(axes: Axes, name: str, point: tuple[float, float]) -> Annotation:
-    """The name on its point, with a thin line that shows once the name is moved away."""
+    """A label at its point, with a thin leader line that shows once the label moves."""
     return axes.annotate(
         name,
         point,
@@ -96,26 +101,26 @@ def annotate(axes: Axes, name: str, point: tuple[float, float]) -> Annotation:
 
 
 def offsets(size: XY) -> Float[np.ndarray, "place xy"]:
-    """From a point to where the centre of a name of this size may stand (points)."""
+    """Candidate offsets from a point to the centre of a label of this size (points)."""
     directions = np.stack((np.cos(ANGLES), np.sin(ANGLES)), axis=1)
     reach = np.array(DISTANCES_PT)[:, None, None] + size / 2
     return (reach * directions).reshape(-1, 2)
 
 
 def centered_boxes(centers: Float[np.ndarray, "box xy"], size: XY) -> Boxes:
-    """Boxes of one size around their centres."""
+    """Boxes of one size around given centres."""
     return np.concatenate((centers - size / 2, centers + size / 2), axis=1)
 
 
 def lines_between(
     starts: Float[np.ndarray, "line xy"], ends: Float[np.ndarray, "line xy"]
 ) -> Lines:
-    """Straight lines as dots, denser than letters are high."""
+    """Straight lines as dots, spaced more closely than a letter is high."""
     return starts[:, None] + np.linspace(0, 1, 40)[:, None] * (ends - starts)[:, None]
 
 
 def enters(lines: Lines, boxes: Boxes) -> Bool[np.ndarray, "line box"]:
-    """Which line enters which box."""
+    """Whether each line enters each box."""
     dots = lines[:, None]
     within = (dots > boxes[:, None, :2]) & (dots < boxes[:, None, 2:])
     return np.asarray(within.all(axis=-1).any(axis=-1))
@@ -124,7 +129,7 @@ def enters(lines: Lines, boxes: Boxes) -> Bool[np.ndarray, "line box"]:
 def shared_area(
     boxes: Boxes, others: Float[np.ndarray, "other corners"]
 ) -> Float[np.ndarray, " box"]:
-    """Area of each box that others cover, counted once for each of them."""
+    """Total area that each box shares with all other boxes."""
     low = np.maximum(boxes[:, None, :2], others[:, :2])
     high = np.minimum(boxes[:, None, 2:], others[:, 2:])
     return (high - low).clip(0).prod(axis=2).sum(axis=1)

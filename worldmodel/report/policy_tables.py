@@ -1,4 +1,4 @@
-"""Tables of the evaluation of policies."""
+"""Tables of a policy evaluation."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ from collections.abc import Sequence
 
 from worldmodel.evaluation.evaluate import Agreement, Evaluation
 from worldmodel.evaluation.statistics import Correlation, Proportion
+from worldmodel.report.format import with_interval
 from worldmodel.report.html import Table
 
 
 def proportion(value: Proportion | None) -> str:
-    """A share and its interval; a dash where there were no trials."""
+    """A share and its interval; a dash without trials."""
     if value is None:
         return "-"
-    return f"{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]"
+    return with_interval(value.value, (value.low, value.high))
 
 
 def correlation(value: Correlation) -> str:
-    """A correlation and its interval where the data give them."""
+    """A correlation and, if there is one, its interval."""
     if value.value is None:
         return "undefined"
-    if value.interval is None:
-        return f"{value.value:.2f}"
-    return f"{value.value:.2f} [{value.interval[0]:.2f}, {value.interval[1]:.2f}]"
+    return with_interval(value.value, value.interval)
 
 
 def policy_table(evaluation: Evaluation) -> Table:
-    """True and imagined success per policy."""
+    """True and imagined success rate per policy."""
     n = evaluation.policies[0].true.n
     return Table(
-        caption=f"Success of {len(evaluation.policies)} policies, {n} episodes each, with 95% "
-        "Wilson intervals: true, imagined, imagined with the gate (coverage: share of rollouts let "
-        "through), and as a predictor expects it that sees only the actions.",
+        caption=f"Success rates of {len(evaluation.policies)} policies, {n} episodes each, with "
+        "95% Wilson intervals. Imagined, gated: only rollouts that pass the gate (coverage: their "
+        "share). Actions only: baseline that predicts success from the actions alone.",
         columns=("policy", "true", "imagined", "imagined, gated", "coverage", "actions only"),
         rows=[
             (p.name, proportion(p.true), proportion(p.imagined), proportion(p.bounds.gated),
@@ -42,7 +41,7 @@ def policy_table(evaluation: Evaluation) -> Table:
 
 
 def agreement_table(evaluation: Evaluation) -> Table:
-    """How well each predictor orders the policies."""
+    """Agreement of each predictor with true success."""
 
     def row(name: str, a: Agreement) -> Sequence[str]:
         drop = a.pearson.drop_one
@@ -57,13 +56,14 @@ def agreement_table(evaluation: Evaluation) -> Table:
         rows.append(row("imagined, gated", evaluation.gated))
     rows.append(row("actions only", evaluation.from_actions))
     return Table(
-        caption="Agreement with true success over k policies. MMRV: mean maximum rank violation, "
-        "0 is best.",
+        caption="Agreement with the true success rates of k policies. Leave-one-out: range of r "
+        "with any one policy left out. MMRV: mean maximum rank violation, 0 is best. Mean error: "
+        "mean absolute difference of success rates.",
         columns=(
             "predictor",
             "k",
             "Pearson r",
-            "r, one left out",
+            "leave-one-out r",
             "Spearman",
             "MMRV",
             "mean error",

@@ -1,4 +1,4 @@
-"""What a report shows of a rollout log: its origin, verdicts, calibration, accuracy, films."""
+"""Report sections of a rollout log: provenance, verdicts, calibration, accuracy, videos."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from jaxtyping import Float, UInt8
 from worldmodel.calibration.features import MONITOR_EPSILON
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.monitors.heatmaps import overlay
-from worldmodel.monitors.reliability.measures import ReliabilityBins
 from worldmodel.monitors.verdict import Level
 from worldmodel.report.figures import (
-    ReliabilityCurve,
     confidence_scale,
     level_timeline,
     lines,
     reliability_diagram,
 )
+from worldmodel.report.format import CALIBRATION_NOTE, reliability_table, seconds
 from worldmodel.report.html import Block, Figure, Section, Table, Text, Video
 from worldmodel.rollouts.log import LoggedRollout, read_rollouts
 from worldmodel.rollouts.open_loop import EPSILONS
@@ -28,30 +27,30 @@ from worldmodel.rollouts.quality import psnr_table
 from worldmodel.rollouts.reliability import HORIZONS, calibration_table, count_reliability
 from worldmodel.runtime.watch import VERDICT, WatchSummary, summarize_watch
 
-MAX_FILMS = 8
+MAX_VIDEOS = 8
 MAX_TIMELINES = 40
-"""Rollouts drawn; the tables hold them all."""
+"""Most rollouts in the videos and in the timeline; the tables list all of them."""
 
 
 def log_sections(log: RolloutLog) -> list[Section]:
-    """The sections of a log's report.
+    """Sections of the report of a log.
 
     Raises:
         ValueError: if the log holds no step yet, or was not written by `imagine` or `watch`.
     """
     rollouts = readable_rollouts(log)
     rate_hz = log.attributes["rate_hz"]
-    sections = [Section("Where it comes from", [provenance(log.attributes, rollouts)])]
+    sections = [Section("Provenance", [provenance(log.attributes, rollouts)])]
     if "level" in rollouts[0].signals:
         sections.append(Section("Verdicts", verdict_blocks(rollouts, rate_hz)))
     if any(rollout.horizon.any() for rollout in rollouts):
         sections.append(Section("Calibration", calibration_blocks(rollouts, log.attributes)))
         sections.append(Section("Accuracy", accuracy_blocks(rollouts)))
-    return [*sections, Section("Films", film_blocks(rollouts, rate_hz))]
+    return [*sections, Section("Videos", video_blocks(rollouts, rate_hz))]
 
 
 def readable_rollouts(log: RolloutLog) -> list[LoggedRollout]:
-    """The rollouts of a log that can be shown.
+    """Rollouts of a log, checked for what the report needs.
 
     Raises:
         ValueError: if the log holds no step yet, or was not written by `imagine` or `watch`.
@@ -61,56 +60,58 @@ def readable_rollouts(log: RolloutLog) -> list[LoggedRollout]:
         raise ValueError(f"{log.path} holds no step of any rollout yet: nothing to report.")
     if log.attributes.get("epsilons") != list(EPSILONS) or "frame" not in rollouts[0].signals:
         raise ValueError(
-            f"{log.path} is no log of `worldmodel imagine` or `watch` of this version; write it "
-            "again."
+            f"{log.path} is no log of `worldmodel imagine` or `watch` of this version; run the "
+            "command again to write a new one."
         )
     return rollouts
 
 
 def provenance(attributes: Mapping[str, Any], rollouts: Sequence[LoggedRollout]) -> Table:
-    """Every attribute of the log, and how many rollouts it holds."""
+    """Attributes of the log, and its number of rollouts."""
     hidden = ("worldmodel_form", "format_version")
     facts = {name: value for name, value in attributes.items() if name not in hidden}
     cut_off = sum(not rollout.is_closed for rollout in rollouts)
-    facts["rollouts"] = f"{len(rollouts)}, of which {cut_off} cut off or still running"
+    facts["rollouts"] = f"{len(rollouts)}, {cut_off} of them incomplete"
     return Table(
-        caption="The run that wrote the log; epsilons: error levels in latent standard deviations.",
-        columns=["what", "value"],
+        caption="The run that wrote this log. Epsilons: error tolerances of the confidence, in "
+        "latent standard deviations.",
+        columns=["attribute", "value"],
         rows=[(name.replace("_", " "), as_words(value)) for name, value in facts.items()],
     )
 
 
 def as_words(value: object) -> str:
-    """A JSON value as a person would write it.
+    """A JSON value as plain text.
 
-    >>> as_words(["wrist", "left"]), as_words(None), as_words(5.0)
-    ('wrist, left', 'none', '5.0')
+    >>> as_words(["wrist", "left"]), as_words({"num_steps": 4, "eta": 0.5}), as_words(None)
+    ('wrist, left', 'num steps 4, eta 0.5', 'none')
     """
     if isinstance(value, list):
         return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {as_words(v)}" for name, v in value.items())
     return "none" if value is None else str(value)
 
 
 def summary_of(rollout: LoggedRollout) -> WatchSummary:
-    """The verdicts of a watched rollout, summed up."""
+    """Summary of the verdicts on a rollout."""
     return summarize_watch(**{name: rollout.signals[name].tolist() for name in VERDICT})
 
 
 def length_of(rollout: LoggedRollout) -> str:
-    """How many frames there are, and of how many if the rollout was cut off."""
+    """Number of frames; for an incomplete rollout, also the number of its episode."""
     if rollout.is_closed:
         return str(len(rollout))
     return f"{len(rollout)} of {rollout.attributes['num_frames']}"
 
 
 def verdict_blocks(rollouts: Sequence[LoggedRollout], rate_hz: float) -> list[Block]:
-    """One line per rollout, and the levels over time."""
+    """Table of one row per rollout, and the levels over time."""
     rows = []
     for rollout in rollouts:
         s = summary_of(rollout)
-        alarm = (
-            "-" if s.first_alarm is None else f"{s.first_alarm} ({s.first_alarm / rate_hz:.1f} s)"
-        )
+        first = s.first_alarm
+        alarm = "-" if first is None else f"{first} ({seconds(first, rate_hz)} s)"
         rows.append(
             (
                 rollout.name,
@@ -120,10 +121,10 @@ def verdict_blocks(rollouts: Sequence[LoggedRollout], rate_hz: float) -> list[Bl
                 ", ".join(s.causes) or "-",
             )
         )
-    shown = rollouts[:MAX_TIMELINES]
+    drawn = rollouts[:MAX_TIMELINES]
     levels = {
         rollout.name: np.array([Level[str(name).upper()] for name in rollout.signals["level"]])
-        for rollout in shown
+        for rollout in drawn
     }
     alarms = sum(row[2] != "-" for row in rows)
     timeline = Figure(
@@ -131,69 +132,44 @@ def verdict_blocks(rollouts: Sequence[LoggedRollout], rate_hz: float) -> list[Bl
             levels, rate_hz=rate_hz, names=[level.name.lower() for level in Level]
         ),
         alt=f"{alarms} of {len(rows)} rollouts rise above the level trust.",
-        caption=f"The monitor's level over time; the first {len(shown)} of {len(rows)} rollouts.",
+        caption="Verdict level over time"
+        + (f"; the first {len(drawn)} of {len(rows)} rollouts." if len(drawn) < len(rows) else "."),
     )
     table = Table(
-        caption="First alarm: frame, and seconds after the first frame; level: the highest "
-        "reached; causes: of the first alarm.",
+        caption="First alarm: frame and time since the first frame. Level: highest level of the "
+        "rollout. Causes: those of the first alarm.",
         columns=["rollout", "frames", "first alarm", "level", "causes"],
         rows=rows,
     )
     return [table, timeline]
 
 
-def reliability_curve(label: str, bins: ReliabilityBins) -> ReliabilityCurve:
-    """Pooled sums as a curve to draw."""
-    count = np.maximum(bins.count, 1)
-    return ReliabilityCurve(
-        label=label,
-        stated=bins.confidence / count,
-        observed=bins.correct / count,
-        count=bins.count.astype(np.int64),
-    )
-
-
 def calibration_blocks(
     rollouts: Sequence[LoggedRollout], attributes: Mapping[str, Any]
 ) -> list[Block]:
-    """Stated against observed frequency, at a few horizons."""
-    table = calibration_table(rollouts)
+    """Reliability diagram and calibration table, per horizon."""
+    summaries = calibration_table(rollouts)
     names = [rollout.name for rollout in rollouts]
-    reliability = count_reliability(rollouts, names=names, horizons=list(table))
-    curves = [reliability_curve(f"horizon {h}", reliability.bins(horizon=h)) for h in table]
-    rows = [
-        (str(h), s.num_episodes, s.ece, "{:.3f} to {:.3f}".format(*s.ece_interval),
-         s.per_video_ece, s.mce, s.brier)
-        for h, s in table.items()
-    ]  # fmt: skip
+    reliability = count_reliability(rollouts, names=names, horizons=list(summaries))
+    curves = {f"horizon {h}": reliability.bins(horizon=h) for h in summaries}
     return [
         Figure(
             drawing=reliability_diagram(curves),
-            alt="; ".join(f"horizon {h}: pooled ECE {s.ece:.3f}" for h, s in table.items()) + ".",
-            caption=f"Confidence {attributes['confidence']}: of all statements made with some "
-            "confidence, the share that came true, all error levels together. On the diagonal, 0.9 "
-            "means nine times in ten.",
+            alt="; ".join(f"horizon {h}: pooled ECE {s.ece:.3f}" for h, s in summaries.items())
+            + ".",
+            caption=f"Reliability of the confidence ({attributes['confidence']}), pooled over "
+            "error tolerances. On the diagonal, a confidence of 0.9 is right nine times in ten.",
         ),
-        Table(
-            caption="Pooled ECE: gap over all forecasts, with its 95% interval over redrawn "
-            "episodes. C3-style: mean of every episode's own gap, above 0 even for a perfect "
-            "forecaster. MCE: largest gap.",
-            columns=[
-                "horizon",
-                "episodes",
-                "pooled ECE",
-                "interval",
-                "C3-style ECE",
-                "MCE",
-                "Brier",
-            ],
-            rows=rows,
+        reliability_table(
+            {str(h): summary for h, summary in summaries.items()},
+            heading="horizon",
+            caption=CALIBRATION_NOTE,
         ),
     ]
 
 
 def accuracy_blocks(rollouts: Sequence[LoggedRollout]) -> list[Block]:
-    """PSNR over the horizon, beside that of the last real frame."""
+    """PSNR over the horizon, against the baseline that repeats the last real frame."""
     table = psnr_table(rollouts, range(1, max(int(r.horizon.max()) for r in rollouts) + 1))
     x = np.array(list(table), dtype=np.float64)
     imagined = np.array([row.imagined_db for row in table.values()])
@@ -202,66 +178,69 @@ def accuracy_blocks(rollouts: Sequence[LoggedRollout]) -> list[Block]:
     return [
         Figure(
             drawing=lines(
-                {"imagined": (x, imagined), "last real frame, shown again": (x, copied)},
+                {"imagined": (x, imagined), "baseline: copy last frame": (x, copied)},
                 x_label="horizon (frames)",
                 y_label="PSNR (dB)",
             ),
-            alt=f"Imagined frames against the last real frame: {', '.join(gain)}.",
-            caption=f"Mean over {table[1].num_episodes} rollouts of each one's own PSNR; fewer "
-            "where not all reach that far. Above the copy, imagination adds something.",
+            alt=f"Gain of imagined frames over the last real frame: {', '.join(gain)}.",
+            caption=f"Mean PSNR per rollout, over {table[1].num_episodes} rollouts; over fewer at "
+            "horizons that not every rollout reaches. Above the dashed line, the model beats "
+            "repeating the last frame.",
         )
     ]
 
 
-def film_blocks(rollouts: Sequence[LoggedRollout], rate_hz: float) -> list[Block]:
-    """Real frames, imagined ones and confidence side by side; rollouts with an alarm first."""
+def video_blocks(rollouts: Sequence[LoggedRollout], rate_hz: float) -> list[Block]:
+    """Videos of real frames, imagined frames and confidence; rollouts with an alarm first."""
     ordered = sorted(rollouts, key=lambda rollout: not has_alarm(rollout))
     blocks: list[Block] = [
         Text(
-            f"{min(len(rollouts), MAX_FILMS)} of {len(rollouts)} rollouts, those with an alarm "
-            "first. Frames that were not imagined count as certain. The monitor's trust is the "
-            "least that any of its channels grants."
+            f"{min(len(rollouts), MAX_VIDEOS)} of {len(rollouts)} rollouts, those with an alarm "
+            "first. Context frames are shown as confidence 1. The monitor's trust is the minimum "
+            "over its channels."
         ),
         Figure(
             drawing=confidence_scale(
                 f"confidence that the error is at most {MONITOR_EPSILON} latent standard deviations"
             ),
-            alt="From dark blue, 0, to yellow, 1.",
-            caption="Colours of confidence, and of trust.",
+            alt="Colour scale from 0 (dark blue) to 1 (yellow).",
+            caption="Colour scale of confidence and of trust.",
         ),
     ]
-    return [*blocks, *(film(rollout, rate_hz) for rollout in ordered[:MAX_FILMS])]
+    return [*blocks, *(rollout_video(rollout, rate_hz) for rollout in ordered[:MAX_VIDEOS])]
 
 
 def has_alarm(rollout: LoggedRollout) -> bool:
-    """Whether the monitor watched the rollout and raised an alarm."""
+    """Whether the monitor raised an alarm in the rollout."""
     return "level" in rollout.signals and summary_of(rollout).first_alarm is not None
 
 
-def film(rollout: LoggedRollout, rate_hz: float) -> Video:
-    """One rollout, all cameras side by side within each panel."""
+def rollout_video(rollout: LoggedRollout, rate_hz: float) -> Video:
+    """Video of one rollout; each panel holds all cameras side by side."""
     confidence = rollout.confidence[..., EPSILONS.index(MONITOR_EPSILON)].float().numpy()
     panels = {
-        "real": beside(rollout.frames),
-        "imagined": beside(rollout.imagined),
+        "real": camera_row(rollout.frames),
+        "imagined": camera_row(rollout.imagined),
         "confidence": heat(rollout.imagined, confidence),
     }
     if "trust_map" in rollout.signals:
-        trust = np.nan_to_num(rollout.signals["trust_map"], nan=0.0)  # after a fault: no trust
+        trust = np.nan_to_num(
+            rollout.signals["trust_map"], nan=0.0
+        )  # no map after a fault: trust 0
         panels["monitor's trust"] = heat(rollout.frames, trust[:, :, None])
     caption = f"{rollout.name}: {rollout.attributes['instruction'] or 'no instruction'}"
     if has_alarm(rollout):
         s = summary_of(rollout)
         caption += f". Alarm at frame {s.first_alarm}: {', '.join(s.causes)}"
     if not rollout.is_closed:
-        caption += f". Cut off: {length_of(rollout)} frames"
+        caption += f". Incomplete: {length_of(rollout)} frames"
     return Video(panels=panels, rate_hz=rate_hz, caption=f"{caption}.")
 
 
-def beside(
+def camera_row(
     frames: UInt8[np.ndarray, "time view height width 3"],
 ) -> UInt8[np.ndarray, "time height columns 3"]:
-    """All views of a frame in one row."""
+    """Frames of all cameras in one row."""
     return rearrange(frames, "t v h w c -> t h (v w) c")
 
 
@@ -269,9 +248,9 @@ def heat(
     frames: UInt8[np.ndarray, "time view height width 3"],
     confidence: Float[np.ndarray, "time view channel h w"],
 ) -> UInt8[np.ndarray, "time height columns 3"]:
-    """Confidence over the frames."""
+    """Confidence drawn over the frames."""
     views = [
-        [overlay(*pair) for pair in zip(*moment, strict=True)]
-        for moment in zip(frames, confidence, strict=True)
+        [overlay(*pair) for pair in zip(*step, strict=True)]
+        for step in zip(frames, confidence, strict=True)
     ]
-    return beside(np.array(views))
+    return camera_row(np.array(views))

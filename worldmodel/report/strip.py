@@ -1,6 +1,6 @@
-"""A watched episode as one picture: chosen frames, trust over them, channels, and levels over time.
+"""Picture of a watched episode: key frames with trust maps, channel scores and levels over time.
 
-Drawn with Pillow and Matplotlib. However long the episode, few of its frames are kept.
+Drawn with Pillow and Matplotlib. Memory does not grow with the number of frames.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int, UInt8
 
 from worldmodel.monitors.heatmaps import LEGEND_WIDTH, legend, overlay
 from worldmodel.monitors.verdict import Level, Verdict
+from worldmodel.report.format import seconds
 from worldmodel.report.timeline import (
     MIN_CHOSEN,
     Frame,
@@ -32,75 +33,75 @@ if TYPE_CHECKING:
 Picture = UInt8[np.ndarray, "tall wide 3"]
 
 LEVEL_COLORS = ((208, 208, 208), (230, 159, 0), (213, 94, 0), (0, 0, 0))
-"""Of each `Level`; the alarms in the colours of Okabe and Ito."""
+"""Colour of each `Level`; alarms use the palette of Okabe and Ito."""
 NO_MAP = 225
-"""Grey of a picture for which there is no trust map."""
+"""Grey level of a picture without a trust map."""
 MAX_COLUMNS = 12
 MAX_WIDTH = 1700
-"""Of all columns together, if that leaves `MIN_CHOSEN` of them (pixels)."""
+"""Largest width of all columns together, unless fewer than `MIN_CHOSEN` fit (pixels)."""
 MIN_WIDTH = 720
-"""Of the plot (pixels)."""
+"""Smallest width of the plot (pixels)."""
 CELL_HEIGHT = 128
-"""Smaller pictures are enlarged by the greatest whole factor that keeps them at most this tall."""
+"""Smaller frames are enlarged by the largest integer factor within this height (pixels)."""
 GAP = 12
-"""White between pictures, in which the frame around an alarm is drawn (pixels)."""
+"""White space between pictures; holds the border of an alarm (pixels)."""
 BORDER = 4
-"""Width of that frame (pixels)."""
+"""Width of the border of an alarm (pixels)."""
 LEFT = 110
-"""Left of the first column and of the plot (pixels)."""
+"""Left edge of the first column and of the plot (pixels)."""
 LINE = 18
 """Height of a line of text (pixels)."""
 FONT = 13
 PLOT, TICKS, BAR = 190, 40, 20
-"""Heights of the plot, of the labels of its time axis, and of the bar of levels (pixels)."""
+"""Heights of the plot, its time labels and the level bar (pixels)."""
 MAX_LABEL_ROWS = 5
-"""Rows of text below the bar of levels."""
+"""Rows of text below the level bar."""
 FAR = 10
-"""Scores beyond so many thresholds turn the axis logarithmic, linear below the threshold."""
+"""If a score exceeds this many thresholds, the axis is logarithmic above the threshold."""
 
 
 class StripView:
-    """Takes an episode's frames and verdicts one by one, and draws them when it is over."""
+    """Collects the frames and verdicts of an episode and draws them at the end."""
 
     def __init__(self, path: Path, *, title: str, cameras: Sequence[str], rate_hz: float) -> None:
-        """Set up; `path` is written by `finish`."""
+        """Start a view; `finish` writes it to `path`."""
         self.path, self.title, self.cameras, self.rate_hz = path, title, tuple(cameras), rate_hz
-        self._course, self._choice = VerdictTimeline(), KeyframeChoice()
+        self._timeline, self._choice = VerdictTimeline(), KeyframeChoice()
 
     def add(self, frame: Frame, verdict: Verdict) -> None:
-        """Take the next frame."""
+        """Add the next frame."""
         self._choice.add(
-            len(self._course.levels), Keyframe(frame.copy(), verdict.trust_map, verdict.level)
+            len(self._timeline.levels), Keyframe(frame.copy(), verdict.trust_map, verdict.level)
         )
-        self._course.add(verdict)
+        self._timeline.add(verdict)
 
     def finish(self) -> None:
-        """Write the picture (PNG)."""
+        """Draw the picture and write it as PNG."""
         from PIL import Image
 
-        moments = self._choice.chosen(MAX_COLUMNS)
-        _, height, width, _ = moments[0].frame.shape
+        keyframes = self._choice.chosen(MAX_COLUMNS)
+        _, height, width, _ = keyframes[0].frame.shape
         fitting = MAX_WIDTH // (enlargement(height) * width + GAP)
-        if fitting < len(moments):
-            moments = self._choice.chosen(max(fitting, MIN_CHOSEN))
-        upper = frame_rows(moments, self.cameras, self.rate_hz)
+        if fitting < len(keyframes):
+            keyframes = self._choice.chosen(max(fitting, MIN_CHOSEN))
+        upper = frame_rows(keyframes, self.cameras, self.rate_hz)
         plotted = max(upper.shape[1] - LEFT - LEGEND_WIDTH - GAP, MIN_WIDTH)
         parts = [
-            heading(self.title, self._course, self.rate_hz, width=LEFT + plotted),
+            heading(self.title, self._timeline, self.rate_hz, width=LEFT + plotted),
             upper,
-            plot(self._course, list(moments), self.rate_hz, width=plotted),
-            level_rows(self._course, width=plotted),
+            plot(self._timeline, list(keyframes), self.rate_hz, width=plotted),
+            level_rows(self._timeline, width=plotted),
         ]
         Image.fromarray(stacked(parts)).save(self.path, format="PNG")
 
 
 def enlargement(height: int) -> int:
-    """Whole factor by which pictures of this height are enlarged."""
+    """Integer factor by which frames of this height are enlarged."""
     return max(1, CELL_HEIGHT // height)
 
 
 def stacked(parts: list[np.ndarray]) -> Picture:
-    """Pictures one below the other, white at the right of narrower ones."""
+    """Pictures stacked vertically, padded with white at the right."""
     widest = max(part.shape[1] for part in parts) + GAP
     padded = [
         np.pad(part, ((0, 0), (0, widest - part.shape[1]), (0, 0)), constant_values=255)
@@ -109,22 +110,22 @@ def stacked(parts: list[np.ndarray]) -> Picture:
     return np.concatenate(padded)
 
 
-def heading(title: str, course: VerdictTimeline, rate_hz: float, *, width: int) -> Picture:
-    """The episode, its first alarm and the evidence for it; lines too long end in dots."""
+def heading(title: str, timeline: VerdictTimeline, rate_hz: float, *, width: int) -> Picture:
+    """Heading with the first alarm and its evidence; long lines end in dots."""
     from PIL import Image, ImageDraw
 
-    frames = len(course.levels)
-    lines = [f"{title}: {frames} frames, {frames / rate_hz:.1f} s"]
-    if course.first_alarm is None:
+    frames = len(timeline.levels)
+    lines = [f"{title}: {frames} frames, {seconds(frames, rate_hz)} s"]
+    if timeline.first_alarm is None:
         lines.append("no alarm")
     else:
-        t = course.first_alarm
-        first = dict(course.changes)[t]
-        lines.append(f"first alarm at frame {t} ({t / rate_hz:.1f} s), {first}")
-        lines.append(course.reasons)
-    if course.undrawn:
-        names = ", ".join(sorted(course.undrawn))
-        lines.append(f"not drawn, for want of a threshold above 0: {names}")
+        t = timeline.first_alarm
+        first = dict(timeline.changes)[t]
+        lines.append(f"first alarm at frame {t} ({seconds(t, rate_hz)} s), {first}")
+        lines.append(timeline.reasons)
+    if timeline.undrawn:
+        names = ", ".join(sorted(timeline.undrawn))
+        lines.append(f"not drawn, no threshold above 0: {names}")
     canvas = Image.new("RGB", (width, GAP + LINE * len(lines)), "white")
     draw = ImageDraw.Draw(canvas)
     for row, line in enumerate(lines):
@@ -134,7 +135,7 @@ def heading(title: str, course: VerdictTimeline, rate_hz: float, *, width: int) 
 
 
 def shortened(draw: ImageDraw, text: str, width: int) -> str:
-    """As much of the text as fits, with dots in place of the rest."""
+    """The text, cut to a width in pixels; a cut text ends in dots."""
     if draw.textlength(text, font_size=FONT) <= width:
         return text
     while text and draw.textlength(f"{text}...", font_size=FONT) > width:
@@ -142,24 +143,26 @@ def shortened(draw: ImageDraw, text: str, width: int) -> str:
     return f"{text}..."
 
 
-def frame_rows(moments: Mapping[int, Keyframe], cameras: Sequence[str], rate_hz: float) -> Picture:
-    """Per camera a row of frames and, below it, trust over them; a frame around those of alarms."""
+def frame_rows(
+    keyframes: Mapping[int, Keyframe], cameras: Sequence[str], rate_hz: float
+) -> Picture:
+    """Per camera, a row of key frames and a row of trust maps; alarms have a border."""
     from PIL import Image, ImageDraw
 
-    pictures = [moment_pictures(moment) for moment in moments.values()]
+    pictures = [keyframe_pictures(keyframe) for keyframe in keyframes.values()]
     height, width, _ = pictures[0][0].shape
     top, step = 2 * LINE + GAP, height + GAP
-    right = LEFT + len(moments) * (width + GAP)
+    right = LEFT + len(keyframes) * (width + GAP)
     canvas = Image.new("RGB", (right + LEGEND_WIDTH, top + len(pictures[0]) * step), "white")
     draw = ImageDraw.Draw(canvas)
-    for column, ((t, moment), rows) in enumerate(zip(moments.items(), pictures, strict=True)):
-        x, color = LEFT + column * (width + GAP), LEVEL_COLORS[moment.level]
-        head = f"frame {t}, {t / rate_hz:.1f} s\n{moment.level.name.lower()}"
+    for column, ((t, keyframe), rows) in enumerate(zip(keyframes.items(), pictures, strict=True)):
+        x, color = LEFT + column * (width + GAP), LEVEL_COLORS[keyframe.level]
+        head = f"frame {t}, {seconds(t, rate_hz)} s\n{keyframe.level.name.lower()}"
         place = x + width / 2, LINE + GAP / 2
         draw.text(place, head, "black", font_size=FONT, anchor="mm", align="center")
         for row, picture in enumerate(rows):
             y = top + row * step
-            if moment.level > Level.TRUST:
+            if keyframe.level > Level.TRUST:
                 outside = (x - BORDER, y - BORDER, x + width + BORDER - 1, y + height + BORDER - 1)
                 draw.rectangle(outside, fill=color)
             canvas.paste(Image.fromarray(picture), (x, y))
@@ -173,30 +176,32 @@ def frame_rows(moments: Mapping[int, Keyframe], cameras: Sequence[str], rate_hz:
     return np.asarray(canvas)
 
 
-def moment_pictures(moment: Keyframe) -> list[Picture]:
-    """Frame and trust of every view in turn, enlarged."""
-    factor = enlargement(moment.frame.shape[1])
-    maps = trust_of_views(moment.trust_map, len(moment.frame))
+def keyframe_pictures(keyframe: Keyframe) -> list[Picture]:
+    """Enlarged frame and trust map of every camera in turn."""
+    factor = enlargement(keyframe.frame.shape[1])
+    maps = trust_of_views(keyframe.trust_map, len(keyframe.frame))
     pictures = []
-    for frame, trust_map in zip(moment.frame, maps, strict=True):
+    for frame, trust_map in zip(keyframe.frame, maps, strict=True):
         pictures += [frame, trust_picture(frame, trust_map)]
     return [picture.repeat(factor, axis=0).repeat(factor, axis=1) for picture in pictures]
 
 
 def trust_of_views(trust_map: Map | None, views: int) -> list[np.ndarray | None]:
-    """The trust map [h, w] of every view; one without views is shown over each."""
+    """Trust map [h, w] per camera; a map without camera axis applies to each camera."""
     if trust_map is None:
         return [None] * views
     return list(np.broadcast_to(trust_map, (views, *trust_map.shape[-2:])))
 
 
 def trust_picture(frame: Picture, trust_map: Float[np.ndarray, "h w"] | None) -> Picture:
-    """Trust over a frame; plain grey without a map, for then nothing is known of it."""
+    """Trust map over a frame; plain grey without a map."""
     return np.full_like(frame, NO_MAP) if trust_map is None else overlay(frame, trust_map)
 
 
-def plot(course: VerdictTimeline, marked: Sequence[int], rate_hz: float, *, width: int) -> Picture:
-    """Each channel's score in thresholds over time, and the threshold; `marked` frames are shown.
+def plot(
+    timeline: VerdictTimeline, marked: Sequence[int], rate_hz: float, *, width: int
+) -> Picture:
+    """Plot of score / threshold per channel over time; triangles mark the frames in `marked`.
 
     The plot is `width` wide and starts `LEFT` from the left.
     """
@@ -204,13 +209,13 @@ def plot(course: VerdictTimeline, marked: Sequence[int], rate_hz: float, *, widt
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    names = math.ceil((len(course.ratios) + 1) / 6)
+    names = math.ceil((len(timeline.ratios) + 1) / 6)
     above, wide = 26 * names + 10, LEFT + width + GAP
     tall = above + PLOT + TICKS
     figure = Figure(figsize=(wide / 100, tall / 100), dpi=100)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((LEFT / wide, TICKS / tall, width / wide, PLOT / tall))
-    draw_channels(axes, course)
+    draw_channels(axes, timeline)
     marks = axes.get_xaxis_transform()
     axes.plot(
         marked, [1.0] * len(marked), "v", color="#767676", clip_on=False, transform=marks, ms=4
@@ -221,16 +226,16 @@ def plot(course: VerdictTimeline, marked: Sequence[int], rate_hz: float, *, widt
     return np.array(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
 
 
-def draw_channels(axes: Axes, course: VerdictTimeline) -> None:
-    """The lines, the threshold at 1, and the names above the plot."""
+def draw_channels(axes: Axes, timeline: VerdictTimeline) -> None:
+    """Draw the channels' lines, the threshold at 1 and the legend above the plot."""
     from worldmodel.report.figures import COLORS, DASHES, finish
 
-    frames = len(course.levels)
+    frames = len(timeline.levels)
     axes.axhline(1, color="black", linestyle="--", linewidth=1, label="threshold")
-    for (name, values), color, dash in zip(course.ratios.items(), cycle(COLORS), cycle(DASHES)):
+    for (name, values), color, dash in zip(timeline.ratios.items(), cycle(COLORS), cycle(DASHES)):
         dot = "." if frames <= 200 else None
         axes.plot(values, color=color, linestyle=dash, marker=dot, label=name, linewidth=1.4)
-    highest = np.nanmax([1.0, *(np.nanmax(values) for values in course.ratios.values())])
+    highest = np.nanmax([1.0, *(np.nanmax(values) for values in timeline.ratios.values())])
     if highest > FAR:
         axes.set_yscale("symlog", linthresh=1)
         axes.yaxis.set_major_formatter("{x:g}")
@@ -238,32 +243,32 @@ def draw_channels(axes: Axes, course: VerdictTimeline) -> None:
     axes.set_ylim(top=max(axes.get_ylim()[1], 1.2))
     axes.set_ylabel("score / threshold")
     axes.tick_params(labelsize=9)
-    if not course.ratios:
-        middle = ((len(course.levels) - 1) / 2, 0.5)
+    if not timeline.ratios:
+        middle = ((len(timeline.levels) - 1) / 2, 0.5)
         axes.annotate("no channel gave a score", middle, ha="center", va="center")
     finish(axes)
     axes.legend(frameon=False, ncols=6, loc="lower right", bbox_to_anchor=(1, 1.02), fontsize=9)
 
 
 def level_bar(levels: Int[np.ndarray, " time"], width: int) -> UInt8[np.ndarray, " width 3"]:
-    """The colour of the level at every pixel; where pixels hold several frames, of the highest."""
+    """Colour of the level per pixel; of the highest level where a pixel covers several frames."""
     starts = np.arange(width) * len(levels) // width
     return np.array(LEVEL_COLORS, np.uint8)[np.maximum.reduceat(levels, starts)]
 
 
-def level_rows(course: VerdictTimeline, *, width: int) -> Picture:
-    """The bar of levels in line with the plot, and below it what changed when."""
+def level_rows(timeline: VerdictTimeline, *, width: int) -> Picture:
+    """Level bar aligned with the plot, and below it each change with its frame number."""
     from PIL import Image, ImageDraw
 
     canvas = Image.new("RGB", (LEFT + width + GAP, BAR + (MAX_LABEL_ROWS + 2) * LINE), "white")
     draw = ImageDraw.Draw(canvas)
-    bar = level_bar(np.array(course.levels), width)
+    bar = level_bar(np.array(timeline.levels), width)
     canvas.paste(Image.fromarray(np.repeat(bar[None], BAR, axis=0)), (LEFT, 0))
     draw.text((LEFT - GAP, BAR / 2), "level", "black", font_size=FONT, anchor="rm")
     taken: list[list[tuple[float, float]]] = [[] for _ in range(MAX_LABEL_ROWS)]
     labels, unnamed = [], 0
-    for t, text in course.changes:
-        start = LEFT + t * width / len(course.levels)
+    for t, text in timeline.changes:
+        start = LEFT + t * width / len(timeline.levels)
         label = shortened(draw, f"{t} {text}", width // 2)
         wide = draw.textlength(label, font_size=FONT) + 2
         left = min(start + 3, LEFT + width - wide)
@@ -280,13 +285,13 @@ def level_rows(course: VerdictTimeline, *, width: int) -> Picture:
     rows = sum(map(bool, taken))
     if unnamed:
         rows += 1
-        note = f"and {unnamed} more changes, for which there is no room"
+        note = f"and {unnamed} more changes (no space)"
         draw.text((LEFT, BAR + MAX_LABEL_ROWS * LINE), note, "#555555", font_size=FONT)
     return np.asarray(canvas)[: BAR + rows * LINE + GAP]
 
 
 def free_row(taken: list[list[tuple[float, float]]], left: float, right: float) -> int | None:
-    """The first row with room from `left` to `right`, which is taken from now on."""
+    """First row with free space from `left` to `right`, which is then reserved; None if full."""
     for row, places in enumerate(taken):
         if all(right <= start or left >= end for start, end in places):
             places.append((left, right))

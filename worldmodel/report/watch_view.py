@@ -1,43 +1,39 @@
-"""A watched episode to look at, written frame by frame: a Rerun recording, or a picture without it.
+"""View of a watched episode, written frame by frame: a Rerun recording, or a picture without Rerun.
 
 Rerun (https://rerun.io) is an extra: pip install 'worldmodel[view]'.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+from worldmodel.datasets.file_names import safe_path
 from worldmodel.monitors.verdict import Verdict
 from worldmodel.report.strip import StripView, trust_of_views, trust_picture
-from worldmodel.report.timeline import Frame, differs, ratio, reasons, said
+from worldmodel.report.timeline import Frame, differs, evidence_text, ratio, verdict_text
 
 Show = Callable[[Frame, Verdict], None]
-"""Takes the next frame of an episode and the verdict on it."""
+"""Adds the next frame of an episode and its verdict to the view."""
 
 SEVERITIES = ("INFO", "WARN", "ERROR", "CRITICAL")
-"""Rerun's names for text of each `Level`."""
-MAX_PART = 200
-"""Bytes of a file's or folder's name, which file systems limit."""
+"""Rerun's log level of each `Level`."""
 
 
 @contextmanager
 def open_view(
     folder: Path, episode: str, *, cameras: Sequence[str], rate_hz: float
 ) -> Iterator[Show]:
-    """Shows an episode in `folder`, as `episode.rrd` if Rerun is installed, else `episode.png`.
+    """Write the view of an episode: `episode.rrd` if Rerun is installed, else `episode.png`.
 
-    The file is there once the block is left, and not if it is left by an error.
+    The file appears in `folder` when the block ends, and not if the block raises.
     """
     kind = RerunView if has_rerun() else StripView
-    path = view_file(folder, episode, ".rrd" if has_rerun() else ".png")
+    path = safe_path(folder, episode, ".rrd" if has_rerun() else ".png")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     try:
@@ -54,27 +50,8 @@ def has_rerun() -> bool:
     return find_spec("rerun") is not None
 
 
-def view_file(folder: Path, episode: str, suffix: str) -> Path:
-    """The file for an episode, in `folder` whatever its name; "/" in it makes folders.
-
-    >>> view_file(Path("views"), "train/../0", ".png").as_posix()
-    'views/train/%2E./0.png'
-    """
-    *parents, name = [safe_part(part) for part in episode.split("/")]
-    return Path(folder, *parents, name + suffix)
-
-
-def safe_part(part: str) -> str:
-    """A name for a file or folder, never hidden, empty or too long; different for every `part`."""
-    safe = re.sub(r"[^\w .,+=@()-]", lambda found: quote(found[0], safe=""), part) or "%"
-    safe = re.sub(r"^\.", "%2E", safe)
-    if len(safe.encode()) <= MAX_PART:
-        return safe
-    return f"{safe[:40]}%{hashlib.sha256(part.encode()).hexdigest()}"
-
-
 class RerunView:
-    """Writes frames, trust, channels and verdicts to a Rerun recording as they come.
+    """Rerun recording of frames, trust maps, channels and verdicts.
 
     Two timelines: `frame`, and `time` in seconds.
     """
@@ -93,57 +70,57 @@ class RerunView:
         self._drawn: set[tuple[str, ...]] = set()
 
     def _blueprint(self) -> Any:
-        """Pictures at the left; at the right channels, level and words."""
+        """Default layout: images at the left; channels, level and verdicts at the right."""
         import rerun.blueprint as blueprint
 
-        pictures = [
+        images = [
             blueprint.Spatial2DView(origin=f"/{kind}/{name}", name=f"{kind} {name}")
             for name in map(self._rerun.escape_entity_path_part, self.cameras)
             for kind in ("camera", "trust")
         ]
-        courses = blueprint.Vertical(
+        plots = blueprint.Vertical(
             blueprint.TimeSeriesView(
-                contents=["/ratio/**", "/threshold"], name="scores in thresholds"
+                contents=["/ratio/**", "/threshold"], name="score / threshold"
             ),
             blueprint.TimeSeriesView(origin="/level", name="level"),
             blueprint.TextLogView(origin="/verdict", name="verdicts"),
             row_shares=[2, 1, 1],
         )
-        return blueprint.Horizontal(blueprint.Grid(*pictures, grid_columns=2), courses)
+        return blueprint.Horizontal(blueprint.Grid(*images, grid_columns=2), plots)
 
     def add(self, frame: Frame, verdict: Verdict) -> None:
         """Write the next frame."""
         t = self._num_frames
         self._recording.set_time("frame", sequence=t)
         self._recording.set_time("time", duration=t / self.rate_hz)
-        self._add_pictures(frame, verdict)
+        self._add_images(frame, verdict)
         self._add_channels(verdict)
         self._log(["level"], self._rerun.Scalars(float(verdict.level)))
         if differs(verdict, self._last):
-            text = ". ".join(filter(None, [said(verdict), reasons(verdict)]))
+            text = ". ".join(filter(None, [verdict_text(verdict), evidence_text(verdict)]))
             severity = SEVERITIES[verdict.level]
             self._log(["verdict"], self._rerun.TextLog(text, level=severity))
         self._num_frames, self._last = t + 1, verdict
 
-    def _add_pictures(self, frame: Frame, verdict: Verdict) -> None:
+    def _add_images(self, frame: Frame, verdict: Verdict) -> None:
         maps = trust_of_views(verdict.trust_map, len(frame))
-        for camera, picture, trust_map in zip(self.cameras, frame, maps, strict=True):
-            self._log(["camera", camera], self._rerun.Image(picture))
-            self._log(["trust", camera], self._rerun.Image(trust_picture(picture, trust_map)))
+        for camera, image, trust_map in zip(self.cameras, frame, maps, strict=True):
+            self._log(["camera", camera], self._rerun.Image(image))
+            self._log(["trust", camera], self._rerun.Image(trust_picture(image, trust_map)))
 
     def _add_channels(self, verdict: Verdict) -> None:
-        """Scores and thresholds, and the one over the other; lines end where there is no score."""
-        figures: dict[tuple[str, ...], float | None] = {("threshold",): 1.0}
+        """Scores, thresholds and their ratios; a line ends where its channel has no score."""
+        scalars: dict[tuple[str, ...], float | None] = {("threshold",): 1.0}
         for name, evidence in verdict.evidence.items():
-            figures["ratio", name] = ratio(evidence)
-            figures["channel", name, "score"] = evidence.score
-            figures["channel", name, "threshold"] = evidence.threshold
-        view_mask = {p: x for p, x in figures.items() if x is not None and math.isfinite(x)}
-        for path, figure in view_mask.items():
-            self._log([*path], self._rerun.Scalars(figure))
-        for path in self._drawn - view_mask.keys():
+            scalars["ratio", name] = ratio(evidence)
+            scalars["channel", name, "score"] = evidence.score
+            scalars["channel", name, "threshold"] = evidence.threshold
+        finite = {p: x for p, x in scalars.items() if x is not None and math.isfinite(x)}
+        for path, value in finite.items():
+            self._log([*path], self._rerun.Scalars(value))
+        for path in self._drawn - finite.keys():
             self._log([*path], self._rerun.Clear(recursive=False))
-        self._drawn = set(view_mask)
+        self._drawn = set(finite)
 
     def _log(self, path: list[str], entity: Any) -> None:
         self._recording.log(path, entity)
