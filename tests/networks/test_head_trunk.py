@@ -31,7 +31,7 @@ TRUNK = [
 
 
 def draw(seed: int, *shape: int, dim: int = 8) -> Tensor:
-    """Gaussian features whose axes differ in mean and deviation."""
+    """Gaussian features with a different mean and standard deviation per axis."""
     normal = torch.randn((*shape, dim), generator=Generator().manual_seed(seed))
     return normal * torch.linspace(0.2, 3, dim) + torch.linspace(-1, 5, dim)
 
@@ -48,8 +48,8 @@ def standardised(distances: np.ndarray, training: np.ndarray) -> np.ndarray:
     return (logs - seen.mean()) / seen.std()
 
 
-def test_distance_is_that_of_mahalanobis() -> None:
-    """8 axes, fewer than directions are kept: nothing is left outside them."""
+def test_distance_equals_scipy_mahalanobis() -> None:
+    """With 8 axes, all directions are kept and the distance from their span is zero."""
     training, new = draw(0, 400), draw(1, 20) * 1.5
     mean, inverse = training.mean(0), np.linalg.inv(np.cov(training.T.numpy()))
     seen, ahead = (
@@ -60,10 +60,10 @@ def test_distance_is_that_of_mahalanobis() -> None:
     assert found[:, 1].abs().max() < 0.1
 
 
-def test_distances_are_those_of_principal_components() -> None:
-    """40 axes, so 8 directions are outside; against scikit-learn, n = 600.
+def test_distances_equal_those_of_scikit_learn_pca() -> None:
+    """40 axes, so 8 directions are outside the span; against scikit-learn, n = 600.
 
-    What is added inside the logarithm moves the second number by up to 0.015.
+    The constant inside the logarithm changes the second number by up to 0.015.
     """
     training, new = draw(0, 600, dim=40), draw(1, 20, dim=40) * 1.2
     principal = PCA(32, whiten=True, svd_solver="full").fit(training.double())
@@ -82,7 +82,7 @@ def test_distances_are_those_of_principal_components() -> None:
     torch.testing.assert_close(again.std(0), torch.ones(2), atol=1e-2, rtol=0)
 
 
-def test_farther_is_less_familiar_up_to_an_end() -> None:
+def test_familiarity_grows_with_distance_and_is_clamped() -> None:
     training = draw(0, 600, dim=40)
     familiarity = Familiarity(40).fit(training)
     centre, away = training.mean(0), draw(1, 1, dim=40) - training.mean(0)
@@ -111,7 +111,7 @@ def test_a_fit_forgets_the_one_before() -> None:
     ],
     ids=["constant", "zero", "few", "one", "half constant", "huge", "tiny"],
 )
-def test_familiarity_is_finite_whatever_it_saw(training: Tensor) -> None:
+def test_familiarity_is_finite_for_degenerate_training_features(training: Tensor) -> None:
     familiarity = Familiarity(8).fit(training)
     new = torch.stack((training[0], torch.zeros(8), torch.full((8,), 1e30), -draw(2, 1)[0]))
     for found in (familiarity(new), familiarity(training)):
@@ -122,7 +122,7 @@ def test_familiarity_is_finite_whatever_it_saw(training: Tensor) -> None:
 @pytest.mark.parametrize("config", EVERY, ids=lambda c: c.head)
 @torch.no_grad()
 def test_only_a_head_with_familiarity_sees_how_large_features_are(config: ConfidenceConfig) -> None:
-    """The trunk norms its features, so three times as large ones look the same to it."""
+    """The trunk has a layer norm, so it is invariant to the scale of the features."""
     torch.manual_seed(0)
     plain, features = build_head(8, 3, config), draw(1, 2, 5)
     stated = [plain.confidence(x, HORIZON, EPSILON) for x in (features, 3 * features)]
@@ -154,12 +154,13 @@ def test_without_familiarity_a_head_is_its_trunk_and_output(config: ConfidenceCo
 
 
 def test_familiarity_must_be_on_and_fitted() -> None:
-    message = "`familiarity` of the head's config must be true to be fitted."
+    message = "`familiarity` must be true in the head's config, got False."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         build_head(8, 3, EVERY[0]).fit_familiarity(draw(0, 3, 5))
     head = build_head(8, 3, replace(EVERY[0], familiarity=True))
     message = (
-        "A head with `familiarity` must have seen training features: call `fit_familiarity` first."
+        "A head with `familiarity` must be fitted to training features: call `fit_familiarity` "
+        "first."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         head.confidence(draw(0, 2, 5), HORIZON, EPSILON)
@@ -167,7 +168,7 @@ def test_familiarity_must_be_on_and_fitted() -> None:
 
 @pytest.mark.parametrize("config", EVERY, ids=lambda c: c.head)
 @torch.no_grad()
-def test_a_stored_head_states_the_same(
+def test_a_stored_head_gives_the_same_confidence(
     make_model: Callable[..., WorldModel], tmp_path: Path, config: ConfidenceConfig
 ) -> None:
     small = make_model()

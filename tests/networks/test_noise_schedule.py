@@ -9,12 +9,9 @@ from worldmodel.networks.noise_schedule import (
     Flow,
     SigmoidDiffusion,
     add_noise,
-    clean_from_velocity,
     expand,
-    noise_from_velocity,
     posterior_under_persistence,
     training_levels,
-    velocity,
 )
 
 SHAPE = (2, 3, 1, 2, 4, 4)
@@ -26,20 +23,6 @@ def draw(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     latent = torch.randn(SHAPE, generator=generator, dtype=torch.float64)
     noise = torch.randn(SHAPE, generator=generator, dtype=torch.float64)
     return latent, noise, torch.rand(SHAPE[:2], generator=generator, dtype=torch.float64)
-
-
-def test_latent_noise_and_velocity_give_each_other_back() -> None:
-    latent, noise, level = draw(0)
-    noisy, v = add_noise(latent, noise, level), velocity(latent, noise)
-    torch.testing.assert_close(clean_from_velocity(noisy, v, level), latent)
-    torch.testing.assert_close(noise_from_velocity(noisy, v, level), noise)
-
-
-def test_velocity_is_the_derivative_of_the_path() -> None:
-    latent, noise, level = draw(1)
-    step = 1e-4
-    slope = add_noise(latent, noise, level + step) - add_noise(latent, noise, level)
-    torch.testing.assert_close(slope / step, velocity(latent, noise), atol=1e-8, rtol=1e-6)
 
 
 def test_every_frame_has_its_own_level() -> None:

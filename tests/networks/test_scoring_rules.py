@@ -32,22 +32,22 @@ def outcomes(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def categories(seed: int = 0, *, count: int = 5) -> tuple[Tensor, Tensor]:
-    """200 distributions over `count` categories, and what came true of each."""
+    """200 distributions over `count` categories, and an observed category for each."""
     generator = torch.Generator().manual_seed(seed)
     masses = torch.rand((200, count), generator=generator, dtype=torch.float64) + 0.01
     return masses / masses.sum(-1, keepdim=True), torch.randint(count, (200,), generator=generator)
 
 
 def simplex(count: int, steps: int) -> Tensor:
-    """Every distribution over `count` categories whose masses are multiples of 1 / `steps`."""
+    """All distributions over `count` categories with masses that are multiples of 1 / `steps`."""
     parts = torch.cartesian_prod(*[torch.arange(steps + 1)] * count)
     return parts[parts.sum(-1) == steps].double() / steps
 
 
 def check_strictly_proper(rule: Rule, truth: Tensor, stated: Tensor, margin: float) -> None:
-    """Fail unless the expected score is least at `truth` and at no other of the `stated`.
+    """Fail unless `truth` alone minimises the expected score over the grid `stated`.
 
-    Every other statement must lose at least `margin` times its squared distance from the truth.
+    Every other forecast must lose at least `margin` times its squared distance from the truth.
     """
     scores = torch.stack(
         [rule(stated, torch.full(stated.shape[:-1], k)) for k in range(len(truth))], dim=-1
@@ -56,18 +56,18 @@ def check_strictly_proper(rule: Rule, truth: Tensor, stated: Tensor, margin: flo
     distance = (stated - truth).square().sum(-1)
     best = int(distance.argmin())
     assert distance[best] < 1e-12, "the truth is not on the grid"
-    assert int(expected.argmin()) == best, "another statement scores best"
+    assert int(expected.argmin()) == best, "another forecast scores best"
     lost = expected - expected[best]
-    assert (lost >= margin * distance - 1e-9).all(), "another statement scores as well"
+    assert (lost >= margin * distance - 1e-9).all(), "another forecast scores as well"
 
 
 def of_two(rule: Rule) -> Rule:
-    """A binary rule as one of two categories, of which the second is the event."""
+    """Binary rule as a rule of two categories; the second is the event."""
     return lambda masses, category: rule(masses[..., 1], category.double())
 
 
 def crps(masses: Tensor, category: Tensor) -> Tensor:
-    """Threshold CRPS with uneven weights; category k ends at level k, the last has no end."""
+    """Threshold CRPS with unequal weights; category k ends at level k, the last is unbounded."""
     levels = torch.arange(masses.shape[-1] - 1.0, dtype=torch.float64)
     weights = torch.linspace(0.5, 1.5, len(levels), dtype=torch.float64)
     return threshold_crps(masses.cumsum(-1)[..., :-1], levels, category.double(), weights)
@@ -78,15 +78,15 @@ def logarithmic_of_masses(masses: Tensor, category: Tensor) -> Tensor:
 
 
 BINARY = {"brier": (brier, 0.5), "logarithmic": (logarithmic, 1.0), "spherical": (spherical, 0.14)}
-"""Rule -> margin. In p alone they are 1, 2 and 0.28, as distances count both categories: the Brier
-score loses (p - t)², the logarithmic at least 2 (p - t)² (Pinsker), the spherical at least
-1 - cos |p - t| of length 0.7, for the angle of (p, 1 - p) turns by at least |p - t|."""
+"""Rule -> margin. Distances count both categories, so per (p - t)² the margins are 1, 2 and 0.28:
+the Brier score loses (p - t)², the logarithmic score at least 2 (p - t)² (Pinsker), the spherical
+score at least 0.7 (1 - cos |p - t|), because the angle of (p, 1 - p) changes by |p - t| or more."""
 CATEGORICAL = {
     "brier": (categorical_brier, 1.0),  # the distance itself
     "logarithmic": (logarithmic_of_masses, 0.5),  # Pinsker; a squared 1-norm is no less
     "spherical": (categorical_spherical, 0.1),
-    "rps": (ranked_probability, 0.25),  # a mass differs by at most two cumulated ones
-    "crps": (crps, 0.125),  # no weight is below a half
+    "rps": (ranked_probability, 0.25),  # a mass is the difference of two cumulative ones
+    "crps": (crps, 0.125),  # every weight is at least 0.5
 }
 
 
@@ -95,11 +95,11 @@ CATEGORICAL = {
 def test_binary_rules_are_strictly_proper(name: str, truth: float) -> None:
     rule, margin = BINARY[name]
     if name == "logarithmic" and truth in (0, 1):
-        margin -= 1e-2  # probabilities stop at the floor
+        margin -= 1e-2  # probabilities are clamped at the floor
     p = torch.linspace(0, 1, 201, dtype=torch.float64)
     stated = torch.stack((1 - p, p), dim=-1)
-    view_mask = torch.tensor([1 - truth, truth], dtype=torch.float64)
-    check_strictly_proper(of_two(rule), view_mask, stated, margin)
+    distribution = torch.tensor([1 - truth, truth], dtype=torch.float64)
+    check_strictly_proper(of_two(rule), distribution, stated, margin)
 
 
 TRUTHS = {
@@ -119,7 +119,7 @@ def test_categorical_rules_are_strictly_proper(name: str, count: int) -> None:
 
 
 def linear(masses: Tensor, category: Tensor) -> Tensor:
-    """1 - p_category, improper: best is all on the likeliest category."""
+    """1 - p_category, improper: the minimum is a point mass on the likeliest category."""
     return 1 - masses.gather(-1, category[..., None])[..., 0]
 
 
@@ -129,7 +129,7 @@ def absolute(probability: Tensor, outcome: Tensor) -> Tensor:
 
 
 def blind(masses: Tensor, category: Tensor) -> Tensor:
-    """Proper, but not strictly: what lies between the first two categories counts for nothing."""
+    """Proper but not strictly: the bound between the first two categories has zero weight."""
     cdf, levels = masses.cumsum(-1)[..., :-1], torch.arange(2, dtype=torch.float64)
     weights = torch.tensor([0.0, 1.0], dtype=torch.float64)
     return threshold_crps(cdf, levels, category.double(), weights)
@@ -138,13 +138,13 @@ def blind(masses: Tensor, category: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("rule", "truth", "message"),
     [
-        (of_two(absolute), (0.7, 0.3), "another statement scores best"),
-        (of_two(absolute), (0.5, 0.5), "another statement scores"),
-        (linear, (0.2, 0.3, 0.5), "another statement scores best"),
-        (blind, (0.2, 0.3, 0.5), "another statement scores"),
+        (of_two(absolute), (0.7, 0.3), "another forecast scores best"),
+        (of_two(absolute), (0.5, 0.5), "another forecast scores"),
+        (linear, (0.2, 0.3, 0.5), "another forecast scores best"),
+        (blind, (0.2, 0.3, 0.5), "another forecast scores"),
     ],
 )
-def test_the_check_of_propriety_catches_rules_that_are_not(
+def test_the_propriety_check_rejects_improper_rules(
     rule: Rule, truth: tuple[float, ...], message: str
 ) -> None:
     with pytest.raises(AssertionError, match=re.escape(message)):
@@ -165,10 +165,10 @@ def test_brier_and_logarithmic_score_agree_with_scoringrules() -> None:
     np.testing.assert_allclose(logarithmic(p, y), scoringrules.log_score(y.numpy(), p.numpy()))
 
 
-def test_spherical_scores_are_cosine_distances_from_what_came_true() -> None:
+def test_spherical_scores_are_cosine_distances_from_the_outcome() -> None:
     p, y = outcomes(2)
-    both, came_true = torch.stack((1 - p, p), -1), torch.stack((1 - y, y), -1)
-    expected = [cosine(a, b) for a, b in zip(both, came_true, strict=True)]
+    both, outcome = torch.stack((1 - p, p), -1), torch.stack((1 - y, y), -1)
+    expected = [cosine(a, b) for a, b in zip(both, outcome, strict=True)]
     np.testing.assert_allclose(spherical(p, y), expected, atol=1e-12)
     masses, category = categories()
     expected = [cosine(m, np.eye(5)[k]) for m, k in zip(masses, category, strict=True)]
@@ -179,8 +179,8 @@ def test_categorical_scores_agree_with_scoringrules_and_scikit_learn() -> None:
     masses, category = categories()
     ranked = scoringrules.rps_score(category.numpy() + 1, masses.numpy())
     np.testing.assert_allclose(ranked_probability(masses, category), ranked)
-    came_true = np.eye(5)[category.numpy()]
-    each = scoringrules.brier_score(came_true, masses.numpy()).sum(-1)
+    outcome = np.eye(5)[category.numpy()]
+    each = scoringrules.brier_score(outcome, masses.numpy()).sum(-1)
     np.testing.assert_allclose(categorical_brier(masses, category), each, atol=1e-12)
     total = categorical_logarithmic(masses.log(), category).mean().item()
     assert total == pytest.approx(log_loss(category, masses, labels=range(5)))
@@ -195,7 +195,7 @@ def test_two_categories_are_an_event_and_its_opposite() -> None:
     torch.testing.assert_close(logarithmic_of_masses(masses, category), logarithmic(p, y))
 
 
-def test_only_ranked_probability_knows_near_from_far() -> None:
+def test_only_ranked_probability_depends_on_the_order_of_categories() -> None:
     masses = torch.tensor([[0.1, 0.8, 0.1, 0.0], [0.1, 0.0, 0.1, 0.8]])
     first = torch.zeros(2, dtype=torch.long)
     near, far = ranked_probability(masses, first)
@@ -212,19 +212,27 @@ def test_logarithmic_score_of_a_wrong_certainty_is_large_but_finite() -> None:
     )
 
 
+def trapezoid_weights(x: Tensor) -> Tensor:
+    """Weights with which a sum over the grid `x` is the trapezoid rule."""
+    gaps, end = x.diff(), x.new_zeros(1)
+    return (torch.cat((gaps, end)) + torch.cat((end, gaps))) / 2
+
+
 def test_threshold_crps_on_a_fine_grid_is_the_crps_of_a_normal() -> None:
     """The trapezoid rule on 4001 points over 20 deviations; the step is 0.005."""
     x = torch.linspace(-10, 10, 4001, dtype=torch.float64)
     mean, deviation, value = 0.4, 1.3, torch.tensor([-1.0, 0.4, 2.5], dtype=torch.float64)
     cdf = torch.from_numpy(norm.cdf(x.numpy(), mean, deviation)).expand(3, -1)
     expected = scoringrules.crps_normal(value.numpy(), mean, deviation)
-    np.testing.assert_allclose(threshold_crps(cdf, x, value), expected, atol=3e-3)
+    score = threshold_crps(cdf, x, value, trapezoid_weights(x))
+    np.testing.assert_allclose(score, expected, atol=3e-3)
 
 
 def test_threshold_crps_by_hand() -> None:
     """Levels 1, 2, 4; F = 0.5, 0.75, 1; value 1.5: (0.5)² · ½ + (0.25)² · 1.5 + 0 by trapezoids."""
     cdf, levels = torch.tensor([[0.5, 0.75, 1.0]]), torch.tensor([1.0, 2.0, 4.0])
-    assert threshold_crps(cdf, levels, torch.tensor([1.5])).item() == pytest.approx(0.21875)
+    score = threshold_crps(cdf, levels, torch.tensor([1.5]), trapezoid_weights(levels))
+    assert score.item() == pytest.approx(0.21875)
     weights = torch.tensor([1.0, 10.0, 100.0])
     score = threshold_crps(cdf, levels, torch.tensor([2.0]), weights)
     assert score.item() == pytest.approx(0.25 + 10 * 0.0625)

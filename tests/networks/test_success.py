@@ -9,60 +9,62 @@ def draw(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_latent_judge_judges_each_frame_alone() -> None:
+def test_success_classifier_scores_each_frame_alone() -> None:
     torch.manual_seed(0)
-    judge = SuccessClassifier(channels=2, views=2, width=4).eval()
+    classifier = SuccessClassifier(channels=2, views=2, width=4).eval()
     latents = draw((2, 5, 2, 2, 4, 4))
-    logits = judge(latents)
+    logits = classifier(latents)
     edited = latents.clone()
     edited[0, 3, 1] += 1  # the second view of one frame
-    changed = judge(edited) != logits
+    changed = classifier(edited) != logits
     assert changed.nonzero().tolist() == [[0, 3]]
-    torch.testing.assert_close(judge(latents[1:, 2:3]), logits[1:, 2:3])
+    torch.testing.assert_close(classifier(latents[1:, 2:3]), logits[1:, 2:3])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (24, 40)])
 @torch.no_grad()
-def test_latent_judge_takes_latents_of_any_size(size: tuple[int, int]) -> None:
+def test_success_classifier_takes_latents_of_any_size(size: tuple[int, int]) -> None:
     """Up to the last corner, in the middle one of three frames."""
     torch.manual_seed(0)
-    judge = SuccessClassifier(channels=2, views=1, width=4).eval()
+    classifier = SuccessClassifier(channels=2, views=1, width=4).eval()
     latents = draw((1, 3, 1, 2, *size))
     edited = latents.clone()
     edited[0, 1, 0, :, -1, -1] += 10
-    assert (judge(edited) - judge(latents)).abs().gt(1e-5).tolist() == [[False, True, False]]
+    assert (classifier(edited) - classifier(latents)).abs().gt(1e-5).tolist() == [
+        [False, True, False]
+    ]
 
 
 @torch.no_grad()
-def test_action_judge_reads_the_actions_and_their_running_sum() -> None:
+def test_action_classifier_reads_the_actions_and_their_cumulative_sum() -> None:
     torch.manual_seed(0)
-    judge = ActionSuccessClassifier(action_dim=7, width=4).eval()
+    classifier = ActionSuccessClassifier(action_dim=7, width=4).eval()
     actions = draw((3, 20, 7))
-    logits = judge(actions)
-    torch.testing.assert_close(judge(actions[1:2]), logits[1:2])
+    logits = classifier(actions)
+    torch.testing.assert_close(classifier(actions[1:2]), logits[1:2])
     place = torch.stack([actions[:, : t + 1].sum(1) for t in range(20)], 1)
     read = torch.cat((actions, place), -1).transpose(1, 2)
-    torch.testing.assert_close(judge.net(read)[:, 0], logits)
+    torch.testing.assert_close(classifier.net(read)[:, 0], logits)
 
 
 @pytest.mark.parametrize("kind", ["latent", "action"])
-def test_a_judge_learns_what_success_looks_like(kind: str) -> None:
-    """200 episodes, seed 0, of which a shift of one deviation marks the successful ones."""
+def test_a_success_classifier_learns_from_labels(kind: str) -> None:
+    """200 episodes, seed 0; successful ones are shifted by one standard deviation."""
     torch.manual_seed(0)
     success = torch.arange(200) % 2
     shift = success.float()[:, None, None]
     if kind == "latent":
-        judge: torch.nn.Module = SuccessClassifier(channels=1, views=1, width=8)
+        classifier: torch.nn.Module = SuccessClassifier(channels=1, views=1, width=8)
         inputs = draw((200, 1, 1, 1, 4, 4)) + shift[..., None, None, None]
     else:
-        judge = ActionSuccessClassifier(action_dim=2, width=8)
+        classifier = ActionSuccessClassifier(action_dim=2, width=8)
         inputs = draw((200, 10, 2)) + shift
-    optimizer = torch.optim.Adam(judge.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=0.01)
     for _ in range(30):
         optimizer.zero_grad()
-        logits = judge(inputs).flatten()
+        logits = classifier(inputs).flatten()
         torch.nn.functional.binary_cross_entropy_with_logits(logits, success.float()).backward()
         optimizer.step()
     with torch.no_grad():
-        right = (judge.eval()(inputs).flatten() > 0) == success.bool()
+        right = (classifier.eval()(inputs).flatten() > 0) == success.bool()
     assert right.float().mean() > 0.95

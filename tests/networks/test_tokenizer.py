@@ -19,15 +19,15 @@ def draw_frames(count: int = 2, height: int = 16, width: int = 24, seed: int = 0
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A tokenizer saved, whitening and all."""
+    """Folder of a saved tokenizer with fitted whitening."""
     torch.manual_seed(0)
     tokenizer = Tokenizer.from_config(SMALL).fit_whitening([draw_frames()])
     tokenizer.save(tmp_path / "tokenizer")
     return tmp_path / "tokenizer"
 
 
-def test_pixels_survive_the_way_to_the_model_and_back() -> None:
-    """All 256 values in every channel, exactly."""
+def test_to_pixels_inverts_to_model() -> None:
+    """Exact for all 256 values in every channel."""
     values = torch.arange(256, dtype=torch.uint8)
     frames = torch.stack((values, values.flip(0), values.roll(7)), -1).reshape(1, 16, 16, 3)
     scaled = to_model(frames)
@@ -48,9 +48,9 @@ def test_whitening_makes_mean_zero_and_deviation_one_over_all_batches() -> None:
     torch.testing.assert_close(latents.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(latents.std(0, correction=0), torch.ones(4), atol=1e-4, rtol=0)
     fitted = tokenizer.mean.clone()
-    tokenizer.fit_whitening(batches)  # forgets the earlier fit instead of adding to it
+    tokenizer.fit_whitening(batches)  # a second fit forgets the first
     torch.testing.assert_close(tokenizer.mean, fitted)
-    with pytest.raises(ValueError, match=r"^`batches` is empty: whitening needs frames\.$"):
+    with pytest.raises(ValueError, match=r"^`batches` must hold at least one batch .* got none\.$"):
         tokenizer.fit_whitening([])
 
 
@@ -63,7 +63,7 @@ def test_decoding_undoes_the_whitening(folder: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_saved_tokenizer_comes_back_as_it_was(folder: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_survives_saving_and_loading(folder: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_pretrained(folder)
     assert not torch.equal(tokenizer.std, torch.ones(4))
     tokenizer.save(tmp_path / "again")
@@ -87,8 +87,8 @@ def test_half_precision_on_disk_is_float32_in_memory(folder: Path, tmp_path: Pat
 
 
 @torch.no_grad()
-def test_a_fingerprint_tells_apart_what_makes_other_latents(folder: Path) -> None:
-    """Weights and whitening, and a config that leaves the weights as they are."""
+def test_the_fingerprint_changes_with_anything_that_changes_latents(folder: Path) -> None:
+    """Whitening, weights, and a config change that does not affect the weights."""
     tokenizer = Tokenizer.from_pretrained(folder)
     prints = [tokenizer.fingerprint()]
     tokenizer.std[1] *= 2
@@ -109,8 +109,8 @@ def test_sizes_that_the_stride_does_not_divide_are_refused(shape: tuple[int, int
         ValueError, match=r"^`frames` must have .* multiples of .* 4, got "
     ) as error:
         tokenizer.encode(draw_frames(1, height, width))
-    assert f"got {height} x {width}; resize them, to " in str(error.value)
-    near = [int(side) for side in re.findall(r"to (\d+) x (\d+) perhaps", str(error.value))[0]]
+    assert f"got {height} x {width}; resize them, for example to " in str(error.value)
+    near = [int(side) for side in re.findall(r"to (\d+) x (\d+)\.$", str(error.value))[0]]
     assert tokenizer.encode(draw_frames(1, *near)).shape[-2:] == (near[0] // 4, near[1] // 4)
     with pytest.raises(ValueError, match=r"^`frames` must have "):
         tokenizer.fit_whitening([draw_frames(1, height, width)])
@@ -124,7 +124,7 @@ def test_the_examples_in_the_docs_run(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict[str, Any] = {}
-    exec(examples[0], names)  # what is run stands in our own docs
+    exec(examples[0], names)  # the code is from our own docs
     assert names["latents"].shape == (8, 4, 8, 12)
     assert names["decoded"].shape == (8, 3, 64, 96)
     exec(examples[1], names)
@@ -138,7 +138,7 @@ def test_the_examples_in_the_docs_run(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         (
             {"layers": (0, 1)},
-            r"^`widths` and `layers` must be of one length, got \(16, 32, 64, 128\) and "
+            r"^`widths` and `layers` must have equal length, got \(16, 32, 64, 128\) and "
             r"\(0, 1\)\.$",
         ),
         (

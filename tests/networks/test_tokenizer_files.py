@@ -22,7 +22,7 @@ def frames() -> torch.Tensor:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A tokenizer saved, whitening and all."""
+    """Folder of a saved tokenizer with fitted whitening."""
     torch.manual_seed(0)
     Tokenizer.from_config(SMALL).fit_whitening([frames()]).save(tmp_path / "tokenizer")
     return tmp_path / "tokenizer"
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub's cache, where `org/name` has been fetched, and no network."""
+    """Offline hub cache that holds `org/name`."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repository = tmp_path / "cache" / "models--org--name"
@@ -41,32 +41,32 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("subfolder", ["", "/vae", "/first/vae"])
 @torch.no_grad()
-def test_the_hub_names_a_repository_and_a_folder_in_it(
+def test_a_hub_name_may_include_a_subfolder(
     subfolder: str, folder: Path, hub: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, hub / subfolder.strip("/"))
     tokenizer = Tokenizer.from_pretrained(f"org/name{subfolder}")
     assert tokenizer.fingerprint() == Tokenizer.from_pretrained(folder).fingerprint()
-    shutil.copytree(folder, tmp_path / f"org/name{subfolder}")  # a folder of that name goes first
+    shutil.copytree(folder, tmp_path / f"org/name{subfolder}")  # a local folder has priority
     (tmp_path / f"org/name{subfolder}" / "config.json").unlink()
     with pytest.raises(ValueError, match=r"^No autoencoder in 'org/name"):
         Tokenizer.from_pretrained(f"org/name{subfolder}")
 
 
-def test_what_the_hub_cannot_give_is_refused_in_one_line(folder: Path, hub: Path) -> None:
-    message = r"^No tokenizer in 'org/other': there is no such folder, and the hub gave none \(.*\)"
+def test_a_failed_download_is_a_one_line_error(folder: Path, hub: Path) -> None:
+    message = r"^No tokenizer in 'org/other': there is no such folder, and the download .* failed"
     with pytest.raises(ValueError, match=message) as caught:
         Tokenizer.from_pretrained("org/other/vae")
     assert "\n" not in str(caught.value)
     shutil.copytree(folder, hub / "vae")
-    message = r"^No autoencoder in 'org/name': .* name .* own folder, such as 'org/name/vae'\.$"
+    message = r"^No autoencoder in 'org/name': .* give the folder .*, for example 'org/name/vae'\.$"
     with pytest.raises(ValueError, match=message):
         Tokenizer.from_pretrained("org/name")
 
 
 @pytest.mark.parametrize("source", ["nix", "/no/such/vae", "./org/name", "../org/name", "a b/c"])
-def test_what_is_no_name_on_the_hub_is_a_missing_folder(source: str) -> None:
+def test_other_strings_than_hub_names_are_missing_folders(source: str) -> None:
     with pytest.raises(ValueError, match=r"^No tokenizer in '.*': there is no such folder\.$"):
         Tokenizer.from_pretrained(source)
 
@@ -78,8 +78,8 @@ def test_a_missing_path_is_refused_without_asking_the_network(tmp_path: Path) ->
 
 
 @torch.no_grad()
-def test_old_names_of_attention_weights_are_understood(tmp_path: Path) -> None:
-    """Checkpoints of Stable Diffusion 1 still have them."""
+def test_old_names_of_attention_weights_load(tmp_path: Path) -> None:
+    """Checkpoints of Stable Diffusion 1 use them."""
     torch.manual_seed(0)
     shape = {"block_out_channels": (8,), "norm_num_groups": 2, "latent_channels": 4}
     diffusers.AutoencoderKL(**shape).save_pretrained(tmp_path)
@@ -94,7 +94,7 @@ def test_old_names_of_attention_weights_are_understood(tmp_path: Path) -> None:
 
 
 def damage(folder: Path, name: str) -> None:
-    """Break a saved tokenizer in the way named."""
+    """Corrupt a saved tokenizer in the way `name` says."""
     config, weights = folder / "config.json", folder / WEIGHTS
     if name == "no weights":
         weights.unlink()
@@ -138,8 +138,8 @@ def test_a_damaged_folder_is_refused_in_one_line(folder: Path, name: str, reason
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", r"^'.*whitening\.json' holds no whitening \(lists `mean` and `std`\)\.$"),
-        ('{"mean": [0, 0, 0, 0]}', "holds no whitening"),
+        ("{", r"^'.*whitening\.json' must hold the lists `mean` and `std`\.$"),
+        ('{"mean": [0, 0, 0, 0]}', "must hold the lists `mean` and `std`"),
         ('{"mean": [0], "std": [1]}', r"must hold 4 means and positive .*, got \[0\] and \[1\]\.$"),
         ('{"mean": [0, 0, 0, 0], "std": [1, 0, 1, 1]}', r"must hold .* and \[1, 0, 1, 1\]\.$"),
     ],

@@ -1,4 +1,4 @@
-"""What differs between the diffusers autoencoders that a tokenizer can stand on."""
+"""Adapters for the diffusers autoencoders that a tokenizer can use."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """How one class of autoencoder takes a frame and gives it back."""
+    """How one class of autoencoder encodes and decodes single frames."""
 
     stride: Callable[[Config], int]
-    """Pixels along a latent position's side, from the class's config."""
+    """Stride in pixels per latent position, computed from the class's config."""
     channels: str = "latent_channels"
-    """Config entry that holds the number of latent channels."""
+    """Name of the config entry with the number of latent channels."""
     video: bool = False
-    """It takes clips [batch, channel, time, height, width]; a frame is a clip of one frame."""
+    """Whether it encodes clips [batch, channel, time, height, width]; a frame becomes a clip of
+    length one."""
     decode_options: Mapping[str, Any] = field(default_factory=dict)
-    """What its `decode` must be told besides the latents."""
+    """Extra keyword arguments of its `decode`."""
     statistics_per_frame: bool = False
-    """Its `latents_mean` and `latents_std` hold, per channel, a value for each latent frame."""
+    """Whether `latents_mean` and `latents_std` hold one value per channel and latent frame."""
 
     def encode(
         self, autoencoder: Any, frames: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch channel h w"]:
-        """The mode of each frame's latent, whichever attribute the class puts it in."""
+        """Mode of each frame's latent distribution."""
         frames = rearrange(frames, "b c h w -> b c 1 h w") if self.video else frames
         output = autoencoder.encode(frames)
         if hasattr(output, "latent"):
@@ -46,19 +47,20 @@ class Kind:
     def decode(
         self, autoencoder: Any, latents: Float[Tensor, "batch channel h w"]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Each frame from its own latent."""
+        """Frames from their latents, each decoded on its own."""
         latents = rearrange(latents, "b c h w -> b c 1 h w") if self.video else latents
         frames = autoencoder.decode(latents, **self.decode_options).sample
         return rearrange(frames, "b c 1 h w -> b c h w") if self.video else frames
 
     def whitening(self, config: Config) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-        """Mean and deviation per channel that the autoencoder's own diffusion models assume.
+        """Mean and standard deviation per channel, from the autoencoder's config.
 
-        As in diffusers' pipelines, those see `(z - latents_mean) / latents_std * scaling_factor`,
-        or `(z - shift_factor) * scaling_factor` where no statistics are given.
+        They match the scale on which diffusers' pipelines run diffusion models:
+        `(z - latents_mean) / latents_std * scaling_factor`, or, without these statistics,
+        `(z - shift_factor) * scaling_factor`.
 
         Raises:
-            ValueError: statistics of another number of channels, or a scale that is not positive.
+            ValueError: The statistics have another number of channels, or a scale is not positive.
         """
         channels = config[self.channels]
         shift, scale = (
@@ -89,7 +91,7 @@ class Kind:
 
 
 def halved_between(blocks: str) -> Callable[[Config], int]:
-    """Stride of an encoder that halves the picture between each of its blocks and the next."""
+    """Stride function of an encoder that halves the image between consecutive blocks."""
 
     def stride(config: Config) -> int:
         return 2 ** (len(config[blocks]) - 1)
@@ -98,14 +100,14 @@ def halved_between(blocks: str) -> Callable[[Config], int]:
 
 
 def cosmos_stride(config: Config) -> int:
-    """Patches first, then halvings: as many as the ratio asks for, in all blocks but the last."""
+    """Stride of Cosmos: patches, then halvings up to the ratio, in all blocks but the last."""
     patch = int(config["patch_size"])
-    wanted = (config["spatial_compression_ratio"] // patch).bit_length() - 1
-    return patch * 2 ** min(wanted, len(config["encoder_block_out_channels"]) - 2)
+    halvings = (config["spatial_compression_ratio"] // patch).bit_length() - 1
+    return patch * 2 ** min(halvings, len(config["encoder_block_out_channels"]) - 2)
 
 
 def wan_stride(config: Config) -> int:
-    """Halvings between the blocks, on patches where the config has them (Wan 2.2)."""
+    """Stride of Wan: halvings between blocks, after patches if the config has them (Wan 2.2)."""
     return 2 ** (len(config["dim_mult"]) - 1) * (config["patch_size"] or 1)
 
 
@@ -115,16 +117,16 @@ KINDS = {
     "AutoencoderDC": Kind(stride=halved_between("encoder_block_out_channels")),
     "AutoencoderKLCosmos": Kind(stride=cosmos_stride, video=True, statistics_per_frame=True),
     "AutoencoderKLWan": Kind(stride=wan_stride, channels="z_dim", video=True),
-    # Its decoder mixes the frames of a clip: told that every clip has one, it does not.
+    # Its decoder mixes the frames of a clip; `num_frames=1` decodes each frame on its own.
     "AutoencoderKLTemporalDecoder": Kind(
         stride=halved_between("block_out_channels"), decode_options={"num_frames": 1}
     ),
 }
-"""Class of diffusers -> how to use it."""
+"""Name of the diffusers class -> its adapter."""
 
 
 def kind_of(name: object) -> Kind:
-    """The kind of a class of diffusers, by the class's name."""
+    """Adapter of a diffusers class, by the class's name."""
     if name not in KINDS:
         raise ValueError(f"`autoencoder` must be one of {', '.join(KINDS)}, got {name}.")
     return KINDS[str(name)]

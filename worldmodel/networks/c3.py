@@ -1,17 +1,16 @@
-"""The published C3 and WorldGym network, in our blocks, so that its checkpoints run here.
+"""The network of C3 and WorldGym, built from our blocks to run their published checkpoints.
 
-C3: Mei et al. 2025 (arXiv:2512.05927); WorldGym: Quevedo et al. 2025 (arXiv:2506.00613). A causal
-space-time diffusion transformer with v-prediction over the sigmoid noise schedule. Unlike our own
-network it reads no previous frame, sees its context slightly noised (timestep 14, scaled but
-without noise) and truncates its window instead of sliding attention over it. C3 adds a confidence
-head: further blocks on detached features, conditioned on the error level ε.
+C3: Mei et al. 2025 (arXiv:2512.05927); WorldGym: Quevedo et al. 2025 (arXiv:2506.00613). It is a
+causal space-time diffusion transformer with v-prediction and the sigmoid noise schedule. There are
+three differences to `Dynamics`: it does not read the previous frame, its context is at a low noise
+level (timestep 14, scaled but without noise), and its window is truncated, not slid. C3 adds a
+confidence head: more blocks on detached features, conditioned on the error level ε.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -34,19 +33,19 @@ from worldmodel.networks.attention import (
 from worldmodel.networks.cache import TemporalCache
 from worldmodel.networks.sampler import Sampling
 
-if TYPE_CHECKING:
-    pass
-
 ROTARY = ("standard", "pixel", "legacy")
 CONTEXT_LEVEL = 14.0
-"""Timestep at which the network sees frames of the past."""
+"""Noise level of context frames, as a timestep."""
 PUBLISHED = Sampling(num_steps=10, method="ddim")
-"""How the publications draw frames."""
+"""Sampler of the publications."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class C3Config:
-    """Shape of a published network; its state dict tells all but the last four fields."""
+    """Shape of a C3 or WorldGym network.
+
+    A state dict determines the fields from `channels` to `confidence_layers`.
+    """
 
     channels: int = 16
     """Latent channels."""
@@ -59,17 +58,17 @@ class C3Config:
     layers: int = 16
     """Pairs of a spatial and a temporal block."""
     confidence_layers: int = 0
-    """Pairs of blocks in C3's confidence head; 0: there is none (WorldGym)."""
+    """Pairs of blocks in C3's confidence head; 0: no confidence head (WorldGym)."""
     heads: int = 16
     """Attention heads."""
     window: int = 10
-    """Most frames the network sees at once, the one being sampled included."""
+    """Maximum number of frames in the window, including the frame being sampled."""
     spatial_rotary: str = "standard"
-    """Rotary positions within a frame: "standard" (Su et al. 2021), "pixel" (frequencies up to 128
-    over coordinates from -1 to 1) or "legacy" (WorldGym's first release, which pairs the cosine of
-    one frequency with the sine of the next)."""
+    """Rotary position embedding within a frame: "standard" (Su et al. 2021), "pixel" (frequencies
+    up to 128 over coordinates from -1 to 1) or "legacy" (WorldGym's first release, which pairs the
+    cosine of one frequency with the sine of the next)."""
     temporal_rotary: str = "standard"
-    """Rotary positions in time, as above."""
+    """Rotary position embedding in time, with the same choices."""
     height: int = 32
     """Latent height in positions."""
     width: int = 32
@@ -92,7 +91,7 @@ class C3Config:
 
     @property
     def views(self) -> int:
-        """Cameras: the published networks know one."""
+        """Number of cameras: always one."""
         return 1
 
     @property
@@ -106,17 +105,17 @@ class C3Config:
 
 
 def sinusoids(x: Tensor) -> Float[Tensor, "*shape 256"]:
-    """128 cosines and sines of a number, at frequencies from 1 down to about 1e-4."""
+    """Sinusoidal embedding of a number: 128 cosines and sines, frequencies from 1 to about 1e-4."""
     frequency = torch.exp(-math.log(10_000) * torch.arange(128, device=x.device) / 128)
     phase = x.float()[..., None] * frequency
     return torch.cat((phase.cos(), phase.sin()), dim=-1)
 
 
 def positions_table(kind: str, sides: tuple[int, ...], head_dim: int) -> Tensor:
-    """Rotations of every position of a grid, in row-major order, [positions, 1, 1, head_dim / 2].
+    """Rotary position embeddings of a grid in row-major order, [positions, 1, 1, head_dim / 2].
 
-    "legacy" is no rotation: its "cosines" and "sines" are the even and the odd entries of each
-    axis' cosines followed by its sines.
+    "legacy" is not a rotation: it concatenates the cosines and the sines of each axis and takes the
+    even entries as cosines and the odd entries as sines.
     """
     if kind == "pixel":
         axes = [torch.linspace(-1, 1, side) for side in sides]
@@ -124,26 +123,26 @@ def positions_table(kind: str, sides: tuple[int, ...], head_dim: int) -> Tensor:
         axes = [torch.arange(side, dtype=torch.float32) for side in sides]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(sides))
     if kind == "standard":
-        return turns(rotary_angles(grid, head_dim, base=10_000.0))
+        return unit_complex(rotary_angles(grid, head_dim, base=10_000.0))
     pairs = head_dim // len(sides) // 2
     if kind == "pixel":
         frequency = torch.linspace(1, 128, pairs) * math.pi
-        return turns((grid[..., None] * frequency).flatten(1))
+        return unit_complex((grid[..., None] * frequency).flatten(1))
     angles = rearrange(rotary_angles(grid, head_dim, base=10_000.0), "n (a p) -> n a p", p=pairs)
     entries = torch.cat((angles.cos(), angles.sin()), dim=-1).flatten(1)
     return torch.complex(entries[:, 0::2], entries[:, 1::2])[:, None, None]
 
 
-def turns(angles: Float[Tensor, "positions pairs"]) -> Tensor:
-    """Unit complex numbers at the angles."""
+def unit_complex(angles: Float[Tensor, "positions pairs"]) -> Tensor:
+    """Unit complex numbers with the given angles."""
     return torch.polar(torch.ones_like(angles), angles)[:, None, None]
 
 
 class Stack(nn.Module):
-    """Pairs of a spatial and a temporal block, and a read-out to one value per subpatch."""
+    """Pairs of a spatial and a temporal block, and an output layer with one value per subpatch."""
 
     is_gain: Tensor
-    """1 where a part of the modulations is a gain: a scale to which 1 is added."""
+    """1 for modulations that are gains (1 + scale), else 0."""
 
     def __init__(self, config: C3Config, layers: int) -> None:
         super().__init__()
@@ -157,14 +156,14 @@ class Stack(nn.Module):
         self.register_buffer("is_gain", is_gain.float(), persistent=False)
 
     def weights(self) -> list[tuple[Weights, Weights]]:
-        """Of the spatial and the temporal block of each layer."""
+        """Weights of the spatial and the temporal block of each layer."""
         pairs = zip(self.spatial, self.temporal, strict=True)
         return [(spatial.weights(), temporal.weights()) for spatial, temporal in pairs]  # type: ignore[operator]
 
     def modulations(
         self, condition: Float[Tensor, "batch time dim"]
     ) -> Float[Tensor, "batch time parts dim"]:
-        """Of every block and the read-out, for `split` to deal out."""
+        """Modulations (adaLN) of all blocks and the output layer; see `split`."""
         active, dim = F.silu(condition), self.config.dim
         pairs = zip(self.spatial, self.temporal, strict=True)
         maps = [*(block.modulation for pair in pairs for block in pair), self.modulation]
@@ -174,7 +173,7 @@ class Stack(nn.Module):
     def read_out(
         self, x: Float[Tensor, "batch time tokens dim"], modulation: Modulation
     ) -> Float[Tensor, "batch time 1 channel height width"]:
-        """From hidden states to one value per subpatch."""
+        """One value per subpatch from the hidden states."""
         p = self.config.patch
         return rearrange(
             self.out(modulated_norm(x, *modulation)),
@@ -184,9 +183,10 @@ class Stack(nn.Module):
 
 
 class C3Network(nn.Module):
-    """The network. See the module's docstring.
+    """The C3 and WorldGym network; see the module's docstring.
 
-    Latents have our axes; from and to the publications' [batch, time, height, width, channel]::
+    Latents have our axes. To convert from and to the publications' [batch, time, height, width,
+    channel]::
 
         ours = theirs.permute(0, 1, 4, 2, 3)[:, :, None]
         theirs = ours[:, :, 0].permute(0, 1, 3, 4, 2)
@@ -215,22 +215,22 @@ class C3Network(nn.Module):
 
     @property
     def places(self) -> Tensor:
-        """Rotations within a frame."""
+        """Rotary position embeddings within a frame."""
         config = self.config
         sides = (config.height // config.patch, config.width // config.patch)
         table = positions_table(config.spatial_rotary, sides, config.head_dim)
         return table.to(self.embed.weight.device)
 
-    def times(self, first: int, num_frames: int, seen: int) -> Tensor:
-        """Rotations in time of `num_frames` frames from `first` on, in a window of `seen` frames.
+    def times(self, first: int, num_frames: int, window: int) -> Tensor:
+        """Rotary position embeddings in time of `num_frames` frames, starting at index `first`.
 
-        Only "pixel" depends on how many frames the window holds.
+        Only "pixel" depends on `window`, the number of frames in the window.
         """
         config, device = self.config, self.embed.weight.device
-        if config.temporal_rotary == "standard":  # relative: any position may follow any other
+        if config.temporal_rotary == "standard":  # relative: only differences of positions matter
             positions = torch.arange(first, first + num_frames, dtype=torch.float32, device=device)
-            return turns(rotary_angles(positions[:, None], config.head_dim, base=10_000.0))
-        table = positions_table(config.temporal_rotary, (seen,), config.head_dim)
+            return unit_complex(rotary_angles(positions[:, None], config.head_dim, base=10_000.0))
+        table = positions_table(config.temporal_rotary, (window,), config.head_dim)
         return table[first : first + num_frames].to(device)
 
     def tokens(
@@ -241,7 +241,7 @@ class C3Network(nn.Module):
         if latents.shape[3:] != expected:
             raise ValueError(
                 f"`latents` must be of {expected} (channels, height, width), got "
-                f"{tuple(latents.shape[3:])}; load the reference for that size."
+                f"{tuple(latents.shape[3:])}; pass `height` and `width` to `load_c3`."
             )
         p = self.config.patch
         return self.embed(
@@ -251,7 +251,7 @@ class C3Network(nn.Module):
     def condition(
         self, level: Float[Tensor, "batch time"], actions: Float[Tensor, "batch time action"]
     ) -> Float[Tensor, "batch time dim"]:
-        """Embedded timestep and action."""
+        """Embedding of timestep and action."""
         return self.level(sinusoids(level).to(self.dtype)) + self.action(actions.to(self.dtype))
 
     def forward(
@@ -261,16 +261,17 @@ class C3Network(nn.Module):
         actions: Float[Tensor, "batch time action"],
         epsilon: Float[Tensor, "batch time"] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Velocity and, of a network with a confidence head, P(error <= ε); all frames at once.
+        """Velocity and confidence of all frames at once.
 
         Args:
-            noisy: Noisy frames, context ones scaled to `CONTEXT_LEVEL` without noise.
+            noisy: Noisy frames; context frames are scaled to `CONTEXT_LEVEL`, without noise.
             level: Timesteps, 0 to 999.
             actions: The action that led to each frame; zeros for the first.
-            epsilon: Error level of each frame; without it there is no confidence.
+            epsilon: Error level of each frame; None: no confidence.
 
         Returns:
-            Both like `noisy`. The event behind C3's confidence is the error of the velocity.
+            Velocity and P(error <= ε), each of the shape of `noisy`. C3's confidence is about the
+            error of the velocity. It is None without `epsilon` or a confidence head.
         """
         time = noisy.shape[1]
         condition = self.condition(level, actions)
@@ -282,19 +283,20 @@ class C3Network(nn.Module):
         velocity = self.stack.read_out(hidden, modulations[-1]).to(noisy.dtype)
         if epsilon is None or not self.has_confidence:
             return velocity, None
-        stated = split(self.confidence.modulations(self.with_threshold(condition, epsilon)))
-        x = run_stack(hidden, self.confidence.weights(), stated, tables, mask=mask)
-        return velocity, self.confidence.read_out(x, stated[-1]).float().sigmoid()
+        condition = self.with_threshold(condition, epsilon)
+        modulations = split(self.confidence.modulations(condition))
+        x = run_stack(hidden, self.confidence.weights(), modulations, tables, mask=mask)
+        return velocity, self.confidence.read_out(x, modulations[-1]).float().sigmoid()
 
     def with_threshold(
         self, condition: Float[Tensor, "batch time dim"], epsilon: Float[Tensor, "batch time"]
     ) -> Float[Tensor, "batch time dim"]:
-        """The confidence head's condition."""
+        """Condition of the confidence head: `condition` plus the embedding of ε."""
         return condition + self.threshold(sinusoids(epsilon).to(self.dtype))
 
 
 def split(modulations: Float[Tensor, "batch time parts dim"]) -> list[Modulation]:
-    """Six parts for every block in order, then shift and gain of the read-out."""
+    """Six modulations per block in order, then shift and gain of the output layer."""
     parts = modulations[:, :, :, None].unbind(2)
     return [parts[start : start + 6] for start in range(0, len(parts), 6)]
 
@@ -309,16 +311,16 @@ def run_stack(
     cache: TemporalCache | None = None,
     only_write: bool = False,
 ) -> Float[Tensor, "batch time tokens dim"]:
-    """Last hidden state of a stack of blocks; the frames are written into `cache`.
+    """Last hidden state of a stack of blocks; also writes the frames into `cache`.
 
     Args:
         x: Tokens.
-        weights: Of each layer's blocks.
-        modulations: Of every block in order.
-        tables: Rotations of the places in a frame and of the frames' positions in time.
-        mask: Which frame sees which.
-        cache: Keys and values of earlier frames.
-        only_write: Leave out the last temporal block's work that the cache does not need.
+        weights: Weights of each layer's blocks.
+        modulations: adaLN modulations of every block in order.
+        tables: Rotary position embeddings within a frame and in time.
+        mask: True where a frame attends to another, [time, time].
+        cache: Key/value cache of the earlier frames.
+        only_write: Skip the part of the last temporal block that the cache does not need.
     """
     places, times = tables
     for layer, (spatial, temporal) in enumerate(weights):
@@ -333,5 +335,5 @@ def run_stack(
 
 
 def causal_mask(time: int, device: torch.device) -> Tensor:
-    """A frame sees itself and those before it."""
+    """Causal attention mask: a frame attends to itself and to earlier frames."""
     return torch.ones(time, time, dtype=torch.bool, device=device).tril()

@@ -1,4 +1,4 @@
-"""Heads that state a probability for one ε at a time, after C3 (arXiv:2512.05927, Section 4)."""
+"""C3's fixed-scale and continuous-scale confidence heads (arXiv:2512.05927, Section 4)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from worldmodel.networks.head_trunk import ConfidenceConfig, TrunkAndOutput, mea
 from worldmodel.networks.scoring_rules import brier, logarithmic, spherical
 
 BINARY = {"brier": brier, "logarithmic": logarithmic, "spherical": spherical}
-"""Scoring rules of a probability at one ε."""
+"""Scoring rules of a binary outcome: error <= ε."""
 
 
 class FixedScale(TrunkAndOutput):
-    """C3's fixed-scale head: is the error at most a scale that training fixed?
+    """C3's fixed-scale head: one logit per scale, for scales fixed in training.
 
-    C3 fixes one; this holds `scales`, one logit each. It answers for them alone, and nothing makes
-    the answers monotone in ε.
+    C3 uses one scale, this head several. It gives confidence only for its scales and is not
+    monotone in ε by construction.
     """
 
     def __init__(self, dim: int, channels: int, config: ConfidenceConfig) -> None:
@@ -31,13 +31,13 @@ class FixedScale(TrunkAndOutput):
         """P(error <= ε).
 
         Raises:
-            ValueError: An ε is none of the scales.
+            ValueError: An ε is not one of the scales.
         """
         columns = [self._column(level) for level in epsilon.tolist()]
         return self.numbers(features, horizon)[..., columns].sigmoid()
 
     def _column(self, epsilon: float) -> int:
-        """Which scale an ε is, but for rounding to single precision."""
+        """Index of the scale equal to ε, up to single precision."""
         for index, scale in enumerate(self.scales):
             if abs(epsilon - scale) <= 1e-5 * scale:
                 return index
@@ -55,17 +55,17 @@ class FixedScale(TrunkAndOutput):
         generator: Generator,
         counted: Bool[Tensor, "batch tokens"] | None = None,
     ) -> Tensor:
-        """The scoring rule, averaged over the scales; nothing is drawn."""
+        """Scoring rule averaged over the scales; `generator` is not used."""
         reached = (error[..., None] <= error.new_tensor(self.scales)).to(error.dtype)
         score = self.rule(self.numbers(features, horizon).sigmoid(), reached)
         return mean_over(score.mean(-1), counted)
 
 
 class ContinuousScale(TrunkAndOutput):
-    """C3's continuous-scale head: ε in, a probability out.
+    """C3's continuous-scale head: ε is an input of the network.
 
-    One pass per ε, and nothing makes the answers monotone in ε. Outside the range it was trained
-    on, ε counts as the nearest end.
+    It needs one pass per ε and is not monotone in ε by construction. ε is clamped to the training
+    range.
     """
 
     def __init__(self, dim: int, channels: int, config: ConfidenceConfig) -> None:
@@ -99,7 +99,7 @@ class ContinuousScale(TrunkAndOutput):
         generator: Generator,
         counted: Bool[Tensor, "batch tokens"] | None = None,
     ) -> Tensor:
-        """The scoring rule at one ε per item, drawn log-uniformly."""
+        """Scoring rule at one log-uniform random ε per item."""
         low, high = self.range
         draw = torch.rand(len(features), generator=generator, device=generator.device).to(error)
         epsilon = low * (high / low) ** draw

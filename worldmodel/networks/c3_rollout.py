@@ -1,10 +1,10 @@
-"""Rolling a published network forward with a cache.
+"""Rollouts of C3 and WorldGym networks with a key/value cache.
 
-Frames of the past stand at a fixed noise level, temporal attention is causal and spatial attention
-stays in its frame. So keys and values of the past do not depend on the frame being sampled, and as
-long as the window only grows, caching them is exact. When the window slides, frames that stay had
-attended to the frame that leaves: "exact" computes them anew, once per frame instead of once per
-step; "stale" keeps them as they were, an approximation of constant cost.
+Past frames have a fixed noise level, temporal attention is causal and spatial attention stays
+within a frame. Keys and values of past frames therefore do not depend on the frame being sampled,
+and the cache is exact while the window grows. Once the window slides, the remaining frames have
+attended to a frame that left it. `window="exact"` recomputes them, once per frame and not once per
+step; `window="stale"` keeps them, an approximation of constant cost.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCHEDULE = SigmoidDiffusion()
 
 
 class C3Rollout:
-    """A batch of rollouts of a published network."""
+    """Batch of rollouts of a C3 or WorldGym network."""
 
     def __init__(
         self,
@@ -37,15 +37,13 @@ class C3Rollout:
         epsilon: Float[Tensor, " levels"],
     ) -> None:
         if sampling.method == "heun":
-            raise ValueError('`method` must be "ddim" for a published network, got "heun".')
+            raise ValueError('`method` must be "ddim" for a C3 network, got "heun".')
         if sampling.guidance != 1:
-            raise ValueError(
-                f"`guidance` must be 1 for a published network, got {sampling.guidance}."
-            )
+            raise ValueError(f"`guidance` must be 1 for a C3 network, got {sampling.guidance}.")
         if sampling.window == "stale" and network.config.temporal_rotary != "standard":
             raise ValueError(
-                '`window` must be "exact" for a network whose positions in time are not relative '
-                f"({network.config.temporal_rotary!r})."
+                '`window` must be "exact" unless `temporal_rotary` is "standard", got "stale" with '
+                f"{network.config.temporal_rotary!r}."
             )
         self.network, self.sampling, self.draw = network, sampling, draw
         self.epsilon = epsilon if network.has_confidence else epsilon[:0]
@@ -58,33 +56,33 @@ class C3Rollout:
         self.confidence_weights = network.confidence.weights() if network.has_confidence else []
         self.places = network.places
         self.fresh = False
-        """Whether the caches, with `waiting`, hold exactly the frames of `latents`."""
+        """Whether the caches and `waiting` together hold exactly the frames of `latents`."""
         self.waiting: Step | None = None
-        """The last frame, while it is not written yet: it goes with the next one's first pass."""
+        """The last frame if not yet cached; the next frame's first pass writes it."""
 
     def next_frame(self, frame: FrameInputs) -> ImaginedFrame:
-        """Imagine one frame from the noise in `frame` and make it part of the past."""
+        """Sample one frame from the noise in `frame` and append it to the past."""
         if not self.fresh:
             self.restart()
         action = known_actions(frame)
         step = Step(self, action)
         step.latent = sample(step.denoise, frame.noisy, SCHEDULE, self.sampling, self.draw)
-        stated = step.confidence() if len(self.epsilon) else None
+        confidence = step.confidence() if len(self.epsilon) else None
         keep = self.network.config.window - 1
         slides = self.latents.shape[1] == keep
         self.latents = torch.cat((self.latents, step.latent), 1)[:, -keep:]
         self.actions = torch.cat((self.actions, action), 1)[:, -keep:]
-        # "pixel" moves every position as the window grows, so nothing can be kept.
+        # With "pixel", all positions change as the window grows, so the cache cannot be kept.
         grows = not slides and self.network.config.temporal_rotary != "pixel"
         self.fresh = grows or self.sampling.window == "stale"
         if grows:
             self.waiting = step
         elif self.fresh:
             step.write()
-        return ImaginedFrame(step.latent[:, 0], step.hidden[:, 0].float(), stated)
+        return ImaginedFrame(step.latent[:, 0], step.hidden[:, 0].float(), confidence)
 
     def restart(self) -> None:
-        """Compute the caches anew from the frames still in the window."""
+        """Recompute the caches from the frames in the window."""
         network, time = self.network, self.latents.shape[1]
         for cache in (self.cache, self.confidence_cache):
             cache.restart()
@@ -110,7 +108,7 @@ class C3Rollout:
         modulations: Float[Tensor, "rows time parts dim"],
         tables: tuple[Rotary, Rotary],
     ) -> None:
-        """Write frames of the past into the confidence head's cache."""
+        """Write past frames into the confidence head's cache."""
         time = hidden.shape[1]
         run_stack(
             hidden.repeat(len(self.epsilon), 1, 1, 1), self.confidence_weights, split(modulations),
@@ -120,42 +118,42 @@ class C3Rollout:
         self.confidence_cache.advance(time)
 
     def for_each_level(self, condition: Float[Tensor, "batch time dim"]) -> Tensor:
-        """The confidence head's conditions, every ε below the other: ε reaches keys and values."""
+        """Conditions of the confidence head, one group per ε: its keys and values depend on ε."""
         b, time = condition.shape[:2]
         epsilon = repeat(self.epsilon, "e -> (e b) t", b=b, t=time)
         return self.network.with_threshold(condition.repeat(len(self.epsilon), 1, 1), epsilon)
 
 
 class Step:
-    """One frame while it is sampled: its modulations at every noise level are made at once."""
+    """One frame being sampled, with its modulations for all noise levels from one call."""
 
     latent: Float[Tensor, "batch 1 1 channel height width"]
-    """What was sampled."""
+    """The sampled frame."""
 
     def __init__(self, rollout: C3Rollout, action: Float[Tensor, "batch 1 action"]) -> None:
         network = rollout.network
         self.rollout, self.network = rollout, network
-        # The last entry is that of the frame once it is part of the past.
+        # The last level is that of the frame as part of the past.
         self.levels = [*SCHEDULE.levels(rollout.sampling.num_steps)[:-1], float(CONTEXT_LEVEL)]
         level = action.new_tensor(self.levels).expand(len(action), -1)
         condition = network.condition(level, action.expand(-1, len(self.levels), -1))
         self.modulations = network.stack.modulations(condition)
         if len(rollout.epsilon):
-            stated = rollout.for_each_level(condition[:, -2:])
-            self.confidence_modulations = network.confidence.modulations(stated)
+            head_condition = rollout.for_each_level(condition[:, -2:])
+            self.confidence_modulations = network.confidence.modulations(head_condition)
         self.hidden = action
-        self.made: dict[tuple[int, int], tuple[Rotary, Rotary]] = {}
+        self._tables: dict[tuple[int, int], tuple[Rotary, Rotary]] = {}
 
     def tables(self, first: int, num_frames: int) -> tuple[Rotary, Rotary]:
-        """Rotations of frames from position `first` on, the last of them the one being sampled."""
+        """Rotary tables of frames from index `first` on; the last frame is being sampled."""
         key = (first, num_frames)
-        if key not in self.made:
-            seen = min(first + num_frames, self.network.config.window)
-            self.made[key] = self.rollout.places, self.network.times(first, num_frames, seen)
-        return self.made[key]
+        if key not in self._tables:
+            window = min(first + num_frames, self.network.config.window)
+            self._tables[key] = self.rollout.places, self.network.times(first, num_frames, window)
+        return self._tables[key]
 
     def denoise(self, noisy: Tensor, level: float) -> Tensor:
-        """The clean latent that the network's velocity implies: z = signal x - sigma v."""
+        """Estimated clean latent from the predicted velocity: z = signal x - sigma v."""
         network, rollout = self.network, self.rollout
         index = self.levels.index(level)
         modulations = self.modulations[:, index : index + 1]
@@ -172,7 +170,7 @@ class Step:
         return SCHEDULE.signal(level) * noisy - SCHEDULE.sigma(level) * velocity.to(noisy.dtype)
 
     def pass_with(self, past: Step, noisy: Tensor, modulations: Tensor) -> Tensor:
-        """Hidden state of this frame, from the pass that also writes the frame before it."""
+        """Hidden state of this frame, in a pass that also caches the previous frame."""
         rollout, first = self.rollout, self.rollout.cache.position
         pair = torch.cat((past.latent * SCHEDULE.signal(CONTEXT_LEVEL), noisy), dim=1)
         hidden = run_stack(
@@ -189,7 +187,7 @@ class Step:
         return hidden[:, 1:]
 
     def confidence(self) -> Float[Tensor, "batch view channel h w levels"]:
-        """C3's confidence, read once, at the last noise level."""
+        """C3's confidence at the last noise level."""
         rollout, levels = self.rollout, len(self.rollout.epsilon)
         modulations = split(self.confidence_modulations[:, :1])
         x = run_stack(
@@ -200,7 +198,7 @@ class Step:
         return rearrange(logits.float().sigmoid(), "(e b) v c h w -> b v c h w e", e=levels)
 
     def write(self) -> None:
-        """Make the sampled frame part of the past, in a pass of its own."""
+        """Write the sampled frame into the caches in a separate pass."""
         rollout, tables = self.rollout, self.tables(self.rollout.cache.position, 1)
         hidden = run_stack(
             self.network.tokens(self.latent * SCHEDULE.signal(CONTEXT_LEVEL)), rollout.weights,
@@ -213,5 +211,5 @@ class Step:
 
 
 def known_actions(frame: FrameInputs) -> Tensor:
-    """Actions, zeros where unknown, as the published networks were trained."""
+    """Actions with zeros where unknown, as in the training of the published networks."""
     return frame.actions * frame.action_valid[..., None].to(frame.actions)

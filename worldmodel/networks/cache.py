@@ -1,10 +1,10 @@
-"""Keys and values of past frames, so that a rollout computes each frame once.
+"""Key/value cache of past frames, so that a rollout computes each frame once.
 
-A cache is a ring of `capacity` frames: the last frames and the one being sampled. The frame being
-sampled writes into the slot of the frame that has just left the window, as often as the sampler
-asks for it; `advance` makes it part of the past. Nothing is copied and memory never grows. Slots
-are out of order once the ring has turned; attention does not care, since positions are rotated
-into the keys.
+The cache is a ring buffer of `capacity` frames: the past frames of the window and the frame being
+sampled. Every sampler step overwrites the slot of the frame that has just left the window;
+`advance` makes the sampled frame part of the past. Nothing is copied and memory does not grow.
+After the ring wraps around, slots are out of order. Attention does not depend on their order,
+because the keys carry rotary position embeddings.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class LayerCache:
-    """One layer's share of a `TemporalCache`."""
+    """Keys and values of one layer of a `TemporalCache`."""
 
     def __init__(self, owner: TemporalCache) -> None:
         self.owner = owner
@@ -23,13 +23,13 @@ class LayerCache:
         self.values: Tensor | None = None
 
     def candidates(self, num_rows: int) -> int:
-        """How many candidates of the next frame share each past, of `num_rows` rows in all."""
+        """Candidates for the next frame per cached row, in a batch of `num_rows` rows."""
         return 1 if self.keys is None else num_rows // len(self.keys)
 
     def write(
         self, k: Float[Tensor, "rows heads time head_dim"], v: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Put in the frames at the cache's position; all keys and values these frames may see."""
+        """Write frames at the cache's position; return all keys and values they attend to."""
         position, capacity = self.owner.position, self.owner.capacity
         if self.keys is None or self.values is None:
             shape = (*k.shape[:2], capacity, k.shape[3])
@@ -45,7 +45,7 @@ class LayerCache:
         if filled <= capacity:
             self.keys[:, :, position:filled], self.values[:, :, position:filled] = k, v
             return self.keys[:, :, :filled], self.values[:, :, :filled]
-        assert position == 0, "several frames at once do not turn the ring"
+        assert position == 0, "only a context that starts the cache may exceed its capacity"
         kept = torch.arange(max(0, num_frames - capacity), num_frames, device=k.device)
         self.keys[:, :, kept % capacity] = k[:, :, kept]
         self.values[:, :, kept % capacity] = v[:, :, kept]
@@ -53,19 +53,19 @@ class LayerCache:
 
 
 class TemporalCache:
-    """Keys and values of the frames still in the window, per layer."""
+    """Key/value cache of the frames in the window, one `LayerCache` per layer."""
 
     def __init__(self, num_layers: int, capacity: int) -> None:
-        """An empty cache; `capacity` counts the frame being sampled."""
+        """Create an empty cache; `capacity` includes the frame being sampled."""
         self.capacity = capacity
         self.position = 0
-        """Position in time of the next frame."""
+        """Index in time of the next frame."""
         self.layers = [LayerCache(self) for _ in range(num_layers)]
 
     def advance(self, num_frames: int) -> None:
-        """Make the frames written last part of the past."""
+        """Make the last `num_frames` written frames part of the past."""
         self.position += num_frames
 
     def restart(self) -> None:
-        """Forget every frame; the buffers stay."""
+        """Drop all frames but keep the buffers."""
         self.position = 0

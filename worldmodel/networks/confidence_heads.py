@@ -1,10 +1,11 @@
-"""Confidence heads: for every subpatch, the probability that its error is at most ε.
+"""Confidence heads: the probability per subpatch that its error is at most ε.
 
-The error is the absolute difference between a generated and the true final latent, in latent
-standard deviations.
+The error is the absolute difference between the generated and the true latent, in latent standard
+deviations.
 
-Every head has `confidence` and `loss`, and takes features [batch, tokens, dim], the horizon in
-frames [batch] and errors [batch, tokens, channel]. The loss is a mean over the tokens `counted`.
+Every head has `confidence` and `loss`. Inputs are features [batch, tokens, dim], the horizon in
+frames [batch] and errors [batch, tokens, channel]. The loss is a mean over the tokens in the mask
+`counted`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from worldmodel.networks.head_trunk import (
     RULES,
     ConfidenceConfig,
     Familiarity,
-    Trunk,
     TrunkAndOutput,
     mean_over,
 )
@@ -44,7 +44,6 @@ __all__ = [
     "FixedScale",
     "Head",
     "MultiClass",
-    "Trunk",
     "build_head",
     "mean_over",
     "shares_below",
@@ -55,17 +54,17 @@ CATEGORICAL = {
     "spherical": categorical_spherical,
     "rps": ranked_probability,
 }
-"""Scoring rules of a distribution over intervals, but for the two that need more than masses."""
+"""Scoring rules that need only the probability masses of the intervals."""
 
 
 def shares_below(
     levels: Float[Tensor, " levels"], epsilon: Float[Tensor, " epsilons"], *, log: bool
 ) -> Float[Tensor, "intervals epsilons"]:
-    """Share of each interval's mass that counts as error <= ε; the first ends at the first level.
+    """Fraction of each interval's probability mass with error <= ε.
 
-    Between levels the mass lies evenly over the logarithm of the error, or over the error itself;
-    below the first level evenly over the error, down to 0; above the last, P(error > ε) falls as
-    1 / ε.
+    The first interval is from 0 to the first level. Between levels the mass is uniform in the
+    logarithm of the error (`log`) or in the error itself; below the first level it is uniform in
+    the error; above the last level, P(error > ε) decays as 1 / ε.
 
     >>> shares_below(torch.tensor([1.0, 4.0]), torch.tensor([0.5, 2.0, 8.0]), log=True)
     tensor([[0.5000, 1.0000, 1.0000],
@@ -80,10 +79,10 @@ def shares_below(
 
 
 class Intervals(TrunkAndOutput):
-    """A distribution over the intervals between error levels, per subpatch, from one pass.
+    """Distribution over the intervals between error levels, per subpatch, from one pass.
 
-    Its cumulative distribution answers for every ε, and is monotone in it by construction: 0 at
-    ε = 0 and 1 as ε grows.
+    Its cumulative distribution gives the confidence for every ε and is monotone in ε by
+    construction: 0 at ε = 0, and 1 in the limit of large ε.
     """
 
     levels: Tensor
@@ -92,12 +91,6 @@ class Intervals(TrunkAndOutput):
     def __init__(self, dim: int, channels: int, config: ConfidenceConfig, levels: int) -> None:
         super().__init__(dim, channels, config, numbers=levels + 1)
         self.rule = config.rule
-
-    def cdf(
-        self, features: Tensor, horizon: Tensor
-    ) -> Float[Tensor, "batch tokens channel levels"]:
-        """P(error <= level) at the head's own levels."""
-        return self.numbers(features, horizon).softmax(-1).cumsum(-1)[..., :-1].clamp(0, 1)
 
     def confidence(
         self, features: Tensor, horizon: Tensor, epsilon: Float[Tensor, " levels"]
@@ -115,12 +108,13 @@ class Intervals(TrunkAndOutput):
         generator: Generator,
         counted: Bool[Tensor, "batch tokens"] | None = None,
     ) -> Tensor:
-        """A score of the interval the error fell in; "crps" is that over the levels' logarithm."""
+        """Scoring rule of the interval with the error; "crps" integrates over the log error."""
         log_masses = self.numbers(features, horizon).log_softmax(-1)
         if self.rule == "crps":
             cdf = log_masses.exp().cumsum(-1)[..., :-1]
-            even = torch.full_like(self.levels, 1 / len(self.levels))  # uniform weight in log error
-            return mean_over(threshold_crps(cdf, self.levels, error, even), counted)
+            # Equal weights: uniform in log error.
+            weights = torch.full_like(self.levels, 1 / len(self.levels))
+            return mean_over(threshold_crps(cdf, self.levels, error, weights), counted)
         interval = torch.bucketize(error, self.levels)
         if self.rule == "logarithmic":
             return mean_over(categorical_logarithmic(log_masses, interval), counted)
@@ -128,7 +122,7 @@ class Intervals(TrunkAndOutput):
 
 
 class Distribution(Intervals):
-    """The whole distribution of the error over `thresholds` log-spaced levels."""
+    """Distribution head: the error's distribution over `thresholds` log-spaced levels."""
 
     log_spaced = True
 
@@ -139,10 +133,10 @@ class Distribution(Intervals):
 
 
 class MultiClass(Intervals):
-    """C3's multi-class head (arXiv:2512.05927, Section 4): which two scales is the error between?
+    """C3's multi-class head (arXiv:2512.05927, Section 4): classes are intervals between scales.
 
-    Between scales the answer is linear in ε. Above the last, where C3 has one open class, it goes
-    on to 1 as that of `Distribution` does.
+    The confidence is linear in ε between scales. Above the last scale, where C3 has one open class,
+    it tends to 1 as in `Distribution`.
     """
 
     log_spaced = False
@@ -153,7 +147,7 @@ class MultiClass(Intervals):
 
 
 Head = Distribution | MultiClass | FixedScale | ContinuousScale
-"""Any confidence head."""
+"""Union of all confidence heads."""
 
 HEADS: dict[str, type[Head]] = {
     "distribution": Distribution,
@@ -161,9 +155,9 @@ HEADS: dict[str, type[Head]] = {
     "fixed_scale": FixedScale,
     "continuous_scale": ContinuousScale,
 }
-"""Name in a config -> head."""
+"""Value of `ConfidenceConfig.head` -> class."""
 
 
 def build_head(dim: int, channels: int, config: ConfidenceConfig) -> Head:
-    """The head a config names, for features `dim` wide and tokens of `channels` subpatches."""
+    """Confidence head of `config`, for features of width `dim` with `channels` subpatches."""
     return HEADS[config.head](dim, channels, config)

@@ -1,9 +1,9 @@
-"""Causal space-time diffusion transformer over latent frames, given noise level and action.
+"""Dynamics network: a causal space-time diffusion transformer over latent frames.
 
-Every layer mixes the tokens of a frame (all views together), then each position along time.
-Temporal attention sees a window of `context` past frames and itself. Because the window slides with
-the frame, keys and values of a past frame never depend on what came after it nor on how far the
-rollout went: caching them is exact at any length.
+It is conditioned on noise level and action. Every layer attends within a frame (all views
+together), then along time at each position. Temporal attention covers the frame itself and
+`context` past frames. Because this window slides with the frame, keys and values of a past frame do
+not depend on later frames or on the length of the rollout: the key/value cache is exact.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from worldmodel.networks.noise_schedule import posterior_under_persistence
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicsConfig:
-    """Latent dynamics network."""
+    """Configuration of the latent dynamics network."""
 
     channels: int = 8
     """Latent channels."""
@@ -55,9 +55,9 @@ class DynamicsConfig:
     heads: int = 4
     """Attention heads."""
     mlp_ratio: float = 2.0
-    """Hidden width of a block's perceptron, in token widths."""
+    """Hidden width of a block's MLP, as a multiple of `dim`."""
     context: int = 5
-    """Past frames a frame attends to in each temporal block."""
+    """Past frames that a frame attends to in each temporal block."""
 
     def __post_init__(self) -> None:
         if self.dim % (2 * self.heads):
@@ -82,7 +82,7 @@ class DynamicsConfig:
 
 
 def window_mask(positions: Tensor, context: int) -> Bool[Tensor, "frames frames"]:
-    """Which frame attends to which: itself and the `context` frames before it.
+    """Attention mask of a sliding window: a frame and the `context` frames before it.
 
     >>> window_mask(torch.arange(3), 1).int()
     tensor([[1, 0, 0],
@@ -94,10 +94,10 @@ def window_mask(positions: Tensor, context: int) -> Bool[Tensor, "frames frames"
 
 
 def two_stream_mask(positions: Tensor, context: int) -> Bool[Tensor, "both both"]:
-    """Which frame attends to which where a clean stream of frames is followed by a noisy one.
+    """Attention mask for a clean stream of frames followed by a noisy stream.
 
-    A clean frame sees the clean frames of its window; a noisy frame sees the clean frames before it
-    and itself, which is what a sampler sees with a cache: one pass trains every frame of a clip.
+    A clean frame attends to the clean frames of its window. A noisy frame attends to itself and to
+    the earlier clean frames, as in sampling with a cache, so one pass trains every frame of a clip.
 
     >>> two_stream_mask(torch.arange(2), 1).int()
     tensor([[1, 0, 0, 0],
@@ -116,7 +116,7 @@ def only_valid(
     latents: Float[Tensor, "batch time view channel h w"],
     view_mask: Bool[Tensor, "batch time view"],
 ) -> Float[Tensor, "batch time view channel h w"]:
-    """Latents with zeros, whatever they held, where a view is not there.
+    """Latents with missing views set to zero (also where they are NaN).
 
     >>> only_valid(torch.full((1, 1, 1, 1, 1, 1), torch.nan), torch.tensor([[[False]]])).item()
     0.0
@@ -125,7 +125,7 @@ def only_valid(
 
 
 class Conditioner(nn.Module):
-    """Embeds the noise level of a frame and the action that led to it."""
+    """Embedding of a frame's noise level and of the action that led to it."""
 
     action_mean: Tensor
     action_std: Tensor
@@ -157,23 +157,23 @@ class Conditioner(nn.Module):
 
 @dataclass(frozen=True)
 class FrameInputs:
-    """What the network reads for each frame, batched."""
+    """Inputs of the network for each frame, batched."""
 
     noisy: Float[Tensor, "batch time view channel h w"]
-    """x_s of the frame; the frame itself where `level` is 0."""
+    """Noisy latent x_s; the clean latent where `level` is 0."""
     previous: Float[Tensor, "batch time view channel h w"]
-    """The frame before it, clean; zeros before the first, and in views it lacks."""
+    """Clean previous frame; zeros before the first frame and in missing views."""
     level: Float[Tensor, "batch time"]
     """Noise level in [0, 1]."""
     actions: Float[Tensor, "batch time action"]
     """The action that led to the frame (row t - 1 of a trajectory leads to frame t)."""
     action_valid: Bool[Tensor, "batch time"]
-    """False where no action is known: the first frame, faults of the source."""
+    """False where the action is unknown: for the first frame, or missing in the source."""
     view_valid: Bool[Tensor, "batch time view"] | None = None
-    """False where a frame lacks a view, whose content then plays no part; None: all are there."""
+    """View mask, false for missing views, whose latents are ignored; None: all true."""
 
     def without_missing(self) -> FrameInputs:
-        """The same with zeros in views that are not there, so that no NaN reaches a gradient."""
+        """Set missing views to zero, so that NaN there cannot reach a gradient."""
         if self.view_valid is None:
             return self
         noisy, previous = (only_valid(x, self.view_valid) for x in (self.noisy, self.previous))
@@ -182,35 +182,35 @@ class FrameInputs:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the network says of each frame; of views that are not there, nothing to rely on."""
+    """Outputs of the network for each frame; values of missing views are meaningless."""
 
     correction: Float[Tensor, "batch time view channel h w"]
-    """(z - mean) / deviation of the persistence posterior: the quantity the loss compares."""
+    """(z - mean) / std of the persistence posterior: the target of the loss."""
     clean: Float[Tensor, "batch time view channel h w"]
     """Estimated latent z."""
     features: Float[Tensor, "batch time tokens dim"]
-    """Last hidden state; confidence heads read it, detached."""
+    """Last hidden state; the (detached) input of confidence heads."""
 
 
 def apply(block: nn.Module, *values: Any, **options: Any) -> Tensor:
-    """The output of a block."""
+    """Output of a block."""
     return block(*values, **options)
 
 
 def checkpointed(block: nn.Module, *values: Any, **options: Any) -> Tensor:
-    """The same, computed again on the way back (Chen et al. 2016, arXiv:1604.06174)."""
+    """Output of a block with activation checkpointing (Chen et al. 2016, arXiv:1604.06174)."""
     return checkpoint(block, *values, use_reentrant=False, preserve_rng_state=False, **options)
 
 
 class Dynamics(nn.Module):
-    """The network. See the module's docstring."""
+    """The dynamics network; see the module's docstring."""
 
     change_std: Tensor
     """Standard deviation of the change from frame to frame, per channel."""
     spatial_cos: Tensor
     spatial_sin: Tensor
     checkpoint_blocks = False
-    """In training, compute blocks again on the way back instead of keeping what is in them."""
+    """Use activation checkpointing in training: recompute blocks in the backward pass."""
 
     def __init__(self, config: DynamicsConfig) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class Dynamics(nn.Module):
         return rotary_angles(grid.reshape(-1, 2).repeat(config.views, 1), config.head_dim)
 
     def tokens(self, inputs: FrameInputs) -> Float[Tensor, "batch time tokens dim"]:
-        """Tokens of each frame: its noisy latent beside the frame before it."""
+        """Tokens of each frame, from its noisy latent and the previous frame."""
         config, view_mask = self.config, inputs.view_valid
         pair = torch.cat((inputs.noisy, inputs.previous), dim=3)
         tokens = self.embed(
@@ -258,17 +258,17 @@ class Dynamics(nn.Module):
     def visible(
         self, view_mask: Bool[Tensor, "batch time view"]
     ) -> Bool[Tensor, "frames 1 1 tokens"]:
-        """Which tokens the others of their frame may look at."""
+        """Spatial attention mask: false at tokens of missing views."""
         per_view = self.config.tokens // self.config.views
         return repeat(view_mask, "b t v -> (b t) 1 1 (v n)", n=per_view)
 
     def modulations(self, condition: Float[Tensor, "batch time condition"]) -> list[Modulation]:
-        """Of every block in order: a spatial one, then a temporal one, layer by layer."""
+        """Modulations (adaLN) of all blocks: spatial, then temporal, layer by layer."""
         blocks = (block for pair in self.pairs() for block in pair)
         return [block.modulations(condition) for block in blocks]
 
     def pairs(self) -> Iterator[tuple[SpatialBlock, TemporalBlock]]:
-        """The spatial and the temporal block of each layer."""
+        """Spatial and temporal block of each layer."""
         return zip(self.spatial, self.temporal, strict=True)  # type: ignore[arg-type]
 
     def hidden(
@@ -279,7 +279,7 @@ class Dynamics(nn.Module):
         positions: Tensor,
         cache: TemporalCache | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Last hidden state and condition of the frames; they are written into `cache`."""
+        """Last hidden state and condition of the frames; also writes them into `cache`."""
         condition = self.condition(inputs.level, inputs.actions, inputs.action_valid)
         x = self.tokens(inputs)
         angles = rotary_angles(positions[:, None].to(torch.float32), self.config.head_dim)
@@ -297,7 +297,7 @@ class Dynamics(nn.Module):
         return x, condition
 
     def read_out(self, x: Tensor, condition: Tensor, inputs: FrameInputs) -> Estimate:
-        """From hidden states to the estimated latents."""
+        """Estimated latents from the hidden states."""
         config = self.config
         shift, scale = self.final_modulation(condition)[:, :, None].chunk(2, dim=-1)
         out = self.final(modulated_norm(x, shift, 1 + scale)).to(inputs.noisy.dtype)
@@ -312,21 +312,21 @@ class Dynamics(nn.Module):
         return Estimate(correction=correction, clean=mean + std * correction, features=x)
 
     def forward(self, inputs: FrameInputs, *, mask: Tensor, positions: Tensor) -> Estimate:
-        """All frames at once; `mask` [time, time] says which frame sees which."""
+        """Estimate all frames at once; `mask` [time, time] is true where a frame attends."""
         inputs = inputs.without_missing()
         x, condition = self.hidden(inputs, mask=mask, positions=positions)
         return self.read_out(x, condition, inputs)
 
     def new_cache(self) -> TemporalCache:
-        """An empty cache of the network's window."""
+        """Empty key/value cache for the network's window."""
         return TemporalCache(self.config.layers, self.config.context + 1)
 
     def step(self, inputs: FrameInputs, cache: TemporalCache, *, keep: bool) -> Estimate:
-        """The frames after those in `cache`; with `keep`, they enter it.
+        """Estimate the frames that follow those in `cache`; with `keep`, append them to it.
 
-        Several frames at once may only start a cache; each sees those before it in the same call.
-        A batch of a multiple of the cache's holds candidates for the next frame, group after group,
-        none of which may enter it.
+        Several frames in one call are allowed only for an empty cache; each attends to the earlier
+        ones. A batch of k times the cache's holds k candidates for the next frame, one group after
+        the other; use `keep=False` for them.
         """
         inputs = inputs.without_missing()
         num_frames = inputs.noisy.shape[1]

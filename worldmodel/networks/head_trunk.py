@@ -1,6 +1,6 @@
-"""What every confidence head shares: its config, its trunk and how far features are from training.
+"""Config, trunk and familiarity input shared by all confidence heads.
 
-Heads read detached features of the dynamics network: training one never moves the dynamics.
+Heads read detached features of the dynamics network: training a head never changes the dynamics.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 EPSILONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Error levels, in latent standard deviations, that confidence is stated and checked for."""
+"""Default error levels ε of the confidence, in latent standard deviations."""
 
 RULES = {
     "continuous_scale": ("brier", "logarithmic", "spherical"),
@@ -22,19 +22,20 @@ RULES = {
     "fixed_scale": ("brier", "logarithmic", "spherical"),
     "multi_class": ("brier", "logarithmic", "rps", "spherical"),
 }
-"""Head -> strictly proper rules it can be trained with."""
+"""Head -> strictly proper scoring rules it can be trained with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidenceConfig:
-    """Confidence head."""
+    """Configuration of the confidence head."""
 
     head: str = "distribution"
-    """"distribution" (every ε from one pass), or one after C3: "continuous_scale" (ε is an input),
+    """"distribution" (every ε from one pass) or a head of C3: "continuous_scale" (ε is an input),
     "fixed_scale" (one probability per scale) or "multi_class" (classes between the scales)."""
     rule: str = "crps"
-    """Strictly proper loss: "brier", "logarithmic" or "spherical"; for "distribution" and
-    "multi_class" also "rps", for "distribution" also "crps" ("rps" over the number of levels)."""
+    """Strictly proper scoring rule, the loss: "brier", "logarithmic" or "spherical"; for
+    "distribution" and "multi_class" also "rps"; for "distribution" also "crps" ("rps" divided by
+    the number of levels)."""
     hidden: int = 256
     """Hidden width."""
     thresholds: int = 32
@@ -46,7 +47,7 @@ class ConfidenceConfig:
     scales: tuple[float, ...] = EPSILONS
     """Error levels of the "fixed_scale" and "multi_class" heads, in latent standard deviations."""
     familiarity: bool = False
-    """Whether the head also reads how far features are from those of training."""
+    """Whether the head also reads the distance of features from the training features."""
 
     def __post_init__(self) -> None:
         if self.head not in RULES:
@@ -71,12 +72,12 @@ class ConfidenceConfig:
 
 
 class Familiarity(nn.Module):
-    """How far features are from those of training, under a Gaussian fitted to them.
+    """Distance of features from the training features, under a Gaussian fitted to them.
 
-    Two numbers per token: the logarithm of its Mahalanobis distance within the directions in which
-    training varied most (Lee et al. 2018, arXiv:1807.03888), and of its distance from their span
-    (Wang et al. 2022, arXiv:2203.10807). Both are standardised on the training features, so they
-    are about 0 with deviation 1 there, and end at ±`largest`.
+    Two numbers per token: the log Mahalanobis distance within the leading principal directions
+    (Lee et al. 2018, arXiv:1807.03888) and the log distance from their span (Wang et al. 2022,
+    arXiv:2203.10807). Both are standardised to mean 0 and standard deviation 1 on the training
+    features and clamped to ±`largest`.
     """
 
     directions: Tensor
@@ -102,9 +103,9 @@ class Familiarity(nn.Module):
 
     @torch.no_grad()
     def fit(self, features: Float[Tensor, "*batch dim"]) -> Familiarity:
-        """Learn what is familiar; earlier fits are forgotten.
+        """Fit mean and principal directions to training features; forgets earlier fits.
 
-        Directions in which the features hardly vary, all but n - 1 among them, are left out.
+        Directions with almost no variance are dropped, so n rows give at most n - 1 directions.
         """
         rows = features.to(self.mean.device).flatten(0, -2).double()
         mean = rows.mean(0)
@@ -114,10 +115,10 @@ class Familiarity(nn.Module):
         self.mean.copy_(mean)
         self.scale.copy_(scale if scale > 1e-12 else torch.ones_like(scale))
         rank = self.directions.shape[1]
-        widest, axes = variance.flip(0)[:rank], axes.flip(1)[:, :rank]
-        varies = widest > 1e-6 * widest[0].clamp_min(1e-18)
+        leading, axes = variance.flip(0)[:rank], axes.flip(1)[:, :rank]
+        varies = leading > 1e-6 * leading[0].clamp_min(1e-18)
         self.directions.copy_(axes * varies)
-        self.deviation.copy_(torch.where(varies, widest.sqrt() / self.scale, 1.0))
+        self.deviation.copy_(torch.where(varies, leading.sqrt() / self.scale, 1.0))
         distances = self._log_distances(rows)
         self.centre.copy_(distances.mean(0))
         self.spread.copy_(distances.std(0, correction=0).clamp_min(0.05))
@@ -125,19 +126,19 @@ class Familiarity(nn.Module):
         return self
 
     def _log_distances(self, features: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch 2"]:
-        """Logarithms of the two root mean square distances."""
+        """Logarithms of the two root-mean-square distances."""
         x = (features.float() - self.mean.float()) / self.scale.float()
-        x = x.clamp(-1e4, 1e4)  # squares stay finite
+        x = x.clamp(-1e4, 1e4)  # keeps squares finite
         inside = x @ self.directions.float()
         whitened = (inside / self.deviation.float()).square().mean(-1)
         outside = (x.square().sum(-1) - inside.square().sum(-1)).clamp_min(0) / x.shape[-1]
-        # The second is a small difference of two sums: what is added hides the rounding in it.
+        # The second distance is a small difference of two sums; 1e-4 hides its rounding error.
         return torch.stack((whitened, outside), -1).add(1e-4).log() / 2
 
     def forward(self, features: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch 2"]:
         if not self.fitted:
             raise ValueError(
-                "A head with `familiarity` must have seen training features: call "
+                "A head with `familiarity` must be fitted to training features: call "
                 "`fit_familiarity` first."
             )
         standard = (self._log_distances(features) - self.centre.float()) / self.spread.float()
@@ -145,7 +146,7 @@ class Familiarity(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Features of a token, the mean over its frame and the horizon, to a hidden vector."""
+    """Hidden vector per token, from its features, their mean over the frame, and the horizon."""
 
     def __init__(self, dim: int, hidden: int, *, extra: int = 0, familiarity: bool = False) -> None:
         super().__init__()
@@ -172,14 +173,15 @@ class Trunk(nn.Module):
             side = torch.cat((side, extra), dim=-1)
         hidden = self.token(x) + (self.frame(x.mean(1)) + self.horizon(side.to(x.dtype)))[:, None]
         if self.familiarity is not None:
-            near = self.familiarity(features.detach())
-            both = torch.cat((near, near.mean(1, keepdim=True).expand_as(near)), dim=-1)
+            distance = self.familiarity(features.detach())
+            frame_mean = distance.mean(1, keepdim=True).expand_as(distance)
+            both = torch.cat((distance, frame_mean), dim=-1)
             hidden = hidden + self.familiar(both.to(x.dtype))
         return self.mix(hidden)
 
 
 class TrunkAndOutput(nn.Module):
-    """A trunk and one linear map to so many numbers per subpatch: the network of every head."""
+    """Network of every head: a trunk and a linear output of `numbers` values per subpatch."""
 
     def __init__(
         self, dim: int, channels: int, config: ConfidenceConfig, *, numbers: int, extra: int = 0
@@ -192,7 +194,7 @@ class TrunkAndOutput(nn.Module):
     def numbers(
         self, features: Tensor, horizon: Tensor, extra: Tensor | None = None
     ) -> Float[Tensor, "batch tokens channel numbers"]:
-        """The output, in single precision."""
+        """Output values per subpatch, in single precision."""
         return (
             self.out(self.trunk(features, horizon, extra))
             .float()
@@ -200,20 +202,20 @@ class TrunkAndOutput(nn.Module):
         )
 
     def fit_familiarity(self, features: Float[Tensor, "n tokens dim"]) -> None:
-        """Learn what features of training look like, before the head is trained.
+        """Fit the familiarity to training features; call it before training the head.
 
         Raises:
-            ValueError: The head's config has `familiarity` off.
+            ValueError: `familiarity` is false in the head's config.
         """
         if self.trunk.familiarity is None:
-            raise ValueError("`familiarity` of the head's config must be true to be fitted.")
+            raise ValueError("`familiarity` must be true in the head's config, got False.")
         self.trunk.familiarity.fit(features)
 
 
 def mean_over(
     values: Float[Tensor, "batch tokens channel"], counted: Bool[Tensor, "batch tokens"] | None
 ) -> Float[Tensor, ""]:
-    """Mean over the tokens that count, all for None; 0 if none does.
+    """Mean over the tokens in the mask `counted` (None: all); 0 if the mask is empty.
 
     >>> mean_over(torch.tensor([[[1.0], [5.0]]]), torch.tensor([[True, False]]))
     tensor(1.)

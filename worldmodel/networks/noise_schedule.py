@@ -1,8 +1,8 @@
-"""Noise levels of the flow between latents and noise, and changes of variables between its targets.
+"""Noise schedules: flow matching and sigmoid diffusion, training levels and preconditioning.
 
-The flow (Lipman et al. 2023, arXiv:2210.02747, with the straight path) is x_s = (1 - s) z + s n
-for a latent z, a standard normal n and a noise level s in [0, 1]; its velocity is v = n - z. Every
-frame of a clip has its own level (diffusion forcing, Chen et al. 2024, arXiv:2407.01392).
+Flow matching (Lipman et al. 2023, arXiv:2210.02747, straight path): x_s = (1 - s) z + s n for a
+latent z, standard normal noise n and a noise level s in [0, 1]. Every frame of a clip has its own
+level (diffusion forcing, Chen et al. 2024, arXiv:2407.01392).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 
 def expand(level: Float[Tensor, "batch time"], like: Tensor) -> Tensor:
-    """`level` with singleton axes appended until it broadcasts against `like`."""
+    """Append singleton axes to `level` so that it broadcasts against `like`."""
     return level.reshape(*level.shape, *(1,) * (like.ndim - level.ndim))
 
 
@@ -29,40 +29,25 @@ def add_noise(latent: Tensor, noise: Tensor, level: Float[Tensor, "batch time"])
     return (1 - s) * latent + s * noise
 
 
-def velocity(latent: Tensor, noise: Tensor) -> Tensor:
-    """Derivative of x_s with respect to s: v = n - z."""
-    return noise - latent
-
-
-def clean_from_velocity(noisy: Tensor, v: Tensor, level: Float[Tensor, "batch time"]) -> Tensor:
-    """Latent z = x_s - s v."""
-    return noisy - expand(level, noisy) * v
-
-
-def noise_from_velocity(noisy: Tensor, v: Tensor, level: Float[Tensor, "batch time"]) -> Tensor:
-    """Noise n = x_s + (1 - s) v."""
-    return noisy + (1 - expand(level, noisy)) * v
-
-
 @runtime_checkable
 class Schedule(Protocol):
-    """How much of a latent and how much noise a noisy latent holds: x = signal z + sigma n."""
+    """Noise schedule: weights of latent and noise in a noisy latent x = signal z + sigma n."""
 
     def levels(self, num_steps: int) -> list[float]:
-        """The `num_steps` + 1 noise levels a sampler visits, from noise down to the latent."""
+        """Noise levels of a sampler, from pure noise to the clean latent, `num_steps` + 1."""
 
     def signal(self, level: float) -> float:
-        """Weight of the latent at a level."""
+        """Weight of the latent at a noise level."""
 
     def sigma(self, level: float) -> float:
-        """Weight of the noise at a level."""
+        """Weight of the noise at a noise level."""
 
 
 class Flow:
-    """The straight path: signal 1 - s and sigma s at noise level s."""
+    """Flow matching with the straight path: signal 1 - s, sigma s."""
 
     def levels(self, num_steps: int) -> list[float]:
-        """Evenly spaced levels.
+        """Evenly spaced noise levels.
 
         >>> Flow().levels(2)
         [1.0, 0.5, 0.0]
@@ -78,16 +63,17 @@ class Flow:
 
 
 class SigmoidDiffusion:
-    """Variance-preserving diffusion with the sigmoid schedule of Jabri et al. 2022.
+    """Variance-preserving diffusion with a sigmoid schedule (Jabri et al. 2022, arXiv:2212.11972).
 
-    (arXiv:2212.11972, start -3, end 3, temperature 1.) A level is a timestep, 0 to
-    `num_timesteps` - 1; -1 is the latent itself. With ᾱ the cumulative product, signal is √ᾱ, sigma
-    √(1 - ᾱ) and velocity v = signal n - sigma z (Salimans & Ho 2022, arXiv:2202.00512).
+    Start -3, end 3, temperature 1. A noise level is a timestep from 0 to 999; -1 is the clean
+    latent. With ᾱ the cumulative product of the alphas, signal is √ᾱ, sigma is √(1 - ᾱ) and the
+    velocity is v = signal n - sigma z (Salimans & Ho 2022, arXiv:2202.00512).
     """
 
-    def __init__(self, num_timesteps: int = 1000) -> None:
-        self.num_timesteps = num_timesteps
-        t = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64)
+    num_timesteps = 1000
+
+    def __init__(self) -> None:
+        t = torch.linspace(0, 1, self.num_timesteps + 1, dtype=torch.float64)
         curve = torch.sigmoid(3 - 6 * t) - torch.sigmoid(torch.tensor(-3.0, dtype=torch.float64))
         beta = (1 - curve[1:] / curve[:-1]).clamp(0, 0.999).float()
         self.alphas_cumprod = (1 - beta).cumprod(0)
@@ -95,7 +81,7 @@ class SigmoidDiffusion:
         self._sigma = [*(1 - self.alphas_cumprod).sqrt().tolist(), 0.0]
 
     def levels(self, num_steps: int) -> list[float]:
-        """Evenly spaced timesteps, truncated to whole ones, from the last one down to -1.
+        """Evenly spaced timesteps, rounded down, from 999 to -1.
 
         >>> SigmoidDiffusion().levels(4)
         [999.0, 749.0, 499.0, 249.0, -1.0]
@@ -112,7 +98,7 @@ class SigmoidDiffusion:
 
 
 def check_num_steps(num_steps: int, at_most: int | None = None) -> None:
-    """Refuse a number of sampler steps that a schedule does not have."""
+    """Raise a ValueError unless 1 <= `num_steps` <= `at_most`."""
     if num_steps < 1:
         raise ValueError(f"`num_steps` must be at least 1, got {num_steps}.")
     if at_most is not None and num_steps > at_most:
@@ -122,10 +108,10 @@ def check_num_steps(num_steps: int, at_most: int | None = None) -> None:
 def training_levels(
     shape: tuple[int, int], *, pure_noise: float, generator: Generator
 ) -> Float[Tensor, "batch time"]:
-    """Noise levels to train on: 1 with probability `pure_noise`, else logit-normal.
+    """Random noise levels for training: 1 with probability `pure_noise`, else logit-normal.
 
-    A one-step sampler only ever asks for level 1, a few-step sampler asks for it once per frame.
-    The logit-normal is that of Esser et al. 2024 (arXiv:2403.03206).
+    Level 1 gets extra weight because a one-step sampler uses no other level. The logit-normal
+    follows Esser et al. 2024 (arXiv:2403.03206).
     """
     device = generator.device
     level = torch.sigmoid(torch.randn(shape, generator=generator, device=device))
@@ -136,12 +122,13 @@ def training_levels(
 def posterior_under_persistence(
     noisy: Tensor, previous: Tensor, level: Float[Tensor, "batch time"], scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of z given x_s, were z the previous frame plus Gaussian change.
+    """Mean and standard deviation of z given x_s under the persistence prior.
 
-    With z ~ N(previous, scale²) and x_s = (1 - s) z + s n, the posterior is Gaussian in closed
-    form. The network predicts the rest, in units of the posterior's standard deviation: the
-    preconditioning of Karras et al. 2022 (arXiv:2206.00364, Eq. 7) with its prior moved from zero
-    to the last frame. `scale` broadcasts against `noisy`.
+    The prior is the previous frame plus Gaussian change, z ~ N(previous, scale²). With
+    x_s = (1 - s) z + s n, the posterior is Gaussian in closed form. The network predicts the
+    residual in units of the posterior's standard deviation: the preconditioning of Karras et al.
+    2022 (arXiv:2206.00364, Eq. 7) with the previous frame in place of zero as the prior mean.
+    `scale` broadcasts against `noisy`.
     """
     s = expand(level, noisy)
     signal, noise = (1 - s) * scale, s

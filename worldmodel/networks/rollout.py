@@ -1,4 +1,4 @@
-"""What goes into a rollout and what comes out, whatever the network."""
+"""Inputs, outputs and interface of rollouts, shared by all networks."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from worldmodel.networks.dynamics import FrameInputs
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutInputs:
-    """Where rollouts start and what is done in them."""
+    """Context frames, actions and seeds of a batch of rollouts."""
 
     context: Float[Tensor, "batch start view channel h w"]
     """Latents of real frames."""
     actions: Float[Tensor, "batch rows action"]
-    """Canonical actions; row t takes frame t to frame t + 1, row 0 is that of the first frame."""
+    """Canonical actions; row t takes frame t to frame t + 1, row 0 belongs to the first context
+    frame."""
     action_valid: Bool[Tensor, "batch rows"]
     seeds: Sequence[int]
-    """One seed per rollout: the same seed gives the same rollout, whatever else is in the batch."""
+    """One seed per rollout; a rollout does not depend on the rest of the batch."""
     noise: Float[Tensor, "batch frames view channel h w"] | None = None
-    """First noise of every imagined frame; None: drawn from the seeds."""
+    """Initial noise of every imagined frame; None: drawn from the seeds."""
     view_valid: Bool[Tensor, "batch start view"] | None = None
-    """False where a frame of the context lacks a view; None: all are there. The views of the last
-    one are imagined."""
+    """View mask of the context frames, false for missing views; None: all true. Imagined frames
+    have the views of the last context frame."""
     first_action: Float[Tensor, "batch action"] | None = None
-    """The action that led to the first frame; None: it is unknown."""
+    """Action that led to the first frame; None: unknown."""
 
     def __post_init__(self) -> None:
         b, start = self.context.shape[:2]
@@ -58,17 +59,17 @@ class RolloutInputs:
 
     @property
     def imagined_views(self) -> Bool[Tensor, "batch 1 view"] | None:
-        """Which views every imagined frame has; None: all."""
+        """View mask of all imagined frames; None: all views."""
         return None if self.view_valid is None else self.view_valid[:, -1:]
 
     @property
     def num_frames(self) -> int:
-        """How many frames are imagined."""
+        """Number of imagined frames."""
         return self.actions.shape[1] - self.context.shape[1] + 1
 
 
 def check_views(view_valid: Bool[Tensor, "*any"], *, expected: Sequence[int]) -> None:
-    """Refuse a mask of views of another shape, or a frame without any view."""
+    """Raise a ValueError if a view mask has the wrong shape or a frame has no view."""
     if view_valid.shape != tuple(expected):
         raise ValueError(
             f"`view_valid` must be of shape {tuple(expected)}, got {tuple(view_valid.shape)}."
@@ -78,7 +79,7 @@ def check_views(view_valid: Bool[Tensor, "*any"], *, expected: Sequence[int]) ->
 
 
 class RowNoise:
-    """Standard normal noise of a batch of frames, each row from its own seed."""
+    """Standard normal noise for a batch of frames, with one seed per row."""
 
     def __init__(self, seeds: Sequence[int], like: Float[Tensor, "batch 1 view channel h w"]):
         self.like = like
@@ -87,7 +88,7 @@ class RowNoise:
     def __call__(self) -> Float[Tensor, "batch 1 view channel h w"]:
         shape = self.like.shape[1:]
         rows = torch.stack([torch.randn(shape, generator=g) for g in self.generators])
-        if self.like.is_cuda:  # the copy then need not wait for the device
+        if self.like.is_cuda:  # pinned memory makes the copy asynchronous
             return rows.pin_memory().to(self.like, non_blocking=True)
         return rows.to(self.like)
 
@@ -98,28 +99,31 @@ class ImaginedFrame:
 
     latent: Float[Tensor, "batch view channel h w"]
     features: Float[Tensor, "batch tokens dim"]
-    """What a confidence head reads."""
+    """Input of a confidence head."""
     confidence: Float[Tensor, "batch view channel h w levels"] | None = None
-    """Stated by the network itself, if it has a head of its own."""
+    """P(error <= ε) from the network's own confidence head; None without one."""
 
 
 @runtime_checkable
 class Rollout(Protocol):
-    """A batch of rollouts under way: a network with its cache."""
+    """Batch of rollouts in progress: a network with its key/value cache."""
 
     def next_frame(self, frame: FrameInputs) -> ImaginedFrame:
-        """Imagine one frame from the noise in `frame` and make it part of the past."""
+        """Sample one frame from the noise in `frame` and append it to the past."""
 
 
 def leading_actions(
     actions: Tensor, valid: Tensor, first: Float[Tensor, "batch action"] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """From "row t follows frame t" to "row t leads to frame t": one row in front, or unknown."""
+    """Shift actions from "row t follows frame t" to "row t leads to frame t".
+
+    The new row 0 is `first`, or unknown.
+    """
     front = torch.zeros_like(actions[:, :1]) if first is None else first[:, None]
     known = torch.full_like(valid[:, :1], first is not None)
     return torch.cat((front, actions), dim=1), torch.cat((known, valid), dim=1)
 
 
 def previous_frames(latents: Float[Tensor, "batch time view channel h w"]) -> Tensor:
-    """The frame before each frame; zeros before the first. Missing views must be zeros already."""
+    """Previous frame of each frame, zeros for the first; missing views must be zero."""
     return torch.cat((torch.zeros_like(latents[:, :1]), latents[:, :-1]), dim=1)

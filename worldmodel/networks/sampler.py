@@ -1,8 +1,8 @@
-"""From noise to a latent in a few steps: Euler's method, DDIM and Heun's method.
+"""Samplers: Euler's method, DDIM and Heun's method.
 
-A sampler sees the network as a function of a noisy latent and its noise level that estimates the
-clean latent. Our own code: diffusers' DDIM and Heun schedulers take one level for a whole clip and
-keep state between steps; tests hold these functions against them.
+To a sampler, the network is a function that estimates the clean latent from a noisy latent and its
+noise level. We do not use diffusers' DDIM and Heun schedulers, because they keep state between
+steps and use one level for a whole clip; tests compare with them.
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ from worldmodel.networks.noise_schedule import Flow, Schedule
 Denoise = Callable[[Tensor, float], Tensor]
 """(x, level) -> estimate of the latent z."""
 Draw = Callable[[], Tensor]
-"""Fresh standard normal noise of the shape of x."""
+"""Draws new standard normal noise of the shape of x."""
 
 METHODS = ("euler", "heun", "ddim")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How imagined frames are drawn."""
+    """Configuration of the sampler."""
 
     num_steps: int = 1
     """Steps per frame."""
     method: str = "euler"
-    """"euler" or "ddim" (one first-order update, named after the flow's and diffusion's papers) or
-    "heun" (second order, two evaluations per step but the last; flow only)."""
+    """"euler" or "ddim" (the same first-order update, by its name for flows and for diffusion), or
+    "heun" (second order, two evaluations in every step except the last; flows only)."""
     eta: float = 0.0
-    """Share of noise renewed at each step: 0 follows from the first noise alone, 1 is ancestral."""
+    """Share of new noise in each step: 0 is deterministic given the initial noise, 1 is ancestral
+    sampling."""
     guidance: float = 1.0
-    """Weight w of the action: z = unknown + w (known - unknown), from estimates with and without it
-    (Ho & Salimans 2022, arXiv:2207.12598). 1 is plain sampling; other weights take twice the work
-    and a network trained with action dropout."""
+    """Classifier-free guidance weight w of the action: z = unknown + w (known - unknown), from
+    estimates with and without the action (Ho & Salimans 2022, arXiv:2207.12598). 1 is no guidance;
+    other weights double the cost and need a network trained with action dropout."""
     window: str = "exact"
-    """What happens to the cached context of a network whose window slides over it (an imported
-    reference): "exact" computes it anew for every frame, "stale" keeps it as it was."""
+    """Key/value cache of an imported C3 network once its window slides: "exact" recomputes it for
+    every frame, "stale" keeps it."""
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -61,11 +62,11 @@ class Sampling:
 def sample(
     denoise: Denoise, noise: Tensor, schedule: Schedule, sampling: Sampling, draw: Draw
 ) -> Tensor:
-    """Draw a latent with the method of `sampling`, starting from `noise`."""
+    """Sample a latent from `noise` with the method of `sampling`."""
     if sampling.method != "heun":
         return first_order(denoise, noise, schedule, sampling.num_steps, sampling.eta, draw)
     if not isinstance(schedule, Flow):
-        raise ValueError('`method` "heun" needs a flow; this network is a diffusion: use "ddim".')
+        raise ValueError('`method` "heun" needs a flow; this is a diffusion network: use "ddim".')
     return heun(denoise, noise, sampling.num_steps)
 
 
@@ -77,9 +78,9 @@ def first_order(
     eta: float = 0.0,
     draw: Draw | None = None,
 ) -> Tensor:
-    """DDIM (Song et al. 2021, arXiv:2010.02502, Eq. 12 and 16); on the flow it is Euler's method.
+    """DDIM (Song et al. 2021, arXiv:2010.02502, Eq. 12 and 16); on a flow, Euler's method.
 
-    One step returns `denoise(noise, first level)`, the posterior mean.
+    With one step, it returns `denoise(noise, first level)`, the posterior mean.
 
     >>> import torch
     >>> first_order(lambda x, s: torch.full_like(x, 3.0), torch.randn(2), Flow(), 4)
@@ -89,7 +90,7 @@ def first_order(
     for level, following in pairwise(levels):
         clean = denoise(x, level)
         if following == levels[-1]:
-            return clean  # the general formula, but without a rounding residue of the noise
+            return clean  # equals the general formula, without its rounding error
         signal, sigma = schedule.signal(level), schedule.sigma(level)
         new_signal, new_sigma = schedule.signal(following), schedule.sigma(following)
         kept = signal * new_sigma / (new_signal * sigma)
@@ -102,9 +103,9 @@ def first_order(
 
 
 def heun(denoise: Denoise, noise: Tensor, num_steps: int) -> Tensor:
-    """Heun's method on the flow: Karras et al. 2022 (arXiv:2206.00364), Algorithm 1.
+    """Heun's method on a flow (Karras et al. 2022, arXiv:2206.00364, Algorithm 1).
 
-    The last step is Euler's, since the velocity is not defined at level 0.
+    The last step is an Euler step, because the velocity is not defined at level 0.
 
     >>> import torch
     >>> heun(lambda x, s: torch.full_like(x, 3.0), torch.randn(2), 4)

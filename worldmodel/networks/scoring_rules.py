@@ -1,8 +1,8 @@
-"""Strictly proper scoring rules: smallest in expectation at the true probability, and only there.
+"""Strictly proper scoring rules: their expectation has its only minimum at the true probability.
 
 Gneiting & Raftery 2007, "Strictly proper scoring rules, prediction, and estimation". All are losses
-(lower is better), elementwise, without reduction. The rules of categories take a distribution along
-the last axis and the index of the category that came true.
+(lower is better), elementwise, without reduction. Categorical rules take a distribution along the
+last axis and the index of the observed category.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 PROBABILITY_FLOOR = 1e-6
-"""Probabilities are kept this far from 0 and 1 inside logarithms."""
+"""Minimum distance of probabilities from 0 and 1 inside logarithms."""
 
 
 def brier(probability: Tensor, outcome: Tensor) -> Tensor:
-    """(p - y)², with y in {0, 1} (Brier 1950).
+    """Brier score (p - y)², with y in {0, 1} (Brier 1950).
 
     >>> brier(torch.tensor([0.75]), torch.tensor([1.0]))
     tensor([0.0625])
@@ -25,7 +25,7 @@ def brier(probability: Tensor, outcome: Tensor) -> Tensor:
 
 
 def logarithmic(probability: Tensor, outcome: Tensor) -> Tensor:
-    """-y log p - (1 - y) log(1 - p), in nats (Good 1952).
+    """Logarithmic score -y log p - (1 - y) log(1 - p), in nats (Good 1952).
 
     >>> logarithmic(torch.tensor([0.5]), torch.tensor([1.0]))
     tensor([0.6931])
@@ -35,7 +35,7 @@ def logarithmic(probability: Tensor, outcome: Tensor) -> Tensor:
 
 
 def spherical(probability: Tensor, outcome: Tensor) -> Tensor:
-    """1 - q / √(p² + (1 - p)²), q the probability of what came true; in [0, 1].
+    """Spherical score 1 - q / √(p² + (1 - p)²), q the probability of the outcome; in [0, 1].
 
     Gneiting & Raftery 2007, Example 3 (Good 1971), as a loss.
 
@@ -43,14 +43,14 @@ def spherical(probability: Tensor, outcome: Tensor) -> Tensor:
     tensor([1.0000, 0.2929, 0.0000])
     """
     other = 1 - probability
-    came_true = outcome * probability + (1 - outcome) * other
-    return 1 - came_true / (probability.square() + other.square()).sqrt()
+    of_outcome = outcome * probability + (1 - outcome) * other
+    return 1 - of_outcome / (probability.square() + other.square()).sqrt()
 
 
 def categorical_brier(
     masses: Float[Tensor, "*batch categories"], category: Int[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    """Σ (p_k - 1{k = category})², in [0, 2]; of two categories twice the binary score.
+    """Brier score Σ (p_k - 1{k = category})², in [0, 2]; for two categories twice `brier`.
 
     >>> categorical_brier(torch.tensor([0.5, 0.25, 0.25]), torch.tensor(0))
     tensor(0.3750)
@@ -61,7 +61,7 @@ def categorical_brier(
 def categorical_logarithmic(
     log_masses: Float[Tensor, "*batch categories"], category: Int[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    """-log p_category, in nats, of the logarithms a softmax gives without rounding to 0 or 1.
+    """Logarithmic score -log p_category, in nats, from log probabilities (`log_softmax`).
 
     >>> categorical_logarithmic(torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor(0))
     tensor(0.6931)
@@ -72,7 +72,7 @@ def categorical_logarithmic(
 def categorical_spherical(
     masses: Float[Tensor, "*batch categories"], category: Int[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    """1 - p_category / ‖p‖, in [0, 1] (Gneiting & Raftery 2007, Example 3, as a loss).
+    """Spherical score 1 - p_category / ‖p‖, in [0, 1] (Gneiting & Raftery 2007, Example 3).
 
     >>> categorical_spherical(torch.tensor([0.6, 0.0, 0.8, 0.0]) / 1.4, torch.tensor(2))
     tensor(0.2000)
@@ -83,10 +83,10 @@ def categorical_spherical(
 def ranked_probability(
     masses: Float[Tensor, "*batch categories"], category: Int[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    """Σ (F_k - 1{category <= k})² over ordered categories, F the cumulated masses (Epstein 1969).
+    """Ranked probability score Σ (F_k - 1{category <= k})², F the cumulative masses (Epstein 1969).
 
-    A near miss costs less than a far one. Divided by the number of bounds between categories it is
-    `threshold_crps` with even weights.
+    Categories are ordered: a near miss costs less than a far one. Divided by the number of bounds
+    between categories, it equals `threshold_crps` with equal weights.
 
     >>> ranked_probability(torch.tensor([[0.5, 0.25, 0.25]] * 2), torch.tensor([0, 2]))
     tensor([0.3125, 0.8125])
@@ -97,7 +97,7 @@ def ranked_probability(
 
 
 def _at(values: Float[Tensor, "*batch categories"], category: Int[Tensor, "*batch"]) -> Tensor:
-    """The value of one category of each distribution."""
+    """Value of the given category in each distribution."""
     return values.gather(-1, category[..., None])[..., 0]
 
 
@@ -105,18 +105,13 @@ def threshold_crps(
     cdf: Float[Tensor, "*batch thresholds"],
     thresholds: Float[Tensor, " thresholds"],
     value: Float[Tensor, "*batch"],
-    weights: Float[Tensor, " thresholds"] | None = None,
+    weights: Float[Tensor, " thresholds"],
 ) -> Float[Tensor, "*batch"]:
-    """Threshold-weighted continuous ranked probability score on a grid.
+    """Threshold-weighted continuous ranked probability score (CRPS) on a grid.
 
-    ∫ w(x) (F(x) - 1{value <= x})² dx (Gneiting & Ranjan 2011, Eq. 5), as a sum over `thresholds`
-    with `weights` in place of w(x) dx; without `weights`, the trapezoid rule's. It is a weighted
-    sum of Brier scores, so it is proper, and strictly proper for the probabilities at the
-    thresholds when every weight is positive.
+    ∫ w(x) (F(x) - 1{value <= x})² dx (Gneiting & Ranjan 2011, Eq. 5) as a sum over `thresholds`,
+    with `weights` for w(x) dx. It is a weighted sum of Brier scores, so it is proper, and strictly
+    proper for the probabilities at the thresholds if every weight is positive.
     """
-    if weights is None:
-        gaps = thresholds.diff()
-        ends = gaps.new_zeros(1)
-        weights = (torch.cat((gaps, ends)) + torch.cat((ends, gaps))) / 2
     reached = (value[..., None] <= thresholds).to(cdf.dtype)
     return (weights * brier(cdf, reached)).sum(-1)

@@ -1,7 +1,7 @@
-"""Was the task done? Judges of success from imagined latents, and from actions alone.
+"""Success classifiers: one from latents, and a baseline from actions alone.
 
-The judge of actions sees no image. It is the baseline every imagined evaluation must be printed
-beside: where it does as well, the world model added nothing.
+The action-only classifier sees no image. Report it next to every evaluation in imagination: if it
+does as well, the world model adds nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class SuccessClassifier(nn.Module):
-    """Probability that a frame shows the task done, from the latents of its views."""
+    """Classifier of whether a frame shows the task done, from the latents of its views."""
 
     def __init__(self, channels: int, views: int, width: int = 64) -> None:
         super().__init__()
@@ -32,14 +32,14 @@ class SuccessClassifier(nn.Module):
     def forward(
         self, latents: Float[Tensor, "batch time view channel h w"]
     ) -> Float[Tensor, "batch time"]:
-        """Logit of success per frame."""
+        """Success logit of each frame."""
         b = len(latents)
         logits = self.net(rearrange(latents, "b t v c h w -> (b t) (v c) h w"))
         return rearrange(logits, "(b t) 1 -> b t", b=b)
 
 
 class ActionSuccessClassifier(nn.Module):
-    """Probability that an episode succeeds, from its canonical actions alone."""
+    """Classifier of whether an episode succeeds, from its canonical actions alone."""
 
     def __init__(self, action_dim: int, width: int = 64) -> None:
         super().__init__()
@@ -57,9 +57,9 @@ class ActionSuccessClassifier(nn.Module):
         )
 
     def forward(self, actions: Float[Tensor, "batch time action"]) -> Float[Tensor, " batch"]:
-        """Logit of success of the whole episode.
+        """Success logit of the whole episode.
 
-        The network reads the actions and their running sum: where they have taken the hand so far.
+        The inputs are the actions and their cumulative sum, the displacement of the hand.
         """
         both = [actions, actions.cumsum(1)]
         return self.net(rearrange(both, "two b t a -> b (two a) t"))[:, 0]

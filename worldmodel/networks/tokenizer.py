@@ -1,4 +1,4 @@
-"""From frames to whitened latents and back, through any diffusers autoencoder."""
+"""Tokenizer: whitened latents of frames, from any supported diffusers autoencoder."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """Small convolutional autoencoder, trained from scratch."""
+    """Configuration of a small convolutional autoencoder, trained from scratch."""
 
     channels: int = 8
     """Latent channels."""
     widths: tuple[int, ...] = (16, 32, 64, 128)
-    """Feature channels at each resolution, finest first; each halves the one before."""
+    """Feature channels per resolution, finest first; each stage halves the resolution."""
     layers: tuple[int, ...] = (0, 1, 1, 2)
-    """Residual blocks at each resolution; 0 at the finest folds it into the next, which saves most
-    of the work."""
+    """Residual blocks per resolution; 0 at the finest merges it into the next, which saves most of
+    the computation."""
 
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.layers):
             raise ValueError(
-                f"`widths` and `layers` must be of one length, got {self.widths} and {self.layers}."
+                f"`widths` and `layers` must have equal length, got {self.widths} and "
+                f"{self.layers}."
             )
         if self.widths[-1] % self.channels:
             raise ValueError(
@@ -56,7 +57,7 @@ class TokenizerConfig:
 
 
 def build_autoencoder(config: TokenizerConfig) -> AutoencoderDC:
-    """A small `diffusers.AutoencoderDC` (Chen et al. 2024, arXiv:2410.10733) of residual blocks."""
+    """Small `diffusers.AutoencoderDC` (Chen et al. 2024, arXiv:2410.10733) of residual blocks."""
     from diffusers import AutoencoderDC
 
     stages = len(config.widths)
@@ -76,17 +77,16 @@ def build_autoencoder(config: TokenizerConfig) -> AutoencoderDC:
 
 
 class Tokenizer(nn.Module):
-    """A diffusers autoencoder of single frames behind whitened latents.
+    """Diffusers autoencoder that encodes single frames as whitened latents.
 
-    Whitened: zero mean and unit standard deviation per channel, once `fit_whitening` has run.
-    Before that, latents have the scale that diffusion models on this autoencoder are trained on.
+    Whitened latents have zero mean and unit standard deviation per channel, after `fit_whitening`.
+    Before that, they have the scale on which diffusers' pipelines run diffusion models.
 
-    An autoencoder of videos sees each frame as a clip of one frame: latents of a frame then depend
-    on nothing but that frame, which a rollout one frame at a time needs. What it could save along
-    time is given up.
+    A video autoencoder encodes each frame as a clip of length one, so a latent depends only on its
+    own frame, as rollouts need. This gives up the autoencoder's compression along time.
 
     Raises:
-        ValueError: an autoencoder of a class that is not in `KINDS`.
+        ValueError: The class of the autoencoder is not in `KINDS`.
     """
 
     mean: Tensor
@@ -103,24 +103,24 @@ class Tokenizer(nn.Module):
 
     @classmethod
     def from_config(cls, config: TokenizerConfig) -> Tokenizer:
-        """An untrained small tokenizer, whitening still the identity."""
+        """Untrained small tokenizer with identity whitening."""
         return cls(
             build_autoencoder(config), torch.zeros(config.channels), torch.ones(config.channels)
         )
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Tokenizer:
-        """A diffusers autoencoder from a folder, or from the hub.
+        """Load a diffusers autoencoder and its whitening from a folder or from the hub.
 
-        Its whitening comes from there too; without a fitted one it is the autoencoder's own.
+        Without a `whitening.json`, the whitening follows the autoencoder's config.
 
         Args:
-            source: A folder, or a `str` "org/name" or "org/name/subfolder" on the hub where there
-                is no folder of that name. A `Path` never asks the network.
+            source: A folder; or, if no such folder exists, a `str` "org/name" or
+                "org/name/subfolder" on the hub. A `Path` is always local.
 
         Raises:
-            ValueError: there is no autoencoder, it is of a class that is not in `KINDS`, or a file
-                of it is missing, corrupt or of another.
+            ValueError: No autoencoder is found, its class is not in `KINDS`, or one of its files is
+                missing, corrupt or from another autoencoder.
         """
         folder = find_folder(source)
         autoencoder = load_autoencoder(folder)
@@ -137,10 +137,10 @@ class Tokenizer(nn.Module):
         return self.kind.stride(self.autoencoder.config)
 
     def fingerprint(self) -> str:
-        """Name of this tokenizer's latents: a hash of its class, config, weights and whitening."""
+        """Hash of class, config, weights and whitening; identifies the latents."""
         config = {k: v for k, v in self.autoencoder.config.items() if not k.startswith("_")}
-        named = json.dumps([type(self.autoencoder).__name__, config], sort_keys=True)
-        digest = hashlib.sha256(named.encode())
+        identity = json.dumps([type(self.autoencoder).__name__, config], sort_keys=True)
+        digest = hashlib.sha256(identity.encode())
         for name, value in sorted(self.state_dict().items()):
             plain = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(name.encode() + plain.numpy().tobytes())
@@ -152,32 +152,32 @@ class Tokenizer(nn.Module):
         """Whitened latents of frames in [-1, 1].
 
         Raises:
-            ValueError: height or width is no multiple of the stride.
+            ValueError: Height or width is not a multiple of the stride.
         """
         return (self._encode(frames) - self.mean[:, None, None]) / self.std[:, None, None]
 
     def _encode(self, frames: Tensor) -> Tensor:
-        """The autoencoder's own latents."""
+        """Latents of the autoencoder, before whitening."""
         (height, width), stride = frames.shape[-2:], self.stride
         if height % stride or width % stride or not height or not width:
             near = [max(1, round(side / stride)) * stride for side in (height, width)]
             raise ValueError(
                 f"`frames` must have a height and width that are multiples of the tokenizer's "
-                f"stride {stride}, got {height} x {width}; resize them, to {near[0]} x {near[1]} "
-                "perhaps."
+                f"stride {stride}, got {height} x {width}; resize them, for example to {near[0]} x "
+                f"{near[1]}."
             )
         return self.kind.encode(self.autoencoder, frames)
 
     def decode(
         self, latents: Float[Tensor, "batch channel h w"]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Frames, about [-1, 1], of whitened latents."""
+        """Frames in about [-1, 1] from whitened latents."""
         latents = latents * self.std[:, None, None] + self.mean[:, None, None]
         return self.kind.decode(self.autoencoder, latents)
 
     @torch.no_grad()
     def fit_whitening(self, batches: Iterable[Float[Tensor, "_ 3 _ _"]]) -> Tokenizer:
-        """Set mean and standard deviation per channel from frames; forgets what was set before."""
+        """Fit mean and standard deviation per channel to frames; forgets earlier fits."""
         count = 0
         total, square = torch.zeros(2, self.channels, dtype=torch.float64, device=self.mean.device)
         for frames in batches:
@@ -186,14 +186,14 @@ class Tokenizer(nn.Module):
             total += latents.sum((0, 2, 3))
             square += latents.square().sum((0, 2, 3))
         if count == 0:
-            raise ValueError("`batches` is empty: whitening needs frames.")
+            raise ValueError("`batches` must hold at least one batch of frames, got none.")
         mean = total / count
         self.mean.copy_(mean)
         self.std.copy_((square / count - mean.square()).clamp_min(1e-12).sqrt())
         return self
 
     def save(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write the autoencoder in diffusers' own format, whitening beside it."""
+        """Write the autoencoder in diffusers' format, and `whitening.json` next to it."""
         nn.Module.to(copy.deepcopy(self.autoencoder), dtype).save_pretrained(folder)
         (folder / WHITENING).write_text(
             json.dumps({"mean": self.mean.tolist(), "std": self.std.tolist()})
@@ -201,10 +201,10 @@ class Tokenizer(nn.Module):
 
 
 class BottleneckInput:
-    """What a tokenizer's encoder has made of frames just before it squeezes them into latents.
+    """Bottleneck features of a tokenizer: the input of its encoder's last convolution.
 
-    The input of the encoder's last convolution, where the pass through it ends. Works on a copy of
-    the encoder, laid out for fast convolutions: no hooks, so threads need not take turns.
+    Runs on a copy of the encoder that stops there, in a memory format for fast convolutions. There
+    are no hooks, so it is safe to call from several threads.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -213,22 +213,23 @@ class BottleneckInput:
         encoder = copy.deepcopy(tokenizer.autoencoder.encoder)
         if not tokenizer.kind.video:
             encoder = encoder.to(memory_format=torch.channels_last)
-        named = [n for n, part in encoder.named_modules() if isinstance(part, nn.Conv2d)]
-        encoder.set_submodule("conv_out" if hasattr(encoder, "conv_out") else named[-1], _End())
-        self._cut = copy.copy(tokenizer.autoencoder)
-        self._cut._modules = {**tokenizer.autoencoder._modules, "encoder": encoder}
+        convolutions = [n for n, part in encoder.named_modules() if isinstance(part, nn.Conv2d)]
+        last = "conv_out" if hasattr(encoder, "conv_out") else convolutions[-1]
+        encoder.set_submodule(last, _End())
+        self._truncated = copy.copy(tokenizer.autoencoder)
+        self._truncated._modules = {**tokenizer.autoencoder._modules, "encoder": encoder}
 
     def __call__(
         self, frames: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch c h w"]:
-        """Features of frames in [-1, 1], one per latent position."""
+        """Features of frames in [-1, 1], one vector per latent position."""
         frames = frames.to(self.device).contiguous(memory_format=torch.channels_last)
         try:
-            self.tokenizer.kind.encode(self._cut, frames)
+            self.tokenizer.kind.encode(self._truncated, frames)
         except _ReachedError as reached:
             features = reached.features
         else:
-            raise RuntimeError("the encoder's last convolution was not reached.")
+            raise RuntimeError("The encoder did not reach its last convolution.")
         features = features[:, :, 0] if self.tokenizer.kind.video else features
         height, width = (side // self.tokenizer.stride for side in frames.shape[-2:])
         if features.shape[-2:] == (height, width):
@@ -237,7 +238,7 @@ class BottleneckInput:
 
 
 class _ReachedError(Exception):
-    """Carries features out of the middle of a network."""
+    """Carries features out of an interrupted forward pass."""
 
     def __init__(self, features: Tensor) -> None:
         super().__init__()
@@ -245,7 +246,7 @@ class _ReachedError(Exception):
 
 
 class _End(nn.Module):
-    """Ends a forward pass."""
+    """Stops the forward pass and raises its input in a `_ReachedError`."""
 
     def forward(self, features: Tensor, *_: object, **__: object) -> Tensor:
         raise _ReachedError(features)

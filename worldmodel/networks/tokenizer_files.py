@@ -1,4 +1,4 @@
-"""Where a tokenizer's files are, and what is in them."""
+"""Files of a tokenizer: finding, downloading and reading them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from worldmodel.networks.autoencoders import kind_of
 
 WHITENING = "whitening.json"
 HUB_NAME = re.compile(r"(\w[\w.-]*/[\w.-]+)((?:/[\w.-]+)*)")
-"""`org/name` and, perhaps, the subfolders after it."""
+"""`org/name`, optionally followed by subfolders."""
 
 
 def find_folder(source: str | Path) -> Path:
-    """The folder of an autoencoder: `source` itself, or where the hub's files were put.
+    """Folder of an autoencoder: `source` itself, or the local copy of a hub repository.
 
     Raises:
-        ValueError: no such folder, or the hub has none of that name or cannot be asked.
+        ValueError: The folder does not exist, or the download from the hub fails.
     """
     if Path(source).is_dir():
         return check_folder(Path(source), source)
@@ -33,17 +33,17 @@ def find_folder(source: str | Path) -> Path:
 
 
 def check_folder(folder: Path, source: str | Path) -> Path:
-    """Refuse a folder without a config, such as that of a whole pipeline."""
+    """Raise a ValueError if a folder has no config.json, as the folder of a whole pipeline."""
     if not (folder / "config.json").is_file():
         raise ValueError(
-            f"No autoencoder in {str(source)!r}: it has no config.json. Of a whole pipeline, name "
-            f"the autoencoder's own folder, such as '{source}/vae'."
+            f"No autoencoder in {str(source)!r}: it has no config.json. For a whole pipeline, give "
+            f"the folder of its autoencoder, for example '{source}/vae'."
         )
     return folder
 
 
 def download(repository: str, subfolder: str) -> Path:
-    """Fetch one autoencoder from the hub, or from its cache; no other file of the repository."""
+    """Download the files of one autoencoder from the hub, or take them from the hub's cache."""
     from huggingface_hub import snapshot_download
 
     weights = "diffusion_pytorch_model"
@@ -52,17 +52,17 @@ def download(repository: str, subfolder: str) -> Path:
     prefix = f"{subfolder}/" if subfolder else ""
     try:
         snapshot = snapshot_download(repository, allow_patterns=[prefix + name for name in files])
-    except (OSError, ValueError) as error:  # its own errors are kinds of these
+    except (OSError, ValueError) as error:  # base classes of the hub's errors
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"No tokenizer in {repository!r}: there is no such folder, and the hub gave none "
-            f"({reason})."
+            f"No tokenizer in {repository!r}: there is no such folder, and the download from "
+            f"the hub failed ({reason})."
         ) from error
     return Path(snapshot) / subfolder
 
 
 def load_autoencoder(folder: Path) -> Any:
-    """A diffusers autoencoder, every weight of it from there."""
+    """Load a diffusers autoencoder; every weight must be in the folder."""
     import diffusers
     from safetensors import SafetensorError
 
@@ -84,10 +84,10 @@ def load_autoencoder(folder: Path) -> Any:
 
 
 def read_whitening(folder: Path, autoencoder: Any) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel as `Tokenizer.save` wrote them, else its own.
+    """Mean and standard deviation per channel, from whitening.json or the autoencoder's config.
 
     Raises:
-        ValueError: the file is damaged, or the autoencoder's own statistics make no sense.
+        ValueError: The file is corrupt, or the statistics in the config are invalid.
     """
     kind, file = kind_of(type(autoencoder).__name__), folder / WHITENING
     if not file.is_file():
@@ -99,7 +99,7 @@ def read_whitening(folder: Path, autoencoder: Any) -> tuple[Tensor, Tensor]:
         stored = json.loads(file.read_text())
         mean, std = (torch.tensor(stored[name], dtype=torch.float32) for name in ("mean", "std"))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{str(file)!r} holds no whitening (lists `mean` and `std`).") from error
+        raise ValueError(f"{str(file)!r} must hold the lists `mean` and `std`.") from error
     channels = autoencoder.config[kind.channels]
     if mean.shape != (channels,) or std.shape != (channels,) or not (std > 0).all():
         raise ValueError(
