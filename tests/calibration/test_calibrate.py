@@ -277,5 +277,17 @@ def test_frames_of_other_proportions_calibrate_nothing(
         frames = type(square.frames["front"])(np.zeros((6, 16, 32, 3), np.uint8))
         store.add(replace(square, frames={"front": frames}))
     plan = plan_calibration(model, store)
-    with pytest.raises(ValueError, match="have other proportions than the model's"):
+    with pytest.raises(ValueError, match="have another aspect ratio than the model's"):
         calibrate(model, plan, config=monitor_config(2, None), horizon=2)
+
+
+def test_thresholds_come_from_calibration_episodes_and_the_familiar_from_the_reference(
+    make_model: Callable[..., WorldModel], make_store: Store
+) -> None:
+    """Of seven episodes three set the thresholds of monitor and gate, and four are familiar."""
+    model, store = make_model(), make_store([8] * 7)
+    plan = plan_calibration(model, store)
+    result = calibrate(model, plan, config=monitor_config(3, None), horizon=2)
+    for monitor in (result.calibration.monitor, result.gate.monitor):
+        rule = monitor.alarm_rule_
+        assert (rule.num_calibration_, rule.num_reference_) == (3, 4)
