@@ -14,7 +14,7 @@ from benchmarks.calibration.localisation import (
     MAPS,
     MarkedEpisode,
     localisation_table,
-    look_at,
+    rollout_map_inputs,
 )
 from worldmodel.calibration.calibrated import Calibration
 from worldmodel.calibration.features import FrameFeatures
@@ -41,9 +41,9 @@ def marked(
     for index in range(number):
         trajectory = make_trajectory(f"episode-{index}", LENGTH, index)
         mask = np.zeros((LENGTH, 1, SIDE, SIDE), dtype=bool)
-        for moment in mask[:, 0]:
+        for frame in mask[:, 0]:
             y, x = rng.integers(SIDE - 5, size=2)
-            moment[y : y + 5, x : x + 5] = True
+            frame[y : y + 5, x : x + 5] = True
         episode = load_episode(model, trajectory, model.config.cameras)
         episodes.append(MarkedEpisode(f"kind {index % 2}", f"origin {index // 2}", episode, mask))
     return episodes
@@ -112,8 +112,8 @@ def test_maps_know_nothing_of_later_frames_but_the_true_error_does(
     )
     later = replace(item, episode=replace(item.episode, frames=frames, batch=batch))
     ours, theirs = (
-        look_at(model, judge, [item], horizons=(1, 2), seed=0),
-        look_at(model, judge, [later], horizons=(1, 2), seed=0),
+        rollout_map_inputs(model, judge, [item], horizons=(1, 2), seed=0),
+        rollout_map_inputs(model, judge, [later], horizons=(1, 2), seed=0),
     )
     for horizon in (1, 2):
         (one,), (other,) = ours[0][horizon], theirs[0][horizon]
@@ -143,13 +143,12 @@ def test_what_cannot_be_looked_at_is_refused(
         EpisodeSignals(confidence=np.full((3, 1, 2, 4, 4), 0.5), horizon=np.arange(1, 4))
     ] * 30
     blind = AlarmRule(MonitorConfig.for_episodes(30)).fit(confidence, reference=confidence)
-    with pytest.raises(ValueError, match="`alarm_rule` has no appearance channel"):
+    with pytest.raises(ValueError, match="`alarm_rule` must have an appearance channel"):
         localisation_table(model, blind, episodes, horizons=(1,))
 
 
 @pytest.mark.slow
 def test_the_shipped_tokenizer_points_at_what_does_not_belong() -> None:
-    torch.set_num_threads(1)
     model = WorldModel.load("tabletop")
     calibration = Calibration.load(checkpoint_folder("tabletop") / "monitor", model)
     episodes = marked_episodes(
