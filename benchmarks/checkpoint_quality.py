@@ -1,20 +1,17 @@
-"""Measure a calibrated checkpoint on many held-out episodes, and write its model card.
+"""Measure a calibrated checkpoint on many held-out episodes and write its model card.
 
     python -m benchmarks.checkpoint_quality --model runs/tabletop/model --card
 
-The figures are those of `worldmodel demo`, with more episodes and another seed.
+Computes the tables of `worldmodel demo` with more episodes and another seed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.provenance import git_commit
+from benchmarks.provenance import git_commit, hardware, today, versions
 from worldmodel.calibration.calibrated import Checkpoint
 from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.demo import DemoResult, run_demo
@@ -24,30 +21,30 @@ from worldmodel.report.demo_page import false_alarms, tables
 
 CARD = """# {name}
 
-An action-conditioned latent video world model of the embedded tabletop (`{task}`), with its
-confidence head, monitor, gate and judges of success. {parameters:,} parameters.
+An action-conditioned latent video world model of the embedded tabletop (`{task}`), with a
+confidence head, runtime monitor, gate and success classifiers. {parameters:,} parameters.
 
 ## Trained on
 
 {data}: {episodes} simulated episodes of the nominal scene under the training mixture of scripted
-policies, renderer `{renderer}`, MuJoCo {mujoco}. Tokenizer and dynamics learned from {dynamics} of
-them, the confidence head from rollouts over {confidence} others. Monitor and recalibration:
-{calibration} further episodes, of seed 1.
+policies, renderer `{renderer}`, MuJoCo {mujoco}. Tokenizer and dynamics were trained on {dynamics}
+of them, the confidence head on rollouts over {confidence} others. Monitor and recalibration:
+{calibration} further episodes, seed 1.
 
-## How
+## Training
 
-`make checkpoint` (recipes/tabletop.sh), preset `{preset}`: {steps}. One seed (0); nothing was
-repeated. The learning-rate schedules of tokenizer and dynamics were shortened while they ran. The
-confidence head was trained last, on the finished dynamics (`worldmodel train --stage confidence`),
-half on episodes with corrupted frames. About 100 minutes on 2 shared CPU cores, PyTorch {torch}; no
-GPU was at hand. Measured with the code of commit {commit}.
+`make checkpoint` (recipes/tabletop.sh), preset `{preset}`: {steps}. One seed (0), one run. The
+learning-rate schedules of tokenizer and dynamics were shortened during the run. The confidence head
+was trained last, on the finished dynamics (`worldmodel train --stage confidence`), half on episodes
+with corrupted frames. About 100 minutes on 2 shared CPU cores, PyTorch {torch}, CPU only. Measured
+with the code of commit {commit}.
 
-A GPU would change the number of steps: the loss was still falling. Finer latents, larger pictures
-and several sampler steps per frame would then pay.
+More training steps would help: the loss was still falling. With a GPU, finer latents, larger images
+and several sampler steps per frame would be affordable.
 
-## Measured
+## Results
 
-On held-out episodes of seed {seed}, {date}. Every figure carries its n or its interval.
+Held-out episodes of seed {seed}, {date}. Every value has its n or its interval.
 
 {tables}
 
@@ -55,16 +52,16 @@ On held-out episodes of seed {seed}, {date}. Every figure carries its n or its i
 
 ## Limits
 
-Simulation only; nothing is claimed of real robots. One task was trained, at 64x64 pixels. Small
-objects blur in long rollouts, and whether a grasp holds is not always resolved: do not rely on the
-imagined success of a single episode. Calibration under shifts is shown pooled over severities: it
-promises nothing for one kind of scene. The monitor often misses the weakest clutter and the weakest
-change of the end effector; docs/monitor.md has what else it finds, and what not.
+Simulation only; no claim about real robots. One task, at 64x64 pixels. Small objects blur in long
+rollouts, and grasps are not always resolved: do not rely on the imagined success of a single
+episode. Calibration under shifts is pooled over severities; it guarantees nothing for a single
+shift. The monitor often misses the weakest clutter and the weakest change of the end effector;
+docs/monitor.md lists what else it detects and misses.
 """
 
 
 def main() -> None:
-    """Run, print, and with `--card` write README.md into the checkpoint."""
+    """Measure, print and, with `--card`, write README.md into the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="tabletop")
     parser.add_argument("--nominal", type=int, default=80)
@@ -72,7 +69,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=24)
     parser.add_argument("--seed", type=int, default=2_000_003)
     parser.add_argument("--card", action="store_true")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     config = DemoConfig(
         model=arguments.model,
@@ -83,7 +80,7 @@ def main() -> None:
     )
     checkpoint = Checkpoint.load(config.model, stages=("confidence", "judge"))
     result = run_demo(checkpoint, config)
-    print(f"{platform.processor() or platform.machine()}, torch {version('torch')}, {config}")
+    print(f"{hardware()}, {versions('torch')}, {config}")
     for table in tables(result, checkpoint.model.config.rate_hz):
         print(f"\n{table.to_text()}")
     print(f"\n{false_alarms(result)}")
@@ -95,7 +92,7 @@ def main() -> None:
 
 
 def card(model: WorldModel, result: DemoResult, folder: Path) -> str:
-    """The text of the model card."""
+    """Text of the model card."""
     stored = model.config.provenance
     recipe, attributes = stored["recipe"], stored["data_attributes"]
     calibration = json.loads((folder / "monitor" / "calibration.json").read_text())
@@ -120,7 +117,7 @@ def card(model: WorldModel, result: DemoResult, folder: Path) -> str:
         torch=stored["versions"]["torch"],
         commit=git_commit(),
         seed=result.config.seed,
-        date=datetime.now(UTC).date().isoformat(),
+        date=today(),
         tables="\n\n".join(rendered),
         false_alarms=false_alarms(result),
     )

@@ -1,12 +1,12 @@
-"""Does the split of uncertainty move as its names promise? Two interventions on the tabletop.
+"""Validate the split into aleatoric and epistemic uncertainty with two interventions.
 
     OMP_NUM_THREADS=1 python -m benchmarks.decomposition
 
-Needs the data of recipes/tabletop.sh in runs/. (1) Widen the intent, with the model as it is: the
-aleatoric part should rise and the epistemic part stay. (2) Take away training data, with the intent
-as it is: the epistemic part should rise; the aleatoric part does not look at the model, so it
-cannot move. Also: how each part ranks the errors of rollouts. About ten minutes of one CPU core;
-trained models are kept in --out and not trained again.
+Needs the data of recipes/tabletop.sh in runs/. (1) Widen the intent and keep the model: aleatoric
+uncertainty should rise and epistemic uncertainty stay. (2) Remove training data and keep the
+intent: epistemic uncertainty should rise; aleatoric uncertainty does not depend on the model. Also
+measures how each part ranks rollout errors. Takes ten minutes on one CPU core; trained models are
+kept in --out and reused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.provenance import RESULTS, git_commit, hardware
+from benchmarks.intervals import mean_and_interval
+from benchmarks.provenance import RESULTS, git_commit, hardware, today, versions
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.episodes.clips import LatentBatch, LatentClips, encode_episode, encode_store
 from worldmodel.model import WorldModel
@@ -38,7 +39,7 @@ from worldmodel.training.stages import fit_normalisers
 WIDTHS = (0.05, 0.1, 0.2)
 HORIZON = 8
 SHIPPED = Intent(num_sequences=4, num_seeds=2)
-"""Fewer draws than `worldmodel imagine` takes, for time."""
+"""Fewer samples than `worldmodel imagine` uses, to save time."""
 SMALL = DynamicsConfig(patch=2, dim=64, condition_dim=48, layers=2, heads=2, context=3)
 TRAINING_EPISODES = 380
 REMOVED: dict[str, Callable[[LatentBatch, int], bool]] = {
@@ -46,30 +47,23 @@ REMOVED: dict[str, Callable[[LatentBatch, int], bool]] = {
     "5% left": lambda episode, index: index >= 0.05 * TRAINING_EPISODES,
     "no success left": lambda episode, index: bool((episode.success == 1).any()),
 }
-"""What is taken away -> whether a training episode goes; "all": nothing does."""
+"""Intervention -> whether it removes a training episode; "all" keeps every episode."""
 SEEDS = (0, 1, 2, 3)
-"""Of the small models' weights and batches."""
+"""Seeds of the small models' weights and batches."""
 PARTS = ("aleatoric", "epistemic")
 
 Parts = dict[str, np.ndarray]
 """Part of the uncertainty, or "error" -> one value per episode."""
 
 
-def mean_and_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean over episodes and 95% bootstrap interval."""
-    draws = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
-    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
-
-
 @dataclass(frozen=True)
 class SplitExperiment:
-    """Episodes that no model has seen, and how they are decomposed."""
+    """Held-out episodes and their uncertainty decomposition."""
 
     episodes: Sequence[LatentBatch]
 
     def measure(self, model: WorldModel, intent: Intent) -> Parts:
-        """The parts of every episode, and the error of a rollout under its own actions."""
+        """Uncertainty of every episode, and the error of a rollout under its own actions."""
         rows = [
             decompose_rollout(
                 model, episode, intent, start=START, horizon=HORIZON, seed=1000 * index
@@ -87,11 +81,11 @@ class SplitExperiment:
 def train_small(
     shipped: str, episodes: Sequence[LatentBatch], kept: Sequence[LatentBatch], seed: int, out: Path
 ) -> WorldModel:
-    """A small network trained on what is kept; scales of actions and changes from all episodes."""
+    """Train a small network on `kept`; scales of actions and changes come from all episodes."""
     torch.manual_seed(seed)
     model, dynamics = WorldModel.load(shipped), Dynamics(SMALL)
     model.dynamics = dynamics
-    # Rollouts state a confidence, which is not looked at: the head stays untrained.
+    # Rollouts need a confidence head, but its output is unused: it stays untrained.
     model.confidence = build_head(SMALL.dim, SMALL.channels * SMALL.patch**2, ConfidenceConfig())
     fit_normalisers(model, episodes)
     loop = LoopConfig(
@@ -103,33 +97,33 @@ def train_small(
 
 
 def compared(base: Parts, other: Parts) -> dict[str, tuple[float, float, float]]:
-    """How far each figure moved, paired by episode."""
+    """Change of each value from `base` to `other`, paired by episode."""
     return {name: mean_and_interval(other[name] - base[name]) for name in base}
 
 
 def described(parts: Parts) -> dict[str, Any]:
-    """Means with intervals, and each part's Kendall tau with the error."""
+    """Means with intervals, and Kendall's tau of each part with the error."""
     rows = [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
     means = {name: mean_and_interval(values) for name, values in parts.items()}
     return {"mean": means, "kendall_tau": agreement(rows)}
 
 
-def widened(bench: SplitExperiment, model: WorldModel) -> dict[str, Any]:
-    """The first intervention."""
-    found = {w: bench.measure(model, replace(SHIPPED, width=w)) for w in WIDTHS}
+def widen_intent(experiment: SplitExperiment, model: WorldModel) -> dict[str, Any]:
+    """Intervention 1: widen the intent."""
+    by_width = {w: experiment.measure(model, replace(SHIPPED, width=w)) for w in WIDTHS}
     return {
-        "rows": {f"width {w:g}": described(parts) for w, parts in found.items()},
+        "rows": {f"width {w:g}": described(parts) for w, parts in by_width.items()},
         "moved": {
-            f"width {WIDTHS[0]:g} to {w:g}": compared(found[WIDTHS[0]], found[w])
+            f"width {WIDTHS[0]:g} to {w:g}": compared(by_width[WIDTHS[0]], by_width[w])
             for w in WIDTHS[1:]
         },
     }
 
 
-def starved(
-    bench: SplitExperiment, shipped: str, episodes: Sequence[LatentBatch], out: Path
+def remove_data(
+    experiment: SplitExperiment, shipped: str, episodes: Sequence[LatentBatch], out: Path
 ) -> dict[str, Any]:
-    """The second intervention, once per training seed and over their mean."""
+    """Intervention 2: remove training data, per training seed and for the mean of seeds."""
     found: dict[tuple[str, int], Parts] = {}
     counts = {}
     for removed, goes in REMOVED.items():
@@ -138,7 +132,7 @@ def starved(
         for seed in SEEDS:
             folder = out / f"{removed.replace(' ', '-').replace('%', '')}-{seed}"
             model = train_small(shipped, episodes, kept, seed, folder)
-            found[removed, seed] = bench.measure(model, Intent())
+            found[removed, seed] = experiment.measure(model, Intent())
     for removed in REMOVED:
         runs = [found[removed, seed] for seed in SEEDS]
         found[removed, -1] = {name: np.mean([r[name] for r in runs], axis=0) for name in runs[0]}
@@ -157,31 +151,31 @@ def starved(
 
 
 def rows_table(rows: dict[str, Any]) -> str:
-    """Means and Kendall's taus as Markdown."""
+    """Markdown table of means and Kendall's taus."""
     lines = ["| | aleatoric | epistemic | error | tau aleatoric | tau epistemic |"]
     lines.append("|---" * 6 + "|")
     for name, row in rows.items():
         taus = (row["kendall_tau"][part] for part in PARTS)
-        ends = ["n/a" if tau is None else in_words((tau[0], *tau[1]), "+.2f") for tau in taus]
+        ends = ["n/a" if tau is None else with_interval((tau[0], *tau[1]), "+.2f") for tau in taus]
         lines.append("| " + " | ".join([name, *figures(row["mean"], ""), *ends]) + " |")
     return "\n".join(lines)
 
 
 def moved_table(rows: dict[str, Any]) -> str:
-    """Movements as Markdown."""
+    """Markdown table of changes."""
     lines = ["| | aleatoric | epistemic | error |", "|---" * 4 + "|"]
     lines += ["| " + " | ".join([name, *figures(row, "+")]) + " |" for name, row in rows.items()]
     return "\n".join(lines)
 
 
 def figures(row: dict[str, Any], sign: str) -> list[str]:
-    """Both parts and the error, with their intervals."""
+    """Both parts and the error, with intervals."""
     forms = {**dict.fromkeys(PARTS, f"{sign}.1f"), "error": f"{sign}.3f"}
-    return [in_words(row[name], form) for name, form in forms.items()]
+    return [with_interval(row[name], form) for name, form in forms.items()]
 
 
-def in_words(figure: Sequence[float], form: str) -> str:
-    """A figure with its interval."""
+def with_interval(figure: Sequence[float], form: str) -> str:
+    """Value with its interval."""
     value, low, high = (format(number, form) for number in figure)
     return f"{value} ({low} to {high})"
 
@@ -198,26 +192,27 @@ def main() -> None:
     commit = git_commit()
     model, store = WorldModel.load(arguments.model), ClipStore.open(arguments.data)
     names = store.episode_ids[: arguments.episodes]
-    bench = SplitExperiment([encode_episode(model, store.episode(name)) for name in names])
+    experiment = SplitExperiment([encode_episode(model, store.episode(name)) for name in names])
     train = ClipStore.open(arguments.train)
     episodes = encode_store(model, train, train.episode_ids[:TRAINING_EPISODES])
     result = {
         "facts": {
             "checkpoint": arguments.model, "episodes": arguments.episodes, "horizon": HORIZON,
             "draws": asdict(SHIPPED), "draws of small models": asdict(Intent()),
-            "hardware": hardware(), "commit": commit,
+            "hardware": hardware(), "versions": versions("torch", "numpy", "scipy"),
+            "commit": commit, "date": today(),
         },
-        "removed data": starved(bench, arguments.model, episodes, arguments.out),
-        "widened intent": widened(bench, model),
+        "removed data": remove_data(experiment, arguments.model, episodes, arguments.out),
+        "widened intent": widen_intent(experiment, model),
     }  # fmt: skip
     facts = "; ".join(f"{name}: {value}" for name, value in result["facts"].items())
     parts = ["# Splitting uncertainty: two interventions", f"{facts}.",
              "Entropies in nats, error in latent standard deviations; means over episodes with 95% "
-             "intervals over redrawn episodes, movements paired by episode; tau: Kendall's, of a "
-             "part with the error over episodes."]  # fmt: skip
+             "bootstrap intervals over episodes; changes are paired by episode; tau: Kendall's tau "
+             "of a part with the error over episodes."]  # fmt: skip
     for title in ("widened intent", "removed data"):
         parts += [f"## {title.capitalize()}", rows_table(result[title]["rows"])]
-        parts += ["Moved:", moved_table(result[title]["moved"])]
+        parts += ["Changes:", moved_table(result[title]["moved"])]
     text = "\n\n".join(parts) + "\n"
     print(text)
     RESULTS.mkdir(exist_ok=True)

@@ -1,27 +1,25 @@
-"""Do the monitor's promises hold? Simulated nominal episodes, and what breaks in their place.
+"""Simulate nominal episodes and check the monitor's statistical guarantees.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.promises          # about two minutes of one CPU core
+    OMP_NUM_THREADS=1 python -m benchmarks.promises          # two minutes on one CPU core
     OMP_NUM_THREADS=1 python -m benchmarks.promises --quick  # seconds; writes no file
 
-Exits with 1 if a promise is broken by more than two standard errors of the simulation.
+Common alternatives without a guarantee are measured too. Exit code 1 if a guarantee is violated by
+more than two standard errors of the simulation.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from scipy.signal import lfilter
 from scipy.special import ndtr
 
-from benchmarks.provenance import RESULTS, git_commit, processor
+from benchmarks.provenance import RESULTS, git_commit, processor, today, versions
 from worldmodel.monitors.guarantees.drift import SHIFTS, FleetDrift, payoffs, settled
 from worldmodel.monitors.guarantees.episode_threshold import EpisodeThreshold
 
@@ -29,26 +27,26 @@ PHIS = (0.0, 0.5, 0.9, 0.98)
 FRAMES = 40
 ALPHA, DELTA = 0.05, 0.05
 NUM_FLEET = 200
-"""Episodes of a fleet."""
+"""Episodes per fleet."""
 MAX_DELAY = 10
-"""Bar of the median delay, in episodes, for a shift of one standard deviation."""
+"""Limit of the median delay, in episodes, for a shift of one standard deviation."""
 ENOUGH = 59
-"""Calibration episodes from which on that bar is set."""
+"""Minimum number of calibration episodes for which that limit applies."""
 CHUNK = 50_000
-"""Episodes simulated at once."""
+"""Episodes per simulated batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromiseSize:
-    """How much is simulated per row."""
+    """Size of the simulation per row."""
 
     episodes: int = 10_000
-    """Fresh pairs of calibration set and new episode."""
+    """Independent pairs of a calibration set and a new episode."""
     sets: int = 4_000
-    """Calibration sets whose true alarm rate is looked up."""
+    """Calibration sets whose true alarm rate is computed."""
     fleets: int = 1_000
     pool: int = 200_000
-    """Nominal episodes that tell the true rate of a threshold, and the spread of scores."""
+    """Nominal episodes for the true rate of a threshold and the spread of scores."""
 
 
 QUICK = PromiseSize(episodes=2_000, sets=500, fleets=200, pool=50_000)
@@ -56,7 +54,7 @@ QUICK = PromiseSize(episodes=2_000, sets=500, fleets=200, pool=50_000)
 
 @dataclass(frozen=True, kw_only=True)
 class PromiseRow:
-    """One measured figure."""
+    """One measured value."""
 
     what: str
     phi: float | None
@@ -67,7 +65,7 @@ class PromiseRow:
     """Standard error of `value`."""
     bar: str = ""
     kept: bool | None = None
-    """None: no bar is set."""
+    """Whether the guarantee holds; None: no limit is set."""
 
 
 def frames(rng: np.random.Generator, phi: float, count: int) -> np.ndarray:
@@ -78,7 +76,7 @@ def frames(rng: np.random.Generator, phi: float, count: int) -> np.ndarray:
 
 
 def suprema(rng: np.random.Generator, phi: float, *shape: int) -> np.ndarray:
-    """The largest score of each of `shape` nominal episodes."""
+    """Largest score of each nominal episode, in an array of `shape`."""
     total = int(np.prod(shape))
     parts = [
         frames(rng, phi, min(CHUNK, total - first)).max(axis=1) for first in range(0, total, CHUNK)
@@ -89,7 +87,7 @@ def suprema(rng: np.random.Generator, phi: float, *shape: int) -> np.ndarray:
 def share(
     what: str, phi: float | None, n: int | None, hits: np.ndarray, *, limit: float | None = None
 ) -> PromiseRow:
-    """How often something happened, which may be at most `limit`."""
+    """Frequency of an event that may be at most `limit`."""
     value = float(np.mean(hits))
     if limit is None:
         return PromiseRow(
@@ -101,7 +99,7 @@ def share(
 
 
 def promise_a(rng: np.random.Generator, phi: float, size: PromiseSize) -> Iterator[PromiseRow]:
-    """(a): every calibration set is shown one new episode."""
+    """Guarantee (a): alarm rate on a new episode, one per calibration set."""
     for n in (19, 59, 150):
         scores = suprema(rng, phi, size.episodes, n + 1)
         alarms = [EpisodeThreshold(ALPHA).fit(row[:-1]).exceeded(row[-1]) for row in scores]
@@ -109,7 +107,7 @@ def promise_a(rng: np.random.Generator, phi: float, size: PromiseSize) -> Iterat
 
 
 def promise_b(rng: np.random.Generator, phi: float, size: PromiseSize) -> Iterator[PromiseRow]:
-    """(b): the true rate of each calibration set's threshold, by a large pool of episodes."""
+    """Guarantee (b): true alarm rate of each calibration set's threshold, on a large pool."""
     pool = np.sort(suprema(rng, phi, size.pool))
     for n in (59, 150):
         sets = suprema(rng, phi, size.sets, n)
@@ -120,20 +118,20 @@ def promise_b(rng: np.random.Generator, phi: float, size: PromiseSize) -> Iterat
 
 
 def first_alarm(scores: np.ndarray, n: int, seed: int) -> float:
-    """Fleet episodes until drift is found, from 1; infinity if it never is."""
+    """Number of fleet episodes until drift is detected; infinity if it never is."""
     drift = FleetDrift(ALPHA, seed=seed).fit(scores[:n])
     return next((t for t, score in enumerate(scores[n:], 1) if drift.update(score)), np.inf)
 
 
 def alarms(scores: np.ndarray, n: int) -> np.ndarray:
-    """`first_alarm` of every fleet, one a row."""
+    """`first_alarm` of every fleet, one per row."""
     return np.array([first_alarm(row, n, seed) for seed, row in enumerate(scores)])
 
 
 def delay(
     what: str, phi: float | None, n: int | None, first: np.ndarray, onset: int = 0
 ) -> PromiseRow:
-    """Median delay of the fleets that did not alarm before the onset."""
+    """Median delay over fleets without an alarm before the onset."""
     value = float(np.median(first[first > onset] - onset))
     if onset or n is None or n < ENOUGH:
         return PromiseRow(what=what, phi=phi, n=n, value=value)
@@ -142,7 +140,7 @@ def delay(
 
 
 def promise_c(rng: np.random.Generator, phi: float, size: PromiseSize) -> Iterator[PromiseRow]:
-    """(c): false alarms within 200 episodes, and the delay of a shift from the first on."""
+    """Guarantee (c): false alarms in 200 episodes, and delay of a shift from the first one on."""
     spread = suprema(rng, phi, size.pool // 4).std()
     for n in (19, 30, ENOUGH, 150):
         scores = suprema(rng, phi, size.fleets, n + NUM_FLEET)
@@ -153,7 +151,7 @@ def promise_c(rng: np.random.Generator, phi: float, size: PromiseSize) -> Iterat
 
 
 def other_shifts(rng: np.random.Generator, size: PromiseSize) -> Iterator[PromiseRow]:
-    """(c): smaller, larger and later shifts, and the delay of one who knows all but the onset."""
+    """Delay of smaller, larger and later shifts, and of an oracle that knows all but the onset."""
     phi, n = 0.9, ENOUGH
     spread = suprema(rng, phi, size.pool // 4).std()
     for shift, onset in ((0.5, 0), (2.0, 0), (3.0, 0), (1.0, 20), (1.0, 100), (2.0, 100)):
@@ -174,9 +172,9 @@ def other_shifts(rng: np.random.Generator, size: PromiseSize) -> Iterator[Promis
 
 
 def informed(rng: np.random.Generator, fleets: int, *, shift: float, onset: int) -> np.ndarray:
-    """First alarm of the best bet of one who knows N(0, 1), the shift, and that one comes.
+    """First alarm of an oracle that knows the distribution N(0, 1) and the size of the shift.
 
-    A fair share of the capital is put on each of the 200 episodes as the onset.
+    It bets an equal share of its capital on each of the 200 episodes as the onset.
     """
     scores = rng.standard_normal((fleets, NUM_FLEET))
     scores[:, onset:] += shift
@@ -189,17 +187,17 @@ def informed(rng: np.random.Generator, fleets: int, *, shift: float, onset: int)
 
 
 def capital(ranks: np.ndarray, size: int) -> np.ndarray:
-    """The capital of `FleetDrift`'s bets after each column of ranks among `size`."""
+    """Capital of `FleetDrift`'s bets after each column of ranks among `size`."""
     stakes = np.full((len(ranks), len(SHIFTS)), 1 / len(SHIFTS))
-    course = []
+    totals = []
     for t, column in enumerate(ranks.T):
         stakes = settled(stakes, payoffs(column, size), t)
-        course.append(stakes.sum(axis=1))
-    return np.stack(course, axis=1)
+        totals.append(stakes.sum(axis=1))
+    return np.stack(totals, axis=1)
 
 
 def broken(rng: np.random.Generator, phi: float, size: PromiseSize) -> Iterator[PromiseRow]:
-    """What is often done instead."""
+    """Common alternatives without a guarantee."""
     nominal = frames(rng, phi, size.episodes)
     limit = np.quantile(frames(rng, phi, size.episodes), 1 - ALPHA)
     yield share(
@@ -217,7 +215,7 @@ def broken(rng: np.random.Generator, phi: float, size: PromiseSize) -> Iterator[
 
 
 def refusals() -> Iterator[PromiseRow]:
-    """One calibration episode fewer than needed."""
+    """Check that one calibration episode fewer than needed raises an error."""
     makers: dict[str, tuple[Callable[[], EpisodeThreshold | FleetDrift], int]] = {
         "(a)": (lambda: EpisodeThreshold(ALPHA), 18),
         "(b)": (lambda: EpisodeThreshold(ALPHA, delta=DELTA), 58),
@@ -234,7 +232,7 @@ def refusals() -> Iterator[PromiseRow]:
 
 
 def measure(size: PromiseSize, seed: int) -> list[PromiseRow]:
-    """Every row; each group draws from a generator of its own."""
+    """Measure every row; each group has its own random generator."""
     rows = list(refusals())
     for group, simulate in enumerate((promise_a, promise_b, promise_c, broken)):
         for number, phi in enumerate(PHIS):
@@ -243,7 +241,7 @@ def measure(size: PromiseSize, seed: int) -> list[PromiseRow]:
 
 
 def tables(rows: list[PromiseRow]) -> str:
-    """Markdown: one line per figure and n, one column per phi; then what was measured once."""
+    """Markdown: one line per value and n with one column per phi, then values without phi."""
     groups: dict[tuple[str, int | None], list[PromiseRow]] = {}
     for row in rows:
         groups.setdefault((row.what, row.n), []).append(row)
@@ -266,30 +264,33 @@ def tables(rows: list[PromiseRow]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Simulate, print, write; 1 if a promise is broken."""
+    """Simulate, print and write; exit code 1 if a guarantee is violated."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="fewer draws, and no file")
+    parser.add_argument("--quick", action="store_true", help="smaller simulation; writes no file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    given = parser.parse_args(arguments)
-    size, commit, begun = QUICK if given.quick else PromiseSize(), git_commit(), time.process_time()
-    rows = measure(size, given.seed)
+    options = parser.parse_args(arguments)
+    size, commit, started = (
+        QUICK if options.quick else PromiseSize(),
+        git_commit(),
+        time.process_time(),
+    )
+    rows = measure(size, options.seed)
     facts = (
-        f"{processor()}; Python {platform.python_version()}, numpy {version('numpy')}, scipy "
-        f"{version('scipy')}; commit {commit}; {datetime.now(UTC).date().isoformat()}; "
-        f"{time.process_time() - begun:.0f} s of CPU time.\n\n"
-        f"alpha {ALPHA}, delta {DELTA}, seed {given.seed}. Episodes of {FRAMES} frames, scores "
+        f"{processor()}; {versions('numpy', 'scipy')}; commit {commit}; {today()}; "
+        f"{time.process_time() - started:.0f} s of CPU time.\n\n"
+        f"alpha {ALPHA}, delta {DELTA}, seed {options.seed}. Episodes of {FRAMES} frames, scores "
         f"AR(1) with phi, standard normal per frame. {size}."
     )
-    text = f"# Promises, simulated\n\n{facts}\n\n{tables(rows)}\n"
+    text = f"# Guarantees, simulated\n\n{facts}\n\n{tables(rows)}\n"
     print(text)
-    if not given.quick:
-        given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "promises.md").write_text(text)
+    if not options.quick:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "promises.md").write_text(text)
     kept = all(row.kept in (None, True) for row in rows)
-    print("Every promise is kept." if kept else "A promise is BROKEN.")
+    print("Every guarantee holds." if kept else "A guarantee is VIOLATED.")
     return 0 if kept else 1
 
 

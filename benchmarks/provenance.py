@@ -1,32 +1,67 @@
-"""Provenance of a benchmark's result: commit, hardware, and the folder where results are kept."""
+"""Provenance of a benchmark's result: hardware, versions, commit, date and the results folder."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 """Tables and figures that README and docs cite."""
 
 
+def cpu_info() -> str:
+    """Contents of /proc/cpuinfo; empty on other systems than Linux."""
+    file = Path("/proc/cpuinfo")
+    return file.read_text() if file.is_file() else ""
+
+
 def processor() -> str:
-    """The processor's name."""
-    names = Path("/proc/cpuinfo")
-    lines = names.read_text().splitlines() if names.is_file() else []
+    """Name of the processor."""
+    lines = cpu_info().splitlines()
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
 
 
 def hardware() -> str:
-    """The processor's name and the number of threads PyTorch uses."""
+    """Name of the processor and number of PyTorch threads."""
     import torch
 
     return f"{processor()}, {torch.get_num_threads()} thread(s), no GPU"
 
 
+def versions(*packages: str) -> str:
+    """Versions of Python and of installed packages.
+
+    >>> versions("numpy")
+    'Python 3..., numpy ...'
+    """
+    names = [f"{name} {version(name)}" for name in packages]
+    return ", ".join([f"Python {platform.python_version()}", *names])
+
+
 def git_commit() -> str:
-    """The commit of this checkout, or "unknown" outside one."""
+    """Commit of this checkout, or "unknown" outside one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or "unknown"
+
+
+def today() -> str:
+    """Date in UTC, as in 2026-01-31."""
+    return datetime.now(UTC).date().isoformat()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit PyTorch to one thread inside the block."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,22 +1,19 @@
-"""Quality of imagined frames against sampler and number of steps, on a shipped checkpoint.
+"""Measure the quality of imagined frames by sampler and number of steps.
 
     OMP_NUM_THREADS=1 python -m benchmarks.sampler_quality
 
-Held-out episodes of the tabletop are simulated, imagined once per sampler and seed, and compared
-with what the simulator showed. About twenty minutes of one CPU core.
+Simulates held-out tabletop episodes, imagines them once per sampler and seed, and compares the
+result with the simulator's frames. Takes twenty minutes on one CPU core.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.provenance import RESULTS, git_commit, hardware
+from benchmarks.intervals import mean_and_interval
+from benchmarks.provenance import RESULTS, git_commit, hardware, today, versions
 from worldmodel.envs.collect import Collection
 from worldmodel.episodes.clips import LatentBatch, collate_latents
 from worldmodel.episodes.episode import Episode
@@ -37,7 +35,7 @@ from worldmodel.rollouts.reliability import calibration_table
 
 HORIZONS = (1, 5, 10, 16)
 START = 4
-"""Real frames before the first imagined one."""
+"""Real frames before the first imagined frame."""
 KINDS: dict[str, dict[str, Any]] = {
     "euler": {},
     "heun": {"method": "heun"},
@@ -49,41 +47,34 @@ STEPS = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerRow:
-    """One sampler; means over episodes and seeds, with 95% intervals over redrawn episodes."""
+    """Results of one sampler: means over episodes and seeds, 95% bootstrap intervals."""
 
     sampler: str
     num_steps: int
     psnr_db: dict[int, tuple[float, float, float]]
     """Horizon -> mean and interval."""
     gain_db: dict[int, tuple[float, float, float]]
-    """Horizon -> the same of the gain over copying the last real frame."""
+    """Horizon -> mean and interval of the gain over copying the last real frame."""
     spread: dict[int, float]
     """Horizon -> root mean variance between seeds, in latent standard deviations."""
     error: dict[int, float]
-    """Horizon -> root mean square error of the seeds' mean, in latent standard deviations."""
+    """Horizon -> root mean square error of the mean over seeds, in latent standard deviations."""
     ece: dict[int, float]
-    """Horizon -> pooled calibration error of the confidence as stated, of the first seed."""
+    """Horizon -> pooled expected calibration error without recalibration, of the first seed."""
     cpu_ms: float
-    """CPU time per frame and rollout, with confidence, without decoding."""
+    """CPU time per frame and rollout, with confidence and without decoding."""
 
 
 def settings() -> list[tuple[str, Sampling]]:
-    """Every sampler once; with one step they are all the same."""
+    """All samplers; with one step they are identical, so that one appears once."""
     rows = [("any", Sampling())]
     for name, options in KINDS.items():
         rows += [(name, Sampling(num_steps=n, **options)) for n in STEPS[1:]]
     return rows
 
 
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean over episodes and 95% bootstrap interval."""
-    draws = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
-    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
-
-
 class SamplerExperiment:
-    """The episodes, and what a frame copied from the last real one scores."""
+    """Episodes and the PSNR of the baseline: copying the last real frame."""
 
     def __init__(self, model: WorldModel, episodes: Sequence[Episode]) -> None:
         self.model, self.episodes = model, episodes
@@ -93,13 +84,13 @@ class SamplerExperiment:
         self.copied = {h: psnr_per_frame(self.real[0], self.real[h]) for h in HORIZONS}
 
     def pictures(self, frame: int) -> torch.Tensor:
-        """The real frames so far into the episodes."""
+        """Real frames of all episodes at index `frame`."""
         return torch.stack([episode.frames[frame, 0] for episode in self.episodes])
 
     def imagine(self, sampling: Sampling, seed: int) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Latents, confidence and CPU seconds of one rollout per episode."""
+        """Roll out every episode once; returns latents, confidence and CPU seconds."""
         clips, count = self.clips, len(self.episodes)
-        begun = time.process_time()
+        started = time.process_time()
         imagined = self.model.imagine(
             clips.latents[:, :START].float(),
             clips.actions[:, :-1],
@@ -108,10 +99,10 @@ class SamplerExperiment:
             epsilon=EPSILONS,
             sampling=sampling,
         )
-        return imagined.latents, imagined.confidence, time.process_time() - begun
+        return imagined.latents, imagined.confidence, time.process_time() - started
 
     def ece(self, latents: torch.Tensor, confidence: torch.Tensor) -> dict[int, float]:
-        """Pooled expected calibration error of the confidence as stated."""
+        """Pooled expected calibration error by horizon, without recalibration."""
         truth = self.clips.latents[:, START:].float()
         horizon = np.arange(1, truth.shape[1] + 1)
         rollouts = [
@@ -121,7 +112,7 @@ class SamplerExperiment:
         return {h: summary.ece for h, summary in table.items()}
 
     def row(self, name: str, sampling: Sampling, seeds: int) -> SamplerRow:
-        """Everything about one sampler."""
+        """Measure one sampler."""
         runs = [self.imagine(sampling, seed) for seed in range(seeds)]
         latents = torch.stack([run[0] for run in runs])
         truth = self.clips.latents[:, START:].float()
@@ -129,21 +120,21 @@ class SamplerExperiment:
         for h in HORIZONS:
             decoded = self.model.decode(latents[:, :, h - 1, 0])
             psnr[h] = np.mean([psnr_per_frame(d, self.real[h]) for d in decoded], axis=0)
-        wrong = (latents.mean(0) - truth).square()
+        squared_error = (latents.mean(0) - truth).square()
         return SamplerRow(
             sampler=name,
             num_steps=sampling.num_steps,
-            psnr_db={h: interval(psnr[h]) for h in HORIZONS},
-            gain_db={h: interval(psnr[h] - self.copied[h]) for h in HORIZONS},
+            psnr_db={h: mean_and_interval(psnr[h]) for h in HORIZONS},
+            gain_db={h: mean_and_interval(psnr[h] - self.copied[h]) for h in HORIZONS},
             spread={h: float(latents[:, :, h - 1].var(0).mean().sqrt()) for h in HORIZONS},
-            error={h: float(wrong[:, h - 1].mean().sqrt()) for h in HORIZONS},
+            error={h: float(squared_error[:, h - 1].mean().sqrt()) for h in HORIZONS},
             ece=self.ece(runs[0][0], runs[0][1]),
             cpu_ms=1000 * min(run[2] for run in runs) / latents[0, :, :, 0, 0, 0, 0].numel(),
         )
 
 
 def table(rows: Sequence[SamplerRow], facts: dict[str, Any]) -> str:
-    """The rows as Markdown."""
+    """Results as Markdown."""
     base = rows[0].cpu_ms
     first = f"| sampler | steps | {' | '.join(f'PSNR at {h}' for h in HORIZONS)} | gain at 16 "
     lines = [
@@ -156,15 +147,15 @@ def table(rows: Sequence[SamplerRow], facts: dict[str, Any]) -> str:
         cells = [row.sampler, row.num_steps, *psnr, f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"]
         cells += [f"{row.spread[16]:.3f}", f"{row.error[16]:.3f}", f"{row.ece[16]:.3f}"]
         lines.append("| " + " | ".join(map(str, [*cells, f"{row.cpu_ms / base:.2f}"])) + " |")
-    told = "; ".join(f"{name}: {value}" for name, value in facts.items())
+    settings_text = "; ".join(f"{name}: {value}" for name, value in facts.items())
     return (
         "# Quality against sampler steps\n\n"
-        f"{told}.\n\n"
-        "PSNR in dB of the first view, so many frames after the last real one: mean over episodes "
-        "and seeds, with a 95% interval over redrawn episodes. Gain: over copying the last real "
-        "frame. Spread: root mean variance between seeds; error: root mean square error of the "
-        "seeds' mean, both in latent standard deviations. ECE: pooled calibration error of the "
-        "confidence as stated. Time: CPU time per frame, with confidence, against one step "
+        f"{settings_text}.\n\n"
+        "PSNR in dB of the first view by horizon in frames: mean over episodes and seeds, with a "
+        "95% bootstrap interval over episodes. Gain: over copying the last real frame. Spread: "
+        "root mean variance between seeds; error: root mean square error of the mean over seeds, "
+        "both in latent standard deviations. ECE: pooled expected calibration error without "
+        "recalibration. Time: CPU time per frame, with confidence, relative to one step "
         f"({base:.2f} ms per frame and rollout, in a batch of {facts['episodes']}).\n\n"
         + "\n".join(lines)
         + "\n"
@@ -177,17 +168,19 @@ def main() -> None:
     parser.add_argument("--model", default="tabletop")
     parser.add_argument("--episodes", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=4, help="rollouts per episode and sampler")
-    parser.add_argument("--seed", type=int, default=3_000_003, help="of the simulated episodes")
+    parser.add_argument(
+        "--seed", type=int, default=3_000_003, help="seed of the simulated episodes"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
-    commit = git_commit()  # before the run: the checkout may move on while it lasts
+    commit = git_commit()  # read first: the checkout may change during the run
     model = WorldModel.load(arguments.model)
     scene = Collection(renderer="ray", seed=arguments.seed)
     (episodes,) = simulate(model, [("held-out", scene, arguments.episodes)], workers=1).values()
-    bench = SamplerExperiment(model, episodes)
-    bench.imagine(Sampling(), 0)  # warm up
+    experiment = SamplerExperiment(model, episodes)
+    experiment.imagine(Sampling(), 0)  # warm up
     rows = [
-        bench.row(name, sampling, arguments.seeds)
+        experiment.row(name, sampling, arguments.seeds)
         for name, sampling in tqdm(settings(), "samplers", file=sys.stderr)
     ]
     facts = {
@@ -197,15 +190,15 @@ def main() -> None:
         "seeds per episode": arguments.seeds,
         "renderer": scene.renderer,
         "hardware": hardware(),
-        "versions": f"Python {platform.python_version()}, torch {version('torch')}",
+        "versions": versions("torch"),
         "commit": commit,
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": today(),
     }
     text = table(rows, facts)
     print(text)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "sampler_quality.md").write_text(text)
-    stored = {**facts, "copied_db": {h: interval(v) for h, v in bench.copied.items()}}
+    stored = {**facts, "copied_db": {h: mean_and_interval(v) for h, v in experiment.copied.items()}}
     (arguments.out / "sampler_quality.json").write_text(
         json.dumps({**stored, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
     )

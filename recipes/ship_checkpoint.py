@@ -1,4 +1,4 @@
-"""Copy a trained model into the package, its weights in half precision; calibrate the copy next."""
+"""Copy a trained model with half-precision weights; calibrate the copy afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worldmodel.model import WorldModel
 
 
 def main() -> None:
-    """Write the copy."""
+    """Parse the folders and write the copy."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The shipped checkpoint `tabletop`, from simulation to model card. Every step continues where it stopped.
+# Build the shipped checkpoint `tabletop`, from simulation to model card. Collection and training resume
+# after an interruption.
 #
-# On 2 CPU cores about 2 hours; on one GPU set PROCESSES=1 and give the dynamics more steps.
+# Takes 2 hours on 2 CPU cores. On one GPU, set PROCESSES=1 and train the dynamics for more steps.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PROCESSES=${PROCESSES:-2}

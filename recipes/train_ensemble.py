@@ -2,12 +2,12 @@
 
     OMP_NUM_THREADS=1 python recipes/train_ensemble.py runs/tabletop-train.zarr runs/ensemble
 
-Every member gets the checkpoint's own tokenizer, episodes, network shape and losses, and random
-weights and batches of its own. `<out>/member<i>` is then a model folder whose dynamics are trained
-and whose confidence head is not. Called again, the script goes on where it stopped.
+Every member has the checkpoint's tokenizer, episodes, network shape and losses, but other initial
+weights and batches. `<out>/member<i>` is a model folder with trained dynamics and an untrained
+confidence head. Run the script again to resume.
 
-Fewer and smaller steps than the checkpoint had make members that are cheaper and weaker than it;
-`benchmarks/calibration/baseline_cost.py` says by how much.
+Members with fewer and smaller steps than the checkpoint are cheaper and weaker;
+`python -m benchmarks.calibration.baseline_cost` measures by how much.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from worldmodel.training.stopping import Stop
 
 
 def member_preset(preset: Preset, seed: int, size: argparse.Namespace) -> Preset:
-    """The checkpoint's recipe with another seed, shortened to a size asked for.
+    """Preset of the checkpoint with another seed and the given size.
 
-    Rates fall over the new length, after the same share of warm-up. Arithmetic in float32, which
-    is the fast one on CPUs without bfloat16 units.
+    Learning rates decay over the new length, with the same share of warm-up. Uses float32, which is
+    faster on CPUs without bfloat16 units.
     """
 
     def shortened(loop: LoopConfig, num_steps: int) -> LoopConfig:
@@ -75,8 +75,10 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the members")
     parser.add_argument("--model", default="tabletop", help="checkpoint that is the first member")
     parser.add_argument("--members", type=int, default=2, help="members to train")
-    parser.add_argument("--steps", type=int, default=220, help="on real context")
-    parser.add_argument("--rollout-steps", type=int, default=16, help="on the model's own context")
+    parser.add_argument("--steps", type=int, default=220, help="training steps on real context")
+    parser.add_argument(
+        "--rollout-steps", type=int, default=16, help="training steps on the model's own context"
+    )
     parser.add_argument("--batch-size", type=int, default=4, help="clips per step")
     parser.add_argument("--clip-frames", type=int, default=8, help="frames of a clip")
     arguments = parser.parse_args()

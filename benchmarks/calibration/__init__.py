@@ -1,1 +1,1 @@
-"""Comparison of ways to state confidence."""
+"""Comparison of confidence methods."""

@@ -1,11 +1,11 @@
-"""How well baselines rank errors beside the confidence head, and what they take.
+"""Compare baselines with the confidence head: error ranking, calibration and cost.
 
     OMP_NUM_THREADS=1 python -m benchmarks.calibration.baseline_cost DATA MEMBER MEMBER
 
-such as runs/tabletop-calibration.zarr runs/ensemble/member1 runs/ensemble/member2.
+for example runs/tabletop-calibration.zarr runs/ensemble/member1 runs/ensemble/member2.
 
-Nominal episodes that the model has not seen: every second one fits the curves that turn scores
-into confidence, the others are judged. `python -m benchmarks.calibration` adds shifts.
+Uses held-out nominal episodes: every second one fits the curves that map scores to confidence, the
+others are for evaluation. `python -m benchmarks.calibration` adds shifts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.calibration.baselines import BASELINES, divided_by_motion, ensemble, sampled
-from benchmarks.calibration.rescore import Scores, by_window
+from benchmarks.calibration.rescore import Scores, by_segment
 from benchmarks.calibration.score_curves import fit_scores, with_confidence
-from benchmarks.provenance import RESULTS, git_commit, hardware
+from benchmarks.provenance import RESULTS, git_commit, hardware, today, versions
 from worldmodel.calibration.choose_episodes import untouched_episodes
 from worldmodel.calibration.features import MONITOR_EPSILON
 from worldmodel.datasets.clip_store import ClipStore
@@ -49,25 +48,25 @@ HEAD = "confidence head"
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineRow:
-    """One way to tell where the model errs."""
+    """Results of one anomaly score."""
 
     name: str
     association: AssociationSummary
     pi_at: dict[int, float]
-    """Horizon -> π among subpatches so many frames ahead."""
+    """Horizon -> π over subpatches at that horizon."""
     ece: float
-    """Pooled calibration error over all ε, of the judged half."""
+    """Expected calibration error pooled over ε, on the evaluation half."""
     brier: float
-    """Mean Brier score over all ε, of the judged half."""
+    """Mean Brier score over ε, on the evaluation half."""
     stated_cost: float
-    """Passes of the network, per pass of a plain rollout."""
+    """Network passes relative to a plain rollout."""
     measured_cost: float
-    """CPU time of rollout and score, per CPU time of the rollout."""
+    """CPU time of rollout and score relative to the rollout."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemberRow:
-    """How good one network's rollouts are, so many frames ahead."""
+    """Rollout quality of one network by horizon."""
 
     name: str
     error: dict[int, float]
@@ -76,33 +75,35 @@ class MemberRow:
 
 
 def imagined_only(values: Scores, rollouts: Sequence[EpisodeRollouts], horizon: int | None) -> Any:
-    """Values of each episode at one horizon, or at all."""
-    wanted = [r.horizon > 0 if horizon is None else r.horizon == horizon for r in rollouts]
-    return [v[torch.from_numpy(w)].numpy().ravel() for v, w in zip(values, wanted, strict=True)]
+    """Values of each episode at one horizon; None: at all horizons."""
+    masks = [r.horizon > 0 if horizon is None else r.horizon == horizon for r in rollouts]
+    return [
+        v[torch.from_numpy(mask)].numpy().ravel() for v, mask in zip(values, masks, strict=True)
+    ]
 
 
-def judged(
+def evaluate(
     name: str,
     scores: Scores,
     rollouts: Sequence[EpisodeRollouts],
-    stated: Sequence[EpisodeRollouts],
+    forecasts: Sequence[EpisodeRollouts],
     costs: tuple[float, float],
 ) -> BaselineRow:
-    """How well scores rank errors, and how well the confidence `stated` from them held."""
+    """Error ranking of scores, and calibration of the confidence in `forecasts`."""
     errors = [rollout.error for rollout in rollouts]
 
     def pairs(horizon: int | None) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        calibration = [-score for score in imagined_only(scores, rollouts, horizon)]
-        return calibration, imagined_only(errors, rollouts, horizon)
+        trust = [-score for score in imagined_only(scores, rollouts, horizon)]
+        return trust, imagined_only(errors, rollouts, horizon)
 
     def pi(horizon: int) -> float:
-        calibration, error = (np.concatenate(parts) for parts in pairs(horizon))
-        return shepherds_pi(calibration, error, rng=np.random.default_rng(0))[0]
+        trust, error = (np.concatenate(parts) for parts in pairs(horizon))
+        return shepherds_pi(trust, error, rng=np.random.default_rng(0))[0]
 
     confidence = np.concatenate(
         [
             r.confidence[torch.from_numpy(r.horizon > 0)].float().numpy().reshape(-1, 10)
-            for r in stated
+            for r in forecasts
         ]
     )
     correct = np.concatenate(imagined_only(errors, rollouts, None))[:, None] <= np.array(EPSILONS)
@@ -118,19 +119,19 @@ def judged(
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What a function returns, and the CPU seconds it took."""
-    begun = time.process_time()
-    return work(), time.process_time() - begun
+    """Call a function; returns its result and its CPU seconds."""
+    started = time.process_time()
+    return work(), time.process_time() - started
 
 
 def rows(
     model: WorldModel, members: Sequence[WorldModel], episodes: Sequence[Episode]
 ) -> list[BaselineRow]:
-    """Every baseline, and the model's own head as it is shipped."""
+    """Evaluate every baseline and the model's own head."""
     batches = [episode.batch for episode in episodes]
     rollouts = roll_out(model, batches)
-    alone = by_window(lambda network, window: sampled(network, window.inputs))
-    # By turns, and the fastest of each: the difference is small, and others use the machine too.
+    alone = by_segment(lambda network, segments: sampled(network, segments.inputs))
+    # Alternate and take the fastest: the difference is small and the machine may be busy.
     turns = [
         (
             timed(partial(roll_out, model, batches)),
@@ -142,45 +143,47 @@ def rows(
     methods = {**BASELINES, f"ensemble of {1 + len(members)}": ensemble(members)}
     level = EPSILONS.index(MONITOR_EPSILON)
     doubt = [1 - rollout.confidence[..., level].float() for rollout in rollouts]
-    found = [judged(HEAD, doubt[1::2], rollouts[1::2], rollouts[1::2], (1.0, with_head / plain))]
-    made: dict[str, tuple[Scores, float]] = {}
+    results = [
+        evaluate(HEAD, doubt[1::2], rollouts[1::2], rollouts[1::2], (1.0, with_head / plain))
+    ]
+    scored: dict[str, tuple[Scores, float]] = {}
     for name, baseline in tqdm(methods.items()):
-        base, _, over = name.partition(" / ")
-        if over:  # dividing takes no time to speak of; scoring anew would
-            made[name] = divided_by_motion(made[base][0], rollouts), made[base][1]
+        base, _, divisor = name.partition(" / ")
+        if divisor:  # reuse the scores: the division itself takes no time
+            scored[name] = divided_by_motion(scored[base][0], rollouts), scored[base][1]
         else:
-            made[name] = timed(partial(baseline.score, model, batches, rollouts, seed=0))
-        scores, seconds = made[name]
+            scored[name] = timed(partial(baseline.score, model, batches, rollouts, seed=0))
+        scores, seconds = scored[name]
         fitted = fit_scores(rollouts[::2], scores[::2])
-        stated = with_confidence(rollouts[1::2], scores[1::2], fitted)
+        forecasts = with_confidence(rollouts[1::2], scores[1::2], fitted)
         costs = (baseline.cost.relative(model.sampling), 1 + seconds / plain)
-        found.append(judged(name, scores[1::2], rollouts[1::2], stated, costs))
-    return found
+        results.append(evaluate(name, scores[1::2], rollouts[1::2], forecasts, costs))
+    return results
 
 
 def quality(name: str, model: WorldModel, episodes: Sequence[Episode]) -> MemberRow:
-    """Latent error and PSNR of a network's rollouts, from the first frames of episodes."""
+    """Latent error and PSNR of a network's rollouts from the start of episodes."""
     rollouts = roll_out(model, [episode.batch for episode in episodes])
     error, psnr = {}, {}
     for horizon in HORIZONS:
         frame = START - 1 + horizon
         error[horizon] = float(np.mean([r.error[frame].mean() for r in rollouts]))
-        shown = model.decode(torch.stack([r.imagined[frame, 0] for r in rollouts]))
+        decoded = model.decode(torch.stack([r.imagined[frame, 0] for r in rollouts]))
         real = torch.stack([episode.frames[frame, 0] for episode in episodes])
-        psnr[horizon] = float(psnr_per_frame(shown, real).mean())
+        psnr[horizon] = float(psnr_per_frame(decoded, real).mean())
     return MemberRow(name=name, error=error, psnr_db=psnr)
 
 
 def table(
-    found: Sequence[BaselineRow], networks: Sequence[MemberRow], facts: dict[str, Any]
+    results: Sequence[BaselineRow], networks: Sequence[MemberRow], facts: dict[str, Any]
 ) -> str:
     """Both tables as Markdown."""
-    ahead = " | ".join(f"π at {h}" for h in HORIZONS)
+    by_horizon = " | ".join(f"π at {h}" for h in HORIZONS)
     lines = [
-        f"| score | π | {ahead} | AUSE | ECE | Brier | passes | CPU time |",
+        f"| score | π | {by_horizon} | AUSE | ECE | Brier | passes | CPU time |",
         "|" + "---|" * (len(HORIZONS) + 7),
     ]
-    for row in sorted(found, key=lambda row: row.association.pi):
+    for row in sorted(results, key=lambda row: row.association.pi):
         a = row.association
         cells = [row.name, "{:.2f} ({:.2f} to {:.2f})".format(a.pi, *a.pi_interval)]
         cells += [f"{pi:.2f}" for pi in row.pi_at.values()]
@@ -193,36 +196,37 @@ def table(
         cells = [f"{value:.3f}" for value in member.error.values()]
         cells += [f"{value:.2f}" for value in member.psnr_db.values()]
         lines.append(f"| {member.name} | {' | '.join(cells)} |")
-    told = "; ".join(f"{name}: {value}" for name, value in facts.items())
-    count = found[0].association
+    settings = "; ".join(f"{name}: {value}" for name, value in facts.items())
+    count = results[0].association
     return (
-        f"# Baselines beside the confidence head\n\n{told}.\n\n"
-        "π: rank correlation of trust (the negated score) with the error, outliers left out, over "
-        f"{count.num_pairs:,} subpatches of {count.num_episodes} judged episodes, "
-        f"{count.num_used:,} of them used, with a 95% interval over redrawn episodes; "
-        f"-1 is best. AUSE: 0 is best, chance is {count.ause_chance:.3f}. "
-        f"ECE and Brier: over all ε from {EPSILONS[0]} to {EPSILONS[-1]}, "
-        "of the confidence that isotonic curves make of the score; the head's as it is shipped. "
-        "Passes: of the network, per pass of a plain rollout, where the score is computed along "
-        "with the rollout. CPU time: of rollout and score as computed here, after the rollout, per "
-        "CPU time of a rollout without any confidence.\n\n"
+        f"# Baselines and the confidence head\n\n{settings}.\n\n"
+        "π: rank correlation of trust (the negated score) with the error, without outliers, over "
+        f"{count.num_pairs:,} subpatches of {count.num_episodes} evaluation episodes, "
+        f"{count.num_used:,} of them used, with a 95% bootstrap interval over episodes; -1 is "
+        f"best. AUSE: 0 is best, chance is {count.ause_chance:.3f}. ECE and Brier: over ε from "
+        f"{EPSILONS[0]} to {EPSILONS[-1]}, of the confidence from isotonic curves of the score; "
+        "the head's without recalibration. Passes: network passes relative to a plain rollout, if "
+        "the score is computed during the rollout. CPU time: rollout and score, computed after the "
+        "rollout, relative to a rollout without confidence.\n\n"
         + "\n".join(lines)
-        + "\n\nError: mean absolute error in latent standard deviations; PSNR in dB. Members that "
-        "are weaker than the checkpoint make the ensemble a weaker baseline than one of equals.\n"
+        + "\n\nError: mean absolute error in latent standard deviations; PSNR in dB. If members "
+        "are weaker than the checkpoint, the ensemble is a weaker baseline than of equal models.\n"
     )
 
 
 def main() -> None:
-    """Imagine, score, print and write."""
+    """Roll out, score, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="clip store of nominal episodes")
     parser.add_argument("members", nargs="+", help="further members of the ensemble")
     parser.add_argument("--model", default="tabletop")
     parser.add_argument("--episodes", type=int, default=24)
-    parser.add_argument("--frames", type=int, default=START + max(HORIZONS), help="of each")
+    parser.add_argument(
+        "--frames", type=int, default=START + max(HORIZONS), help="frames per episode"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
-    commit = git_commit()  # before the run: the checkout may move on while it lasts
+    commit = git_commit()  # read first: the checkout may change during the run
     model = WorldModel.load(arguments.model)
     members = [WorldModel.load(folder) for folder in arguments.members]
     store = ClipStore.open(arguments.data)
@@ -239,7 +243,7 @@ def main() -> None:
             strict=True,
         )
     ]
-    found = rows(model, members, episodes)
+    results = rows(model, members, episodes)
     loops = [
         {
             part: member.config.provenance["recipe"][part]
@@ -251,19 +255,20 @@ def main() -> None:
     facts = {
         "checkpoint": arguments.model,
         "data": f"{arguments.data.name}, nominal, unseen",
-        "episodes": f"{len(names)} of {arguments.frames} frames, half to fit, half judged",
+        "episodes": f"{len(names)} of {arguments.frames} frames, half fitting, half evaluation",
         "steps of the further members": " and ".join(sorted(steps)),
         "hardware": hardware(),
+        "versions": versions("torch", "numpy", "scipy"),
         "commit": commit,
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": today(),
     }
-    text = table(found, networks, facts)
+    text = table(results, networks, facts)
     print(text)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "baselines.md").write_text(text)
     stored = {
         **facts,
-        "rows": [asdict(r) for r in found],
+        "rows": [asdict(r) for r in results],
         "networks": [asdict(n) for n in networks],
     }
     (arguments.out / "baselines.json").write_text(json.dumps(stored, indent=1) + "\n")

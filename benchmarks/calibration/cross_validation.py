@@ -1,4 +1,4 @@
-"""Judging confidence on recorded episodes, few as they are: each is left out of training once."""
+"""Cross-validation of confidence on recorded episodes: each is held out of training once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from worldmodel.training.presets import get_preset
 from worldmodel.training.stages import train
 
 LEFT_OUT = "left out"
-"""The group of episodes everything is judged on."""
+"""Name of the group of held-out episodes."""
 COMPARED = (
     HeadRecipe(head="continuous_scale", rule="logarithmic", event="velocity"),
     HeadRecipe(head="continuous_scale", rule="logarithmic"),
@@ -35,14 +35,14 @@ COMPARED = (
     HeadRecipe(),
     HeadRecipe(corrupted=True, familiarity=True),
 )
-"""Heads that are trained anew on each part."""
+"""Heads trained on each fold."""
 
 
 def make_folds(dataset: Dataset, folds: int) -> list[list[str]]:
     """Split episodes into folds; copies (equal actions) count once.
 
     Raises:
-        ValueError: fewer different episodes than 3 per two folds.
+        ValueError: fewer than two different episodes per fold.
     """
     different: dict[bytes, str] = {}
     for name in dataset.episode_ids:
@@ -60,26 +60,26 @@ def make_folds(dataset: Dataset, folds: int) -> list[list[str]]:
 def left_out_comparisons(
     path: Path, *, folds: int, preset: str, steps: int, seed: int, folder: Path
 ) -> list[Comparison]:
-    """One model per fold, trained without its episodes, ready to be judged on them.
+    """Train one model per fold without its episodes, to be evaluated on them.
 
-    Trainings are kept in `folder` and continued there.
+    Trainings are kept in `folder` and resumed.
     """
     dataset = open_dataset(path)
-    dealt = make_folds(dataset, folds)
-    benches = []
-    for number, names in enumerate(dealt):
-        others = [name for fold in dealt if fold is not names for name in fold]
-        own = folder / f"fold-{number}"
-        own.mkdir(parents=True, exist_ok=True)
-        store = copied(dataset, others, own / "train.zarr")
-        model = train(store, preset, own / "run")
+    held_out = make_folds(dataset, folds)
+    comparisons = []
+    for number, names in enumerate(held_out):
+        training = [name for fold in held_out if fold is not names for name in fold]
+        fold_folder = folder / f"fold-{number}"
+        fold_folder.mkdir(parents=True, exist_ok=True)
+        store = copied(dataset, training, fold_folder / "train.zarr")
+        model = train(store, preset, fold_folder / "run")
         gather = partial(prepared, model, dataset, names, preset=preset, seed=seed)
-        benches.append(Comparison(model, gather, steps, recipes=COMPARED, seed=seed))
-    return benches
+        comparisons.append(Comparison(model, gather, steps, recipes=COMPARED, seed=seed))
+    return comparisons
 
 
 def copied(dataset: Dataset, names: Sequence[str], path: Path) -> ClipStore:
-    """A clip store of some episodes; one that was begun is gone on with."""
+    """Copy episodes to a clip store; an incomplete store is completed."""
     store = open_target(path, dataset, encoding="jpeg", height=None)
     for name in names:
         if name not in store:
@@ -90,17 +90,17 @@ def copied(dataset: Dataset, names: Sequence[str], path: Path) -> ClipStore:
 def prepared(
     model: WorldModel, dataset: Dataset, names: Sequence[str], *, preset: str, seed: int
 ) -> BenchmarkData:
-    """What a fold's heads learn from, and what they are judged on."""
+    """Training, calibration and evaluation data of a fold."""
     split = model.config.provenance["split"]
     learn = load_named(model, dataset, split["confidence"])
     untouched = split["untouched"] or split["confidence"]
     calibrate = imagined(model, load_named(model, dataset, untouched), seed=seed)
-    held = load_named(model, dataset, names)
+    evaluated = load_named(model, dataset, names)
     horizon = get_preset(preset).horizon
     return BenchmarkData(
         banks=make_banks(model, learn, passes=8, horizon=horizon, seed=seed),
         calibrate=calibrate,
         corrupted=calibrate,
-        groups={LEFT_OUT: imagined(model, held, seed=seed + len(PARTS))},
-        seconds_per_frame=seconds_per_frame(model, held),
+        groups={LEFT_OUT: imagined(model, evaluated, seed=seed + len(PARTS))},
+        seconds_per_frame=seconds_per_frame(model, evaluated),
     )

@@ -1,4 +1,4 @@
-"""Episodes that a benchmark of confidence learns from and is judged on, imagined once for all."""
+"""Episodes for training, calibration and evaluation of the benchmark, rolled out once."""
 
 from __future__ import annotations
 
@@ -25,53 +25,53 @@ from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
 NOMINAL = "nominal"
 POOLED = "all shifts"
 VISUAL = tuple(name for name in SHIFTS if name != "object")
-"""Shifts of what a scene looks like, its physics untouched."""
+"""Shifts of appearance that leave the physics unchanged."""
 POOLED_VISUAL = "visual shifts"
 PARTS = ("learn", "calibrate")
-"""Episodes that heads learn from, and those that recalibrate; both nominal."""
+"""Nominal episodes for training heads, and for recalibration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TabletopSize:
-    """How many episodes are simulated."""
+    """Number of simulated episodes."""
 
     learn: int
-    """To learn from, and as many to recalibrate on."""
+    """Training episodes, and as many for recalibration."""
     nominal: int
     shifted: int
-    """Per factor and severity."""
+    """Episodes per factor and severity."""
 
 
 @dataclass(frozen=True)
 class RolledEpisodes:
-    """Episodes of one kind and what the model imagined of them, features kept."""
+    """Episodes of one group and their rollouts with features."""
 
     episodes: Sequence[Episode]
     rollouts: Sequence[EpisodeRollouts]
 
     def joined(self, other: RolledEpisodes) -> RolledEpisodes:
-        """The episodes of both."""
+        """Concatenate two groups."""
         return RolledEpisodes([*self.episodes, *other.episodes], [*self.rollouts, *other.rollouts])
 
 
 @dataclass(frozen=True)
 class BenchmarkData:
-    """Everything the compared ways to state confidence have in common."""
+    """Data shared by all compared methods."""
 
     banks: Mapping[str, FeatureBank]
-    """"velocity", "one_step", "rollout" and "corrupted": what heads learn from."""
+    """Training data of heads: "velocity", "one_step", "rollout" and "corrupted"."""
     calibrate: RolledEpisodes
-    """Nominal episodes that neither the model nor a head learned from."""
+    """Calibration set: nominal episodes that neither the model nor a head was trained on."""
     corrupted: RolledEpisodes
-    """Copies of some of them with corrupted frames."""
+    """Copies of calibration episodes with corrupted frames."""
     groups: Mapping[str, RolledEpisodes]
-    """Kind -> episodes everything is judged on."""
+    """Group -> evaluation episodes."""
     seconds_per_frame: float
-    """CPU seconds to imagine a frame, confidence left out, in batches."""
+    """CPU seconds per imagined frame, in batches, without confidence."""
 
 
 def imagined(model: WorldModel, episodes: Sequence[Episode], *, seed: int) -> RolledEpisodes:
-    """Roll episodes out, features kept."""
+    """Roll out episodes and keep features."""
     batches = [episode.batch for episode in episodes]
     return RolledEpisodes(episodes, roll_out(model, batches, seed=seed, keep_features=True))
 
@@ -79,14 +79,13 @@ def imagined(model: WorldModel, episodes: Sequence[Episode], *, seed: int) -> Ro
 def corrupted(
     model: WorldModel, episodes: Sequence[Episode], rng: np.random.Generator
 ) -> list[Episode]:
-    """The same episodes with corrupted frames."""
+    """Copy episodes and corrupt their frames."""
     copies = []
     for episode in episodes:
         frames = corrupt(episode.frames, rng)
         view_mask = episode.batch.view_valid
-        latents = model.encode(frames, view_valid=None if view_mask is None else view_mask[0])[
-            None
-        ].half()
+        first_mask = None if view_mask is None else view_mask[0]
+        latents = model.encode(frames, view_valid=first_mask)[None].half()
         batch = replace(episode.batch, latents=latents)
         copies.append(replace(episode, frames=frames, batch=batch))
     return copies
@@ -101,7 +100,7 @@ def make_banks(
     seed: int,
     copies: bool = True,
 ) -> dict[str, FeatureBank]:
-    """What heads learn from: every event, and the deployed one on corrupted copies."""
+    """Training data of heads: every event, and the deployed event on corrupted copies."""
     rng = np.random.default_rng(seed)
     batches = [episode.batch for episode in episodes]
     rolled = rollout_bank(model, batches, passes=passes, horizon=horizon, rng=rng)
@@ -119,9 +118,9 @@ def make_banks(
 def simulated(
     model: WorldModel, size: TabletopSize, folder: Path, *, seed: int, workers: int
 ) -> dict[Key, list[Episode]]:
-    """Tabletop episodes: "learn" and "calibrate" of other seeds than those judged on.
+    """Simulate tabletop episodes; "learn" and "calibrate" have other seeds than evaluation.
 
-    They are kept in `folder`, as clip stores; those that are there already are not made again.
+    They are kept in `folder` as clip stores; existing ones are reused.
     """
     plan: dict[Key, tuple[Collection, int]] = {}
     for number, part in enumerate(PARTS, 1):
@@ -130,43 +129,43 @@ def simulated(
     plan[NOMINAL, 0] = base, size.nominal
     for factor, severity in product(SHIFTS, SEVERITIES):
         plan[factor, severity] = replace(base, factor=factor, severity=severity), size.shifted
-    made = {}
+    episodes = {}
     for key, (scene, number) in tqdm(plan.items(), "simulate", unit="kind"):
         path = folder / "{}-{}.zarr".format(*key)
         store = collect(path, scene, episodes=number, workers=workers)
-        made[key] = load_named(model, store, store.episode_ids[:number])
-    return made
+        episodes[key] = load_named(model, store, store.episode_ids[:number])
+    return episodes
 
 
 def seconds_per_frame(model: WorldModel, episodes: Sequence[Episode]) -> float:
-    """CPU seconds to imagine a frame, in one batch of up to 32, with no confidence asked for."""
+    """CPU seconds per imagined frame, in one batch of up to 32, without confidence."""
     length = min(episode.batch.latents.shape[1] for episode in episodes)
     batch = collate_latents([episode.batch.cut(length) for episode in episodes[:32]])
     start = 4 if length > 4 else 1
-    began = time.process_time()
+    started = time.process_time()
     frames = model.imagine(
         batch.latents[:, :start].float(), batch.actions[:, :-1],
         action_valid=batch.action_valid[:, :-1], epsilon=(),
     ).latents  # fmt: skip
-    return (time.process_time() - began) / (frames.shape[0] * frames.shape[1])
+    return (time.process_time() - started) / (frames.shape[0] * frames.shape[1])
 
 
 def tabletop_data(
     model: WorldModel, size: TabletopSize, folder: Path, *, seed: int, workers: int
 ) -> BenchmarkData:
-    """Simulate and imagine everything that ways to state confidence are compared on."""
-    made = simulated(model, size, folder, seed=seed, workers=workers)
+    """Simulate and roll out the data of the tabletop benchmark."""
+    by_key = simulated(model, size, folder, seed=seed, workers=workers)
     groups: dict[str, RolledEpisodes] = {}
-    for number, (key, episodes) in enumerate(made.items()):
+    for number, (key, episodes) in enumerate(by_key.items()):
         if key[0] in PARTS:
             continue
         rolled = imagined(model, episodes, seed=seed + 10_000 * number)
         groups[key[0]] = groups[key[0]].joined(rolled) if key[0] in groups else rolled
-    calibrate = made[PARTS[1], 0]
+    calibrate = by_key[PARTS[1], 0]
     changed = corrupted(model, calibrate, np.random.default_rng(seed))
     return BenchmarkData(
         banks=make_banks(
-            model, made[PARTS[0], 0], passes=3, horizon=model.config.trained_horizon, seed=seed
+            model, by_key[PARTS[0], 0], passes=3, horizon=model.config.trained_horizon, seed=seed
         ),
         calibrate=imagined(model, calibrate, seed=seed),
         corrupted=imagined(model, changed, seed=seed),

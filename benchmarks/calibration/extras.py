@@ -1,4 +1,4 @@
-"""What else is asked of a model's confidence: events beyond a subpatch, a promise, and where."""
+"""Further tables of a model's confidence: larger events, risk control and localisation."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from worldmodel.rollouts.open_loop import EPSILONS, START, EpisodeRollouts
 from worldmodel.rollouts.reliability import count_reliability
 
 EPSILON = 0.5
-"""Error level of the promise, in latent standard deviations."""
+"""Error threshold of risk control, in latent standard deviations."""
 ALPHAS = (0.05, 0.1, 0.2)
-"""Promised shares of wrong subpatches among the trusted."""
+"""Guaranteed maximum shares of wrong subpatches among the trusted ones."""
 RISK_HORIZONS = tuple(range(1, 17))
 NUM_BINS = 100
 Rows = list[list[str | int | float | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromiseRow:
-    """Subpatches trusted by conformal risk control, on one kind of episodes."""
+class RiskControlRow:
+    """Result of conformal risk control on one group of episodes."""
 
     alpha: float
     group: str
@@ -40,19 +40,19 @@ class PromiseRow:
     num_episodes: int
     threshold: float
     wrong: float
-    """Share of wrong subpatches among the trusted, mean over episodes."""
+    """Share of wrong subpatches among the trusted ones, mean over episodes."""
     standard_error: float
     trusted: float
-    """Share of subpatches that are trusted."""
+    """Share of trusted subpatches."""
 
 
 @dataclass(frozen=True)
 class Extras:
-    """Tables beside the comparison of methods, of the model's own head."""
+    """Further tables of the model's own head."""
 
     events: Mapping[str, Mapping[str, CalibrationSummary]]
-    """Kind of episodes -> event -> its row."""
-    promises: Sequence[PromiseRow]
+    """Group of episodes -> event -> its row."""
+    promises: Sequence[RiskControlRow]
     places: Sequence[LocalisationRow]
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,29 +67,29 @@ class Extras:
         }
 
 
-def extras(bench: Comparison, *, marked: int, seed: int) -> Extras:
-    """Measure them; `marked` nominal episodes get things put into them at known pixels."""
-    assert bench.alarm_rule is not None, "the tabletop's checkpoint has a monitor"
-    groups = {NOMINAL: list(bench.materials.groups[NOMINAL].rollouts)}
+def extras(comparison: Comparison, *, marked: int, seed: int) -> Extras:
+    """Measure all tables; `marked` nominal episodes get interventions at known pixels."""
+    assert comparison.alarm_rule is not None, "the tabletop's checkpoint has a monitor"
+    groups = {NOMINAL: list(comparison.data.groups[NOMINAL].rollouts)}
     groups["visual shifts"] = [
-        rollout for name in VISUAL for rollout in bench.materials.groups[name].rollouts
+        rollout for name in VISUAL for rollout in comparison.data.groups[name].rollouts
     ]
     collection = Collection(renderer="ray", seed=seed)
     length = START + max(HORIZONS)
-    episodes = marked_episodes(bench.model, collection, number=marked, num_steps=length)
+    episodes = marked_episodes(comparison.model, collection, number=marked, num_steps=length)
     return Extras(
-        events(bench, groups, seed),
-        [row for alpha in ALPHAS for row in promises(bench, groups, alpha)],
-        localisation_table(bench.model, bench.alarm_rule, episodes, seed=seed),
+        events(comparison, groups, seed),
+        [row for alpha in ALPHAS for row in promises(comparison, groups, alpha)],
+        localisation_table(comparison.model, comparison.alarm_rule, episodes, seed=seed),
     )
 
 
 def events(
-    bench: Comparison, groups: Mapping[str, Sequence[EpisodeRollouts]], seed: int
+    comparison: Comparison, groups: Mapping[str, Sequence[EpisodeRollouts]], seed: int
 ) -> dict[str, dict[str, CalibrationSummary]]:
-    """Confidence of regions, frames and rollouts, fitted on the calibration episodes."""
+    """Evaluate confidence of regions, frames and rollouts, fitted on the calibration episodes."""
     rng = np.random.default_rng(seed)
-    fitted = EventConfidence(EPSILONS).fit(bench.materials.calibrate.rollouts, rng=rng)
+    fitted = EventConfidence(EPSILONS).fit(comparison.data.calibrate.rollouts, rng=rng)
     return {
         name: evaluate_events(fitted, {str(i): r for i, r in enumerate(rollouts)}, rng=rng)
         for name, rollouts in groups.items()
@@ -97,10 +97,10 @@ def events(
 
 
 def promises(
-    bench: Comparison, groups: Mapping[str, Sequence[EpisodeRollouts]], alpha: float
-) -> list[PromiseRow]:
-    """Trust at a promised share of wrong subpatches, and what came of it."""
-    calibrate = bench.materials.calibrate.rollouts
+    comparison: Comparison, groups: Mapping[str, Sequence[EpisodeRollouts]], alpha: float
+) -> list[RiskControlRow]:
+    """Apply risk control at `alpha` and measure the share of wrong subpatches."""
+    calibrate = comparison.data.calibrate.rollouts
     control = RiskControl(alpha=alpha).fit_bins(
         count_reliability(
             calibrate, names=[str(i) for i in range(len(calibrate))], horizons=RISK_HORIZONS,
@@ -111,7 +111,7 @@ def promises(
     for name, rollouts in groups.items():
         wrong, trusted = zip(*(_share(control, rollout) for rollout in rollouts), strict=True)
         rows.append(
-            PromiseRow(
+            RiskControlRow(
                 alpha=alpha,
                 group=name,
                 num_calibration=len(calibrate),
@@ -126,50 +126,50 @@ def promises(
 
 
 def _share(control: RiskControl, rollout: EpisodeRollouts) -> tuple[float, float]:
-    """Wrong among the trusted (0 if none is), and trusted among all, of one episode."""
+    """Share of wrong among trusted (0 if none is) and of trusted among all, of one episode."""
     rows = np.isin(rollout.horizon, RISK_HORIZONS)
-    stated = rollout.confidence[rows][..., EPSILONS.index(EPSILON)].float().numpy()
-    trusted = control.trusted(stated)
+    confidence = rollout.confidence[rows][..., EPSILONS.index(EPSILON)].float().numpy()
+    trusted = control.trusted(confidence)
     wrong = rollout.error[rows].numpy() > EPSILON
     return float(wrong[trusted].mean()) if trusted.any() else 0.0, float(trusted.mean())
 
 
-def tables(found: Extras) -> list[Table]:
-    """The three tables."""
-    judged: Rows = [
+def tables(extra: Extras) -> list[Table]:
+    """Tables of events, risk control and localisation."""
+    event_rows: Rows = [
         [event, group, row.num_episodes, _interval(row.ece, row.ece_interval), row.per_video_ece,
          row.mce, row.brier, row.brier_skill]
-        for group, rows in found.events.items()
+        for group, rows in extra.events.items()
         for event, row in rows.items()
     ]  # fmt: skip
-    kept: Rows = [
+    risk_rows: Rows = [
         [f"{row.alpha:g}", row.group, row.num_calibration, row.num_episodes, row.threshold,
          f"{row.wrong:.3f} (SE {row.standard_error:.3f})", row.trusted]
-        for row in found.promises
+        for row in extra.promises
     ]  # fmt: skip
-    places: Rows = [
+    location_rows: Rows = [
         [f"{row.surprise}, horizon {row.horizon}", row.kind, row.result.num_episodes,
          *(_interval(*pair) for pair in _figures(row))]
-        for row in found.places
+        for row in extra.places
     ]  # fmt: skip
     return [
         Table(
-            caption="Events: mean error of a region or a frame, or the largest frame error of a "
-            "rollout's first steps, at most ε; all ε pooled.",
+            caption="Events: mean error of a region or a frame, or largest frame error of a "
+            "rollout's first steps at most ε; pooled over ε.",
             columns=["event", "episodes", "n", "ECE", "C3-style ECE", "MCE", "Brier", "skill"],
-            rows=judged,
+            rows=event_rows,
         ),
         Table(
-            caption="Promise: at most alpha of the subpatches called trusted are wrong (error "
-            f"above {EPSILON:g}), for episodes like those of the calibration.",
+            caption="Risk control: at most alpha of the trusted subpatches are wrong (error above "
+            f"{EPSILON:g}), for episodes like those of the calibration set.",
             columns=["alpha", "episodes", "calibrated on", "n", "threshold", "wrong", "trusted"],
-            rows=kept,
+            rows=risk_rows,
         ),
         Table(
-            caption="Localisation: things put into the frames a rollout starts from, found at "
-            "their pixels.",
+            caption="Localisation: interventions in the frames that a rollout starts from, against "
+            "their pixel masks.",
             columns=["map", "kind", "n", "pixel AUROC", "AUPRO", "pointing game"],
-            rows=places,
+            rows=location_rows,
         ),
     ]
 

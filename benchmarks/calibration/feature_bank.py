@@ -1,7 +1,7 @@
-"""Imagined frames, with what a head could read of them and what came true, kept to learn from.
+"""Cached features and errors of imagined frames, as training data for confidence heads.
 
-The dynamics do not change while a head is trained: imagining once and reading often is cheaper than
-imagining in every step, and heads that are to be compared learn from the very same frames.
+The dynamics are frozen while heads are trained. Rolling out once is cheaper than in every step, and
+all compared heads train on the same frames.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from worldmodel.training.randomness import step_randomness
 from worldmodel.training.stages import own_dynamics
 
 EVENTS = ("velocity", "one_step", "rollout")
-"""Events a head can be trained on, from C3's to the deployed one."""
+"""Training events of a head, from C3's to the deployed one."""
 LOWEST_LEVEL = 0.05
-"""Least noise level of the velocity event: its error grows without bound towards level 0."""
+"""Lowest noise level of the velocity event; its error diverges towards level 0."""
 
 
 @dataclass(frozen=True)
 class FeatureBank:
-    """Frames with the features a head reads and the error it is to state."""
+    """Frames with the inputs of a head and the errors it predicts."""
 
     features: Float[Tensor, "frame tokens dim"]
     """In half precision."""
     horizon: Float[Tensor, " frame"]
-    """Frames since the last real one."""
+    """Frames since the last real frame."""
     error: Float[Tensor, "frame tokens channel"]
     """Absolute, in latent standard deviations (of the velocity, for that event)."""
 
@@ -45,20 +45,20 @@ class FeatureBank:
         return len(self.horizon)
 
     def joined(self, other: FeatureBank) -> FeatureBank:
-        """The frames of both."""
+        """Concatenate two banks."""
         pairs = ((vars(self)[name], vars(other)[name]) for name in vars(self))
         return FeatureBank(*(torch.cat(pair) for pair in pairs))
 
     def of_horizon(self, longest: int) -> FeatureBank:
-        """The frames at most so far ahead."""
+        """Frames with a horizon of at most `longest`."""
         keep = self.horizon <= longest
         return FeatureBank(self.features[keep], self.horizon[keep], self.error[keep])
 
 
-def draw_stretch(length: int, horizon: int, rng: np.random.Generator) -> tuple[int, int, int]:
-    """First real frame, number of real frames and end of a rollout somewhere in an episode.
+def sample_segment(length: int, horizon: int, rng: np.random.Generator) -> tuple[int, int, int]:
+    """Sample a rollout segment of an episode: first frame, number of real frames, end.
 
-    >>> draw_stretch(2, 16, np.random.default_rng(0))
+    >>> sample_segment(2, 16, np.random.default_rng(0))
     (0, 1, 2)
     """
     begin = int(rng.integers(length - 1))
@@ -78,8 +78,8 @@ def rollout_bank(
 ) -> FeatureBank:
     """Errors of final latents from the model's own sampler, `passes` rollouts per episode.
 
-    Every rollout starts somewhere in its episode, from 1 to `CONTEXT` real frames, and ends
-    `horizon` frames later or with the episode.
+    Every rollout starts at a random frame with 1 to `CONTEXT` real frames, and ends `horizon`
+    frames later or with the episode.
     """
     parts = []
     for _ in range(passes):
@@ -87,30 +87,30 @@ def rollout_bank(
         for first in range(0, len(order), batch_size):
             chosen = [episodes[i] for i in order[first : first + batch_size]]
             length = min(episode.latents.shape[1] for episode in chosen)
-            parts.append(_rolled(model, chosen, draw_stretch(length, horizon, rng), rng))
+            parts.append(_rolled(model, chosen, sample_segment(length, horizon, rng), rng))
     return FeatureBank(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _rolled(
     model: WorldModel,
     episodes: Sequence[LatentBatch],
-    stretch: tuple[int, int, int],
+    segment: tuple[int, int, int],
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    begin, context, end = stretch
-    window = collate_latents([e.cut(end - begin, start=begin) for e in episodes])
+    begin, context, end = segment
+    clips = collate_latents([e.cut(end - begin, start=begin) for e in episodes])
     imagined = model.imagine(
-        window.latents[:, :context].float(),
-        window.actions[:, :-1],
-        action_valid=window.action_valid[:, :-1],
-        seeds=rng.integers(2**31, size=len(window)).tolist(),
+        clips.latents[:, :context].float(),
+        clips.actions[:, :-1],
+        action_valid=clips.action_valid[:, :-1],
+        seeds=rng.integers(2**31, size=len(clips)).tolist(),
         epsilon=(),
     )
-    error = (imagined.latents - window.latents[:, context:].float()).abs()
-    ahead = torch.arange(1.0, end - begin - context + 1).repeat(len(window))
+    error = (imagined.latents - clips.latents[:, context:].float()).abs()
+    horizon = torch.arange(1.0, end - begin - context + 1).repeat(len(clips))
     return (
         rearrange(imagined.features, "b t n d -> (b t) n d").half(),
-        ahead,
+        horizon,
         rearrange(to_tokens(error, model.dynamics), "b t n c -> (b t) n c"),
     )
 
@@ -124,23 +124,21 @@ def velocity_bank(
     seed: int,
     batch_size: int = 16,
 ) -> FeatureBank:
-    """C3's event (arXiv:2512.05927): the error of the velocity of a real frame at a random level.
+    """C3's event (arXiv:2512.05927): velocity error of a real frame at a random noise level.
 
-    With x_s = (1 - s) z + s n the velocity is n - z, so that its error is that of z over s.
+    With x_s = (1 - s) z + s n the velocity is n - z; its error is the error of z divided by s.
     """
     objective = DynamicsObjective(own_dynamics(model), own_context=0.0, passes=1)
     features, errors = [], []
     for number in range(passes):
         for first in range(0, len(episodes), batch_size):
             batch = collate_latents(list(episodes[first : first + batch_size]))
-            latents, draws = (
-                batch.latents.float(),
-                step_randomness(seed, number * len(episodes) + first),
-            )
+            latents = batch.latents.float()
+            randomness = step_randomness(seed, number * len(episodes) + first)
             shape = (len(batch), latents.shape[1])
-            level = training_levels(shape, pure_noise=0.0, generator=draws.generator)
+            level = training_levels(shape, pure_noise=0.0, generator=randomness.generator)
             level = level.clamp_min(LOWEST_LEVEL)
-            noisy = add_noise(latents, draws.normal_like(latents), level)
+            noisy = add_noise(latents, randomness.normal_like(latents), level)
             estimate = objective.estimate(batch, latents, noisy, level)
             error = (estimate.clean - latents).abs() / level[:, :, None, None, None, None]
             tokens = to_tokens(error, model.dynamics)

@@ -1,4 +1,4 @@
-"""Ways to state confidence that are compared with each other, learned from the same rollouts."""
+"""Confidence heads under comparison, trained on the same rollouts."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from worldmodel.networks.confidence_heads import EPSILONS, ConfidenceConfig, Hea
 from worldmodel.rollouts.open_loop import EpisodeRollouts
 
 BATCH = 96
-"""Frames of a training step."""
+"""Frames per training step."""
 LEARNING_RATE = 2e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadRecipe:
-    """A head, its loss and what it learns from."""
+    """Confidence head, its loss and its training data."""
 
     head: str = "distribution"
     rule: str = "crps"
     event: str = "rollout"
     """"velocity" (C3's), "one_step" or "rollout", see `feature_bank`."""
     corrupted: bool = False
-    """Whether it learns from corrupted episodes too."""
+    """Whether to train on corrupted episodes too."""
     familiarity: bool = False
-    """Whether it reads how far features are from those of training."""
+    """Whether the head reads the distance of features from the training features."""
 
     @property
     def name(self) -> str:
-        """What the tables call it."""
+        """Name in tables."""
         extras = [name for name in ("corrupted", "familiarity") if getattr(self, name)]
         return " + ".join([f"{self.head}, {self.rule}, {self.event}", *extras])
 
@@ -47,12 +47,12 @@ HEADS_AND_RULES = (
     ("distribution", "logarithmic"), ("distribution", "brier"), ("distribution", "spherical"),
     ("distribution", "rps"), ("distribution", "crps"),
 )  # fmt: skip
-"""Compared on the deployed event; logarithmic is the binary or categorical cross-entropy."""
+"""Compared on the deployed event; "logarithmic" is binary or categorical cross-entropy."""
 EVENTS_OF = (
     ("fixed_scale", "logarithmic"), ("continuous_scale", "logarithmic"),
     ("multi_class", "logarithmic"), ("distribution", "crps"),
 )  # fmt: skip
-"""Compared on the other events too."""
+"""Also compared on the other events."""
 ABLATION = (
     *(HeadRecipe(head=h, rule=r, event=e) for e in ("velocity", "one_step") for h, r in EVENTS_OF),
     *(HeadRecipe(head=head, rule=rule) for head, rule in HEADS_AND_RULES),
@@ -60,7 +60,7 @@ ABLATION = (
     HeadRecipe(corrupted=True),
     HeadRecipe(corrupted=True, familiarity=True),
 )
-"""Every head, loss, event and remedy for shift that is compared."""
+"""All compared combinations of head, loss, event and robustness to shift."""
 
 
 def train_head(
@@ -71,14 +71,14 @@ def train_head(
     steps: int,
     seed: int = 0,
 ) -> Head:
-    """Train a head on a bank: AdamW, the learning rate rising briefly and falling to zero.
+    """Train a head on a bank with AdamW and a one-cycle learning rate.
 
     Args:
-        model: Its dynamics made the features.
-        recipe: What to train.
-        banks: "velocity", "one_step", "rollout" and, for a recipe that asks for them, "corrupted".
-        steps: Batches.
-        seed: Of first weights, batches and drawn error levels.
+        model: Model whose dynamics made the features.
+        recipe: Head, loss and training data.
+        banks: "velocity", "one_step", "rollout" and, if the recipe uses it, "corrupted".
+        steps: Training steps.
+        seed: Seed of the initial weights, batches and sampled error thresholds.
     """
     bank = banks[recipe.event]
     if recipe.corrupted:
@@ -114,9 +114,9 @@ def train_head(
 def restated(
     model: WorldModel, head: Head, rollouts: Sequence[EpisodeRollouts], *, event: str = "rollout"
 ) -> list[EpisodeRollouts]:
-    """The same rollouts, their confidence stated by another head.
+    """Rollouts with the confidence of another head.
 
-    A head of an event without horizons is asked for horizon 1 throughout.
+    A head trained on an event without horizons always gets horizon 1.
     """
     levels, results = torch.tensor(EPSILONS), []
     for rollout in rollouts:
@@ -125,9 +125,9 @@ def restated(
         horizon = torch.from_numpy(rollout.horizon[rows]).float()
         if event != "rollout":
             horizon = torch.ones_like(horizon)
-        stated = head.confidence(rollout.features[rows].float(), horizon, levels)
+        values = head.confidence(rollout.features[rows].float(), horizon, levels)
         confidence = rollout.confidence.clone()
-        confidence[rows] = to_subpatches(stated, model.dynamics).to(confidence.dtype)
+        confidence[rows] = to_subpatches(values, model.dynamics).to(confidence.dtype)
         if rollout.view_valid is not None:
             confidence[~rollout.view_valid] = 1.0
         results.append(replace(rollout, confidence=confidence))

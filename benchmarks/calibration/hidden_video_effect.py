@@ -1,8 +1,9 @@
-"""What a perfectly calibrated forecaster scores when videos differ in a way nobody could see.
+"""Calibration error of a perfect forecaster when videos have a hidden random effect.
 
     python -m benchmarks.calibration.hidden_video_effect
 
-Draws docs/figures/hidden_video_effect.svg and prints the errors it shows. Seconds of one CPU core.
+Draws docs/figures/hidden_video_effect.svg and prints its values, with the versions used. Takes
+seconds on one CPU core.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import ndtr
 
+from benchmarks.provenance import git_commit, processor, today, versions
 from worldmodel.monitors.reliability.measures import (
     ReliabilityBins,
     bin_rows,
@@ -26,15 +28,15 @@ from worldmodel.report.figures import COLORS, finish
 
 FIGURE = Path(__file__).parents[2] / "docs" / "figures" / "hidden_video_effect.svg"
 NUM_VIDEOS = 110
-"""As many as behind the figures published with C3."""
+"""Same number as in C3's published figures."""
 NUM_FORECASTS = 2000
-"""Subpatches judged in a video."""
+"""Subpatches per video."""
 EFFECT_SD = 0.3
-"""Spread of the hidden effect, beside a spread of 1 of what the forecaster sees."""
+"""Standard deviation of the hidden effect; the visible signal has standard deviation 1."""
 NUM_BINS = 15
 SEEDS = range(20)
 DRAWN_SEED = 7
-"""Its errors are near the medians over seeds."""
+"""Seed with errors near the medians over seeds."""
 
 
 def simulate(
@@ -44,12 +46,12 @@ def simulate(
     num_forecasts: int = NUM_FORECASTS,
     effect_sd: float = EFFECT_SD,
 ) -> tuple[Float64[np.ndarray, "video forecast"], Bool[np.ndarray, "video forecast"]]:
-    """Stated probabilities and outcomes of a forecaster who knows all but the video's own effect.
+    """Forecasts and outcomes when the forecaster knows everything but a per-video effect.
 
-    An outcome is true with probability Φ(x + effect): the forecaster sees x, which is standard
-    normal for every subpatch, and not the effect, normal with `effect_sd` and the same for a whole
-    video. It states Φ(x / √(1 + effect_sd²)), the probability given all it sees: over all videos
-    that could be, exactly the stated share of its forecasts comes true.
+    An outcome is true with probability Φ(x + effect). The forecaster sees x, standard normal per
+    subpatch, but not the effect, normal with `effect_sd` and constant within a video. It predicts
+    Φ(x / √(1 + effect_sd²)), the probability given x, and is therefore perfectly calibrated over
+    the population of videos.
     """
     x = rng.normal(size=(num_videos, num_forecasts))
     effect = rng.normal(0.0, effect_sd, (num_videos, 1))
@@ -62,16 +64,16 @@ def errors(bins: ReliabilityBins) -> tuple[float, float]:
 
 
 def draw_curves(axes: Axes, bins: ReliabilityBins) -> None:
-    """Reliability of single videos, and of all of them together."""
+    """Draw reliability curves of single videos and of all videos pooled."""
     axes.plot([0, 1], [0, 1], color="#767676", linewidth=1, linestyle="--")
     for video in range(30):
         full = bins.count[video] >= 30
-        stated, observed = (
+        confidence, frequency = (
             total[video][full] / bins.count[video][full]
             for total in (bins.confidence, bins.correct)
         )
         label = "one video (30 of 110)" if video == 0 else None
-        axes.plot(stated, observed, color=COLORS[1], linewidth=0.8, alpha=0.45, label=label)
+        axes.plot(confidence, frequency, color=COLORS[1], linewidth=0.8, alpha=0.45, label=label)
     pooled = bins.pooled()
     axes.plot(
         pooled.confidence / pooled.count,
@@ -83,12 +85,12 @@ def draw_curves(axes: Axes, bins: ReliabilityBins) -> None:
         label="all 110 videos pooled",
     )
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes.set(xlabel="stated confidence", ylabel="observed frequency")
+    axes.set(xlabel="confidence", ylabel="observed frequency")
     axes.legend(frameon=False, loc="upper left")
 
 
 def draw_growth(axes: Axes, counts: list[int], table: Float64[np.ndarray, "count seed 2"]) -> None:
-    """Both errors against the number of videos: medians, and nine in ten seeds as a band."""
+    """Draw both errors over the number of videos: median and 90% band over seeds."""
     for column, name, color, marker in (
         (0, "C3-style", COLORS[1], "s"),
         (1, "pooled", COLORS[0], "o"),
@@ -109,17 +111,18 @@ def main() -> None:
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         bins = bin_rows(*simulate(rng, num_videos=counts[-1]), num_bins=NUM_BINS)
-        for place, count in enumerate(counts):
-            table[place, seed] = errors(ReliabilityBins(bins.sums[:count]))
+        for index, count in enumerate(counts):
+            table[index, seed] = errors(ReliabilityBins(bins.sums[:count]))
     for count, row in zip(counts, table, strict=True):
         print(count, "videos: C3-style, pooled", *np.median(row, axis=0).round(4))
-    shown = bin_rows(*simulate(np.random.default_rng(DRAWN_SEED)), num_bins=NUM_BINS)
-    print(f"drawn, seed {DRAWN_SEED}:", *np.round(errors(shown), 4))
+    drawn = bin_rows(*simulate(np.random.default_rng(DRAWN_SEED)), num_bins=NUM_BINS)
+    print(f"drawn, seed {DRAWN_SEED}:", *np.round(errors(drawn), 4))
+    print(f"{processor()}; {versions('numpy', 'scipy')}; commit {git_commit()}; {today()}.")
 
-    mpl.rcParams["svg.hashsalt"] = "hidden video effect"  # the same file at every run
+    mpl.rcParams["svg.hashsalt"] = "hidden video effect"  # makes the file reproducible
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    draw_curves(left, shown)
+    draw_curves(left, drawn)
     draw_growth(right, counts, table)
     finish(left, right)
     FIGURE.parent.mkdir(exist_ok=True)

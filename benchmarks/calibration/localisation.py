@@ -1,9 +1,9 @@
-"""Do heatmaps point at what does not belong? Any map of any model, on episodes with known masks.
+"""Localisation of interventions by heatmaps, on episodes with known masks.
 
-The context of a rollout shows the intervention; each map of an imagined frame is compared with
-where the intervention truly was in that frame. Confidence speaks of the error of a prediction, not
-of whether a thing is strange: a still object that nobody knows is predicted well by repeating it.
-The map "true error" shows how far a head that knew every error would point at it.
+The real frames of a rollout show the intervention; each map of an imagined frame is compared with
+the mask of that frame. Confidence predicts the error, not novelty: a still unknown object is easy
+to predict by repeating it. The map "true error" is the upper bound for a head that knows every
+error.
 """
 
 from __future__ import annotations
@@ -32,73 +32,73 @@ from worldmodel.networks.images import to_model
 from worldmodel.rollouts.open_loop import EPSILONS, START, EpisodeRollouts, roll_out
 
 HORIZONS = (1, 4)
-"""Frames ahead at which maps are judged."""
+"""Evaluated horizons, in frames."""
 SMOOTHING = 1 / 4
-"""Standard deviation of the filter over the round trip's residual, in latent positions."""
+"""Standard deviation of the filter on the round-trip residual, in latent positions."""
 ALL = "all kinds"
 
 
 @dataclass(frozen=True)
 class MarkedEpisode:
-    """An episode of which it is known where something does not belong."""
+    """Episode with an intervention and its mask."""
 
     kind: str
-    """Of intervention."""
+    """Kind of intervention."""
     origin: str
-    """Name of the episode without it: those of one origin stand and fall together."""
+    """Name of the original episode; the bootstrap resamples origins."""
     episode: Episode
     mask: Bool[np.ndarray, "time view height width"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Glance:
-    """What a map of one camera's imagined frame can be made from."""
+class MapInputs:
+    """Inputs of a map for one camera of an imagined frame."""
 
     confidence: Float[np.ndarray, "channel h w levels"]
     """P(error <= ε) for each of `EPSILONS`."""
     appearance: Float[np.ndarray, "h w"]
-    """How unfamiliar the last real frame is to the monitor."""
-    calibration: Float[np.ndarray, "h w"]
-    """The least that the monitor grants the last real frame or the model this one."""
+    """Appearance score of the last real frame."""
+    trust: Float[np.ndarray, "h w"]
+    """Trust map of the monitor: the minimum over the last real frame and this imagined frame."""
     round_trip: Float[np.ndarray, "height width"]
-    """Mean absolute residual of the last real frame through the tokenizer, smoothed by
-    a quarter of a latent position; frames are in [-1, 1]."""
+    """Smoothed mean absolute residual of the last real frame after encoding and decoding;
+    frames are in [-1, 1]."""
     error: Float[np.ndarray, "channel h w"]
-    """The truth, in latent standard deviations: for reference alone."""
+    """True error in latent standard deviations, for reference."""
 
 
-SurpriseMap = Callable[[Glance], Float[np.ndarray, "rows columns"]]
-"""Higher is more surprising; of any size, enlarged to the frame's."""
+SurpriseMap = Callable[[MapInputs], Float[np.ndarray, "rows columns"]]
+"""Map of any size, higher is more surprising; it is resized to the frame."""
 
 
-def doubt(glance: Glance) -> Float[np.ndarray, "h w"]:
-    """Probability that the error exceeds the monitor's epsilon, mean over channels."""
-    return 1 - glance.confidence[..., EPSILONS.index(MONITOR_EPSILON)].mean(axis=0)
+def doubt(inputs: MapInputs) -> Float[np.ndarray, "h w"]:
+    """Probability that the error exceeds the monitor's ε, mean over channels."""
+    return 1 - inputs.confidence[..., EPSILONS.index(MONITOR_EPSILON)].mean(axis=0)
 
 
-def expected_error(glance: Glance) -> Float[np.ndarray, "h w"]:
-    """Expected error, cut off at the largest of `EPSILONS`: the area above the stated curve."""
-    return 1 - glance.confidence.mean(axis=(0, -1))
+def expected_error(inputs: MapInputs) -> Float[np.ndarray, "h w"]:
+    """Expected error capped at the largest of `EPSILONS`: area above the confidence curve."""
+    return 1 - inputs.confidence.mean(axis=(0, -1))
 
 
 MAPS: dict[str, SurpriseMap] = {
     "confidence": doubt,
     "expected error": expected_error,
-    "appearance": lambda glance: glance.appearance,
-    "round trip": lambda glance: glance.round_trip,
-    "distrust": lambda glance: 1 - glance.calibration,
-    "appearance x expected error": lambda glance: glance.appearance * expected_error(glance),
-    "appearance x round trip": lambda glance: (
-        upsample(glance.appearance, *glance.round_trip.shape) * glance.round_trip
+    "appearance": lambda inputs: inputs.appearance,
+    "round trip": lambda inputs: inputs.round_trip,
+    "distrust": lambda inputs: 1 - inputs.trust,
+    "appearance x expected error": lambda inputs: inputs.appearance * expected_error(inputs),
+    "appearance x round trip": lambda inputs: (
+        upsample(inputs.appearance, *inputs.round_trip.shape) * inputs.round_trip
     ),
-    "true error": lambda glance: glance.error.mean(axis=0),
+    "true error": lambda inputs: inputs.error.mean(axis=0),
 }
-"""Name -> map. "confidence" to "distrust" are single signals; the last is out of reach."""
+"""Name -> map; "confidence" to "distrust" are single signals, "true error" is an upper bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalisationRow:
-    """One map on one kind of intervention at one horizon."""
+    """Result of one map on one kind of intervention at one horizon."""
 
     kind: str
     surprise: str
@@ -107,7 +107,7 @@ class LocalisationRow:
     result: Localisation
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values in one level."""
+        """Plain JSON values, not nested."""
         where = {"kind": self.kind, "map": self.surprise, "horizon": self.horizon}
         return {**where, **self.result.as_dict()}
 
@@ -121,30 +121,30 @@ def localisation_table(
     horizons: Sequence[int] = HORIZONS,
     seed: int = 0,
 ) -> list[LocalisationRow]:
-    """Every map on every kind of intervention, and on all together, at every horizon.
+    """Evaluate every map on every kind of intervention and on all kinds, at every horizon.
 
-    Pictures in which the intervention cannot be seen are left out.
+    Frames without a visible intervention are skipped.
 
     Args:
-        model: Its own confidence head is used as it is.
-        alarm_rule: Of a monitor fitted for the model's tokenizer: its appearance channel is used.
-        episodes: At least `START + max(horizons)` frames long, not trained or calibrated on.
+        model: Model with its own confidence head.
+        alarm_rule: Alarm rule with an appearance channel, fitted for the model's tokenizer.
+        episodes: Held-out episodes of at least `START + max(horizons)` frames.
         maps: Name -> map.
-        horizons: Frames ahead.
-        seed: Of the rollouts and of the episodes redrawn for intervals.
+        horizons: Horizons in frames.
+        seed: Seed of the rollouts and the bootstrap.
 
     Raises:
         ValueError: an episode is too short, or the monitor has no appearance channel.
     """
-    glances = look_at(model, alarm_rule, episodes, horizons=horizons, seed=seed)
+    inputs = rollout_map_inputs(model, alarm_rule, episodes, horizons=horizons, seed=seed)
     kinds = (*dict.fromkeys(marked.kind for marked in episodes), ALL)
     rows = []
     for name, surprise in maps.items():
         for horizon in horizons:
             scored = [
-                (marked, score_picture(upsample(surprise(glance), *mask.shape), mask))
-                for marked, seen in zip(episodes, glances, strict=True)
-                for glance, mask in zip(seen[horizon], mask_at(marked, horizon), strict=True)
+                (marked, score_picture(upsample(surprise(inputs), *mask.shape), mask))
+                for marked, by_horizon in zip(episodes, inputs, strict=True)
+                for inputs, mask in zip(by_horizon[horizon], mask_at(marked, horizon), strict=True)
                 if mask.any() and not mask.all()
             ]
             for kind in kinds:
@@ -157,52 +157,54 @@ def localisation_table(
 
 
 def mask_at(marked: MarkedEpisode, horizon: int) -> Bool[np.ndarray, "view height width"]:
-    """Where the intervention is in the frame so far ahead."""
+    """Mask of the intervention in the imagined frame at a horizon."""
     return marked.mask[START - 1 + horizon]
 
 
 def summarize(pictures: Sequence[tuple[str, Mapping[str, float]]], seed: int) -> Localisation:
-    """Means over pictures, each with its episode's name."""
+    """Mean scores over frames, with bootstrap intervals over origins."""
     origins, scores = zip(*pictures, strict=True)
     return summarize_localisation(scores, origins, rng=np.random.default_rng(seed))
 
 
-def look_at(
+def rollout_map_inputs(
     model: WorldModel,
     alarm_rule: AlarmRule,
     episodes: Sequence[MarkedEpisode],
     *,
     horizons: Sequence[int],
     seed: int,
-) -> list[dict[int, list[Glance]]]:
-    """For each episode: horizon -> one glance per camera."""
+) -> list[dict[int, list[MapInputs]]]:
+    """For each episode: horizon -> map inputs per camera."""
     if alarm_rule.channels_.appearance is None:
-        raise ValueError("`alarm_rule` has no appearance channel; fit it with features of frames.")
+        raise ValueError(
+            "`alarm_rule` must have an appearance channel; fit the monitor with frame features."
+        )
     length = START + max(horizons)
     for marked in episodes:
         if len(marked.mask) < length:
             raise ValueError(
-                f"`episodes` must have at least {length} frames, {START} real ones and "
-                f"{max(horizons)} imagined; {marked.episode.name!r} has {len(marked.mask)}."
+                f"`episodes` must have at least {length} frames, {START} real and {max(horizons)} "
+                f"imagined, got {len(marked.mask)} in {marked.episode.name!r}."
             )
     batches = [marked.episode.batch.cut(length) for marked in episodes]
     rollouts = roll_out(model, batches, horizon=max(horizons), seed=seed)
     features = FrameFeatures(model)
     return [
-        {h: glances(features, alarm_rule, marked.episode, imagined, h) for h in horizons}
+        {h: map_inputs(features, alarm_rule, marked.episode, imagined, h) for h in horizons}
         for marked, imagined in zip(episodes, rollouts, strict=True)
     ]
 
 
 @torch.inference_mode()
-def glances(
+def map_inputs(
     features: FrameFeatures,
     alarm_rule: AlarmRule,
     episode: Episode,
     rollouts: EpisodeRollouts,
     horizon: int,
-) -> list[Glance]:
-    """What there is to know of the frame so far ahead, one glance per camera."""
+) -> list[MapInputs]:
+    """Map inputs of the imagined frame at a horizon, one per camera."""
     last, frame = episode.frames[START - 1], START - 1 + horizon
     pooled, positions = features.of_episode(last[None])
     confidence = rollouts.confidence[frame].float().numpy()
@@ -213,17 +215,17 @@ def glances(
         confidence=confidence[None, ..., EPSILONS.index(MONITOR_EPSILON)],
         horizon=np.array([horizon]),
     )
-    calibration, channel = alarm_rule.trust_map(signals), alarm_rule.channels_.appearance
-    assert calibration is not None
+    trust, channel = alarm_rule.trust_map(signals), alarm_rule.channels_.appearance
+    assert trust is not None
     assert channel is not None
     appearance = channel.position_scores(positions)[0]
     residual = round_trip(features.model, last)
     error = rollouts.error[frame].numpy()
     return [
-        Glance(
+        MapInputs(
             confidence=confidence[view],
             appearance=appearance[view],
-            calibration=calibration[view],
+            trust=trust[view],
             round_trip=residual[view],
             error=error[view],
         )
@@ -234,7 +236,7 @@ def glances(
 def round_trip(
     model: WorldModel, frame: UInt8[Tensor, "view height width 3"]
 ) -> Float[np.ndarray, "view height width"]:
-    """Mean absolute residual of frames at the model's size through the tokenizer, smoothed."""
+    """Smoothed mean absolute residual of frames after encoding and decoding."""
     from scipy.ndimage import gaussian_filter
 
     pixels = to_model(frame.to(model.tokenizer.mean.device))

@@ -1,4 +1,4 @@
-"""How well stated confidence held on some episodes: one row of a benchmark's table."""
+"""Calibration measures of one method on one group of episodes: a row of the table."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from worldmodel.monitors.reliability.measures import (
 from worldmodel.rollouts.reliability import Forecasts, count_reliability
 
 HORIZONS = (1, 4, 8, 16)
-"""Frames ahead that count."""
+"""Evaluated horizons, in frames."""
 NUM_RESAMPLES = 200
-"""Redrawn sets of episodes behind every interval."""
+"""Bootstrap resamples of episodes per interval."""
 MEASURES: dict[str, Callable[[ReliabilityBins], float]] = {
     "ece": lambda bins: float(expected_calibration_error(bins.pooled())),
     "per_video_ece": per_video_calibration_error,
@@ -32,12 +32,12 @@ MEASURES: dict[str, Callable[[ReliabilityBins], float]] = {
     "brier": lambda bins: brier_decomposition(bins).brier,
     "brier_skill": lambda bins: brier_decomposition(bins).skill,
 }
-"""Name -> measure of bins whose leading axis is the episode."""
+"""Name -> measure of bins with the episode as leading axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A number with its 95% interval over redrawn episodes."""
+class IntervalEstimate:
+    """Value with its 95% bootstrap interval over episodes."""
 
     value: float
     low: float
@@ -49,38 +49,38 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationRow:
-    """One way to state confidence, on one kind of episodes."""
+    """Calibration of one method on one group of episodes."""
 
     method: str
     group: str
     num_episodes: int
     num_forecasts: int
-    """Subpatches times error levels."""
-    ece: Estimate
+    """Subpatches times error thresholds."""
+    ece: IntervalEstimate
     """Pooled expected calibration error."""
-    per_video_ece: Estimate
-    """Mean over episodes of each one's own error, as C3 reports it."""
-    mce: Estimate
+    per_video_ece: IntervalEstimate
+    """Mean of the per-episode calibration errors, as C3 reports it."""
+    mce: IntervalEstimate
     """Largest gap among bins with at least 0.1% of the forecasts."""
-    brier: Estimate
-    brier_skill: Estimate
-    """Against stating the base rate."""
-    pi: Estimate
+    brier: IntervalEstimate
+    brier_skill: IntervalEstimate
+    """Skill relative to the base rate."""
+    pi: IntervalEstimate
     """Shepherd's π of confidence and error."""
-    ause: Estimate
+    ause: IntervalEstimate
     """Area under the sparsification error curve."""
     stated: Sequence[float | None]
-    """Mean confidence in every bin of the reliability diagram; None where a bin is empty."""
+    """Mean confidence per bin of the reliability diagram; None for an empty bin."""
     observed: Sequence[float | None]
-    """Share of the bin's forecasts that came true."""
+    """Observed frequency per bin."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
 
 
-Score = Sequence[Float[Tensor, "time view channel h w"]]
-"""How surprising every subpatch of every episode is, higher = more."""
+EpisodeScores = Sequence[Float[Tensor, "time view channel h w"]]
+"""Anomaly score of every subpatch of every episode, higher is more surprising."""
 
 
 def measure(
@@ -88,18 +88,18 @@ def measure(
     *,
     method: str,
     group: str,
-    scores: Score | None = None,
+    scores: EpisodeScores | None = None,
     seed: int = 0,
 ) -> CalibrationRow:
-    """Every measure of stated confidence, with its interval.
+    """Compute every measure of confidence with its interval.
 
     Args:
-        rollouts: What was stated and what came of it, one per episode.
-        method: Name of the row.
-        group: Name of the kind of episodes.
-        scores: What π and AUSE rank by; None: the expected error that the confidence implies, cut
-            off at the largest ε.
-        seed: Of the redrawn episodes.
+        rollouts: Forecasts and outcomes, one per episode.
+        method: Name of the method.
+        group: Name of the group of episodes.
+        scores: Scores that π and AUSE rank by; None: the expected error implied by the confidence,
+            capped at the largest ε.
+        seed: Seed of the bootstrap.
     """
     names = [str(number) for number in range(len(rollouts))]
     reliability = count_reliability(rollouts, names=names, horizons=HORIZONS)
@@ -107,42 +107,44 @@ def measure(
     figures = {}
     for name, function in MEASURES.items():
         low, high = episode_bootstrap(bins, function, rng=rng, num_resamples=NUM_RESAMPLES)
-        figures[name] = Estimate(value=function(bins), low=low, high=high)
+        figures[name] = IntervalEstimate(value=function(bins), low=low, high=high)
     pooled = bins.pooled()
     diagram = [
         [float(x / n) if n else None for x, n in zip(column, pooled.count, strict=True)]
         for column in (pooled.confidence, pooled.correct)
     ]
-    calibration, errors = ranked(rollouts, scores)
-    rank = summarize_association(calibration, errors, rng=rng, num_resamples=NUM_RESAMPLES)
+    trust, errors = ranked(rollouts, scores)
+    rank = summarize_association(trust, errors, rng=rng, num_resamples=NUM_RESAMPLES)
     return CalibrationRow(
         method=method,
         group=group,
         num_episodes=len(rollouts),
         num_forecasts=int(bins.count.sum()),
         **figures,
-        pi=Estimate(value=rank.pi, low=rank.pi_interval[0], high=rank.pi_interval[1]),
-        ause=Estimate(value=rank.ause, low=rank.ause_interval[0], high=rank.ause_interval[1]),
+        pi=IntervalEstimate(value=rank.pi, low=rank.pi_interval[0], high=rank.pi_interval[1]),
+        ause=IntervalEstimate(
+            value=rank.ause, low=rank.ause_interval[0], high=rank.ause_interval[1]
+        ),
         stated=diagram[0],
         observed=diagram[1],
     )
 
 
 def ranked(
-    rollouts: Sequence[Forecasts], scores: Score | None
+    rollouts: Sequence[Forecasts], scores: EpisodeScores | None
 ) -> tuple[list[Float[np.ndarray, " n"]], list[Float[np.ndarray, " n"]]]:
-    """Trust in every subpatch that counts, higher = more, and its error, episode by episode."""
-    calibration, errors = [], []
+    """Trust in every evaluated subpatch, higher is more, and its error, per episode."""
+    trust, errors = [], []
     for number, rollout in enumerate(rollouts):
         rows = np.flatnonzero(np.isin(rollout.horizon, HORIZONS))
         if scores is None:
-            stated = rollout.confidence[rows].float().mean(-1)
+            value = rollout.confidence[rows].float().mean(-1)
         else:
-            stated = -scores[number][rows].float()
+            value = -scores[number][rows].float()
         error = rollout.error[rows]
         if rollout.view_valid is not None:
             view_mask = rollout.view_valid[rows]
-            stated, error = stated[view_mask], error[view_mask]
-        calibration.append(stated.reshape(-1).double().numpy())
+            value, error = value[view_mask], error[view_mask]
+        trust.append(value.reshape(-1).double().numpy())
         errors.append(error.reshape(-1).double().numpy())
-    return calibration, errors
+    return trust, errors

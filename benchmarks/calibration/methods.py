@@ -1,8 +1,8 @@
-"""Every way to state confidence on the same imagined episodes: heads, losses, events, baselines.
+"""Compare confidence methods on the same rollouts: heads, losses, events and baselines.
 
-Heads learn from rollouts over episodes of their own; curves that turn a baseline's score into
-probabilities, and recalibration, from further nominal ones; everything is judged on others again.
-Nothing is fitted to a shifted episode.
+Heads are trained on one set of nominal episodes. Recalibration, and the curves that map a
+baseline's score to probabilities, are fitted on a second set. All methods are evaluated on a third
+set. No method is fitted to shifted episodes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.calibration.appearance_discount import AppearanceDiscount
 from benchmarks.calibration.baselines import BASELINES, Baseline, divided_by_motion, ensemble
 from benchmarks.calibration.episodes import BenchmarkData, RolledEpisodes
 from benchmarks.calibration.heads import ABLATION, HeadRecipe, restated, train_head
-from benchmarks.calibration.measures import CalibrationRow, Estimate, measure
+from benchmarks.calibration.measures import CalibrationRow, IntervalEstimate, measure
 from benchmarks.calibration.rescore import Scores
 from benchmarks.calibration.score_curves import fit_scores, with_confidence
 from worldmodel.calibration.features import FrameFeatures
@@ -33,20 +33,20 @@ from worldmodel.rollouts.recalibrate import fit_recalibration, recalibrated
 
 SHIPPED = "the model's own head"
 OWN = HeadRecipe()
-"""What the discount is tried on."""
+"""Head that the appearance discount is applied to."""
 OVER_MOTION = " / motion"
-"""How the names of signals end that are divided by motion."""
+"""Suffix of the names of signals divided by motion."""
 
 
 @dataclass(frozen=True)
 class MethodForecasts:
-    """What one method said of every group of episodes, and what it took."""
+    """Forecasts of one method on every group of episodes, and its cost."""
 
     forecasts: Mapping[str, Sequence[EpisodeRollouts]]
     cost: float
-    """CPU seconds of rollout and statement, per CPU second of the rollout alone."""
+    """CPU time of rollout and confidence, relative to the rollout alone."""
     scores: Mapping[str, Scores] = field(default_factory=dict)
-    """What π and AUSE rank by; empty: the confidence."""
+    """Scores that π and AUSE rank by; empty: the confidence."""
 
 
 Method = Callable[[], MethodForecasts]
@@ -54,30 +54,30 @@ Method = Callable[[], MethodForecasts]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One model and the episodes its confidence is judged on."""
+    """One model and the data its confidence is evaluated on."""
 
     model: WorldModel
     gather: Callable[[], BenchmarkData]
-    """Makes what is compared on, when it is needed for the first time."""
+    """Makes the data at first use."""
     steps: int
-    """Training steps of every compared head."""
+    """Training steps per head."""
     recipes: Sequence[HeadRecipe] = ABLATION
-    """Heads that are trained and compared."""
+    """Heads to train and compare."""
     alarm_rule: AlarmRule | None = None
-    """Whose appearance channel discounts confidence; None: that is left out."""
+    """Alarm rule whose appearance channel discounts confidence; None: skip the discount."""
     members: Sequence[WorldModel] = ()
-    """Further members of a deep ensemble; none: that is left out."""
+    """Further members of a deep ensemble; empty: skip the ensemble."""
     seed: int = 0
-    kept: dict[tuple[str, int], tuple[Scores, float]] = field(default_factory=dict, repr=False)
-    """Scores of signals that two methods share."""
+    cached: dict[tuple[str, int], tuple[Scores, float]] = field(default_factory=dict, repr=False)
+    """Cached scores of signals shared by two methods."""
 
     @cached_property
-    def materials(self) -> BenchmarkData:
-        """What everything is compared on."""
+    def data(self) -> BenchmarkData:
+        """Data shared by all methods."""
         return self.gather()
 
     def methods(self) -> dict[str, Method]:
-        """Name -> what states confidence that way."""
+        """All methods by name."""
         methods: dict[str, Method] = {SHIPPED: self.shipped}
         for curve in ("isotonic", "platt", "beta", "temperature"):
             methods[f"{SHIPPED}, {curve}"] = partial(self.recalibrated, curve)
@@ -93,100 +93,100 @@ class Comparison:
         return methods
 
     def shipped(self) -> MethodForecasts:
-        """As the model's own head states it."""
-        assert not self.model.states_confidence, "our own heads are compared"
+        """Confidence of the model's own head."""
+        assert not self.model.states_confidence, "the network has no confidence head of its own"
         return self.by_head(self.model.confidence, event="rollout")
 
     def recalibrated(self, curve: str) -> MethodForecasts:
-        """The same through curves fitted on the nominal calibration episodes."""
-        curves = fit_recalibration(self.materials.calibrate.rollouts, method=curve)
-        stated = self.shipped()
+        """Own head, recalibrated on the nominal calibration episodes."""
+        curves = fit_recalibration(self.data.calibrate.rollouts, method=curve)
+        shipped = self.shipped()
         return MethodForecasts(
             {
                 name: [recalibrated(rollout, curves) for rollout in group]
-                for name, group in stated.forecasts.items()
+                for name, group in shipped.forecasts.items()
             },
-            stated.cost,
+            shipped.cost,
         )
 
     def head(self, recipe: HeadRecipe) -> MethodForecasts:
-        """A head trained for the comparison."""
-        head = train_head(
-            self.model, recipe, self.materials.banks, steps=self.steps, seed=self.seed
-        )
+        """Head trained for this comparison."""
+        head = train_head(self.model, recipe, self.data.banks, steps=self.steps, seed=self.seed)
         return self.by_head(head, event=recipe.event)
 
     def by_head(self, head: Any, *, event: str) -> MethodForecasts:
-        """What a head says of the features kept."""
-        groups = self.materials.groups
-        began, frames, forecasts = time.process_time(), 0, {}
+        """Confidence of a head on the stored features."""
+        groups = self.data.groups
+        started, frames, forecasts = time.process_time(), 0, {}
         for name, group in groups.items():
             forecasts[name] = restated(self.model, head, group.rollouts, event=event)
             frames += sum(int((rollout.horizon > 0).sum()) for rollout in group.rollouts)
-        return MethodForecasts(forecasts, self.cost(time.process_time() - began, frames))
+        return MethodForecasts(forecasts, self.cost(time.process_time() - started, frames))
 
     def discounted(self) -> MethodForecasts:
-        """The plain head, discounted where the last real frame is unfamiliar."""
-        assert self.alarm_rule is not None, "asked for with a judge only"
-        head = train_head(self.model, OWN, self.materials.banks, steps=self.steps, seed=self.seed)
-        learn = self.materials.corrupted.joined(self.materials.calibrate)
+        """Plain head, discounted where the last real frame is unfamiliar."""
+        assert self.alarm_rule is not None, (
+            "`methods` includes the discount only with an alarm rule"
+        )
+        head = train_head(self.model, OWN, self.data.banks, steps=self.steps, seed=self.seed)
+        training = self.data.corrupted.joined(self.data.calibrate)
         discount = AppearanceDiscount(FrameFeatures(self.model), self.alarm_rule)
-        discount.fit(learn.episodes, restated(self.model, head, learn.rollouts))
-        began, frames, forecasts = time.process_time(), 0, {}
-        for name, group in self.materials.groups.items():
-            stated = restated(self.model, head, group.rollouts)
-            forecasts[name] = discount.discounted(group.episodes, stated)
+        discount.fit(training.episodes, restated(self.model, head, training.rollouts))
+        started, frames, forecasts = time.process_time(), 0, {}
+        for name, group in self.data.groups.items():
+            plain = restated(self.model, head, group.rollouts)
+            forecasts[name] = discount.discounted(group.episodes, plain)
             frames += sum(int((rollout.horizon > 0).sum()) for rollout in group.rollouts)
-        return MethodForecasts(forecasts, self.cost(time.process_time() - began, frames))
+        return MethodForecasts(forecasts, self.cost(time.process_time() - started, frames))
 
     def baseline(self, name: str, baseline: Baseline) -> MethodForecasts:
-        """A surprise score, through curves fitted on the nominal calibration episodes."""
-        calibrate = self.materials.calibrate
+        """Anomaly score, mapped to probabilities fitted on the nominal calibration episodes."""
+        calibrate = self.data.calibrate
         fitted = fit_scores(calibrate.rollouts, self.scored(name, baseline, calibrate)[0])
         seconds, frames, forecasts, scores = 0.0, 0, {}, {}
-        for kind, group in self.materials.groups.items():
-            scores[kind], taken = self.scored(name, baseline, group)
+        for kind, group in self.data.groups.items():
+            scores[kind], score_seconds = self.scored(name, baseline, group)
             forecasts[kind] = with_confidence(group.rollouts, scores[kind], fitted)
-            seconds += taken
+            seconds += score_seconds
             frames += sum(int((rollout.horizon > 0).sum()) for rollout in group.rollouts)
         return MethodForecasts(forecasts, self.cost(seconds, frames), scores)
 
     def scored(self, name: str, baseline: Baseline, group: RolledEpisodes) -> tuple[Scores, float]:
-        """A baseline's score of every imagined subpatch, and the CPU seconds it took.
+        """Score of every imagined subpatch, and the CPU seconds it took.
 
-        A signal over motion shares the scores of the plain signal.
+        A signal divided by motion reuses the scores of the plain signal.
         """
         plain = name.removesuffix(OVER_MOTION)
         key = (plain, id(group))
-        if key not in self.kept:
+        if key not in self.cached:
             batches = [episode.batch for episode in group.episodes]
-            began = time.process_time()
+            started = time.process_time()
             score = BASELINES.get(plain, baseline).score
             scores = score(self.model, batches, group.rollouts, seed=self.seed)
-            self.kept[key] = scores, time.process_time() - began
-        scores, taken = self.kept[key]
-        return (scores if plain == name else divided_by_motion(scores, group.rollouts)), taken
+            self.cached[key] = scores, time.process_time() - started
+        scores, seconds = self.cached[key]
+        return (scores if plain == name else divided_by_motion(scores, group.rollouts)), seconds
 
     def cost(self, seconds: float, num_frames: int) -> float:
-        """CPU seconds of rollout and statement, per CPU second of the rollout alone."""
-        return 1 + seconds / (num_frames * self.materials.seconds_per_frame)
+        """CPU time of rollout and confidence, relative to the rollout alone."""
+        return 1 + seconds / (num_frames * self.data.seconds_per_frame)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodResult:
-    """One method on every group."""
+    """Results of one method on every group."""
 
     method: str
     cost: float
     rows: Sequence[CalibrationRow]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; numbers that are undefined become null."""
+        """Plain JSON values; undefined numbers become null."""
         return _finite(asdict(self))
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> MethodResult:
-        """The inverse of `as_dict`."""
+        """Inverse of `as_dict`."""
         rows = [
             CalibrationRow(**{name: _figure(value) for name, value in row.items()})
             for row in stored["rows"]
@@ -195,28 +195,28 @@ class MethodResult:
 
 
 def run(
-    benches: Sequence[Comparison],
+    comparisons: Sequence[Comparison],
     merged: Mapping[str, Sequence[str]],
     folder: Path,
     *,
     only: Sequence[str] = (),
 ) -> list[MethodResult]:
-    """Judge every method that `folder` holds no result of yet.
+    """Evaluate every method that has no result in `folder` yet.
 
     Args:
-        benches: Models whose episodes are judged together, each on its own.
-        merged: Further groups: name -> names of the groups they are made of.
-        folder: Of the results, one file per method, written when it is done.
-        only: Judge only methods whose name contains one of these; none: all.
+        comparisons: One per model; their forecasts are pooled.
+        merged: Further groups: name -> names of the groups to merge.
+        folder: Results, one file per finished method.
+        only: Evaluate only methods whose name contains one of these; empty: all.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = [n for n in benches[0].methods() if not only or any(part in n for part in only)]
+    names = [n for n in comparisons[0].methods() if not only or any(part in n for part in only)]
     results = []
     for number, name in enumerate(tqdm(names, "methods")):
         file = folder / f"{''.join(c if c.isalnum() else '-' for c in name)}.json"
         if not file.is_file():
-            stated = together([bench.methods()[name]() for bench in benches])
-            result = alarm_rule(name, stated, merged, seed=benches[0].seed + number)
+            pooled = pool_forecasts([c.methods()[name]() for c in comparisons])
+            result = evaluate_method(name, pooled, merged, seed=comparisons[0].seed + number)
             unfinished = file.with_suffix(".partial")
             unfinished.write_text(json.dumps(result.as_dict(), indent=1) + "\n")
             unfinished.replace(file)
@@ -224,8 +224,8 @@ def run(
     return results
 
 
-def together(parts: Sequence[MethodForecasts]) -> MethodForecasts:
-    """What the same method said for several models."""
+def pool_forecasts(parts: Sequence[MethodForecasts]) -> MethodForecasts:
+    """Pool the forecasts of one method over several models."""
 
     def joined(column: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, list[Any]]:
         return {name: [item for part in column for item in part[name]] for name in column[0]}
@@ -237,23 +237,23 @@ def together(parts: Sequence[MethodForecasts]) -> MethodForecasts:
     )
 
 
-def alarm_rule(
-    name: str, stated: MethodForecasts, merged: Mapping[str, Sequence[str]], *, seed: int
+def evaluate_method(
+    name: str, method: MethodForecasts, merged: Mapping[str, Sequence[str]], *, seed: int
 ) -> MethodResult:
-    """Measure what a method said of every group, and of groups taken together."""
-    groups = {group: (group,) for group in stated.forecasts} | dict(merged)
+    """Measure a method on every group and on merged groups."""
+    groups = {group: (group,) for group in method.forecasts} | dict(merged)
     rows = []
     for group, parts in groups.items():
-        forecasts = [rollout for part in parts for rollout in stated.forecasts[part]]
+        forecasts = [rollout for part in parts for rollout in method.forecasts[part]]
         scores = (
-            [score for part in parts for score in stated.scores[part]] if stated.scores else None
+            [score for part in parts for score in method.scores[part]] if method.scores else None
         )
         rows.append(measure(forecasts, method=name, group=group, scores=scores, seed=seed))
-    return MethodResult(method=name, cost=stated.cost, rows=rows)
+    return MethodResult(method=name, cost=method.cost, rows=rows)
 
 
 def _finite(value: Any) -> Any:
-    """Plain JSON values with null in place of NaN."""
+    """Replace NaN by None in nested JSON values."""
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -262,7 +262,9 @@ def _finite(value: Any) -> Any:
 
 
 def _figure(value: Any) -> Any:
-    """A figure from its stored numbers; anything else as it is."""
+    """`IntervalEstimate` from its stored numbers; other values unchanged."""
     if not isinstance(value, dict):
         return value
-    return Estimate(**{name: math.nan if part is None else part for name, part in value.items()})
+    return IntervalEstimate(
+        **{name: math.nan if part is None else part for name, part in value.items()}
+    )

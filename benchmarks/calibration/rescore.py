@@ -1,4 +1,4 @@
-"""Going back over rollouts that are there: window by window, or frame by frame with their past."""
+"""Rescore finished rollouts: segment by segment, or frame by frame given the past."""
 
 from __future__ import annotations
 
@@ -20,44 +20,46 @@ from worldmodel.networks.rollout import RolloutInputs
 from worldmodel.rollouts.open_loop import CONTEXT, EpisodeRollouts, RolloutSegment
 
 BATCH = 32
-"""Rollouts at once, as `roll_out` has them."""
+"""Rollouts per batch, as in `roll_out`."""
 
 Scores = list[Float[Tensor, "_ view channel h w"]]
-"""One per rollout, along its time; zeros where nothing was imagined or a view is missing."""
+"""One tensor per rollout, along its time; zeros at real frames and missing views."""
 
 
 @dataclass(frozen=True)
-class Window:
-    """Stretches of one shape: where they start, what was done, what was imagined."""
+class SegmentBatch:
+    """Batch of rollout segments of one shape: context, actions and imagined frames."""
 
     inputs: RolloutInputs
-    """Its seeds are those of the judged rollouts."""
+    """Inputs with the seeds of the original rollouts."""
     imagined: Float[Tensor, "batch time view channel h w"]
 
 
 @dataclass(frozen=True)
 class ScoredFrame:
-    """One imagined frame of a batch of rollouts, and the network as it was when it was imagined."""
+    """Imagined frame of a batch of rollouts, and a denoiser given its past."""
 
     latent: Float[Tensor, "batch 1 view channel h w"]
     denoise: Callable[[Tensor, float], Tensor]
-    """(x, level) -> estimate of the clean latent, from the past and the action of this frame."""
+    """(x, level) -> estimate of the clean latent, given the past and this frame's action."""
 
 
 @torch.inference_mode()
-def rescore(model: WorldModel, window: Window, score: Callable[[ScoredFrame], Tensor]) -> Tensor:
-    """The score of every frame, given the imagined frames before it.
+def rescore(
+    model: WorldModel, segments: SegmentBatch, score: Callable[[ScoredFrame], Tensor]
+) -> Tensor:
+    """Score every frame given the imagined frames before it.
 
-    Takes one pass per frame to remember it, besides those that `score` asks for.
+    Besides the passes of `score`, each frame takes one pass to fill the key/value cache.
 
     Raises:
-        ValueError: the model has a published network.
+        ValueError: the model has a published network, not a `Dynamics`.
     """
     dynamics = model.dynamics
     if not isinstance(dynamics, Dynamics):
-        raise ValueError("`model` must have a network of our own to go back over its rollouts.")
+        raise ValueError(f"`model` must have a `Dynamics` network, got {type(dynamics).__name__}.")
     lay_out_for_inference(dynamics)
-    inputs, imagined = window.inputs, window.imagined
+    inputs, imagined = segments.inputs, segments.imagined
     context, cache = context_frames(inputs), dynamics.new_cache()
     dynamics.step(context, cache, keep=True)
     scores, start = [], inputs.context.shape[1]
@@ -90,7 +92,7 @@ def rescore(model: WorldModel, window: Window, score: Callable[[ScoredFrame], Te
 
 @runtime_checkable
 class Score(Protocol):
-    """A surprise score of every subpatch of some rollouts."""
+    """Anomaly score of every subpatch of rollouts."""
 
     def __call__(
         self,
@@ -102,28 +104,28 @@ class Score(Protocol):
     ) -> Scores:
         """Score rollouts of `model` on `episodes`.
 
-        `seed` is the one `roll_out` got: what is random gets other seeds, derived from it.
+        `seed` must be the seed of `roll_out`; random scores derive other seeds from it.
         """
 
 
-def pieces(rollouts: Sequence[EpisodeRollouts]) -> list[RolloutSegment]:
-    """The stretches rollouts were imagined in, in the order `roll_out` numbers them."""
-    found = []
+def rollout_segments(rollouts: Sequence[EpisodeRollouts]) -> list[RolloutSegment]:
+    """Segments of rollouts, in the order of `roll_out`."""
+    segments = []
     for index, rollout in enumerate(rollouts):
         begins = np.flatnonzero(rollout.horizon == 1)
         for begin, stop in zip(begins, [*begins[1:], len(rollout.horizon)], strict=True):
-            found.append(RolloutSegment(index, min(CONTEXT, int(begin)), int(begin), int(stop)))
-    return found
+            segments.append(RolloutSegment(index, min(CONTEXT, int(begin)), int(begin), int(stop)))
+    return segments
 
 
-def windows(
+def segment_batches(
     episodes: Sequence[LatentBatch], rollouts: Sequence[EpisodeRollouts], seed: int
-) -> Iterator[tuple[list[RolloutSegment], Window]]:
-    """Stretches in the batches that `roll_out` imagined them in."""
-    plan = pieces(rollouts)
-    seeds = {piece: seed + number for number, piece in enumerate(plan)}
-    for shape in sorted({piece.shape for piece in plan}):
-        same = [piece for piece in plan if piece.shape == shape]
+) -> Iterator[tuple[list[RolloutSegment], SegmentBatch]]:
+    """Segments in the batches of `roll_out`."""
+    plan = rollout_segments(rollouts)
+    seeds = {segment: seed + number for number, segment in enumerate(plan)}
+    for shape in sorted({segment.shape for segment in plan}):
+        same = [segment for segment in plan if segment.shape == shape]
         for first in range(0, len(same), BATCH):
             batch = same[first : first + BATCH]
             context, length = shape
@@ -135,17 +137,17 @@ def windows(
                 context=clips.latents[:, :context].float(),
                 actions=clips.actions[:, :-1],
                 action_valid=clips.action_valid[:, :-1],
-                seeds=[seeds[piece] for piece in batch],
+                seeds=[seeds[segment] for segment in batch],
                 view_valid=None if view_mask is None else view_mask[:, :context],
             )
             imagined = torch.stack([rollouts[s.episode].imagined[s.start : s.stop] for s in batch])
-            yield batch, Window(inputs, imagined)
+            yield batch, SegmentBatch(inputs, imagined)
 
 
-def by_window(score: Callable[[WorldModel, Window], Tensor]) -> Score:
-    """A score of whole episodes from one of windows."""
+def by_segment(score: Callable[[WorldModel, SegmentBatch], Tensor]) -> Score:
+    """Turn a score of segment batches into a score of whole episodes."""
 
-    def whole(
+    def score_episodes(
         model: WorldModel,
         episodes: Sequence[LatentBatch],
         rollouts: Sequence[EpisodeRollouts],
@@ -153,22 +155,22 @@ def by_window(score: Callable[[WorldModel, Window], Tensor]) -> Score:
         seed: int,
     ) -> Scores:
         scores = [torch.zeros_like(rollout.imagined) for rollout in rollouts]
-        for batch, window in windows(episodes, rollouts, seed):
+        for plan, segments in segment_batches(episodes, rollouts, seed):
             with torch.inference_mode():
-                made = score(model, window).cpu()
-            for row, piece in zip(made, batch, strict=True):
-                scores[piece.episode][piece.start : piece.stop] = row
+                batch_scores = score(model, segments).cpu()
+            for row, segment in zip(batch_scores, plan, strict=True):
+                scores[segment.episode][segment.start : segment.stop] = row
         return only_imagined(scores, rollouts)
 
-    return whole
+    return score_episodes
 
 
 def only_imagined(scores: Scores, rollouts: Sequence[EpisodeRollouts]) -> Scores:
-    """Scores with zeros where nothing was imagined and in views that are missing."""
-    kept = []
+    """Set scores of real frames and missing views to zero."""
+    masked = []
     for score, rollout in zip(scores, rollouts, strict=True):
         view_mask = torch.from_numpy(rollout.horizon > 0)[:, None]
         if rollout.view_valid is not None:
             view_mask = view_mask & rollout.view_valid
-        kept.append(torch.where(view_mask[..., None, None, None], score, torch.zeros_like(score)))
-    return kept
+        masked.append(torch.where(view_mask[..., None, None, None], score, torch.zeros_like(score)))
+    return masked

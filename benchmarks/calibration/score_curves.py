@@ -1,4 +1,4 @@
-"""From a surprise score to the probability that an error stays below a bound."""
+"""Map an anomaly score to the probability that an error stays below a threshold."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from worldmodel.monitors.reliability.recalibration import BANDS, IsotonicRecalib
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 
 NUM_RANKS = 400
-"""Groups of equally many scores, in each of which the error is looked at."""
+"""Quantile bins of scores per horizon band."""
 
 
 class ScoreConfidence:
-    """P(error <= ε) from a surprise score, by one isotonic curve per ε and band of horizons.
+    """P(error <= ε) from an anomaly score, by one isotonic curve per ε and horizon band.
 
-    Only the order of scores within a band counts: the units of a score do not matter. Confidence
-    falls with the score and rises with ε. Bands are those of `HorizonRecalibration`.
+    Only the rank of a score within its band matters, not its unit. Confidence decreases with the
+    score and increases with ε. Bands are those of `HorizonRecalibration`.
     """
 
     def __init__(self, epsilons: Sequence[float] = EPSILONS) -> None:
@@ -35,10 +35,10 @@ class ScoreConfidence:
         errors: Float[np.ndarray, " n"],
         horizons: Int[np.ndarray, " n"],
     ) -> ScoreConfidence:
-        """Learn from subpatches of nominal episodes the model was not trained on.
+        """Fit to subpatches of nominal episodes that the model was not trained on.
 
         Raises:
-            ValueError: no subpatch, a score that is no number, or a horizon below 1.
+            ValueError: no subpatch, a score that is not finite, or a horizon below 1.
         """
         if not len(scores) or not np.isfinite(scores).all():
             raise ValueError("`scores` must be finite numbers, at least one.")
@@ -51,37 +51,37 @@ class ScoreConfidence:
             of_band = band == number
             shares = np.linspace(0, 1, NUM_RANKS + 1)[1:-1]
             knots = np.unique(np.quantile(scores[of_band], shares))
-            plain = unsurprising(scores[of_band], knots)
+            rank = rank_score(scores[of_band], knots)
             self.knots_.append(knots)
             self.curves_.append(
-                [IsotonicRecalibration().fit(plain, errors[of_band] <= e) for e in self.epsilons]
+                [IsotonicRecalibration().fit(rank, errors[of_band] <= e) for e in self.epsilons]
             )
         return self
 
     def predict(
         self, scores: Float[np.ndarray, "*any"], *, horizon: int
     ) -> Float64[np.ndarray, "*any levels"]:
-        """Confidence for every ε, `horizon` frames after the last real one."""
+        """Confidence for every ε at a horizon."""
         require_fitted(self, "curves_")
         band = min(bisect_left(self.bands_, horizon), len(self.bands_) - 1)
-        plain = unsurprising(scores, self.knots_[band])
-        stated = np.stack([curve.predict(plain) for curve in self.curves_[band]], axis=-1)
-        return np.maximum.accumulate(stated, axis=-1)  # rises already, but for rounding
+        rank = rank_score(scores, self.knots_[band])
+        confidence = np.stack([curve.predict(rank) for curve in self.curves_[band]], axis=-1)
+        return np.maximum.accumulate(confidence, axis=-1)  # rounding can break monotonicity
 
 
-def unsurprising(
+def rank_score(
     scores: Float[np.ndarray, "*any"], knots: Float[np.ndarray, " knots"]
 ) -> Float64[np.ndarray, "*any"]:
-    """Share of `knots` that lie above each score: 1 for the least surprising.
+    """Share of `knots` above each score: 1 for the least surprising.
 
-    >>> unsurprising(np.array([0.0, 0.5, 9.0]), np.array([0.2, 0.8]))
+    >>> rank_score(np.array([0.0, 0.5, 9.0]), np.array([0.2, 0.8]))
     array([1. , 0.5, 0. ])
     """
     return 1 - np.searchsorted(knots, scores) / len(knots)
 
 
 def fit_scores(rollouts: Sequence[EpisodeRollouts], scores: Scores) -> ScoreConfidence:
-    """Learn from every subpatch that was imagined and is there to compare with."""
+    """Fit to every imagined subpatch of a valid view."""
     parts = []
     for rollout, score in zip(rollouts, scores, strict=True):
         horizon = torch.from_numpy(rollout.horizon)[:, None, None, None, None]
@@ -96,15 +96,15 @@ def fit_scores(rollouts: Sequence[EpisodeRollouts], scores: Scores) -> ScoreConf
 def with_confidence(
     rollouts: Sequence[EpisodeRollouts], scores: Scores, fitted: ScoreConfidence
 ) -> list[EpisodeRollouts]:
-    """The same rollouts, their confidence from scores; full where nothing was imagined."""
-    stated = []
+    """Rollouts with confidence from scores; 1 at real frames."""
+    results = []
     for rollout, score in zip(rollouts, scores, strict=True):
         confidence = torch.ones_like(rollout.confidence)
         for horizon in np.unique(rollout.horizon[rollout.horizon > 0]):
             rows = torch.from_numpy(rollout.horizon == horizon)
-            made = fitted.predict(score[rows].numpy(), horizon=int(horizon))
-            confidence[rows] = torch.from_numpy(made).to(confidence.dtype)
+            values = fitted.predict(score[rows].numpy(), horizon=int(horizon))
+            confidence[rows] = torch.from_numpy(values).to(confidence.dtype)
         if rollout.view_valid is not None:
             confidence[~rollout.view_valid] = 1.0
-        stated.append(replace(rollout, confidence=confidence))
-    return stated
+        results.append(replace(rollout, confidence=confidence))
+    return results

@@ -1,4 +1,4 @@
-"""A benchmark of confidence as a table and as pictures."""
+"""Table and figures of the comparison of confidence methods."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.calibration.measures import HORIZONS, CalibrationRow, Estimate
+from benchmarks.calibration.measures import HORIZONS, CalibrationRow, IntervalEstimate
 from benchmarks.calibration.methods import MethodResult
 from worldmodel.report.html import Table
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072b2", "#d55e00")
-"""Of Okabe and Ito, told apart by colour-blind people."""
+"""Two colours of Okabe and Ito's palette, distinguishable with colour blindness."""
 
 
 def table(results: Sequence[MethodResult]) -> Table:
-    """Every method on every group."""
+    """Table of every method on every group."""
     rows = [
         [
             row.method,
@@ -33,23 +33,24 @@ def table(results: Sequence[MethodResult]) -> Table:
         for row in result.rows
     ]
     caption = (
-        f"Confidence at horizons {', '.join(map(str, HORIZONS))} that were reached, with 95% "
-        "intervals over redrawn episodes. ECE: pooled expected calibration error. C3-style: mean "
-        "of each episode's own. MCE: largest gap of a bin with 0.1% of the forecasts. Skill: "
-        "against the base rate. Pi: Shepherd's correlation of confidence and error. AUSE: area "
-        "under the sparsification error curve. Cost: CPU time in rollouts, that one included."
+        f"Confidence at horizons {', '.join(map(str, HORIZONS))} as far as episodes reach, with "
+        "95% bootstrap intervals over episodes. ECE: pooled expected calibration error. C3-style: "
+        "mean of per-episode errors. MCE: largest gap of a bin with at least 0.1% of the "
+        "forecasts. Skill: relative to the base rate. Pi: Shepherd's correlation of confidence and "
+        "error. AUSE: area under the sparsification error curve. Cost: CPU time in units of one "
+        "rollout, which is included."
     )
     columns = ["method", "episodes", "n", "ECE", "C3-style ECE", "MCE", "Brier", "skill", "pi"]
     return Table(caption=caption, columns=[*columns, "AUSE", "cost"], rows=rows)
 
 
-def cell(figure: Estimate) -> str | None:
-    """A figure and its interval; None where it is undefined."""
+def cell(figure: IntervalEstimate) -> str | None:
+    """Value and its interval; None if it is undefined."""
     return None if math.isnan(figure.value) else str(figure)
 
 
 def draw(results: Sequence[MethodResult], groups: Sequence[str], folder: Path) -> list[Path]:
-    """Write `errors.png` (every method) and `reliability.png` (the first one) for some groups."""
+    """Draw `errors.png` (all methods) and `reliability.png` (the first method) for the groups."""
     from matplotlib.figure import Figure as Canvas
 
     files = [folder / "errors.png", folder / "reliability.png"]
@@ -67,12 +68,12 @@ def _of_group(result: MethodResult, group: str) -> CalibrationRow:
 
 
 def _errors(axes: Axes, results: Sequence[MethodResult], groups: Sequence[str]) -> None:
-    """Pooled calibration error of every method, with its interval."""
+    """Draw the pooled calibration error of every method with its interval."""
     for number, (group, colour) in enumerate(zip(groups, COLOURS, strict=False)):
         figures = [_of_group(result, group).ece for result in results]
-        places = [place + 0.3 * (number - 0.5) for place in range(len(results))]
-        axes.hlines(places, [f.low for f in figures], [f.high for f in figures], color=colour)
-        axes.plot([f.value for f in figures], places, "o", color=colour, label=group, markersize=4)
+        heights = [row + 0.3 * (number - 0.5) for row in range(len(results))]
+        axes.hlines(heights, [f.low for f in figures], [f.high for f in figures], color=colour)
+        axes.plot([f.value for f in figures], heights, "o", color=colour, label=group, markersize=4)
     axes.set_yticks(range(len(results)), [result.method for result in results], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
@@ -83,21 +84,21 @@ def _errors(axes: Axes, results: Sequence[MethodResult], groups: Sequence[str]) 
 
 
 def _reliability(axes: Axes, result: MethodResult, groups: Sequence[str]) -> None:
-    """Stated confidence against what came true."""
+    """Draw the reliability diagram of one method."""
     axes.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
     for group, colour in zip(groups, COLOURS, strict=False):
         row = _of_group(result, group)
         points = [
-            (stated, observed)
-            for stated, observed in zip(row.stated, row.observed, strict=True)
-            if stated is not None and observed is not None
+            (confidence, observed)
+            for confidence, observed in zip(row.stated, row.observed, strict=True)
+            if confidence is not None and observed is not None
         ]
         axes.plot(*zip(*points, strict=True), "o-", color=colour, label=group, markersize=4)
     axes.set_aspect("equal")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
-    axes.set_xlabel("stated confidence")
-    axes.set_ylabel("share that came true")
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("observed frequency")
     axes.set_title(result.method, fontsize=9)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,1 +1,1 @@
-"""Detection of shifts and faults by the monitor."""
+"""Detection of shifts and faults by the runtime monitor."""

@@ -1,7 +1,8 @@
-"""Measure the monitor on the embedded tabletop: shifts of the scene, action faults, benign change.
+"""Measure the runtime monitor on the tabletop: scene shifts, action faults and benign changes.
 
-Everything is simulated with scenes that nothing was fitted on. Started again, the command goes on
-where it was stopped.
+    python -m benchmarks.detection --out runs/benchmark-detection
+
+Simulates held-out scenes. Run the same command again to resume.
 """
 
 from __future__ import annotations
@@ -17,35 +18,36 @@ from worldmodel import cli
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Which model and monitor, how many episodes, and where results go."""
+    """Model, monitor, number of episodes and output folder."""
 
     out: Path = Path("runs/benchmark-detection")
-    """Folder of the results: one file per kind of episode, tables.json, report.html."""
+    """Output folder: one file per group of episodes, tables.json, provenance.json, report.html."""
     model: str = "tabletop"
-    """Calibrated checkpoint of the tabletop: its folder or a shipped name."""
+    """Calibrated tabletop checkpoint: folder or shipped name."""
     monitor: Path | None = None
-    """Folder that `worldmodel calibrate` wrote; None: `monitor` in the checkpoint."""
+    """Folder written by `worldmodel calibrate`; None: the checkpoint's `monitor` folder."""
     nominal: int = 100
     """Nominal episodes."""
     shifted: int = 16
     """Episodes per factor or fault, severity and onset."""
     severities: tuple[int, ...] = (3, 2, 1)
-    """Strengths of the shifts and faults, of 1, 2 and 3."""
+    """Severities of shifts and faults, from 1, 2 and 3."""
     onset: int = 10
-    """Frame of the later of two onsets; the other is 0."""
+    """Frame of the later onset; the other onset is 0."""
     seed: int = 8_500_003
     """Seed of episodes and rollouts."""
     workers: int = 2
-    """Processes that simulate."""
+    """Simulation processes."""
     json: bool = False
     """Print the tables as JSON."""
 
 
 def run(command: Command) -> int:
-    """Watch, print the tables, and write them."""
+    """Watch the episodes, print the tables and write them."""
     from benchmarks.detection.run import DetectionConfig, load_watcher
     from benchmarks.detection.run import run as measure
     from benchmarks.detection.tables import tables
+    from benchmarks.provenance import git_commit, hardware, today, versions
     from worldmodel.report.html import Section, write_report
 
     if not command.severities:
@@ -67,26 +69,33 @@ def run(command: Command) -> int:
     )
     model, calibration = load_watcher(command.model, command.monitor)
     results = measure(model, calibration, config, command.out)
-    made = tables(results, calibration.monitor.alarm_rule_)
-    plain = [{"caption": t.caption, "columns": t.columns, "rows": t.rows} for t in made]
+    all_tables = tables(results, calibration.monitor.alarm_rule_)
+    plain = [{"caption": t.caption, "columns": t.columns, "rows": t.rows} for t in all_tables]
     written = json.dumps(plain, indent=1)
     (command.out / "tables.json").write_text(written + "\n")
+    facts = {
+        "hardware": hardware(),
+        "versions": versions("worldmodel", "torch", "numpy", "scipy"),
+        "commit": git_commit(),
+        "date": today(),
+    }
+    (command.out / "provenance.json").write_text(json.dumps(facts, indent=1) + "\n")
     titles = (
-        "Detection", "Shifts", "Signals", "Benign change", "Causes at once", "Causes soon",
-        "Causes on the whole", "Harm",
+        "Detection", "Shifts", "Signals", "Benign change", "Causes at the alarm",
+        "Causes soon after", "Causes overall", "Harm",
     )  # fmt: skip
-    sections = [Section(title, [table]) for title, table in zip(titles, made, strict=True)]
+    sections = [Section(title, [table]) for title, table in zip(titles, all_tables, strict=True)]
     write_report(command.out / "report.html", "Detection by the runtime monitor", sections)
     if command.json:
         print(written)
         return 0
-    print("\n\n".join(table.to_text() for table in made))
+    print("\n\n".join(table.to_text() for table in all_tables))
     print(f"\nWritten: {command.out / 'tables.json'}, {command.out / 'report.html'}")
     return 0
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; wrong input is one line on standard error and exit code 2."""
+    """Run the benchmark; invalid input prints one line to standard error, exit code 2."""
     module = sys.modules[__name__]
     return cli.exit_code(
         lambda: cli.run_module(module, argv, prog="python -m benchmarks.detection")

@@ -1,4 +1,4 @@
-"""What the monitor makes of shifted, faulty and harmless tabletop episodes, kept cell by cell."""
+"""Run the monitor on shifted, faulty and benign tabletop episodes, stored cell by cell."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from worldmodel.monitors.verdict import Level, Verdict
 from worldmodel.runtime.watch import watch
 
 LOOKS = ("background", "lighting", "clutter", "object", "end_effector", "camera")
-"""Factors of the scene."""
+"""Scene factors."""
 ACTIONS = ("scale", "flip_y", "swap_xy", "jitter", "delay", "invert_gripper", "uniform")
 """Action faults."""
 BENIGN = ("clean", "noise_010", "bias_010")
-"""Policies of the training mixture, each alone."""
+"""Single policies of the training mixture."""
 SETTLED = 5
-"""Frames from the first alarm on in which a cause may settle."""
+"""Frames after the first alarm for a cause to settle."""
 BATCH = 32
-"""Episodes imagined at once."""
+"""Episodes per batch of rollouts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionConfig:
-    """What is simulated."""
+    """Size and seed of the simulation."""
 
     nominal: int = 100
     shifted: int = 16
     """Episodes per factor or fault, severity and onset."""
     onset: int = 10
-    """Frame of the later onset; the other one is 0."""
+    """Frame of the later onset; the other onset is 0."""
     severities: tuple[int, ...] = SEVERITIES[::-1]
     seed: int = 8_500_003
     workers: int = 2
@@ -56,28 +56,28 @@ class DetectionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Episodes of one kind."""
+    """Group of episodes with the same kind, name, severity and onset."""
 
     kind: str
-    """"nominal", "benign", "looks", "wiring" (the robot does something else than the policy said,
-    and the monitor knows what it said) or "policy" (it says and does the faulty thing)."""
+    """"nominal", "benign", "looks", "wiring" (the robot executes another action than the policy's,
+    which the monitor sees) or "policy" (the policy itself is faulty)."""
     name: str
-    """Factor, fault, or policy if benign."""
+    """Scene factor, action fault or benign policy."""
     severity: int = 0
     onset: int = 0
 
     @property
     def file(self) -> str:
-        """Where its results are kept."""
+        """File name of the results."""
         return f"{self.kind}-{self.name}-{self.severity}-{self.onset}.json"
 
     def collection(self, seed: int) -> Collection:
-        """How its episodes are recorded; looks and faults of equal number share a scene."""
+        """Recording settings; shifts and faults of the same index share a scene."""
         if self.kind == "nominal":
             return Collection(renderer="ray", seed=seed)
         if self.kind == "benign":
-            own = seed + 2 + BENIGN.index(self.name)
-            return Collection(renderer="ray", seed=own, policy=self.name)
+            policy_seed = seed + 2 + BENIGN.index(self.name)
+            return Collection(renderer="ray", seed=policy_seed, policy=self.name)
         return Collection(
             renderer="ray",
             seed=seed + 1,
@@ -89,28 +89,28 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Watched:
-    """An episode as the monitor saw it, one entry per frame."""
+    """Monitor output of one episode, one entry per frame."""
 
     scores: dict[str, list[float]]
-    """Signal -> score in its own unit; NaN where it did not run."""
+    """Signal -> score in its own unit; NaN where the signal was not computed."""
     levels: list[int]
     causes: list[list[str]]
     error: list[float]
-    """Mean error of the imagined latents; 0 where nothing was imagined."""
+    """Mean error of the imagined latents; 0 at real frames."""
 
     def as_episode(self, alarm_rule: AlarmRule) -> WatchedEpisode:
-        """For `summarize_detection`."""
+        """Convert to the input of `summarize_detection`."""
         scores = {name: np.array(self.scores[name]) for name in alarm_rule.scales_}
         return WatchedEpisode(scores, alarm_rule.alarm_score(scores), np.array(self.levels))
 
     def model_error(self, onset: int) -> float:
-        """Mean error of what was imagined from the onset on."""
+        """Mean error of imagined frames from the onset on."""
         imagined = np.array(self.error)[onset:]
         return float(imagined[imagined > 0].mean())
 
 
 def plan(config: DetectionConfig) -> Iterator[tuple[Cell, int]]:
-    """Every cell and its number of episodes."""
+    """All cells with their numbers of episodes."""
     yield Cell(kind="nominal", name="nominal"), config.nominal
     for policy in BENIGN:
         yield Cell(kind="benign", name=policy), config.nominal // 2
@@ -123,7 +123,7 @@ def plan(config: DetectionConfig) -> Iterator[tuple[Cell, int]]:
 
 
 def load_watcher(source: str, monitor: Path | None) -> tuple[WorldModel, Calibration]:
-    """A checkpoint and its monitor, or the one in the folder `monitor`."""
+    """Load a checkpoint with its calibration, or with the one in the folder `monitor`."""
     path = checkpoint_folder(source)
     model = WorldModel.load(path)
     return model, load_calibration(model, path, monitor)
@@ -132,20 +132,20 @@ def load_watcher(source: str, monitor: Path | None) -> tuple[WorldModel, Calibra
 def run(
     model: WorldModel, calibration: Calibration, config: DetectionConfig, folder: Path
 ) -> dict[Cell, list[Watched]]:
-    """Simulate, imagine and watch every cell that `folder` does not hold yet.
+    """Simulate, roll out and watch every cell that has no results in `folder` yet.
 
     Raises:
-        ValueError: a severity or onset that no episode has, or `folder` holds results of other
-            settings or another monitor.
+        ValueError: an invalid severity or onset, or `folder` holds results of other settings or
+            another monitor.
     """
-    limits = {
+    thresholds = {
         level.name: value for level, value in calibration.monitor.alarm_rule_.thresholds_.items()
     }
-    settings = {**asdict(config), "workers": 0, "thresholds": limits}
-    del settings["severities"]  # more of them may be added later
+    settings = {**asdict(config), "workers": 0, "thresholds": thresholds}
+    del settings["severities"]  # severities can be added later
     cells = list(plan(config))
     for cell, _ in cells:
-        cell.collection(config.seed)  # refuses what cannot be recorded before anything is written
+        cell.collection(config.seed)  # raises on invalid cells before anything is written
     check_settings(folder, settings)
     for cell, number in tqdm(cells, "watch", unit="kind"):
         file = folder / cell.file
@@ -158,19 +158,19 @@ def run(
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """What `run` wrote of a cell."""
+    """Read the results of a cell."""
     return list(json.loads(file.read_text()))
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Keep what results are of beside them; refuse to mix them with others."""
+    """Store the settings beside the results; raise if `folder` holds other settings."""
     file = folder / "settings.json"
     if file.is_file():
         if json.loads(file.read_text()) != settings:
             raise ValueError(f"{folder} holds results of other settings; give another `--out`.")
         return
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds something else; give another `--out`.")
+        raise ValueError(f"{folder} is not empty and holds no results; give another `--out`.")
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings))
 
@@ -178,7 +178,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
 def watch_cell(
     model: WorldModel, calibration: Calibration, cell: Cell, number: int, config: DetectionConfig
 ) -> list[Watched]:
-    """Simulate, imagine and watch."""
+    """Simulate, roll out and watch one cell."""
     scene = cell.collection(config.seed)
     recorded = record([(scene, index) for index in range(number)], workers=config.workers)
     episodes = [
@@ -194,9 +194,9 @@ def watch_cell(
 
 
 def as_commanded(trajectory: Trajectory) -> Trajectory:
-    """The same episode with the actions that the policy meant."""
-    meant = trajectory.signals["intended_action"]
-    actions = np.where(trajectory.action_valid[:, None], meant, np.float32(0))
+    """Replace executed actions by the policy's intended actions."""
+    intended = trajectory.signals["intended_action"]
+    actions = np.where(trajectory.action_valid[:, None], intended, np.float32(0))
     return replace(trajectory, actions=actions)
 
 
@@ -204,18 +204,18 @@ def as_commanded(trajectory: Trajectory) -> Trajectory:
 def watch_batch(
     model: WorldModel, calibration: Calibration, episodes: Sequence[Episode], seed: int
 ) -> list[Watched]:
-    """Imagine and watch some episodes."""
+    """Roll out and watch a batch of episodes."""
     rollouts = calibration.claims(model, [e.batch for e in episodes], seed=seed)
     rows = []
     for episode, rollout in zip(episodes, rollouts, strict=True):
         verdicts = list(watch(calibration, episode, rollout))
         error = rollout.error.mean((1, 2, 3, 4)).numpy() * (rollout.horizon > 0)
-        rows.append(summed_up(verdicts, error))
+        rows.append(watched_episode(verdicts, error))
     return rows
 
 
-def summed_up(verdicts: Sequence[Verdict], error: Float[np.ndarray, " time"]) -> Watched:
-    """What is kept of an episode."""
+def watched_episode(verdicts: Sequence[Verdict], error: Float[np.ndarray, " time"]) -> Watched:
+    """Collect scores, levels, causes and errors of an episode."""
 
     def score(verdict: Verdict, name: str) -> float:
         evidence = verdict.evidence.get(name)
@@ -230,29 +230,29 @@ def summed_up(verdicts: Sequence[Verdict], error: Float[np.ndarray, " time"]) ->
 
 
 def first_cause(row: Watched, onset: int) -> str | None:
-    """The first cause of the first alarm from the onset on; None without an alarm."""
+    """First cause of the first alarm from the onset on; None without an alarm."""
     alarms = (t for t in range(onset, len(row.levels)) if is_alarm(row, t))
     first = next(alarms, None)
     return None if first is None else row.causes[first][0]
 
 
 def settled_cause(row: Watched, onset: int) -> str | None:
-    """The first cause of the last alarm within `SETTLED` frames from the first; None: no alarm."""
+    """First cause of the last alarm within `SETTLED` frames of the first; None: no alarm."""
     alarms = [t for t in range(onset, len(row.levels)) if is_alarm(row, t)]
     return row.causes[max(t for t in alarms if t < alarms[0] + SETTLED)][0] if alarms else None
 
 
 def is_alarm(row: Watched, t: int) -> bool:
-    """Whether frame t itself raised the level, and not an earlier one that is still held."""
+    """Whether frame t itself raised the level, rather than holding an earlier alarm."""
     return row.levels[t] > Level.TRUST and row.causes[t][0] != "held"
 
 
 def main_cause(row: Watched, onset: int) -> str | None:
-    """The first cause of most alarms from the onset on, the earliest of equals; None: no alarm."""
-    named = [row.causes[t][0] for t in range(onset, len(row.levels)) if is_alarm(row, t)]
-    return max(dict.fromkeys(named), key=named.count) if named else None
+    """Most frequent first cause of alarms from the onset on (ties: earliest); None: no alarm."""
+    causes = [row.causes[t][0] for t in range(onset, len(row.levels)) if is_alarm(row, t)]
+    return max(dict.fromkeys(causes), key=causes.count) if causes else None
 
 
 def highest_level(row: Watched, onset: int) -> int:
-    """The highest level from the onset on."""
+    """Highest level from the onset on."""
     return max(row.levels[onset:])

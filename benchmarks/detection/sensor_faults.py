@@ -1,30 +1,27 @@
-"""Are broken sensors found, and named right? Faults switched on in nominal tabletop episodes.
+"""Detection and naming of sensor faults in nominal tabletop episodes.
 
-    worldmodel data collect nominal.zarr --episodes 300 --seed 1  # what it learns from
+    worldmodel data collect nominal.zarr --episodes 300 --seed 1  # episodes to fit on
     python -m benchmarks.detection.sensor_faults --data nominal.zarr  # ten minutes
 
-Two monitors are fitted on the recorded episodes, one for their camera and one for it and a second
-view made of it; two thirds of the episodes are the reference. Then fresh nominal episodes are shown
-to them: as they are, and with each fault from frame 10 on. Episodes with a change of the scene are
-shown too, to count how often one is called swapped. Exit code 1 if a fault is missed or misnamed.
+Fits two monitors on the recorded episodes, one for their camera and one for two views, the second
+made from the first; two thirds of the episodes are the reference set. Evaluates them on new nominal
+episodes, without a fault and with each fault from frame 10 on, and on episodes with scene shifts to
+count false sensor alarms. Exit code 1 if a fault is missed or misnamed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.provenance import RESULTS, git_commit, processor
+from benchmarks.provenance import RESULTS, git_commit, processor, today, versions
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.envs.collect import Collection, record
@@ -43,137 +40,137 @@ ONSET = 10
 
 @dataclass(frozen=True)
 class FaultEpisode:
-    """What a healthy robot would show."""
+    """Fault-free episode."""
 
     frames: np.ndarray
     """uint8 [time, height, width, 3], or [time, view, height, width, 3]."""
     actions: np.ndarray
-    """Canonical, [time, 7]; NaN where there is none."""
+    """Canonical actions [time, 7]; NaN where there is none."""
     position: np.ndarray
-    """Of the gripper, in metres, [time, 3]."""
+    """Gripper position [time, 3] in metres."""
     rate_hz: float
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def action(self, t: int) -> np.ndarray | None:
-        """The action commanded at a frame; None if there is none."""
+        """Commanded action at a frame; None if there is none."""
         return None if np.isnan(self.actions[t]).any() else self.actions[t]
 
-    def rests(self) -> bool:
-        """Whether the robot stays where it is from the last good frame on."""
+    def is_still(self) -> bool:
+        """Whether the robot stands still from the last good frame on."""
         away = np.linalg.norm(self.position[ONSET:] - self.position[ONSET - 1], axis=1)
         return bool(away.max() <= FROZEN_PATH)
 
 
-Shown = tuple[object, object]
+Input = tuple[object, object]
 """Observation and action."""
-Fault = Callable[[FaultEpisode, int], Shown]
-"""What the monitor is shown at a frame from `ONSET` on."""
+Fault = Callable[[FaultEpisode, int], Input]
+"""Monitor input at a frame from `ONSET` on."""
 
 
-def shown(episode: FaultEpisode, t: int, *, frame: object = ..., time_s: object = ...) -> Shown:
-    """A frame with its time and action, healthy but for what is given."""
+def healthy(episode: FaultEpisode, t: int, *, frame: object = ..., time_s: object = ...) -> Input:
+    """Fault-free input at a frame, except for the given `frame` and `time_s`."""
     image = episode.frames[t] if frame is ... else frame
     seconds = t / episode.rate_hz if time_s is ... else time_s
     return {"image": image, "time_s": seconds}, episode.action(t)
 
 
-def of_picture(change: Callable[[np.ndarray], object]) -> Fault:
-    """A fault that changes each picture on its own."""
-    return lambda episode, t: shown(episode, t, frame=change(episode.frames[t]))
+def per_frame(change: Callable[[np.ndarray], object]) -> Fault:
+    """Fault that changes each frame separately."""
+    return lambda episode, t: healthy(episode, t, frame=change(episode.frames[t]))
 
 
-def frozen(episode: FaultEpisode, t: int) -> Shown:
-    """The last good picture for ever; the times go on."""
-    return shown(episode, t, frame=episode.frames[ONSET - 1])
+def frozen(episode: FaultEpisode, t: int) -> Input:
+    """Repeat the last good frame; timestamps continue."""
+    return healthy(episode, t, frame=episode.frames[ONSET - 1])
 
 
-def skipped(episode: FaultEpisode, t: int) -> Shown:
-    """One frame is left out; from then on every frame is the next one, with its own time."""
-    return shown(episode, min(t + 1, len(episode) - 1))
+def skipped(episode: FaultEpisode, t: int) -> Input:
+    """Skip one frame: every later frame is the next one, with its own timestamp."""
+    return healthy(episode, min(t + 1, len(episode) - 1))
 
 
-def repeated(episode: FaultEpisode, t: int) -> Shown:
-    """The clock of the camera stands still."""
-    return shown(episode, t, time_s=(ONSET - 1) / episode.rate_hz)
+def repeated(episode: FaultEpisode, t: int) -> Input:
+    """Repeat the timestamp; frames continue."""
+    return healthy(episode, t, time_s=(ONSET - 1) / episode.rate_hz)
 
 
-def out_of_step(episode: FaultEpisode, t: int) -> Shown:
-    """The second camera is a period behind."""
-    return shown(episode, t, time_s=[t / episode.rate_hz, (t - 1) / episode.rate_hz])
+def out_of_step(episode: FaultEpisode, t: int) -> Input:
+    """Delay the timestamp of the second camera by one period."""
+    return healthy(episode, t, time_s=[t / episode.rate_hz, (t - 1) / episode.rate_hz])
 
 
 def speckled(frame: np.ndarray) -> np.ndarray:
-    """One value is not a number."""
+    """Set one value to NaN."""
     broken = frame.astype(np.float32)
     broken.flat[0] = np.nan
     return broken
 
 
-def broken_action(episode: FaultEpisode, t: int) -> Shown:
-    """One number of the action is infinite."""
+def broken_action(episode: FaultEpisode, t: int) -> Input:
+    """Set one number of the action to infinity."""
     action = np.zeros(7) if episode.action(t) is None else episode.actions[t].copy()
     action[2] = np.inf
-    return shown(episode, t)[0], action
+    return healthy(episode, t)[0], action
 
 
 ONE_VIEW: dict[str, tuple[Fault, str]] = {
     "frozen picture": (frozen, "frozen"),
-    "black picture": (of_picture(np.zeros_like), "black"),
-    "no picture": (of_picture(lambda frame: None), "dropped"),
+    "black picture": (per_frame(np.zeros_like), "black"),
+    "no picture": (per_frame(lambda frame: None), "dropped"),
     "late: a frame was skipped": (skipped, "late"),
     "late: the time stands still": (repeated, "late"),
-    "swapped: colour channels, BGR": (of_picture(lambda f: f[..., ::-1]), "swapped"),
-    "swapped: upside down": (of_picture(lambda f: f[::-1]), "swapped"),
-    "swapped: mirrored": (of_picture(lambda f: f[:, ::-1]), "swapped"),
-    "swapped: turned by 180 degrees": (of_picture(lambda f: f[::-1, ::-1]), "swapped"),
-    "NaN in the picture": (of_picture(speckled), "nan"),
-    "picture of floats": (of_picture(lambda f: f.astype(np.float32) / 255), "dtype"),
-    "picture of half the width": (of_picture(lambda f: f[:, ::2]), "shape"),
+    "swapped: colour channels, BGR": (per_frame(lambda f: f[..., ::-1]), "swapped"),
+    "swapped: upside down": (per_frame(lambda f: f[::-1]), "swapped"),
+    "swapped: mirrored": (per_frame(lambda f: f[:, ::-1]), "swapped"),
+    "swapped: turned by 180 degrees": (per_frame(lambda f: f[::-1, ::-1]), "swapped"),
+    "NaN in the picture": (per_frame(speckled), "nan"),
+    "picture of floats": (per_frame(lambda f: f.astype(np.float32) / 255), "dtype"),
+    "picture of half the width": (per_frame(lambda f: f[:, ::2]), "shape"),
     "infinite action": (broken_action, "action"),
 }
-"""Fault -> what it does, and its name as a cause."""
+"""Fault -> its function and its cause."""
 TWO_VIEWS: dict[str, tuple[Fault, str]] = {
-    "swapped: the two cameras": (of_picture(lambda f: f[::-1]), "swapped"),
+    "swapped: the two cameras": (per_frame(lambda f: f[::-1]), "swapped"),
     "swapped: colour channels of the second camera": (
-        of_picture(lambda f: np.stack([f[0], f[1, ..., ::-1]])),
+        per_frame(lambda f: np.stack([f[0], f[1, ..., ::-1]])),
         "swapped",
     ),
-    "one camera of two is gone": (of_picture(lambda f: f[:1]), "dropped"),
+    "one camera of two is gone": (per_frame(lambda f: f[:1]), "dropped"),
     "late: the second camera is a period behind": (out_of_step, "late"),
 }
-"""The same for the monitor of two views."""
+"""Faults for the monitor of two views."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaultRow:
-    """What became of one fault."""
+    """Results of one fault."""
 
     fault: str
     cause: str
     views: int
     episodes: int
-    """Without those that rest."""
+    """Episodes, except those in `resting`."""
     resting: int = 0
-    """Episodes whose picture would not change either, in which a frozen one cannot be found."""
+    """Skipped episodes with a still robot, where a frozen frame is not detectable."""
     found: int
-    """Episodes with a stop for a sensor from the onset on."""
+    """Episodes with a sensor stop from the onset on."""
     named: int
-    """The same, named right when found."""
+    """Detected episodes with the right cause."""
     delays: Mapping[int, int]
-    """Frames from the onset to that stop -> episodes."""
+    """Frames from onset to stop -> episodes."""
     said: Mapping[str, int]
-    """Sentence of that stop, its numbers left out -> episodes."""
+    """Explanation of the stop without its numbers -> episodes."""
 
 
 def first_stop(
     monitor: RuntimeMonitor, episode: FaultEpisode, fault: Fault
 ) -> tuple[int, str, str]:
-    """Frame, cause and sentence of the first stop for a sensor; -1 if there is none."""
+    """Frame, cause and explanation of the first sensor stop; frame -1 if there is none."""
     monitor.reset()
     for t in range(len(episode)):
-        verdict = monitor.update(*(shown(episode, t) if t < ONSET else fault(episode, t)))
+        verdict = monitor.update(*(healthy(episode, t) if t < ONSET else fault(episode, t)))
         if verdict.causes and verdict.causes[0].startswith("sensor."):
             assert verdict.level == Level.STOP
             cause = verdict.causes[0]
@@ -186,21 +183,21 @@ def measured(
     episodes: Sequence[FaultEpisode],
     faults: Mapping[str, tuple[Fault, str]],
 ) -> Iterator[FaultRow]:
-    """A row per fault; a stop before the onset counts as neither found nor named."""
+    """Measure one row per fault; a stop before the onset counts as missed."""
     for name, (fault, cause) in faults.items():
-        kept = [e for e in episodes if not (cause == "frozen" and e.rests())]
-        stops = [first_stop(monitor, episode, fault) for episode in kept]
-        found = [stop for stop in stops if stop[0] >= ONSET]
+        evaluated = [e for e in episodes if not (cause == "frozen" and e.is_still())]
+        stops = [first_stop(monitor, episode, fault) for episode in evaluated]
+        detected = [stop for stop in stops if stop[0] >= ONSET]
         yield FaultRow(
             fault=name,
             cause=cause,
             views=monitor.frame_shape_[0] if len(monitor.frame_shape_) == 4 else 1,
-            episodes=len(kept),
-            resting=len(episodes) - len(kept),
-            found=len(found),
-            named=sum(said == cause for _, said, _ in found),
-            delays=dict(sorted(Counter(t - ONSET for t, _, _ in found).items())),
-            said=dict(Counter(_without_numbers(note) for _, _, note in found)),
+            episodes=len(evaluated),
+            resting=len(episodes) - len(evaluated),
+            found=len(detected),
+            named=sum(stop_cause == cause for _, stop_cause, _ in detected),
+            delays=dict(sorted(Counter(t - ONSET for t, _, _ in detected).items())),
+            said=dict(Counter(_without_numbers(note) for _, _, note in detected)),
         )
 
 
@@ -209,32 +206,34 @@ def _without_numbers(note: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calm:
-    """What the monitor said of episodes without a fault of a sensor."""
+class FalseStopRow:
+    """False sensor stops on episodes without a sensor fault."""
 
     what: str
     views: int
     episodes: int
     frames: int
     stopped: int
-    """Episodes with any stop for a sensor."""
+    """Episodes with any sensor stop."""
     causes: Mapping[str, int]
     """Cause -> frames."""
 
 
-def calm(what: str, monitor: RuntimeMonitor, episodes: Sequence[FaultEpisode]) -> Calm:
-    """Every frame of the episodes as it is."""
+def false_stops(
+    what: str, monitor: RuntimeMonitor, episodes: Sequence[FaultEpisode]
+) -> FalseStopRow:
+    """Count sensor stops on unchanged episodes."""
     causes: Counter[str] = Counter()
     stopped = 0
     for episode in episodes:
         monitor.reset()
-        verdicts = [monitor.update(*shown(episode, t)) for t in range(len(episode))]
-        found = [c for v in verdicts for c in v.causes if c.startswith("sensor.")]
-        causes.update(found)
-        stopped += bool(found)
+        verdicts = [monitor.update(*healthy(episode, t)) for t in range(len(episode))]
+        sensor_causes = [c for v in verdicts for c in v.causes if c.startswith("sensor.")]
+        causes.update(sensor_causes)
+        stopped += bool(sensor_causes)
     views = monitor.frame_shape_[0] if len(monitor.frame_shape_) == 4 else 1
     frames = sum(map(len, episodes))
-    return Calm(
+    return FalseStopRow(
         what=what,
         views=views,
         episodes=len(episodes),
@@ -245,7 +244,7 @@ def calm(what: str, monitor: RuntimeMonitor, episodes: Sequence[FaultEpisode]) -
 
 
 def episode_of(trajectory: Trajectory) -> FaultEpisode:
-    """The only camera of a recorded episode."""
+    """Convert a recorded episode with a single camera."""
     (frames,) = trajectory.frames.values()
     assert trajectory.states is not None  # the tabletop always records them
     actions = np.where(trajectory.action_valid[:, None], trajectory.actions, np.nan)
@@ -253,7 +252,7 @@ def episode_of(trajectory: Trajectory) -> FaultEpisode:
 
 
 def with_second_view(episode: FaultEpisode) -> FaultEpisode:
-    """The same with a second camera: three quarters of the picture, turned on their side."""
+    """Add a second camera: three quarters of the frame, rotated by 90 degrees."""
     height, width = episode.frames.shape[1:3]
     rows, columns = (np.arange(n) * 3 // 4 + n // 8 for n in (height, width))
     second = np.rot90(episode.frames[:, rows][:, :, columns], axes=(1, 2))
@@ -261,8 +260,8 @@ def with_second_view(episode: FaultEpisode) -> FaultEpisode:
     return FaultEpisode(frames, episode.actions, episode.position, episode.rate_hz)
 
 
-def fitted(episodes: Sequence[FaultEpisode]) -> RuntimeMonitor:
-    """A monitor that needs no model: two thirds of the episodes are its reference."""
+def fit_monitor(episodes: Sequence[FaultEpisode]) -> RuntimeMonitor:
+    """Fit a monitor without a model; two thirds of the episodes are the reference set."""
     signals = [EpisodeSignals(frames=e.frames, actions=recent_actions(e.actions)) for e in episodes]
     middle = len(signals) * 2 // 3
     config = MonitorConfig.for_episodes(len(signals) - middle)
@@ -275,33 +274,33 @@ def fitted(episodes: Sequence[FaultEpisode]) -> RuntimeMonitor:
 
 
 def recorded(collection: Collection, num_episodes: int) -> list[FaultEpisode]:
-    """Fresh episodes of the tabletop."""
+    """Record new tabletop episodes."""
     return [episode_of(t) for t in record([(collection, i) for i in range(num_episodes)])]
 
 
 def measure(
     data: Sequence[FaultEpisode], fresh: Collection, num_episodes: int, shifted: int
-) -> tuple[list[FaultRow], list[Calm]]:
-    """Every row of both tables."""
-    one, two = fitted(data), fitted([with_second_view(episode) for episode in data])
+) -> tuple[list[FaultRow], list[FalseStopRow]]:
+    """Measure all rows of both tables."""
+    one, two = fit_monitor(data), fit_monitor([with_second_view(episode) for episode in data])
     nominal = recorded(fresh, num_episodes)
     doubled = [with_second_view(episode) for episode in nominal]
     rows = [*measured(one, nominal, ONE_VIEW), *measured(two, doubled, TWO_VIEWS)]
-    calms = [calm("nominal", one, nominal), calm("nominal", two, doubled)]
+    unfaulted = [false_stops("nominal", one, nominal), false_stops("nominal", two, doubled)]
     for factor in [name for name in FACTORS if name != "nominal"] if shifted else []:
         changed = [
             e
             for s in SEVERITIES
             for e in recorded(replace(fresh, factor=factor, severity=s), shifted)
         ]
-        calms.append(calm(f"{factor} changed, three severities", one, changed))
-    return rows, calms
+        unfaulted.append(false_stops(f"{factor} changed, three severities", one, changed))
+    return rows, unfaulted
 
 
-def tables(rows: Sequence[FaultRow], calms: Sequence[Calm]) -> str:
-    """Markdown."""
+def tables(rows: Sequence[FaultRow], unfaulted: Sequence[FalseStopRow]) -> str:
+    """Tables as Markdown."""
     lines = [
-        "| fault | views | n | found | named right | delay in frames: median, largest | says |"
+        "| fault | views | n | found | right cause | delay in frames: median, max | explanation |"
     ]
     lines.append("|" + "---|" * 7)
     for row in rows:
@@ -312,16 +311,15 @@ def tables(rows: Sequence[FaultRow], calms: Sequence[Calm]) -> str:
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     resting = sum(row.resting for row in rows)
     lines.append(
-        f"\nA frozen picture of a robot that rests looks like any other: {resting} of the "
-        f"episodes, in which the gripper stays within {100 * FROZEN_PATH:g} cm from the onset on, "
-        "are left out of that row."
+        f"\nA frozen frame of a still robot is not detectable: that row skips {resting} episodes "
+        f"in which the gripper stays within {100 * FROZEN_PATH:g} cm from the onset on."
     )
     lines += [
         "",
-        "| without a fault | views | episodes | frames | with a stop for a sensor | causes |",
+        "| without a fault | views | episodes | frames | with a sensor stop | causes |",
     ]
     lines.append("|" + "---|" * 6)
-    for c in calms:
+    for c in unfaulted:
         causes = ", ".join(f"{cause} ({n} frames)" for cause, n in c.causes.items())
         counts = (c.what, c.views, c.episodes, c.frames, c.stopped, causes)
         lines.append("| " + " | ".join(map(str, counts)) + " |")
@@ -329,41 +327,44 @@ def tables(rows: Sequence[FaultRow], calms: Sequence[Calm]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Record, show, print, write; 1 if a fault is missed or named wrong."""
+    """Record, measure, print and write; exit code 1 if a fault is missed or misnamed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="store of nominal episodes")
-    parser.add_argument("--episodes", type=int, default=40, help="fresh nominal episodes")
-    parser.add_argument("--shifted", type=int, default=10, help="per factor and severity")
+    parser.add_argument("--episodes", type=int, default=40, help="new nominal episodes")
+    parser.add_argument("--shifted", type=int, default=10, help="episodes per factor and severity")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    given = parser.parse_args(arguments)
-    commit, begun = git_commit(), time.process_time()
-    store = ClipStore.open(given.data)
+    options = parser.parse_args(arguments)
+    commit, started = git_commit(), time.process_time()
+    store = ClipStore.open(options.data)
     data = [episode_of(trajectory) for trajectory in store]
-    fresh = Collection(seed=SEED, renderer=store.attributes["renderer"])  # the pictures must match
-    rows, calms = measure(data, fresh, given.episodes, given.shifted)
+    fresh = Collection(seed=SEED, renderer=store.attributes["renderer"])  # frames must match
+    rows, unfaulted = measure(data, fresh, options.episodes, options.shifted)
     facts = {
         "hardware": processor(),
-        "python": platform.python_version(),
-        "numpy": version("numpy"),
+        "versions": versions("numpy", "scipy"),
         "commit": commit,
-        "date": datetime.now(UTC).date().isoformat(),
-        "cpu_seconds": round(time.process_time() - begun),
+        "date": today(),
+        "cpu_seconds": round(time.process_time() - started),
         "seed": SEED,
         "onset": ONSET,
         "learned_from": len(data),
         "renderer": fresh.renderer,
     }
-    said = "; ".join(f"{name} {value}" for name, value in facts.items())
-    text = f"# Faults of sensors\n\n{said}.\n\n{tables(rows, calms)}\n"
+    settings = "; ".join(f"{name} {value}" for name, value in facts.items())
+    text = f"# Sensor faults\n\n{settings}.\n\n{tables(rows, unfaulted)}\n"
     print(text)
-    given.out.mkdir(parents=True, exist_ok=True)
-    content = {**facts, "faults": [asdict(r) for r in rows], "calm": [asdict(c) for c in calms]}
-    (given.out / "sensor_faults.json").write_text(json.dumps(content, indent=1) + "\n")
-    (given.out / "sensor_faults.md").write_text(text)
+    options.out.mkdir(parents=True, exist_ok=True)
+    content = {**facts, "faults": [asdict(r) for r in rows], "calm": [asdict(c) for c in unfaulted]}
+    (options.out / "sensor_faults.json").write_text(json.dumps(content, indent=1) + "\n")
+    (options.out / "sensor_faults.md").write_text(text)
     kept = all(row.named == row.episodes for row in rows)
-    print("Every fault is found and named right." if kept else "A fault is MISSED or named wrong.")
+    print(
+        "Every fault is detected with the right cause."
+        if kept
+        else "A fault is MISSED or MISNAMED."
+    )
     return 0 if kept else 1
 
 

@@ -1,11 +1,10 @@
-"""The detection benchmark as tables."""
+"""Tables of the detection benchmark."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-from scipy.stats import binomtest
 
 from benchmarks.detection.run import (
     ACTIONS,
@@ -19,6 +18,7 @@ from benchmarks.detection.run import (
     settled_cause,
 )
 from worldmodel.calibration.calibrated import WATCH_HORIZON
+from worldmodel.evaluation.statistics import wilson_interval
 from worldmodel.monitors.alarm_rule import AlarmRule, MonitorConfig
 from worldmodel.monitors.channels.channel_set import SIGNALS, SMOOTHED
 from worldmodel.monitors.metrics.detection import auroc, summarize_detection
@@ -28,19 +28,19 @@ from worldmodel.report.html import Table
 Results = Mapping[Cell, Sequence[Watched]]
 
 CAUSE_OF = {"object": "target", "end_effector": "embodiment"}
-"""Factor -> its cause, where the two have other names."""
+"""Factor -> its cause, if their names differ."""
 STRONG = (2, 3)
-"""Severities that count for the naming of causes."""
+"""Severities that count in the tables of causes."""
 SEEN = WATCH_HORIZON + SMOOTHED["surprise"] + MonitorConfig.calm_steps - 1
-"""Frames after which no claim on a changed scene is from before the change, nor a held level."""
+"""Frames after a change until all predictions and held levels are from after it."""
 WINDOWS = (
     ("all, shifted from the first one on", False, 0),
     ("from a change in mid-episode on", True, 0),
     (f"from {SEEN} frames after it on", True, SEEN),
 )
-"""Name, whether the onset is the later one, and frames left out after it."""
+"""Name, whether the later onset is meant, and frames skipped after the onset."""
 NO_FACTOR = ("unknown", "low_confidence", "model_disagreement")
-"""Causes that say what is wrong with the model's claims and blame no factor."""
+"""Causes about the model's predictions that name no factor."""
 KINDS = {
     "looks": "scene",
     "wiring": "fault behind the policy",
@@ -49,7 +49,7 @@ KINDS = {
 
 
 def tables(results: Results, alarm_rule: AlarmRule) -> list[Table]:
-    """All of them, in reading order."""
+    """All tables, in reading order."""
     return [
         detection(results, alarm_rule),
         pooled(results),
@@ -63,12 +63,12 @@ def tables(results: Results, alarm_rule: AlarmRule) -> list[Table]:
 
 
 def nominal_of(results: Results) -> Sequence[Watched]:
-    """The nominal episodes."""
+    """Nominal episodes."""
     return results[Cell(kind="nominal", name="nominal")]
 
 
 def shifted_cells(results: Results) -> Iterator[tuple[Cell, Sequence[Watched]]]:
-    """Cells of shifts and faults, by kind, name, onset and severity."""
+    """Cells of shifts and faults, sorted by kind, name, onset and severity."""
     order = [*LOOKS, *ACTIONS]
     chosen = [cell for cell in results if cell.kind in KINDS]
     for cell in sorted(
@@ -79,7 +79,7 @@ def shifted_cells(results: Results) -> Iterator[tuple[Cell, Sequence[Watched]]]:
 
 
 def detection(results: Results, alarm_rule: AlarmRule) -> Table:
-    """Every shift against nominal episodes."""
+    """Table of every shift against nominal episodes."""
     calm = [row.as_episode(alarm_rule) for row in nominal_of(results)]
     rows = []
     for cell, watched in shifted_cells(results):
@@ -93,19 +93,19 @@ def detection(results: Results, alarm_rule: AlarmRule) -> Table:
         ))  # fmt: skip
     n, m = len(calm), max(len(w) for _, w in shifted_cells(results))
     return Table(
-        caption=f"Detection: {m} episodes a row against {n} nominal ones (base rate "
-        f"{m / (n + m):.2f}), from the onset frame on. AUROC of the episode's largest surprise, "
-        "with 95% intervals; AUPR: average precision; detected: share with any alarm, by "
-        "thresholds of nominal calibration episodes alone, 95% Wilson interval; delay: median "
-        "frames from onset to alarm. Behind the policy: the robot does something else than the "
-        "policy said, and the monitor knows what it said.",
+        caption=f"Detection: {m} episodes per row against {n} nominal ones (base rate "
+        f"{m / (n + m):.2f}), from the onset frame on. AUROC of the episode's largest alarm score, "
+        "with 95% intervals; AUPR: average precision; detected: share with any alarm, with "
+        "thresholds from nominal calibration episodes alone, 95% Wilson interval; delay: median "
+        "frames from onset to alarm. Fault behind the policy: the robot executes another action "
+        "than the policy's, which the monitor sees.",
         columns=("shift", "severity", "onset", "AUROC", "AUPR", "FPR@95", "detected", "delay"),
         rows=rows,
     )
 
 
 def pooled(results: Results) -> Table:
-    """What becomes of each shift at the two stronger severities, both onsets together."""
+    """Table of detection pooled over onsets and the two stronger severities."""
     groups: dict[tuple[str, str], list[tuple[int, Watched]]] = {}
     for cell, watched in shifted_cells(results):
         if cell.severity in STRONG:
@@ -113,20 +113,20 @@ def pooled(results: Results) -> Table:
     rows = []
     for (kind, name), odd in groups.items():
         alarms = [np.flatnonzero(np.array(row.levels[onset:])) for onset, row in odd]
-        delays = [found[0] for found in alarms if len(found)]
+        delays = [frames[0] for frames in alarms if len(frames)]
         middle, late = np.quantile(delays, [0.5, 0.9]) if delays else (np.nan, np.nan)
         cells = (rate(len(delays), len(odd)), f"{middle:g}", f"{late:.3g}")
         rows.append((f"{KINDS[kind]}: {name}", str(len(odd)), *cells))
     return Table(
-        caption="Severities 2 and 3 and both onsets together: detected share with 95% Wilson "
-        "interval; frames from onset to alarm, the median and what nine in ten alarms keep.",
+        caption="Severities 2 and 3 and both onsets pooled: detected share with 95% Wilson "
+        "interval; frames from onset to alarm, median and 0.9 quantile.",
         columns=("shift", "n", "detected", "delay, median", "delay, 0.9 quantile"),
         rows=rows,
     )
 
 
 def by_signal(results: Results) -> Table:
-    """Which signal sees what, at the two stronger severities."""
+    """Table of single signals, at the two stronger severities."""
     calm = nominal_of(results)
     rows = []
     groups: dict[tuple[str, str], list[tuple[Cell, Watched]]] = {}
@@ -144,20 +144,20 @@ def by_signal(results: Results) -> Table:
         rows.append((f"{KINDS[kind]}: {name}", str(len(odd)), *cells))
     return Table(
         caption="AUROC of single signals (largest score of an episode), severities 2 and 3 and "
-        "both onsets together.",
+        "both onsets pooled.",
         columns=("shift", "n", *SIGNALS),
         rows=rows,
     )
 
 
 def largest(row: Watched, signal: str, onset: int) -> float:
-    """The largest score of a signal from the onset on."""
+    """Largest score of a signal from the onset on."""
     scores = np.array(row.scores[signal][onset:])
     return float(np.nanmax(scores)) if np.isfinite(scores).any() else float("nan")
 
 
 def false_alarms(results: Results) -> Table:
-    """Alarms where nothing is wrong."""
+    """Table of false alarms on nominal episodes and benign changes."""
     rows = []
     for cell, watched in results.items():
         if cell.kind not in ("nominal", "benign"):
@@ -170,22 +170,22 @@ def false_alarms(results: Results) -> Table:
         ))  # fmt: skip
     return Table(
         caption="Benign change: share of episodes that ever reach a level, 95% Wilson intervals. "
-        "Scenes, object positions and camera poses are new ones of the training distribution; "
-        "policies of its mixture act alone.",
+        "Scenes, object positions and camera poses are new samples of the training distribution; "
+        "each policy is one of the training mixture.",
         columns=("episodes", "n", "notice or more", "degrade or more", "stop"),
         rows=rows,
     )
 
 
-def causes(results: Results, named: Callable[[Watched, int], str | None], when: str) -> Table:
-    """Confusion of causes over detected episodes, severities 2 and 3."""
+def causes(results: Results, find_cause: Callable[[Watched, int], str | None], when: str) -> Table:
+    """Confusion table of causes over detected episodes, severities 2 and 3."""
     counts: dict[str, dict[str, int]] = {}
     for cell, watched in shifted_cells(results):
         if cell.severity not in STRONG:
             continue
         truth = f"{KINDS[cell.kind]}: {cell.name}"
         for row in watched:
-            cause = named(row, cell.onset)
+            cause = find_cause(row, cell.onset)
             if cause is not None:
                 line = counts.setdefault(truth, {})
                 line[cause] = line.get(cause, 0) + 1
@@ -201,16 +201,16 @@ def causes(results: Results, named: Callable[[Watched, int], str | None], when: 
     rows.append(("all", str(total), *("" for _ in columns), rate(right, total),
                  rate(wrong, total)))  # fmt: skip
     return Table(
-        caption=f"Cause named first {when}, severities 2 and 3, both onsets, detected episodes. "
-        "Right, and blamed on another factor (none is blamed by "
-        f"{', '.join(NO_FACTOR)}): with 95% Wilson intervals.",
+        caption=f"First cause {when}, severities 2 and 3, both onsets, detected episodes. Right "
+        f"cause, and another factor ({', '.join(NO_FACTOR)} name none), with 95% Wilson "
+        "intervals.",
         columns=("shift", "n", *columns, "right", "another factor"),
         rows=rows,
     )
 
 
 def right_causes(truth: str) -> tuple[str, ...]:
-    """The causes that are right for a row of the table."""
+    """Right causes for a row of the table."""
     kind, _, name = truth.partition(": ")
     if kind == KINDS["looks"]:
         return (CAUSE_OF.get(name, name),)
@@ -219,12 +219,12 @@ def right_causes(truth: str) -> tuple[str, ...]:
 
 
 def harmless(results: Results) -> Table:
-    """Shifts of the scene by what they do to the model's error, and the level they reach."""
+    """Table of scene shifts by the model's error and the highest level."""
     calm = nominal_of(results)
     looks = [(cell, rows) for cell, rows in shifted_cells(results) if cell.kind == "looks"]
     table = []
     for when, later, wait in WINDOWS:
-        found: dict[str, list[int]] = {"usual": [], "high": []}
+        levels_by_error: dict[str, list[int]] = {"usual": [], "high": []}
         for cell, watched in looks:
             start = cell.onset + wait
             if (cell.onset > 0) != later or start >= len(watched[0].levels):
@@ -232,17 +232,16 @@ def harmless(results: Results) -> Table:
             usual = np.quantile([row.model_error(start) for row in calm], 0.95)
             for row in watched:
                 error = "usual" if row.model_error(start) <= usual else "high"
-                found[error].append(highest_level(row, start))
-        for error, levels in found.items():
+                levels_by_error[error].append(highest_level(row, start))
+        for error, levels in levels_by_error.items():
             n, at = len(levels), [levels.count(limit) for limit in Level]
             shares = (f"{count / max(n, 1):.2f}" for count in at)
             table.append((when, error, str(n), *shares, rate(at[0] + at[1], n) if n else "-"))
     return Table(
-        caption="Shifts of the scene, all severities, by the model's error: usual if within the "
-        "95th percentile of nominal episodes over the same frames. Share of episodes by the "
-        "highest level reached there. A change in mid-episode breaks what was imagined from frames "
-        f"before it; {SEEN} frames later every claim is of the changed scene and no level is held "
-        "from before.",
+        caption="Scene shifts, all severities, by the model's error: usual if within the 95th "
+        "percentile of nominal episodes over the same frames. Share of episodes by their highest "
+        "level. A change in mid-episode invalidates predictions made before it; after "
+        f"{SEEN} frames all predictions and held levels are from after the change.",
         columns=(
             *("frames", "model error", "n"),
             *(level.name.lower() for level in Level),
@@ -253,11 +252,11 @@ def harmless(results: Results) -> Table:
 
 
 def interval(value: float, low: float, high: float) -> str:
-    """A figure and its interval."""
+    """Value and its interval."""
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def rate(count: int, n: int) -> str:
-    """A share and its 95% Wilson interval."""
-    bounds = binomtest(count, n).proportion_ci(method="wilson")
-    return interval(count / n, bounds.low, bounds.high)
+    """Share and its 95% Wilson interval."""
+    share = wilson_interval(count, n)
+    return interval(share.value, share.low, share.high)

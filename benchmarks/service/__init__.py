@@ -1,1 +1,1 @@
-"""Load and abuse of the monitor service."""
+"""Load and abuse tests of the monitor service."""

@@ -1,6 +1,6 @@
-"""Peers that do everything wrong, and what a service of the monitor must do about each.
+"""Misbehaving peers, and the required response of the monitor service to each.
 
-`benchmarks/service/run.py` lets them loose all at once.
+`python -m benchmarks.service.run` starts all of them at once.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from worldmodel.runtime.client import pack
 from worldmodel.runtime.wire import unpack
 
 PATIENCE_S = 100.0
-"""A peer that is neither answered nor closed for so long has found a hang."""
+"""Timeout: a peer without an answer or a close for this long counts as a hang."""
 MIB = 2**20
 ACTION = np.array([0.01, 0, 0, 0, 0, 0, 1], np.float32)
 OBJECTS = {b"__ndarray__": True, b"data": b"", b"dtype": "|O", b"shape": [0]}
 BOMB = b"\xdd" + (16 * MIB - 5).to_bytes(4, "big") + b"\x80" * (16 * MIB - 5)
-"""A list of 16 million empty maps."""
+"""msgpack of a list of 16 million empty maps."""
 FRAME_HEAD = b"\x82\xfe\xff\xff"
 """Start of a websocket message of 65,535 bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one peer."""
+    """Response of the service to one peer."""
 
     peer: str
     wanted: str
@@ -40,12 +40,12 @@ class Outcome:
 
     @property
     def kept(self) -> bool:
-        """Whether the service did as it must."""
+        """Whether the response is the required one."""
         return self.found.startswith(self.wanted)
 
 
 def says(message: bytes | str) -> Callable[[str, str], str]:
-    """A robot that sends this."""
+    """Robot that sends `message`."""
 
     def outcome(address: str, key: str) -> str:
         headers = {"Authorization": f"Api-Key {key}"}
@@ -58,7 +58,11 @@ def says(message: bytes | str) -> Callable[[str, str], str]:
                 reply = unpack(peer.recv(timeout=PATIENCE_S, decode=False))
             except ConnectionClosed as ending:
                 close = ending.rcvd
-                return "no goodbye" if close is None else f"closed {close.code}: {close.reason}"
+                return (
+                    "closed without a close frame"
+                    if close is None
+                    else f"closed {close.code}: {close.reason}"
+                )
             if "error" in reply:
                 return f"error: {reply['error']}"
             return f"{reply['level']}: {', '.join(reply['causes'])}"
@@ -67,12 +71,12 @@ def says(message: bytes | str) -> Callable[[str, str], str]:
 
 
 def shows(observation: object) -> Callable[[str, str], str]:
-    """A robot that shows this as what its cameras see."""
+    """Robot that sends `observation`."""
     return says(pack({"observation": observation, "action": ACTION}))
 
 
 def with_key(key: str | None) -> Callable[[str, str], str]:
-    """A robot with another key, or none."""
+    """Robot with a wrong API key, or none."""
 
     def outcome(address: str, _: str) -> str:
         headers = {"Authorization": f"Api-Key {key}"} if key else None
@@ -87,7 +91,7 @@ def with_key(key: str | None) -> Callable[[str, str], str]:
 
 
 def upgrade(key: str) -> bytes:
-    """A websocket's opening request."""
+    """Opening request of a websocket."""
     return (
         "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
@@ -96,28 +100,28 @@ def upgrade(key: str) -> bytes:
 
 
 def endlessly(chunk: bytes) -> Iterator[bytes]:
-    """The same bytes over and over."""
+    """Repeat the same bytes forever."""
     while True:
         yield chunk
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bare:
-    """A bare TCP connection, until the service closes it."""
+class RawConnection:
+    """TCP connection without a websocket client, until the service closes it."""
 
     first: bytes = b""
-    """Sent at once, after the opening request if there is one."""
+    """Bytes sent first, after the opening request if there is one."""
     opens: bool = True
-    """Whether it begins with the opening request."""
+    """Whether to send the opening request."""
     half_close: bool = False
-    """Whether it then says that it will send no more."""
+    """Whether to close the sending side after that."""
     drips: bytes = b""
-    """Sent byte by byte from then on, over and over, one in half a second."""
+    """Bytes sent repeatedly after that, one per half second."""
     deaf: bytes = b""
-    """Sent from then on as fast as it goes, and no answer is read."""
+    """Bytes sent as fast as possible after that, without reading answers."""
 
     def __call__(self, address: str, key: str) -> str:
-        """What the service did."""
+        """Connect and return the response of the service."""
         host, port = address.removeprefix("ws://").split(":")
         with socket.socket() as peer:
             peer.settimeout(PATIENCE_S)
@@ -167,18 +171,21 @@ PEERS: dict[str, tuple[Callable[[str, str], str], str]] = {
     "no frame at all": (shows(None), "stop"),
     "a frame of NaN": (shows(np.full((64, 64, 3), np.nan, np.float32)), "stop"),
     "a frame of 15 MiB": (shows(np.zeros((2048, 2560, 3), np.uint8)), "stop"),
-    "no HTTP": (Bare(first=b"\x00" * 1000, opens=False), CLOSED),
-    "half-closed before the handshake": (Bare(first=b"GET", opens=False, half_close=True), CLOSED),
-    "half-closed after the handshake": (Bare(half_close=True), CLOSED),
-    "half-closed within a message": (Bare(first=FRAME_HEAD, half_close=True), CLOSED),
-    "silent before the handshake": (Bare(opens=False), CLOSED),
-    "silent after the handshake": (Bare(), CLOSED),
-    "silent within a message": (Bare(first=FRAME_HEAD), CLOSED),
-    "a handshake byte by byte": (Bare(opens=False, drips=b"G"), CLOSED),
-    "a message byte by byte": (Bare(first=FRAME_HEAD, drips=b"x"), CLOSED),
-    "reads no answer": (Bare(deaf=b"\x82\x81\0\0\0\0\x90" * 1000), CLOSED),
+    "no HTTP": (RawConnection(first=b"\x00" * 1000, opens=False), CLOSED),
+    "half-closed before the handshake": (
+        RawConnection(first=b"GET", opens=False, half_close=True),
+        CLOSED,
+    ),
+    "half-closed after the handshake": (RawConnection(half_close=True), CLOSED),
+    "half-closed within a message": (RawConnection(first=FRAME_HEAD, half_close=True), CLOSED),
+    "silent before the handshake": (RawConnection(opens=False), CLOSED),
+    "silent after the handshake": (RawConnection(), CLOSED),
+    "silent within a message": (RawConnection(first=FRAME_HEAD), CLOSED),
+    "a handshake byte by byte": (RawConnection(opens=False, drips=b"G"), CLOSED),
+    "a message byte by byte": (RawConnection(first=FRAME_HEAD, drips=b"x"), CLOSED),
+    "reads no answer": (RawConnection(deaf=b"\x82\x81\0\0\0\0\x90" * 1000), CLOSED),
 }
-"""What peers get wrong -> such a peer, and how what the service does about it must begin."""
+"""Misbehaviour -> peer, and the required start of the response."""
 SLOW = (
     "silent before the handshake",
     "silent after the handshake",
@@ -187,19 +194,19 @@ SLOW = (
     "a message byte by byte",
     "reads no answer",
 )
-"""Peers that are left alone until the service's own patience ends, after 10 s to 40 s."""
+"""Peers that run into the service's timeouts of 10 s to 40 s."""
 HEAVY = (
     "16 million empty maps",
     "a message of 17 MiB",
     "a frame of 15 MiB",
     "a dtype of a million fields",
 )
-"""Peers that send much."""
+"""Peers that send large messages."""
 
 
 def abuse(address: str, key: str, names: Sequence[str]) -> list[Outcome]:
-    """Some peers at once, and what became of each."""
-    found: dict[str, tuple[str, float]] = {}
+    """Run peers at once; returns the outcome of each."""
+    responses: dict[str, tuple[str, float]] = {}
 
     def one(name: str) -> None:
         started = time.monotonic()
@@ -209,7 +216,7 @@ def abuse(address: str, key: str, names: Sequence[str]) -> list[Outcome]:
             outcome = "HANGS"
         except (OSError, ConnectionClosed) as error:
             outcome = f"{type(error).__name__}: {error}"
-        found[name] = outcome, time.monotonic() - started
+        responses[name] = outcome, time.monotonic() - started
 
     threads = [threading.Thread(target=one, args=(name,), daemon=True) for name in names]
     for thread in threads:
@@ -217,9 +224,9 @@ def abuse(address: str, key: str, names: Sequence[str]) -> list[Outcome]:
     end = time.monotonic() + 2 * PATIENCE_S
     for thread in threads:
         thread.join(max(0.0, end - time.monotonic()))
-    lost = "HANGS", 2 * PATIENCE_S
+    hangs = "HANGS", 2 * PATIENCE_S
     return [
-        Outcome(peer=name, wanted=PEERS[name][1], found=told, seconds=seconds)
+        Outcome(peer=name, wanted=PEERS[name][1], found=response, seconds=seconds)
         for name in names
-        for told, seconds in [found.get(name, lost)]
+        for response, seconds in [responses.get(name, hangs)]
     ]

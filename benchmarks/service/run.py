@@ -1,20 +1,20 @@
-"""The monitor as a service under load and abuse: nothing lost, mixed up, leaked or hung.
+"""Test the monitor service under load and abuse: no answer lost or mixed up, no leak, no hang.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.service.run          # about fifteen minutes on two cores
+    OMP_NUM_THREADS=1 python -m benchmarks.service.run          # fifteen minutes on two cores
     OMP_NUM_THREADS=1 python -m benchmarks.service.run --quick  # two minutes; writes no file
 
-Starts `worldmodel serve` in a process of its own, lets one robot and then five send 100
-steps each, and starts it again with `--no-imagine`. Then
-1. one robot sends 500 steps, as fast as it can;
-2. 20 robots send 500 steps each at once. Every robot's frames are its own, and the answer to each
-   step must carry its number and be that of the same monitor called directly on that frame;
-3. 1,000 robots connect, ask once and leave, and 1,000 more leave without a word; twice;
-4. peers misbehave in every way at once, while a well-behaved robot is watched beside them; those
-   that send much do it sixty times more, as memory may grow before it stays the same;
-5. the process is killed (SIGKILL) while five robots are watched: every verdict that one of them got
-   must be in its log, and all must be told at once.
+Starts `worldmodel serve` in a separate process; one robot and then five send 100 steps each. Then
+restarts it with `--no-imagine`:
+1. One robot sends 500 steps as fast as it can.
+2. 20 robots send 500 steps each at once, with different frames. Every answer must carry the step's
+   number and equal the verdict of the same monitor called directly.
+3. 1,000 robots connect, send one step and disconnect; 1,000 more disconnect without closing. Twice.
+4. All misbehaving peers connect at once, next to one well-behaved robot. Peers with large messages
+   repeat sixty times, because memory may grow before it settles.
+5. The process is killed (SIGKILL) while five robots are connected: every verdict that a robot
+   received must be in its log, and every robot must get an error at once.
 
-Every wait has a limit. Exit code 1 if a check fails.
+Every wait has a timeout. Exit code 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import selectors
 import signal
 import socket
@@ -35,17 +34,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import psutil
 
-from benchmarks.provenance import RESULTS, git_commit, hardware
+from benchmarks.provenance import RESULTS, git_commit, hardware, today, versions
 from benchmarks.service.abuse import ACTION, HEAVY, PEERS, SLOW, Outcome, abuse, upgrade
-from benchmarks.service.tables import Check, Latency, Report, Usage, leaks, usage
+from benchmarks.service.tables import Check, Latency, ServiceReport, Usage, leaks, usage
 from worldmodel.calibration.calibrated import load_calibration
 from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.model import WorldModel
@@ -57,30 +54,30 @@ from worldmodel.runtime.live import online_monitor
 
 KEY = "benchmark"
 PATIENCE_S = 60.0
-"""Longest wait for any answer."""
+"""Timeout of any answer."""
 NUM_PICTURES = 8
-"""Different frames per robot."""
+"""Distinct frames per robot."""
 NUM_KILLED = 5
-"""Robots watched when the service is killed."""
+"""Robots connected when the service is killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadSize:
-    """How much is asked of the service."""
+    """Size of the load test."""
 
     robots: int = 20
     steps: int = 500
     visits: int = 1000
     rounds: int = 20
     limit_s: int = 3000
-    """The whole run is given up after so long."""
+    """Timeout of the whole run."""
 
 
 @dataclass
-class Ride:
-    """One robot's verdicts, and how long it waited for each."""
+class RobotRun:
+    """Verdicts that one robot received, and its waiting times."""
 
-    shown: list[dict[str, Any]]
+    verdicts: list[dict[str, Any]]
     waits_s: list[float]
     failure: str = ""
     failed_after_s: float = 0.0
@@ -88,7 +85,7 @@ class Ride:
 
 @contextmanager
 def service(model: str, out: Path, *options: str) -> Iterator[tuple[str, psutil.Process]]:
-    """The service on a free port; its address and process."""
+    """Start the service on a free port; yields its address and process."""
     command = [sys.executable, "-m", "worldmodel", "serve", "--model", model, *options]
     command += ["--listen", "127.0.0.1:0", "--out", str(out)]
     environment = {**os.environ, "WORLDMODEL_API_KEY": KEY}
@@ -105,45 +102,45 @@ def service(model: str, out: Path, *options: str) -> Iterator[tuple[str, psutil.
             process.kill()
 
 
-def pictures(robot: int, shape: tuple[int, ...]) -> np.ndarray:
-    """A robot's frames: grain of its own brightness."""
+def noisy_frames(robot: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Frames of a robot: noise around a brightness of its own."""
     rng = np.random.default_rng(robot)
     return rng.normal(40 + 8 * robot, 12, (NUM_PICTURES, *shape)).clip(0, 255).astype(np.uint8)
 
 
-def ride(
+def drive(
     client: MonitorClient, robot: int, more: Callable[[int], bool], *, gap_s: float = 0.0
-) -> Ride:
-    """Ask step by step while `more(step)`, until something fails."""
-    frames = pictures(robot, tuple(client.metadata["frame_shape"]))
-    done, step = Ride([], []), 0
+) -> RobotRun:
+    """Send steps while `more(step)`, until an error."""
+    frames = noisy_frames(robot, tuple(client.metadata["frame_shape"]))
+    run, step = RobotRun([], []), 0
     while more(step):
         started = time.perf_counter()
         try:
             verdict = client.update(frames[step % NUM_PICTURES], ACTION)
         except MonitorError as error:
-            done.failure, done.failed_after_s = str(error), time.perf_counter() - started
+            run.failure, run.failed_after_s = str(error), time.perf_counter() - started
             break
-        done.waits_s.append(time.perf_counter() - started)
-        done.shown.append(verdict)
+        run.waits_s.append(time.perf_counter() - started)
+        run.verdicts.append(verdict)
         step += 1
         time.sleep(gap_s)
-    return done
+    return run
 
 
-def count_wrong(monitor: RuntimeMonitor, robot: int, done: Ride) -> tuple[int, int]:
-    """Answers whose number is not that of the step, and those that are not the monitor's own."""
-    local, frames = monitor.sibling(), pictures(robot, monitor.frame_shape_)
-    numbered, mixed = 0, 0
-    for step, verdict in enumerate(done.shown):
-        numbered += (verdict["step"], verdict["id"]) != (step, step + 1)
-        wanted = local.update(frames[step % NUM_PICTURES], ACTION)
-        mixed += Verdict.from_dict(verdict) != wanted
-    return numbered, mixed
+def count_wrong(monitor: RuntimeMonitor, robot: int, run: RobotRun) -> tuple[int, int]:
+    """Count answers with a wrong number, and answers that differ from the monitor's verdict."""
+    local, frames = monitor.sibling(), noisy_frames(robot, monitor.frame_shape_)
+    misnumbered, mixed = 0, 0
+    for step, verdict in enumerate(run.verdicts):
+        misnumbered += (verdict["step"], verdict["id"]) != (step, step + 1)
+        expected = local.update(frames[step % NUM_PICTURES], ACTION)
+        mixed += Verdict.from_dict(verdict) != expected
+    return misnumbered, mixed
 
 
 def in_threads(task: Callable[[int], None], count: int, limit_s: float) -> None:
-    """Run `task(0)`, `task(1)`, ... at once; whatever takes too long is left behind."""
+    """Run `task(0)`, `task(1)`, ... at once; threads beyond the limit are abandoned."""
     threads = [threading.Thread(target=task, args=(n,), daemon=True) for n in range(count)]
     for thread in threads:
         thread.start()
@@ -155,22 +152,22 @@ def in_threads(task: Callable[[int], None], count: int, limit_s: float) -> None:
 def crowd(
     address: str, monitor: RuntimeMonitor, num_robots: int, steps: int
 ) -> tuple[Check, Latency]:
-    """All robots at once; whether every answer came and was the right one."""
-    done: dict[int, Ride] = {}
+    """Drive all robots at once; check that every answer arrives and is correct."""
+    runs_by_robot: dict[int, RobotRun] = {}
 
     def robot(number: int) -> None:
         with MonitorClient(address, KEY, timeout_s=PATIENCE_S) as client:
-            done[number] = ride(client, number, lambda step: step < steps)
+            runs_by_robot[number] = drive(client, number, lambda step: step < steps)
 
     in_threads(robot, num_robots, limit_s=steps * PATIENCE_S / 20)
-    rides = [done.get(number, Ride([], [])) for number in range(num_robots)]
-    wrong = [count_wrong(monitor, number, one) for number, one in enumerate(rides)]
-    lost = num_robots * steps - sum(len(one.shown) for one in rides)
-    numbered, mixed = (sum(part) for part in zip(*wrong, strict=True))
-    # Were the answers to two robots the same, a mix-up would go unseen.
-    distinct = len({str(one.shown[0]["evidence"]) for one in rides if one.shown})
-    wait = 1e3 * np.concatenate([one.waits_s for one in rides])
-    inside = 1e3 * np.array([verdict["latency_s"] for one in rides for verdict in one.shown])
+    runs = [runs_by_robot.get(number, RobotRun([], [])) for number in range(num_robots)]
+    wrong = [count_wrong(monitor, number, run) for number, run in enumerate(runs)]
+    lost = num_robots * steps - sum(len(run.verdicts) for run in runs)
+    misnumbered, mixed = (sum(part) for part in zip(*wrong, strict=True))
+    # If two robots had equal answers, a mix-up would go unnoticed.
+    distinct = len({str(run.verdicts[0]["evidence"]) for run in runs if run.verdicts})
+    wait = 1e3 * np.concatenate([run.waits_s for run in runs])
+    inside = 1e3 * np.array([verdict["latency_s"] for run in runs for verdict in run.verdicts])
     imagines = monitor.claims is not None
     latency = Latency(
         imagines=imagines, robots=num_robots, updates=len(wait), load=round(os.getloadavg()[0], 1),
@@ -178,29 +175,29 @@ def crowd(
         monitor_p50_ms=float(np.median(inside)), monitor_p99_ms=float(np.quantile(inside, 0.99)),
     )  # fmt: skip
     found = (
-        f"{lost} lost, {numbered} misnumbered, {mixed} mixed up; {distinct} of {num_robots} robots "
-        "told apart by their first answer"
+        f"{lost} lost, {misnumbered} misnumbered, {mixed} mixed up; {distinct} of {num_robots} "
+        "robots distinguishable by their first answer"
     )
-    kept = lost == numbered == mixed == 0 and distinct == num_robots
-    what = f"{num_robots} robots x {steps} updates at once{', imagining' * imagines}"
+    kept = lost == misnumbered == mixed == 0 and distinct == num_robots
+    what = f"{num_robots} concurrent robots x {steps} updates{', imagining' * imagines}"
     return Check(what=what, found=found, kept=kept), latency
 
 
 def come_and_go(address: str, visits: int) -> Check:
-    """Connect, ask once and leave; and connect and leave without a word."""
+    """Connect, send one step and disconnect; and connect and disconnect without closing."""
     host, port = address.removeprefix("ws://").split(":")
     answered = greeted = 0
     for number in range(visits):
         with MonitorClient(address, KEY, timeout_s=PATIENCE_S) as client:
-            answered += ride(client, number % 20, lambda step: step < 1).shown[0]["step"] == 0
+            answered += drive(client, number % 20, lambda step: step < 1).verdicts[0]["step"] == 0
     for _ in range(visits):
         with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as peer:
             peer.sendall(upgrade(KEY))
             greeted += peer.recv(12) == b"HTTP/1.1 101"
-            reset = struct.pack("ii", 1, 0)  # closes at once, and the other end gets an error
+            reset = struct.pack("ii", 1, 0)  # close with a reset, which is an error for the service
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
     return Check(
-        what=f"{visits} connects and disconnects, and {visits} without a goodbye",
+        what=f"{visits} connections closed properly, and {visits} without closing",
         found=f"{answered} answered, {greeted} greeted",
         kept=answered == greeted == visits,
     )
@@ -209,12 +206,12 @@ def come_and_go(address: str, visits: int) -> Check:
 def beside_abuse(
     address: str, monitor: RuntimeMonitor, *, quick: bool
 ) -> tuple[list[Check], list[Outcome]]:
-    """Every abuse at once, and one robot beside them that must be served as if alone."""
-    over, done = threading.Event(), list[Ride]()
+    """Run all misbehaving peers at once next to one robot, which must not be affected."""
+    over, runs = threading.Event(), list[RobotRun]()
 
     def bystander() -> None:
         with MonitorClient(address, KEY, timeout_s=PATIENCE_S) as client:
-            done.append(ride(client, 7, lambda _: not over.is_set(), gap_s=0.1))
+            runs.append(drive(client, 7, lambda _: not over.is_set(), gap_s=0.1))
 
     thread = threading.Thread(target=bystander, daemon=True)
     thread.start()
@@ -222,47 +219,47 @@ def beside_abuse(
     outcomes = abuse(address, KEY, names)
     over.set()
     thread.join(PATIENCE_S)
-    one = done[0] if done else Ride([], [], "it hangs")
-    wrong = sum(count_wrong(monitor, 7, one))
-    found = f"{len(one.shown)} updates, {wrong} wrong, longest wait {max(one.waits_s):.2f} s"
-    kept = not one.failure and wrong == 0
+    run = runs[0] if runs else RobotRun([], [], "it hangs")
+    wrong = sum(count_wrong(monitor, 7, run))
+    found = f"{len(run.verdicts)} updates, {wrong} wrong, longest wait {max(run.waits_s):.2f} s"
+    kept = not run.failure and wrong == 0
     return [
-        told_apart(outcomes),
-        Check(what="a robot beside them", found=f"{found} {one.failure}".strip(), kept=kept),
+        check_outcomes(outcomes),
+        Check(what="one robot next to them", found=f"{found} {run.failure}".strip(), kept=kept),
     ], outcomes
 
 
 def heavy_rounds(
     address: str, process: psutil.Process, rounds: int, rest: int
 ) -> tuple[Check, Usage]:
-    """Peers that send much, over and over; and the least memory held after a round.
+    """Run peers with large messages repeatedly; returns the minimum memory after a round.
 
-    How many messages of 16 MiB meet is chance, and the allocator keeps their space for a while.
+    The minimum: the number of concurrent 16 MiB messages is random, and the allocator frees late.
     """
     outcomes, rss = [], []
     for _ in range(rounds):
         outcomes += abuse(address, KEY, HEAVY)
         rss.append(process.memory_info().rss / 2**20)
-    used = usage(process, f"after {rounds} rounds of much, least memory held", at_most=rest)
-    return told_apart(outcomes), replace(used, rss_mib=round(min(rss), 1))
+    used = usage(process, f"after {rounds} rounds of large messages, minimum memory", at_most=rest)
+    return check_outcomes(outcomes), replace(used, rss_mib=round(min(rss), 1))
 
 
-def told_apart(outcomes: Sequence[Outcome]) -> Check:
-    """Whether the service did what it must about every peer."""
-    fine = sum(outcome.kept for outcome in outcomes)
-    found = f"{fine} of {len(outcomes)} answered or closed as they must be"
+def check_outcomes(outcomes: Sequence[Outcome]) -> Check:
+    """Check that the service responded correctly to every peer."""
+    correct = sum(outcome.kept for outcome in outcomes)
+    found = f"{correct} of {len(outcomes)} answered or closed correctly"
     return Check(
-        what=f"{len(outcomes)} peers that misbehave", found=found, kept=fine == len(outcomes)
+        what=f"{len(outcomes)} misbehaving peers", found=found, kept=correct == len(outcomes)
     )
 
 
 def killed(address: str, process: psutil.Process, out: Path, steps: int) -> list[Check]:
-    """Whether the logs hold every verdict that robots got before the service was killed."""
-    before, done = set(out.glob("*.jsonl")), dict[int, Ride]()
+    """Kill the service; check that logs hold every verdict that robots received."""
+    before, runs_by_robot = set(out.glob("*.jsonl")), dict[int, RobotRun]()
     clients = [MonitorClient(address, KEY, timeout_s=PATIENCE_S) for _ in range(NUM_KILLED)]
 
     def robot(number: int) -> None:
-        done[number] = ride(clients[number], number, lambda _: True)
+        runs_by_robot[number] = drive(clients[number], number, lambda _: True)
 
     def kill() -> None:
         end = time.monotonic() + PATIENCE_S
@@ -283,43 +280,45 @@ def killed(address: str, process: psutil.Process, out: Path, steps: int) -> list
         set(out.glob("*.jsonl")) - before, key=lambda file: int(file.stem.split("-")[-1])
     )
     logs = [[alert.verdict for alert in read_alerts(file)] for file in files]
-    rides = [done.get(number, Ride([], [])) for number in range(NUM_KILLED)]
-    answers = [[Verdict.from_dict(verdict) for verdict in one.shown] for one in rides]
+    runs = [runs_by_robot.get(number, RobotRun([], [])) for number in range(NUM_KILLED)]
+    answers = [[Verdict.from_dict(verdict) for verdict in run.verdicts] for run in runs]
     missing = sum(
-        len(got) - sum(a == b for a, b in zip(got, kept, strict=False))
-        for got, kept in zip(answers, logs, strict=True)
+        len(received) - sum(a == b for a, b in zip(received, logged, strict=False))
+        for received, logged in zip(answers, logs, strict=True)
     )
-    unasked = sum(len(kept) - len(got) for got, kept in zip(answers, logs, strict=True))
-    told = sum("no connection" in one.failure for one in rides)
-    slowest = max(one.failed_after_s for one in rides)
+    unanswered = sum(
+        len(logged) - len(received) for received, logged in zip(answers, logs, strict=True)
+    )
+    notified = sum("no connection" in run.failure for run in runs)
+    slowest = max(run.failed_after_s for run in runs)
     return [
         Check(
-            what=f"kill -9 while {NUM_KILLED} robots are watched",
+            what=f"kill -9 with {NUM_KILLED} connected robots",
             found=f"{sum(map(len, answers))} answers, {missing} of them not in the logs; "
-            f"{unasked} more judged and logged, not yet answered",
-            kept=missing == 0 and sum(map(len, answers)) > NUM_KILLED and unasked <= NUM_KILLED,
+            f"{unanswered} more logged but not answered",
+            kept=missing == 0 and sum(map(len, answers)) > NUM_KILLED and unanswered <= NUM_KILLED,
         ),
         Check(
-            what="the robots are told",
-            found=f"{told} of {NUM_KILLED} at most {slowest:.2f} s after asking",
-            kept=told == NUM_KILLED,
+            what="robots get an error",
+            found=f"{notified} of {NUM_KILLED}, within {slowest:.2f} s of sending",
+            kept=notified == NUM_KILLED,
         ),
     ]
 
 
-def measure(name: str, size: LoadSize, facts: dict[str, Any], *, quick: bool) -> Report:
-    """Run all parts."""
+def measure(name: str, size: LoadSize, facts: dict[str, Any], *, quick: bool) -> ServiceReport:
+    """Run all parts of the test."""
     folder = checkpoint_folder(name)
     model = WorldModel.load(folder)
     calibration = load_calibration(model, folder)
     monitor = calibration.monitor
-    report = Report({**facts, "frames": monitor.frame_shape_}, [], [], [], [])
+    report = ServiceReport({**facts, "frames": monitor.frame_shape_}, [], [], [], [])
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "log"
 
-        def crowds(watcher: RuntimeMonitor, robots: int, steps: int) -> None:
+        def crowds(reference: RuntimeMonitor, robots: int, steps: int) -> None:
             for number in (1, robots):
-                check, latency = crowd(address, watcher, number, steps)
+                check, latency = crowd(address, reference, number, steps)
                 report.checks.append(check)
                 report.latencies.append(latency)
                 print(check, latency, flush=True)
@@ -338,8 +337,8 @@ def measure(name: str, size: LoadSize, facts: dict[str, Any], *, quick: bool) ->
             checks, report.outcomes = beside_abuse(address, monitor, quick=quick)
             report.checks += checks
             report.used.append(usage(process, "after the abuse", at_most=rest))
-            weighed = [heavy_rounds(address, process, size.rounds, rest) for _ in range(3)]
-            for check, used in weighed:
+            heavy = [heavy_rounds(address, process, size.rounds, rest) for _ in range(3)]
+            for check, used in heavy:
                 report.checks.append(check)
                 report.used.append(used)
             report.checks += leaks(report.used)
@@ -348,40 +347,40 @@ def measure(name: str, size: LoadSize, facts: dict[str, Any], *, quick: bool) ->
 
 
 def give_up(*_: object) -> NoReturn:
-    """End a run that takes too long."""
-    raise TimeoutError("The whole run took too long: something hangs.")
+    """Abort a run that exceeds its time limit."""
+    raise TimeoutError("The run exceeded its time limit: something hangs.")
 
 
 def main() -> int:
-    """Run, print, write; 1 if a check failed."""
+    """Run, print and write; exit code 1 if a check fails."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model", default="tabletop", help="checkpoint folder or name")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the load, no slow peers")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tenth of the load, without slow peers"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    given = parser.parse_args()
-    size = LoadSize(steps=50, visits=100, rounds=10, limit_s=600) if given.quick else LoadSize()
+    options = parser.parse_args()
+    size = LoadSize(steps=50, visits=100, rounds=10, limit_s=600) if options.quick else LoadSize()
     signal.signal(signal.SIGALRM, give_up)
     signal.alarm(size.limit_s)
-    names = ("torch", "numpy", "websockets", "msgpack")
     facts = {
-        "checkpoint": given.model,
+        "checkpoint": options.model,
         "hardware": hardware(),
         "cores": os.cpu_count(),
         "load before": f"{os.getloadavg()[0]:.1f}",
-        "versions": f"Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in names),
+        "versions": versions("torch", "numpy", "websockets", "msgpack"),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
         "commit": git_commit(),
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": today(),
     }
-    report = measure(given.model, size, facts, quick=given.quick)
+    report = measure(options.model, size, facts, quick=options.quick)
     print(report.text())
-    if not given.quick:
-        given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "service.md").write_text(report.text())
-        (given.out / "service.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
+    if not options.quick:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "service.md").write_text(report.text())
+        (options.out / "service.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
     kept = all(check.kept for check in report.checks)
     print("Every check passed." if kept else "A check FAILED.")
     return 0 if kept else 1

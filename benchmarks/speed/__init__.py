@@ -1,1 +1,1 @@
-"""Time and memory of the parts, each beside a baseline measured in the same run."""
+"""Time and memory of the parts, compared with baselines measured in the same run."""

@@ -1,24 +1,24 @@
-"""Speed of imagination: our cached rollout against the published loop of the same network.
+"""Speed of imagination: the cached rollout against the published loop of the same network.
 
-    python -m benchmarks.speed.imagination            # about half an hour on one core
-    python -m benchmarks.speed.imagination --quick    # the smallest sizes only, two minutes
+    python -m benchmarks.speed.imagination            # half an hour on one core
+    python -m benchmarks.speed.imagination --quick    # two minutes, smallest sizes; writes no file
 
-Both sides run the same random weights in the same process, in turns, on one thread, and are timed
-in CPU seconds, so that other work on the machine disturbs little. The published loop's cost
-depends only on how many frames are in its window: for the larger sizes it is timed at windows of
-2, 6 and 10 frames and interpolated; frames after the tenth cost what the tenth does.
+Both sides run the same random weights in the same process, in turns, on one thread, timed in CPU
+seconds to limit the effect of other load. The cost of the published loop depends only on the number
+of frames in its window. For the larger sizes it is timed at windows of 2, 6 and 10 frames and
+interpolated; later frames cost the same as the tenth.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
 import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,15 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.provenance import RESULTS
+from benchmarks.provenance import (
+    RESULTS,
+    cpu_info,
+    git_commit,
+    one_thread,
+    processor,
+    today,
+    versions,
+)
 from benchmarks.speed.plain_reference import PlainConfig, PlainDiT, plain_rollout
 from worldmodel import WorldModel, imagination
 from worldmodel.c3_import import load_c3
@@ -46,7 +54,7 @@ EPSILON = torch.tensor([0.5])
 
 @dataclass(frozen=True, kw_only=True)
 class ImaginationSize:
-    """A network and the latents it runs on."""
+    """Size of a network and its latents."""
 
     name: str
     side: int
@@ -56,7 +64,7 @@ class ImaginationSize:
     layers: int
     heads: int
     sampled: bool = False
-    """Whether the published loop is timed at three windows only."""
+    """Whether to time the published loop at three windows only."""
 
     @property
     def tokens(self) -> int:
@@ -73,7 +81,7 @@ SIZES = (
 
 @dataclass(kw_only=True)
 class ImaginationRow:
-    """What was measured of one size and batch; seconds are CPU seconds of one thread."""
+    """Results of one size and batch, in CPU seconds of one thread."""
 
     size: str
     tokens: int
@@ -81,21 +89,21 @@ class ImaginationRow:
     batch: int
     rounds: int
     published_s: dict[int, float] = field(default_factory=dict)
-    """Frames in all -> the published loop."""
+    """Total frames -> time of the published loop."""
     exact_s: dict[int, float] = field(default_factory=dict)
     stale_s: float = 0.0
-    """20 frames in all, context kept as it was once the window slides."""
+    """Time of 20 frames with a stale key/value cache after the window slides."""
     bf16_s: dict[int, float] = field(default_factory=dict)
     matmul_share: float = 0.0
-    """Matrix products' floating-point operations per second over the machine's peak."""
+    """Achieved share of the machine's peak for matrix products."""
     error: float = 0.0
-    """Largest difference of the exact rollout's latents from the published loop's."""
+    """Maximum difference between latents of the exact rollout and the published loop."""
     without: dict[str, float] = field(default_factory=dict)
-    """Technique -> time of 10 frames without it over the time with all."""
+    """Technique -> time of 10 frames without it, relative to all techniques."""
 
 
 def build(size: ImaginationSize) -> tuple[PlainDiT, C3Network]:
-    """The same random weights on both sides, ours imported from a file."""
+    """Build both networks with the same random weights; ours is imported from a file."""
     config = PlainConfig(
         channels=4, patch=size.patch, dim=size.dim, heads=size.heads, layers=size.layers
     )
@@ -108,7 +116,7 @@ def build(size: ImaginationSize) -> tuple[PlainDiT, C3Network]:
 
 
 def random_inputs(size: ImaginationSize, batch: int, total: int) -> tuple[torch.Tensor, ...]:
-    """Context of one frame, actions and noise, as the published loop reads them."""
+    """Context of one frame, actions and noise, in the layout of the published loop."""
     generator = torch.Generator().manual_seed(0)
     shape = (size.side, size.side, 4)
     actions = torch.randn(batch, total, 7, generator=generator)
@@ -118,14 +126,14 @@ def random_inputs(size: ImaginationSize, batch: int, total: int) -> tuple[torch.
 
 
 def channels_third(latents: torch.Tensor) -> torch.Tensor:
-    """[batch time h w channel] to [batch time view channel h w]."""
+    """Convert [batch time h w channel] to [batch time view channel h w]."""
     return latents.permute(0, 1, 4, 2, 3)[:, :, None]
 
 
 def ours(
     network: C3Network, size: ImaginationSize, batch: int, total: int, *, window: str = "exact"
 ) -> tuple[np.ndarray, torch.Tensor]:
-    """CPU seconds of each frame of our rollout, and its latents."""
+    """Run our rollout; returns CPU seconds per frame and latents."""
     context, actions, noise = random_inputs(size, batch, total)
     inputs = RolloutInputs(
         context=channels_third(context), actions=actions[:, 1:], noise=channels_third(noise),
@@ -142,7 +150,7 @@ def ours(
 
 
 def published(network: PlainDiT, size: ImaginationSize, batch: int) -> np.ndarray:
-    """CPU seconds of the published loop's frame in windows of 2 to 10 frames."""
+    """CPU seconds per frame of the published loop, for windows of 2 to 10 frames."""
     windows = (2, 6, WINDOW) if size.sampled else range(2, WINDOW + 1)
     seconds = []
     for in_window in windows:
@@ -155,19 +163,19 @@ def published(network: PlainDiT, size: ImaginationSize, batch: int) -> np.ndarra
 
 
 def without_cache() -> Any:
-    """Context computed anew at every step of the sampler."""
+    """Patch: recompute the context at every sampler step."""
     denoise = c3_rollout.Step.denoise
 
-    def anew(step: Any, noisy: torch.Tensor, level: float) -> torch.Tensor:
+    def recompute(step: Any, noisy: torch.Tensor, level: float) -> torch.Tensor:
         step.rollout.waiting = None
         step.rollout.restart()
         return denoise(step, noisy, level)
 
-    return patch.object(c3_rollout.Step, "denoise", anew)
+    return patch.object(c3_rollout.Step, "denoise", recompute)
 
 
 def with_confidence_at_every_step() -> Any:
-    """The confidence head asked after every step of the sampler."""
+    """Patch: run the confidence head at every sampler step."""
     denoise = c3_rollout.Step.denoise
 
     def both(step: Any, noisy: torch.Tensor, level: float) -> torch.Tensor:
@@ -179,7 +187,7 @@ def with_confidence_at_every_step() -> Any:
 
 
 def slow_gelu(x: torch.Tensor) -> torch.Tensor:
-    """PyTorch's own kernel."""
+    """GELU with PyTorch's kernel."""
     return F.gelu(x, approximate="tanh")
 
 
@@ -187,14 +195,14 @@ WITHOUT: dict[str, Callable[[], Any]] = {
     "key/value cache": without_cache,
     "confidence once per frame": with_confidence_at_every_step,
     "faster GELU": lambda: patch.object(attention, "gelu_in_place", slow_gelu),
-    "perceptron in parts": lambda: patch.object(attention, "ROWS", 1 << 30),
+    "chunked MLP": lambda: patch.object(attention, "ROWS", 1 << 30),
     "laid-out weights": lambda: patch.object(imagination, "lay_out_for_inference", lambda _: None),
 }
-"""Technique -> what takes it away."""
+"""Technique -> patch that disables it."""
 
 
 def ablate(size: ImaginationSize, batch: int, rounds: int) -> dict[str, float]:
-    """How many times longer 10 frames take without each technique."""
+    """Time of 10 frames without each technique, relative to all techniques."""
     _, network = build(size)
     times: dict[str, list[float]] = {name: [] for name in ("all", *WITHOUT)}
     for _ in range(rounds):
@@ -208,7 +216,7 @@ def ablate(size: ImaginationSize, batch: int, rounds: int) -> dict[str, float]:
 
 
 def matmul_peak(size: int = 1024, repeats: int = 10) -> float:
-    """Floating-point operations per second of a large float32 matrix product, the best of some."""
+    """Operations per second of a large float32 matrix product, best of `repeats`."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     seconds = []
     for _ in range(repeats):
@@ -219,7 +227,7 @@ def matmul_peak(size: int = 1024, repeats: int = 10) -> float:
 
 
 def measure(size: ImaginationSize, batch: int, rounds: int) -> ImaginationRow:
-    """One row of the table: the fastest of `rounds` interleaved rounds, frame by frame."""
+    """Measure one row: minimum per frame over `rounds` interleaved rounds."""
     plain, network = build(size)
     half = build(size)[1].to(torch.bfloat16)
     row = ImaginationRow(
@@ -247,9 +255,9 @@ def measure(size: ImaginationSize, batch: int, rounds: int) -> ImaginationRow:
 
 
 def flatness(name: str, begin: Callable[[], Iterator[Any]], num_frames: int) -> dict[str, Any]:
-    """Time per frame of a rollout near frame 20 and of one near its end, and what memory grew by.
+    """Time per frame near frame 20 and near the end of a rollout, and memory growth.
 
-    The two take turns, frame by frame, so that a machine that is busier for a while slows both.
+    The two alternate frame by frame, so other load slows both.
     """
     early, late = begin(), begin()
     for _ in range(10):
@@ -273,7 +281,7 @@ def flatness(name: str, begin: Callable[[], Iterator[Any]], num_frames: int) -> 
 
 
 def long_rollouts(num_frames: int = 520) -> list[dict[str, Any]]:
-    """The shipped model and an imported network, far past their windows."""
+    """Measure the shipped model and an imported network far beyond their windows."""
     model = WorldModel.load("tabletop")
     c = model.config.dynamics
     shape = (1, 4, c.views, c.channels, c.height, c.width)
@@ -284,7 +292,7 @@ def long_rollouts(num_frames: int = 520) -> list[dict[str, Any]]:
         action_valid=torch.ones(1, num_frames + 3, dtype=torch.bool), seeds=[0],
     )  # fmt: skip
     ours = partial(frames, model.dynamics, inputs, sampling=model.sampling)
-    made = [flatness("tabletop", ours, num_frames)]
+    results = [flatness("tabletop", ours, num_frames)]
     network = build(SIZES[0])[1]
     context, actions, _ = random_inputs(SIZES[0], 1, num_frames + 1)
     inputs = RolloutInputs(
@@ -293,24 +301,15 @@ def long_rollouts(num_frames: int = 520) -> list[dict[str, Any]]:
     )  # fmt: skip
     for window in ("exact", "stale"):
         sampling = Sampling(num_steps=10, method="ddim", window=window)
-        theirs = partial(frames, network, inputs, sampling=sampling, epsilon=EPSILON)
-        made.append(flatness(f"imported, {window}", theirs, num_frames))
-    return made
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+        imported = partial(frames, network, inputs, sampling=sampling, epsilon=EPSILON)
+        results.append(flatness(f"imported, {window}", imported, num_frames))
+    return results
 
 
 def table(rows: list[ImaginationRow]) -> str:
-    """The speed-ups as Markdown."""
+    """Speed-ups as Markdown."""
     lines = [
-        "| latents | tokens | width | batch | published, s a frame | exact, T=10 | exact, T=20 |"
+        "| latents | tokens | width | batch | published, s per frame | exact, T=10 | exact, T=20 |"
         " stale, T=20 | bf16, T=10 | of matmul peak | difference |",
         "|" + "---|" * 11,
     ]
@@ -331,15 +330,15 @@ def table(rows: list[ImaginationRow]) -> str:
     return "\n".join(lines)
 
 
-def hardware() -> dict[str, Any]:
-    """Machine, versions and settings."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.split(":")[1].strip() for line in text.splitlines() if "model name" in line]
+def settings() -> dict[str, Any]:
+    """Hardware, versions and settings."""
+    flags = cpu_info()
     return {
-        "cpu": names[0] if names else platform.processor(), "cores": len(names),
-        "amx": "amx_bf16" in text, "avx512_bf16": "avx512_bf16" in text,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none at hand",
-        "python": platform.python_version(), "torch": torch.__version__, "threads": 1,
+        "cpu": processor(), "cores": os.cpu_count(),
+        "amx": "amx_bf16" in flags, "avx512_bf16": "avx512_bf16" in flags,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only",
+        "versions": versions("torch", "numpy"), "commit": git_commit(), "date": today(),
+        "threads": 1,
         "steps": 10, "window": WINDOW, "matmul_peak_gflops": matmul_peak() / 1e9,
     }  # fmt: skip
 
@@ -347,10 +346,10 @@ def hardware() -> dict[str, Any]:
 def main() -> None:
     """Measure, print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the smallest sizes only")
+    parser.add_argument("--quick", action="store_true", help="smallest sizes only; writes no file")
     options = parser.parse_args()
     with one_thread(), torch.no_grad():
-        about = hardware()
+        about = settings()
         print(json.dumps(about, indent=2))
         rows = []
         for size in SIZES[: 2 if options.quick else None]:
@@ -365,8 +364,8 @@ def main() -> None:
     print(json.dumps(long, indent=2))
     if not options.quick:
         RESULTS.mkdir(exist_ok=True)
-        made = {"about": about, "rows": [asdict(row) for row in rows], "long": long}
-        (RESULTS / "imagination.json").write_text(json.dumps(made, indent=2) + "\n")
+        content = {"about": about, "rows": [asdict(row) for row in rows], "long": long}
+        (RESULTS / "imagination.json").write_text(json.dumps(content, indent=2) + "\n")
         (RESULTS / "imagination.md").write_text(table(rows) + "\n")
 
 

@@ -1,8 +1,9 @@
-"""The C3 and WorldGym network and its rollout as published: no cache, nothing computed ahead.
+"""Reference implementation of the published C3 and WorldGym network and rollout, without cache.
 
-An independent statement of the public architecture (arXiv:2512.05927, arXiv:2506.00613), with its
-parameter names. Tests compare `worldmodel.networks.c3` with it; `benchmarks.speed.imagination`
-times it. Latents are [batch, time, height, width, channel], as in the original.
+An independent implementation of the public architecture (arXiv:2512.05927, arXiv:2506.00613) with
+its parameter names. Tests compare `worldmodel.networks.c3` with it;
+`python -m benchmarks.speed.imagination` times it. Latents are [batch, time, height, width,
+channel], as in the original.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ROTARY = ("standard", "pixel", "legacy")
 
 
 def sinusoids(x: Tensor) -> Tensor:
-    """256 cosines and sines of a number, at frequencies from 1 down to 1e-4."""
+    """Sinusoidal embedding: 256 cosines and sines at frequencies from 1 down to 1e-4."""
     frequencies = torch.exp(-math.log(10_000) * torch.arange(128, device=x.device) / 128)
     phases = x.float()[..., None] * frequencies
     return torch.cat((phases.cos(), phases.sin()), dim=-1)
@@ -28,7 +29,7 @@ def sinusoids(x: Tensor) -> Tensor:
 
 @functools.lru_cache
 def rotary_factors(shape: tuple[int, ...], head_dim: int, kind: str) -> tuple[Tensor, Tensor]:
-    """Cosine and sine factor of each pair of entries (2i, 2i + 1), [*shape, head_dim / 2]."""
+    """Cosine and sine of each pair of entries (2i, 2i + 1), [*shape, head_dim / 2]."""
     half = head_dim // len(shape) // 2
     if kind == "pixel":
         frequency = torch.linspace(1.0, 128.0, half) * math.pi
@@ -37,7 +38,7 @@ def rotary_factors(shape: tuple[int, ...], head_dim: int, kind: str) -> tuple[Te
         frequency = 10_000.0 ** -(torch.arange(half) / half)
         axes = [torch.arange(n).float() for n in shape]
     phases = [grid[..., None] * frequency for grid in torch.meshgrid(*axes, indexing="ij")]
-    if kind == "legacy":  # each axis' cosines, then its sines; then split even from odd entries
+    if kind == "legacy":  # cosines, then sines of each axis; then split into even and odd entries
         table = torch.cat([torch.cat((p.cos(), p.sin()), -1) for p in phases], -1)
         return table[..., 0::2], table[..., 1::2]
     angles = torch.cat(phases, -1)
@@ -45,7 +46,7 @@ def rotary_factors(shape: tuple[int, ...], head_dim: int, kind: str) -> tuple[Te
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate entries 2i and 2i + 1 of the last axis, by the sum that the publications write."""
+    """Rotate entries 2i and 2i + 1 of the last axis, as written in the publications."""
     turned = torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
     return x * cos.repeat_interleave(2, dim=-1) + turned * sin.repeat_interleave(2, dim=-1)
 
@@ -81,13 +82,13 @@ class PlainAttention(nn.Module):
 
 
 def per_position(condition: Tensor, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """A frame's modulation written out at every position, as the original does."""
-    written = condition[:, :, None, None].repeat(1, 1, x.shape[2], x.shape[3], 1)
-    return written.chunk(parts, dim=-1)
+    """Repeat a frame's modulation at every position, as in the original."""
+    repeated = condition[:, :, None, None].repeat(1, 1, x.shape[2], x.shape[3], 1)
+    return repeated.chunk(parts, dim=-1)
 
 
 class PlainBlock(nn.Module):
-    """Attention and perceptron with adaptive layer norm of six."""
+    """Attention and MLP with adaptive layer norm (six modulations)."""
 
     def __init__(self, dim: int, heads: int, *, over_time: bool, rotary: str) -> None:
         super().__init__()
@@ -106,7 +107,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainPair(nn.Module):
-    """A spatial block, then a temporal one."""
+    """Spatial block followed by a temporal block."""
 
     def __init__(self, dim: int, heads: int, rotary: tuple[str, str]) -> None:
         super().__init__()
@@ -118,7 +119,7 @@ class PlainPair(nn.Module):
 
 
 class PlainFinal(nn.Module):
-    """From hidden states to patches."""
+    """Output layer from hidden states to patches."""
 
     def __init__(self, dim: int, patch: int, channels: int) -> None:
         super().__init__()
@@ -138,7 +139,7 @@ class PlainFinal(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class PlainConfig:
-    """Shape of the network; `confidence_layers` 0 leaves C3's confidence head out."""
+    """Shape of the network; `confidence_layers` 0 removes C3's confidence head."""
 
     channels: int = 16
     patch: int = 2
@@ -151,7 +152,7 @@ class PlainConfig:
 
 
 class PlainDiT(nn.Module):
-    """The whole network."""
+    """Diffusion transformer with an optional confidence head."""
 
     def __init__(self, config: PlainConfig) -> None:
         super().__init__()
@@ -172,7 +173,7 @@ class PlainDiT(nn.Module):
             self.final_layer_conf_head = PlainFinal(dim, patch, channels)
 
     def randomize(self, seed: int, scale: float = 0.3) -> PlainDiT:
-        """Draw every weight, those that start at zero too, so that each one matters."""
+        """Randomise every weight, including zero-initialised ones, so that each matters."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for p in self.parameters():
@@ -183,7 +184,7 @@ class PlainDiT(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, actions: Tensor, epsilon: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Velocity, and logits of P(error <= ε) if there is a head; `t`, `epsilon`: per frame."""
+        """Velocity, and logits of P(error <= ε) if there is a head; `t` and `epsilon` per frame."""
         b, time = t.shape
         tokens = self.x_proj(x.flatten(0, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         x = tokens.reshape(b, time, *tokens.shape[1:])
@@ -201,7 +202,7 @@ class PlainDiT(nn.Module):
 
 
 def sigmoid_alphas(num_timesteps: int = 1000) -> Tensor:
-    """Cumulative signal power of the sigmoid schedule, -3 to 3."""
+    """Cumulative signal power of the sigmoid schedule from -3 to 3."""
     t = torch.linspace(0, num_timesteps, num_timesteps + 1, dtype=torch.float64) / num_timesteps
     start, end = torch.tensor(-3.0).sigmoid(), torch.tensor(3.0).sigmoid()
     curve = (end - (6 * t - 3).sigmoid()) / (end - start)
@@ -220,31 +221,31 @@ def plain_rollout(
     num_steps: int = 10,
     epsilon: float = 0.5,
 ) -> tuple[Tensor, Tensor | None]:
-    """Frames and confidence of a rollout, one frame at a time, everything anew at every step.
+    """Roll out frame by frame, recomputing everything at every step; frames and confidence.
 
     Args:
         network: The network.
-        context: Latents the rollout starts from, [batch, start, h, w, channel].
+        context: Real latents, [batch, start, h, w, channel].
         actions: Row t leads to frame t, [batch, start + frames, action].
-        noise: First noise of each frame, [batch, frames, h, w, channel].
-        window: Most frames the network sees, the one being sampled included.
+        noise: Initial noise of each frame, [batch, frames, h, w, channel].
+        window: Maximum number of frames of the network, including the sampled one.
         num_steps: DDIM steps.
-        epsilon: Error level of the confidence.
+        epsilon: Error threshold of the confidence.
     """
     alphas = sigmoid_alphas().to(context)
     timesteps = torch.linspace(-1, 999, num_steps + 1).long().flip(0).tolist()
     context_t = 14
-    x, stated = context, []
+    x, confidence = context, []
     for frame in range(noise.shape[1]):
         current = noise[:, frame : frame + 1]
         for t, t_next in itertools.pairwise(timesteps):
-            seen = torch.cat((alphas[context_t].sqrt() * x, current), dim=1)[:, -window:]
-            levels = torch.full(seen.shape[:2], context_t, device=x.device)
+            inputs = torch.cat((alphas[context_t].sqrt() * x, current), dim=1)[:, -window:]
+            levels = torch.full(inputs.shape[:2], context_t, device=x.device)
             levels[:, -1] = t
             end = x.shape[1] + 1
-            threshold = torch.full(seen.shape[:2], epsilon, device=x.device).to(x)
+            threshold = torch.full(inputs.shape[:2], epsilon, device=x.device).to(x)
             velocity, logits = network(
-                seen, levels, actions[:, end - seen.shape[1] : end], threshold
+                inputs, levels, actions[:, end - inputs.shape[1] : end], threshold
             )
             v, a = velocity[:, -1:], alphas[t]
             clean = a.sqrt() * current - (1 - a).sqrt() * v
@@ -252,6 +253,6 @@ def plain_rollout(
             a_next = alphas[t_next] if t_next >= 0 else torch.ones_like(a)
             current = a_next.sqrt() * clean + (1 - a_next).sqrt() * estimated
         if logits is not None:
-            stated.append(logits[:, -1:].sigmoid())
+            confidence.append(logits[:, -1:].sigmoid())
         x = torch.cat((x, current), dim=1)
-    return x[:, context.shape[1] :], torch.cat(stated, 1) if stated else None
+    return x[:, context.shape[1] :], torch.cat(confidence, 1) if confidence else None

@@ -1,10 +1,10 @@
-"""How fast a preset trains and imagines on this machine: step time, frames/s, MFU, memory.
+"""Speed of training and imagination of a preset: step time, frames/s, MFU, memory.
 
     python -m benchmarks.speed.training --preset bridge-256 --clips 16
 
-Clips are noise of the preset's shape: speed does not depend on what they show. Results of a preset
-replace its earlier ones in benchmarks/results/training-<device>.json; the table beside it is made
-from that.
+Clips are noise of the preset's shape, because speed does not depend on their content. Results of a
+preset replace its earlier ones in training-<device>.json in the results folder; the Markdown table
+next to it is made from that file.
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ import argparse
 import copy
 import json
 import os
-import platform
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._dynamo
 
-from benchmarks.provenance import RESULTS
+from benchmarks.provenance import RESULTS, git_commit, processor, today, versions
 from worldmodel.imagination import frames
 from worldmodel.networks.dynamics import Dynamics, DynamicsConfig
 from worldmodel.networks.rollout import RolloutInputs
@@ -39,29 +36,24 @@ from worldmodel.training.presets import PRESETS, Preset
 
 NAMES = {"no": "float32", "bf16": "bf16"}
 WARM_UP = 3
-"""Steps before time is taken: they compile, and let the allocator settle."""
+"""Steps before timing, for compilation and the allocator."""
 
 
 def hardware(device: torch.device) -> dict[str, str]:
-    """What the figures were taken on."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), cpu)
-    found = {
-        "cpu": f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used, "
+    """Hardware, load, versions and commit."""
+    facts = {
+        "cpu": f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used, "
         f"load {os.getloadavg()[0]:.1f} over the last minute"
     }
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory / GIB
-        found["gpu"] = f"{torch.cuda.get_device_name(device)}, {memory:.0f} GiB"
-    names = ("torch", "accelerate", "worldmodel")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
-    return {**found, "versions": f"Python {platform.python_version()}, {versions}"}
+        facts["gpu"] = f"{torch.cuda.get_device_name(device)}, {memory:.0f} GiB"
+    facts["versions"] = versions("torch", "accelerate", "worldmodel")
+    return {**facts, "commit": f"commit {git_commit()}"}
 
 
 def network_config(preset: Preset, aspect: float) -> DynamicsConfig:
-    """The preset's network for frames of `aspect` (width over height) and 7 numbers an action."""
+    """Network of the preset for frames of `aspect` (width over height) and 7-dim actions."""
     unit = preset.tokenizer.stride * preset.dynamics.patch
     columns = round(preset.image_height * aspect / unit) * preset.dynamics.patch
     chunk = preset.frame_stride if preset.action_chunk == "encode" else 1
@@ -78,7 +70,7 @@ def network_config(preset: Preset, aspect: float) -> DynamicsConfig:
 def time_training(
     preset: Preset, config: DynamicsConfig, computing: Computing, *, clips: int, steps: int
 ) -> dict[str, Any]:
-    """Seconds per step and what follows from them."""
+    """Time training steps."""
     device, precision = all_processes().device, computing.precision
     torch.manual_seed(0)
     objective = DynamicsObjective(Dynamics(config), own_context=0.0, passes=1).to(device)
@@ -115,7 +107,7 @@ def time_training(
 def time_rollout(
     preset: Preset, config: DynamicsConfig, computing: Computing, *, batch: int, num_frames: int
 ) -> dict[str, Any]:
-    """Frames per second over all rollouts of a batch, decoding left out."""
+    """Time rollouts of a batch without decoding."""
     device = all_processes().device
     torch.manual_seed(0)
     torch._dynamo.reset()
@@ -125,7 +117,7 @@ def time_rollout(
         for block in blocks(dynamics):
             block.compile()
     start_frames = preset.longest_start
-    warm_up = config.context + 2  # every state of the cache has been met, and compiled for
+    warm_up = config.context + 2  # covers every cache state, each compiled once
     rows = start_frames + warm_up + num_frames - 1
     latent = (config.views, config.channels, config.height, config.width)
     inputs = RolloutInputs(
@@ -147,7 +139,7 @@ def time_rollout(
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """All figures of a preset."""
+    """Measure a preset."""
     preset = PRESETS[options.preset]
     config, device = network_config(preset, options.aspect), all_processes().device
     clips = options.clips or preset.dynamics_loop.batch_size
@@ -155,20 +147,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for precision in options.precisions:
         for compiled in (False, True) if options.compile else (False,):
             computing = replace(preset.computing, precision=precision, compile_blocks=compiled)
-            named = {"precision": precision, "compile": compiled}
+            variant = {"precision": precision, "compile": compiled}
             figures = time_training(preset, config, computing, clips=clips, steps=options.steps)
-            training.append({**named, **figures})
+            training.append({**variant, **figures})
             print(training[-1], flush=True)
             for batch in options.rollouts:
                 figures = time_rollout(
                     preset, config, computing, batch=batch, num_frames=options.frames
                 )
-                rollouts.append({**named, "batch": batch, **figures})
+                rollouts.append({**variant, "batch": batch, **figures})
                 print(rollouts[-1], flush=True)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in Dynamics(config).parameters())
     return {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "date": today(),
         "hardware": hardware(device),
         "parameters": parameters,
         "latents": [config.views, config.channels, config.height, config.width],
@@ -184,19 +176,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any], *, has_gpu: bool) -> str:
-    """The figures of every preset as Markdown."""
+    """Results of every preset as Markdown."""
     lines = [
         "# Speed of training and imagination",
         "",
-        "By `python -m benchmarks.speed.training`. MFU after PaLM (arXiv:2204.02311): operations "
-        "the model asks for, over those of a large matrix product measured on the same device in "
-        "the same precision. Rollouts without decoding.",
+        "Made by `python -m benchmarks.speed.training`. MFU as in PaLM (arXiv:2204.02311): the "
+        "model's operations divided by those of a large matrix product in the same time, measured "
+        "on the same device and in the same precision. Rollouts without decoding.",
     ]
     if not has_gpu:
         lines += [
             "",
-            "**No GPU was at hand.** `bridge-256` and `droid-3view` were not run; where there is "
-            "one, `python -m benchmarks.speed.training --preset bridge-256 --clips 16` adds them.",
+            "**CPU only.** `bridge-256` and `droid-3view` need a GPU; "
+            "`python -m benchmarks.speed.training --preset bridge-256 --clips 16` adds them.",
         ]
     for name, result in results.items():
         lines += ["", f"## {name}", "", settings(result), "", *rows(result)]
@@ -204,64 +196,67 @@ def table(results: dict[str, Any], *, has_gpu: bool) -> str:
 
 
 def settings(result: dict[str, Any]) -> str:
-    """What was run on what, in a sentence or two."""
+    """Describe hardware and settings."""
     views, channels, height, width = result["latents"]
     peaks = ", ".join(f"{NAMES[k]} {v:.2f}" for k, v in result["peak_tflops"].items())
-    again = "computed again" if result["checkpoint_blocks"] else "kept"
+    blocks_text = "recomputed" if result["checkpoint_blocks"] else "kept"
     return (
         f"{result['date']}; {'; '.join(result['hardware'].values())}. Dynamics of "
         f"{result['parameters']:,} parameters, latents of {views}x{channels}x{height}x{width}, "
-        f"{result['clips']} clips of {result['clip_frames']} frames a step, blocks {again}; mean "
-        f"of {result['timed_steps']} steps. Sampler steps a frame: {result['num_steps']}. Peak of "
-        f"the device in TFLOP/s: {peaks}."
+        f"{result['clips']} clips of {result['clip_frames']} frames per step, blocks "
+        f"{blocks_text}; mean of {result['timed_steps']} steps. Sampler steps per frame: "
+        f"{result['num_steps']}. Peak of the device in TFLOP/s: {peaks}."
     )
 
 
 def rows(result: dict[str, Any]) -> list[str]:
-    """The two tables of a preset."""
+    """Two tables of a preset."""
     columns = "| precision | compiled | s / step | frames/s | MFU | GiB estimated | GiB measured |"
     lines = [columns, "|---" * 7 + "|"]
     for row in result["training"]:
         peak = row["measured_peak_gib"]
         lines.append(
-            f"| {named(row)} | {row['seconds_per_step']:.3f} | {row['frames_per_second']:.0f} | "
-            f"{row['mfu']:.2f} | {row['estimated_gib']:.2f} | "
+            f"| {variant_cells(row)} | {row['seconds_per_step']:.3f} | "
+            f"{row['frames_per_second']:.0f} | {row['mfu']:.2f} | {row['estimated_gib']:.2f} | "
             f"{'n/a' if peak is None else f'{peak:.2f}'} |"
         )
     lines += ["", "| precision | compiled | rollouts | frames/s | ms / frame |", "|---" * 5 + "|"]
     lines += [
-        f"| {named(row)} | {row['batch']} | {row['frames_per_second']:.1f} | "
+        f"| {variant_cells(row)} | {row['batch']} | {row['frames_per_second']:.1f} | "
         f"{1000 * row['seconds_per_frame']:.1f} |"
         for row in result["rollouts"]
     ]
     return lines
 
 
-def named(row: dict[str, Any]) -> str:
+def variant_cells(row: dict[str, Any]) -> str:
     """Precision and compilation as two cells."""
     return f"{NAMES[row['precision']]} | {'yes' if row['compile'] else 'no'}"
 
 
 def main() -> None:
     """Measure one preset and write the tables."""
-    torch._dynamo.config.recompile_limit = 64  # a rollout's cache has many states
+    torch._dynamo.config.recompile_limit = 64  # the cache of a rollout has many states
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="smoke")
-    parser.add_argument("--clips", type=int, help="clips a step (default: the preset's batch)")
+    parser.add_argument(
+        "--clips", type=int, help="clips per step (default: the preset's batch size)"
+    )
     parser.add_argument("--aspect", type=float, default=1.0, help="width over height of frames")
-    parser.add_argument("--steps", type=int, default=20, help="steps timed")
-    parser.add_argument("--frames", type=int, default=16, help="imagined frames timed")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps")
+    parser.add_argument("--frames", type=int, default=16, help="timed imagined frames")
     parser.add_argument("--rollouts", type=int, nargs="+", default=[1, 64], help="batch sizes")
     parser.add_argument("--precisions", nargs="+", default=["no", "bf16"])
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args()
     device = all_processes().device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     slug = "-".join(name.lower().split())
-    file = RESULTS / f"training-{slug}.json"
+    file = options.out / f"training-{slug}.json"
     results = json.loads(file.read_text()) if file.is_file() else {}
     results[options.preset] = run(options)
-    RESULTS.mkdir(exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(results, indent=2) + "\n")
     text = table(results, has_gpu=device.type == "cuda")
     file.with_suffix(".md").write_text(text)

@@ -17,7 +17,7 @@ from benchmarks.calibration.baselines import (
     motion,
     passes_per_frame,
 )
-from benchmarks.calibration.rescore import ScoredFrame, by_window, rescore, windows
+from benchmarks.calibration.rescore import ScoredFrame, by_segment, rescore, segment_batches
 from benchmarks.calibration.score_curves import ScoreConfidence, fit_scores, with_confidence
 from worldmodel.episodes.clips import LatentBatch, views_there
 from worldmodel.imagination import DynamicsRollout
@@ -125,7 +125,7 @@ def test_an_ensemble_refuses_members_with_other_latents(
     model, episodes, rollouts = case
     stranger = make_model()
     random_weights(stranger, 1)  # its tokenizer too
-    with pytest.raises(ValueError, match="same tokenizer"):
+    with pytest.raises(ValueError, match="must have the tokenizer"):
         ensemble([stranger]).score(model, episodes, rollouts, seed=SEED)
 
 
@@ -152,23 +152,23 @@ def test_dropout_silences_hidden_units_and_leaves_nothing_behind(case: Case) -> 
 def test_going_back_shows_each_frame_with_the_past_it_was_imagined_from(case: Case) -> None:
     """Denoising the rollout's own noise again gives the rollout's own frames."""
     model, episodes, rollouts = case
-    for _, window in windows(episodes, rollouts, SEED):
-        generators = [torch.Generator().manual_seed(seed) for seed in window.inputs.seeds]
+    for _, segments in segment_batches(episodes, rollouts, SEED):
+        generators = [torch.Generator().manual_seed(seed) for seed in segments.inputs.seeds]
 
         def again(
-            moment: ScoredFrame, generators: Sequence[torch.Generator] = generators
+            frame: ScoredFrame, generators: Sequence[torch.Generator] = generators
         ) -> torch.Tensor:
-            shape = moment.latent.shape[1:]
+            shape = frame.latent.shape[1:]
             noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
-            return moment.denoise(noise, 1.0)
+            return frame.denoise(noise, 1.0)
 
-        made = rescore(model, window, again)
-        torch.testing.assert_close(made, window.imagined, atol=1e-4, rtol=1e-4)
+        made = rescore(model, segments, again)
+        torch.testing.assert_close(made, segments.imagined, atol=1e-4, rtol=1e-4)
 
 
-def test_windows_cover_every_imagined_frame_once(case: Case) -> None:
+def test_segments_cover_every_imagined_frame_once(case: Case) -> None:
     model, episodes, rollouts = case
-    counts = by_window(lambda _, window: torch.ones_like(window.imagined))(
+    counts = by_segment(lambda _, segments: torch.ones_like(segments.imagined))(
         model, episodes, rollouts, seed=SEED
     )
     for count, rollout in zip(counts, rollouts, strict=True):
@@ -217,7 +217,7 @@ def test_stated_cost_is_what_the_network_is_asked_for(
     case: Case, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, episodes, _ = case
-    rollouts = roll_out(model, episodes[:1], horizon=2, seed=0)  # one window of 2 frames
+    rollouts = roll_out(model, episodes[:1], horizon=2, seed=0)  # one segments of 2 frames
     passes = 0
     step = model.dynamics.step
 

@@ -18,8 +18,8 @@ from benchmarks.calibration.methods import (
     Comparison,
     MethodForecasts,
     MethodResult,
-    run,
     pool_forecasts,
+    run,
 )
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
@@ -29,7 +29,7 @@ from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 
 
 def made_up(num_frames: int, seed: int, *, honest: bool) -> EpisodeRollouts:
-    """Errors drawn from stated exponential distributions, or from ones half as wide as forecasts."""
+    """Errors drawn from stated exponential distributions, or from ones half as wide."""
     rng = np.random.default_rng(seed)
     shape = (num_frames, 1, 2, 8, 8)
     scale = np.exp(rng.normal(-1, 0.7, shape))

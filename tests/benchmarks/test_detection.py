@@ -175,7 +175,7 @@ def test_it_goes_on_where_it_was_stopped(
 
 def test_it_writes_into_no_folder_of_others(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match="holds something else; give another `--out`"):
+    with pytest.raises(ValueError, match="is not empty and holds no results; give another `--out`"):
         bench.check_settings(tmp_path, {})
 
 

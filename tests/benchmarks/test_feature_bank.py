@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.calibration.feature_bank import (
     FeatureBank,
-    draw_stretch,
     rollout_bank,
+    sample_segment,
     velocity_bank,
 )
 from benchmarks.calibration.heads import ABLATION, HeadRecipe, restated, train_head
@@ -33,7 +33,7 @@ def noise_episode(length: int, seed: int) -> LatentBatch:
 
 def test_a_stretch_has_real_frames_and_imagined_ones() -> None:
     rng = np.random.default_rng(0)
-    drawn = [draw_stretch(20, 8, rng) for _ in range(500)]
+    drawn = [sample_segment(20, 8, rng) for _ in range(500)]
     assert {context for _, context, _ in drawn} == set(range(1, CONTEXT + 1))
     ahead = [end - begin - context for begin, context, end in drawn]
     assert (min(ahead), max(ahead)) == (1, 8)
@@ -46,7 +46,7 @@ def test_a_bank_holds_the_errors_of_rollouts(make_model: Callable[..., WorldMode
     bank = rollout_bank(model, [episode], passes=1, horizon=4, rng=np.random.default_rng(3))
     rng = np.random.default_rng(3)
     rng.permutation(1)
-    draw_stretch(2, 4, rng)
+    sample_segment(2, 4, rng)
     imagined = model.imagine(
         episode.latents[:, :1].float(), episode.actions[:, :1],
         seeds=rng.integers(2**31, size=1).tolist(), epsilon=(),

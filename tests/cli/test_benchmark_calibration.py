@@ -1,4 +1,4 @@
-"""`python -m benchmarks.calibration` as a command."""
+"""Command line of `python -m benchmarks.calibration`."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,8 @@ def data(
     make_scene: Callable[..., object],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
-    """Six scenes, and a recipe of two steps a stage."""
+    """Six scenes, a preset of two steps per stage, and few bootstrap resamples."""
+    monkeypatch.setattr("benchmarks.calibration.measures.NUM_RESAMPLES", 5)
     loop = LoopConfig(steps=2, batch_size=2)
     names = ("tokenizer", "dynamics", "rollout", "confidence", "judge")
     loops = {f"{name}_loop": loop for name in names}
