@@ -28,10 +28,9 @@ class DemoConfig:
     policies: tuple[str, ...] = POLICIES_COMPARED
     """Scripted policies to compare; at least 2."""
     seed: int = 1_000_003
-    """Seed of the simulated episodes; the shipped checkpoint was trained and calibrated on 0
-    and 1."""
+    """Seed of the episodes; training and calibration of the shipped checkpoint used others."""
     workers: int = 2
-    """Processes that simulate."""
+    """Simulation processes."""
 
     def __post_init__(self) -> None:
         if min(self.nominal, self.shifted, self.rollouts) < 2 or len(self.policies) < 2:

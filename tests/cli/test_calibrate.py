@@ -173,7 +173,7 @@ def test_delta_asks_for_more_episodes_or_raises_the_rates(
     assert f"support an alarm rate of {least:.3g} at best with `--delta 0.2`; 0.05 needs 32." in (
         captured.err
     )
-    assert "hold in at least a share 0.8 of sets of calibration episodes." in captured.out
+    assert "hold for at least a share 0.8 of calibration sets." in captured.out
     made = record(model / "monitor")
     assert made["delta"] == 0.2
     assert made["alphas"] == pytest.approx(dict.fromkeys(made["alphas"], least))
@@ -303,9 +303,9 @@ def test_wrong_input_is_refused_and_nothing_written(
     start = ("calibrate", "--model", model, "--data")
     assert "nowhere does not exist" in refused(*start, tmp_path / "nowhere")
     assert "empty is empty" in refused(*start, tmp_path / "empty")
-    assert "holds no episode that the model was not trained on" in refused(*start, learned)
-    assert "at least 2 familiar episodes" in refused(*start, single)
-    assert "has more than 4 frames: nothing to imagine" in refused(*start, brief)
+    assert "holds no held-out episode" in refused(*start, learned)
+    assert "`reference` needs at least 2 episodes" in refused(*start, single)
+    assert "has more than 4 frames, so there is nothing" in refused(*start, brief)
     assert "must hold other episodes" in refused(*start, single, "--reference", single)
     assert "is no monitor" in refused(*start, scenes, "--out", model)
     assert "at least 1 frame" in refused(*start, scenes, "--horizon", "0")

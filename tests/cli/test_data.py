@@ -216,7 +216,7 @@ def test_an_unreadable_episode_stops_the_conversion_and_keeps_the_rest(
     assert main(["data", "convert", str(source.path), str(target), "--workers", "2"]) == 2
     line = one_error_line(capsys)
     assert "Episode 'train/1' cannot be converted" in line
-    assert "keeps the 1 episodes before it; `--skip-bad` goes on without it." in line
+    assert "keeps the 1 episodes before it; `--skip-bad` skips it." in line
     assert ClipStore.open(target).episode_ids == ("train/0",)
     assert {path.name for path in target.iterdir()} == {"episodes", "latents", "zarr.json"}
 

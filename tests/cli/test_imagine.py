@@ -71,7 +71,7 @@ def test_what_it_prints_is_what_the_log_holds(
 ) -> None:
     out = tmp_path / "log.zarr"
     assert imagine(untrained, scenes, out, "--episodes", "3", "--json") == 0
-    assert "3 of these 3 episodes helped to train the model" in caplog.text
+    assert "3 of these 3 episodes were used to train the model" in caplog.text
     printed = json.loads(capsys.readouterr().out)
     assert (printed["rollouts"], printed["recalibrated"]) == (3, False)
     rows = {row["horizon"]: row for row in printed["table"]}
@@ -152,8 +152,8 @@ def test_after_a_kill_it_goes_on_where_it_stopped(
     for out in (killed, whole):
         assert imagine(untrained, scenes, out, "--episodes", "3") == 0
     err = capsys.readouterr().err
-    assert f"note: {killed} holds 1 whole rollouts already; they are kept." in err
-    assert "note: rollout 'train/1' was cut off and goes on after frame 7." in err
+    assert f"note: {killed} already holds 1 complete rollouts; they are kept." in err
+    assert "note: rollout 'train/1' is incomplete and continues after frame 7." in err
     assert_same(RolloutLog.open(killed), RolloutLog.open(whole))
     assert all(RolloutLog.open(killed).is_closed(f"train/{i}") for i in range(3))
     inode = (killed / "rollouts" / "000000" / "zarr.json").stat().st_ino
@@ -212,7 +212,7 @@ def test_wrong_input_is_refused_and_nothing_written(
     assert "must be a rollout-log" in attempt(out=scenes)
     assert "notes.txt is no Zarr v3 group" in attempt(out=notes)
     assert "matches 'val/*'; it holds 10" in attempt(only="val/*")
-    assert "more than 12 frames: nothing to imagine" in attempt(start=12)
+    assert "more than 12 frames, so there is nothing to imagine" in attempt(start=12)
     assert "must be at least 1" in attempt(start=0)
     assert "rate_hz=15.0" in attempt(model=slow_model)
     assert "No monitor in" in attempt(monitor=tmp_path / "none")

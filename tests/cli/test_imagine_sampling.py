@@ -41,7 +41,7 @@ def test_the_log_says_how_frames_were_drawn(
     log = imagine(untrained, scenes, tmp_path / "log.zarr", *options)
     assert log.attributes["sampling"] == OWN | changed
     notes = capsys.readouterr().err
-    assert "for the checkpoint's own sampler (1 x euler); of another it promises nothing." in notes
+    assert "sampler (1 x euler); with another one its calibration is void." in notes
     assert ("trained without action dropout" in notes) == ("guidance" in changed)
     frames = [one.read("train/7")["imagined"].astype(float) for one in (plain, log)]
     assert np.abs(frames[0] - frames[1]).max() > 0

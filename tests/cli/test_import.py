@@ -140,8 +140,8 @@ def test_without_a_confidence_head_imagine_is_refused(
         "imagine", "--model", tmp_path / "model", "--data", scenes, "--out", tmp_path / "log.zarr"
     )
     assert line == (
-        f"The model in '{tmp_path / 'model'}' is an imported checkpoint that states no confidence, "
-        "which this command needs; in Python, `WorldModel.imagine` goes without."
+        f"The model in '{tmp_path / 'model'}' is an imported checkpoint without a confidence "
+        "head, which this command needs; in Python, `WorldModel.imagine` works without it."
     )
 
 
@@ -167,7 +167,9 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(
         "it has no config.json": {"vae": tmp_path / "empty"},
         "`tokenizer` makes latents of (4, 8, 8)": {"vae": tmp_path / "four"},
         "`--out` must be a new or empty folder": {"out": tmp_path / "taken"},
-        "are rows of 10 numbers, the checkpoint was trained on rows of 7": {"actions": "worldgym"},
+        "are rows of 10 numbers, but the checkpoint was trained on rows of 7": {
+            "actions": "worldgym"
+        },
     }
     for text, change in wrong.items():
         now = given | change

@@ -96,8 +96,8 @@ def test_a_view_is_refused_where_something_is(
     argv = ("watch", "--model", calibrated, "--data", scenes, "--view")
     full = refused(*argv, tmp_path / "full")
     assert full.startswith("`--view` must be a new or empty folder, but")
-    assert "holds something" in refused(*argv, tmp_path / "full" / "notes.txt")
+    assert "already exists" in refused(*argv, tmp_path / "full" / "notes.txt")
     log = tmp_path / "log"
-    assert "must lie apart" in refused(*argv, log / "view", "--out", log)
-    assert "must lie apart" in refused(*argv, log, "--out", log)
+    assert "must not contain each other" in refused(*argv, log / "view", "--out", log)
+    assert "must not contain each other" in refused(*argv, log, "--out", log)
     assert [p.name for p in sorted(tmp_path.rglob("*"))] == ["full", "notes.txt"]

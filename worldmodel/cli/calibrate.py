@@ -1,4 +1,4 @@
-"""Calibrate a model's confidence and its monitor on episodes it was not trained on."""
+"""Calibrate the confidence and the monitor of a model on held-out episodes."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ if TYPE_CHECKING:
     from worldmodel.report.html import Table
 
 MOST_DAYS = 3650
-"""Ten years: who wants longer says never."""
+"""Longest validity (10 years); None stands for no expiry."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Which model, on what."""
+    """Options of `worldmodel calibrate`."""
 
     model: str
     """Folder of a checkpoint, or the name of a shipped one ("tabletop")."""
     data: Path
-    """Nominal episodes, in any form that `worldmodel data info` reads. Of the store that the model
-    was trained on, only the untouched episodes set thresholds; its training episodes are the
-    familiar ones."""
+    """Nominal episodes, in any format that `worldmodel data info` reads. If this is the model's
+    training store, its held-out episodes set the thresholds, and its training episodes are the
+    reference set."""
     reference: Path | None = None
-    """Episodes that count as familiar; None: every second episode of the data."""
+    """Episodes of the reference set; None: every second episode of the data."""
     alpha: float | None = None
-    """Chance of any alarm in a nominal episode, from 0 to 1; None: 0.05, or the least that so few
-    episodes support."""
+    """Probability of an alarm in a nominal episode, from 0 to 1; None: 0.05, or the lowest that
+    this many episodes can guarantee."""
     delta: float | None = None
-    """Share of calibration sets, from 0 to 1, that may give a higher chance than `alpha`; None: the
-    chance is kept on average over them. 0.05 and an alpha of 0.05 need 59 episodes."""
+    """Probability over calibration sets, from 0 to 1, that the alarm rate exceeds `alpha`; None:
+    `alpha` holds on average over them. 0.05 with an alpha of 0.05 needs 59 episodes."""
     valid_days: int | None = 180
-    """Days until the calibration is stale, after which no verdict is better than "degrade"; None:
-    never."""
+    """Days until the calibration expires; later verdicts are "degrade" or worse; None: no
+    expiry."""
     recalibration: str = "isotonic"
-    """Kind of curve from stated to recalibrated confidence: "isotonic" (any that rises), "beta",
-    "platt" or "temperature" (each smoother, and with fewer parameters)."""
+    """Recalibration curve: "isotonic" (any increasing curve), "beta", "platt" or "temperature"
+    (each smoother, with fewer parameters)."""
     horizon: int = 16
-    """Frames imagined before a rollout starts from real frames again."""
+    """Imagined frames per segment, before the rollout restarts from real frames."""
     out: Path | None = None
-    """Folder of the monitor; None: `monitor` in the checkpoint, where `watch` looks."""
+    """Folder of the monitor; None: `monitor` in the checkpoint, the default of `watch`."""
     json: bool = False
     """Print the result as JSON."""
 
 
 def run(command: Command) -> int:
-    """Fit monitor and recalibration, save them, and print how well the confidence held."""
+    """Fit and save the monitor and the recalibration; print the calibration of the confidence."""
     from worldmodel.calibration.calibrate import calibrate, monitor_config
     from worldmodel.calibration.calibrated import check_target, save_calibration
     from worldmodel.calibration.choose_episodes import plan_calibration
@@ -93,19 +93,19 @@ def run(command: Command) -> int:
 
 
 def expiry(valid_days: int | None) -> datetime | None:
-    """When a calibration of this moment goes stale."""
+    """Time at which a calibration made now expires."""
     if valid_days is None:
         return None
     if not 1 <= valid_days <= MOST_DAYS:
         raise ValueError(
-            f"`--valid-days` must be 1 to {MOST_DAYS} days, or None for a calibration that never "
-            f"goes stale, got {valid_days}."
+            f"`--valid-days` must be 1 to {MOST_DAYS} days, or None for no expiry, "
+            f"got {valid_days}."
         )
     return datetime.now(UTC).replace(microsecond=0) + timedelta(days=valid_days)
 
 
 def make_record(command: Command, plan: Plan, fitted: CalibrationResult) -> dict[str, Any]:
-    """What is kept of this run for people."""
+    """Human-readable record of this run, as JSON values."""
     monitor = fitted.calibration.monitor
     made = monitor.metadata_.as_dict()
     return {
@@ -129,7 +129,7 @@ def make_record(command: Command, plan: Plan, fitted: CalibrationResult) -> dict
 def note_limits(
     command: Command, plan: Plan, config: MonitorConfig, *, trained_horizon: int
 ) -> None:
-    """Say what so few or such short episodes cannot support."""
+    """Print the limits that few or short calibration episodes set."""
     from worldmodel.monitors.guarantees.episode_threshold import episodes_needed
     from worldmodel.rollouts.open_loop import START
 
@@ -151,14 +151,14 @@ def note_limits(
     if reached > trained_horizon:
         notes.append(
             f"the confidence head was trained up to horizon {trained_horizon}, not {reached}; "
-            "beyond, only the recalibration is fitted."
+            "beyond it, only the recalibration is fitted."
         )
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
 
 def table_as_json(tables: dict[str, dict[int, CalibrationSummary]]) -> list[dict[str, Any]]:
-    """One flat object per confidence and horizon."""
+    """Rows of the calibration table, one flat object per confidence and horizon."""
     return [
         {"confidence": stage, "horizon": horizon, **summary.as_dict()}
         for stage, table in tables.items()
@@ -191,13 +191,13 @@ def print_result(fitted: CalibrationResult, record: dict[str, Any]) -> None:
         print(f"{level:<7}  {alpha:>30.3g}  {record['thresholds'][level]:>9.3f}")
     if record["delta"] is not None:
         share = f"{1 - record['delta']:.3g}"
-        print(f"These rates hold in at least a share {share} of sets of calibration episodes.")
+        print(f"These rates hold for at least a share {share} of calibration sets.")
     expires = record["expires"]
     print(f"\nValid until: {expires[:10] if expires else 'no expiry'}")
 
 
 def trusted_table(trusted: list[TrustedShare]) -> Table:
-    """Thresholds on stated confidence, or what they lack."""
+    """Thresholds on stated confidence, or the number of episodes that they need."""
     from worldmodel.report.html import Table
 
     def threshold(row: TrustedShare) -> str:
@@ -208,8 +208,8 @@ def trusted_table(trusted: list[TrustedShare]) -> Table:
     return Table(
         caption=f"Trust subpatches whose stated confidence of an error within "
         f"{trusted[0].epsilon:g} is at least the threshold:\nin a new episode like these, the "
-        "expected share of wrong ones among them keeps to the limit (not for recalibrated "
-        "confidence).",
+        "expected share of wrong ones among them stays below the limit. Recalibrated confidence "
+        "has no such guarantee.",
         columns=["wrong at most", "threshold", "episodes", "share trusted"],
         rows=[
             (f"{row.alpha:g}", threshold(row), row.num_episodes, row.share_trusted)

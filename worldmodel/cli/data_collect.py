@@ -1,4 +1,4 @@
-"""Record episodes of the embedded tabletop."""
+"""Record episodes of the built-in tabletop simulator."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Record episodes of the embedded tabletop."""
+    """Options of `worldmodel data collect`."""
 
     out: tyro.conf.Positional[Path]
-    """Clip store to write (.zarr); one that was begun with the same options is continued."""
+    """Clip store to write (.zarr); a store begun with the same options is continued."""
     task: str = "pick_place"
     """"pick_place", "push" or "lift"."""
     episodes: int = 100
-    """Number of episodes the store holds in the end."""
+    """Total number of episodes in the store."""
     policy: str = "mixed"
     """A scripted policy (clean, noise_010, bias_015, ...) or "mixed", the training mixture."""
     factor: str = "nominal"
-    """What is shifted: "nominal", a scene factor (lighting, ...) or an action fault (delay)."""
+    """Shift: "nominal" (none), a scene factor (lighting, ...) or an action fault (delay)."""
     severity: int = 1
-    """How strongly: 1 (just outside the nominal range), 2 or 3."""
+    """Strength of the shift: 1 (just outside the nominal range), 2 or 3."""
     onset: int = 0
-    """Frame from which the scene is shifted, or the fault strikes; 0: from the start."""
+    """First shifted or faulty frame; 0: the whole episode."""
     seed: int = 0
-    """Seed of the collection; each episode derives its own."""
+    """Seed of the collection; every episode derives its own seed from it."""
     renderer: str = "auto"
-    """"ray" (runs everywhere), "gl" (EGL or OSMesa) or "auto" (gl where it works)."""
+    """"ray" (any machine), "gl" (needs EGL or OSMesa) or "auto" ("gl" where it works)."""
     size: int = 64
     """Height and width of the frames in pixels."""
     num_steps: int = 40
     """Frames per episode, at 5 Hz."""
     workers: int = 1
-    """Processes that simulate, one thread each."""
+    """Simulation processes, one thread each."""
     json: bool = False
-    """Print what was recorded as JSON."""
+    """Print the result as JSON."""
 
 
 def run(command: Command) -> int:
-    """Record what is missing and print the number of episodes and of successes."""
+    """Record the missing episodes; print the number of episodes and of successes."""
     from tqdm import tqdm
 
     from worldmodel.envs.collect import Collection, collect

@@ -1,6 +1,6 @@
 """Convert a dataset folder to the project's clip store (Zarr).
 
-A run that was killed continues where it stopped when started again with the same arguments.
+To continue an interrupted run, start it again with the same arguments.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Where from, where to, and how frames are kept."""
+    """Options of `worldmodel data convert`."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
-    """Folder of a dataset, of any form that `worldmodel data info` reads."""
+    """Dataset folder in any format that `worldmodel data info` reads."""
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET.zarr")]
-    """Folder of the clip store: a new one, or the one that a stopped run of this command began."""
+    """Clip store to write: a new folder, or that of an interrupted run of this command."""
     encoding: Literal["jpeg", "raw"] = "jpeg"
-    """"jpeg": quality 95, the source's own JPEG bytes untouched. "raw": pixels, compressed."""
+    """"jpeg": quality 95; JPEG frames of the source are copied. "raw": lossless pixels."""
     height: int | None = None
-    """Height of the stored frames in pixels, width in proportion; default: as in the source."""
+    """Height of the stored frames in pixels, width in proportion; None: as in the source."""
     workers: int = 1
     """Threads that decode and encode."""
     skip_bad: bool = False
-    """List episodes that cannot be read and go on (exit code 1); default: stop at the first."""
+    """Skip and list episodes that cannot be read (exit code 1); default: stop at the first."""
 
 
 def run(command: Command) -> int:
@@ -48,7 +48,7 @@ def run(command: Command) -> int:
         if not command.skip_bad:
             raise ValueError(
                 f"Episode {episode_id!r} cannot be converted: {error} {command.target} keeps the "
-                f"{len(store)} episodes before it; `--skip-bad` goes on without it."
+                f"{len(store)} episodes before it; `--skip-bad` skips it."
             ) from error
         bad.append(f"skipped {episode_id}: {' '.join(str(error).split())}")
 

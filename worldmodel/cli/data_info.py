@@ -1,4 +1,4 @@
-"""Say what a dataset folder holds: episodes, frames, rate, cameras, meaning of the actions."""
+"""Describe a dataset folder: episodes, frames, rate, cameras, meaning of the actions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Which folder."""
+    """Options of `worldmodel data info`."""
 
     path: tyro.conf.Positional[Path]
     """Folder of a dataset."""
     json: bool = False
-    """Print JSON; rates in hertz, lengths in frames."""
+    """Print the result as JSON; rates in Hz, lengths in frames."""
 
 
 def run(command: Command) -> int:
@@ -40,7 +40,7 @@ def run(command: Command) -> int:
 
 
 def as_json(dataset: Dataset, episodes: dict[str, EpisodeSummary]) -> dict[str, object]:
-    """The facts as JSON values."""
+    """Dataset and episodes as JSON values."""
     return {
         "form": dataset.form,
         "num_episodes": len(episodes),
@@ -60,7 +60,7 @@ def as_json(dataset: Dataset, episodes: dict[str, EpisodeSummary]) -> dict[str, 
 
 
 def as_lines(dataset: Dataset, episodes: dict[str, EpisodeSummary]) -> Iterator[str]:
-    """The facts as a header and one line per episode."""
+    """Header about the dataset, then one line per episode."""
     lengths = [summary.num_frames for summary in episodes.values()]
     yield f"form      {dataset.form}"
     yield f"episodes  {len(episodes)}{describe_splits(episodes)}"
@@ -79,7 +79,7 @@ def as_lines(dataset: Dataset, episodes: dict[str, EpisodeSummary]) -> Iterator[
 
 
 def describe_splits(episode_ids: Iterable[str]) -> str:
-    """How many episodes each split has, from ids such as "train/0".
+    """Number of episodes per split, from ids such as "train/0".
 
     >>> describe_splits(["train/0", "train/1", "val/0"])
     ' (train 2, val 1)'
@@ -91,7 +91,7 @@ def describe_splits(episode_ids: Iterable[str]) -> str:
 
 
 def describe_actions(spec: ActionSpec) -> str:
-    """One line that says what the stored actions mean.
+    """Meaning of the stored actions, in one line.
 
     >>> from worldmodel.datasets.actions import CANONICAL
     >>> describe_actions(CANONICAL)

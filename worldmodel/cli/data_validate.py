@@ -1,8 +1,8 @@
 """Check every episode of a dataset folder.
 
-Errors make training wrong: unreadable or undecodable episodes, rows that do not fit the frames,
-NaN, views that stand still while the arm moves. Warnings are worth a look: black views, wrong rate
-tags, no instruction, idle arms, duplicates. Exit code 1 if there are errors.
+Errors would corrupt training: episodes that cannot be read or decoded, action rows that do not
+match the frames, NaN, views that freeze while the arm moves. Warnings need a look: black views,
+wrong rate tags, missing instructions, idle arms, duplicates. Exit code 1 if there are errors.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ SEVERITIES = ("error", "warning", "info")
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Which folder."""
+    """Options of `worldmodel data validate`."""
 
     path: tyro.conf.Positional[Path]
     """Folder of a dataset."""
     json: bool = False
-    """Print every finding as JSON; the table shows one line per error and per other check."""
+    """Print all findings as JSON; the table has one line per error and one per other check."""
 
 
 def run(command: Command) -> int:
@@ -52,7 +52,7 @@ def run(command: Command) -> int:
 
 
 def as_json(num_episodes: int, num_errors: int, findings: Sequence[Finding]) -> dict[str, object]:
-    """Counts and every finding as JSON values."""
+    """Counts and all findings as JSON values."""
     return {
         "num_episodes": num_episodes,
         "num_errors": num_errors,
@@ -61,7 +61,7 @@ def as_json(num_episodes: int, num_errors: int, findings: Sequence[Finding]) -> 
 
 
 def as_lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """A table, worst first: errors one by one, the rest by check with its first episode."""
+    """Table of findings, worst first: errors one by one, others grouped by check."""
     groups: dict[tuple[int, str, str], list[Finding]] = defaultdict(list)
     for finding in findings:
         alone = finding.episode_id if finding.severity == "error" else ""

@@ -1,4 +1,4 @@
-"""Simulate held-out episodes, imagine them, check the confidence, watch, and compare policies."""
+"""Run every part on simulated held-out episodes: rollouts, confidence, monitor, policies."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Command(DemoConfig):
     """Options of `worldmodel demo`."""
 
     out: Path = Path("runs/demo/report.html")
-    """Report to write."""
+    """HTML report to write."""
     json: bool = False
     """Print the figures as JSON instead of tables."""
 
 
 def run(command: Command) -> int:
-    """Run everything, print the tables and write the report."""
+    """Run the demo, print its tables and write the report."""
     from worldmodel.calibration.calibrated import Checkpoint
     from worldmodel.demo import run_demo
     from worldmodel.report.demo_page import false_alarms, sections, tables

@@ -1,4 +1,4 @@
-"""Compare scripted policies in imagination with what they truly achieve on the tabletop."""
+"""Compare success rates of scripted policies in imagination and in the tabletop simulator."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Command:
     episodes: int = 16
     """Episodes per policy, 40 frames at 5 Hz each."""
     seed: int = 1_000_004
-    """Seed of the episodes; the shipped checkpoint was trained and calibrated on 0 and 1."""
+    """Seed of the episodes; training and calibration of the shipped checkpoint used others."""
     workers: int = 2
-    """Processes that simulate."""
+    """Simulation processes."""
     json: bool = False
     """Print the figures as JSON."""
 
@@ -36,7 +36,7 @@ class Command:
 
 
 def run(command: Command) -> int:
-    """Simulate, imagine, judge and print the policy table."""
+    """Simulate and imagine every policy, classify success, and print the policy table."""
     from worldmodel.calibration.calibrated import Checkpoint
     from worldmodel.evaluation.evaluate import evaluate
     from worldmodel.evaluation.simulate import policy_episodes

@@ -1,6 +1,6 @@
-"""Roll recorded episodes out in the world model and log them, step by step.
+"""Open-loop rollouts of recorded episodes in the world model, logged step by step.
 
-A run that was killed continues where it stopped when started again with the same arguments.
+To continue an interrupted run, start it again with the same arguments.
 """
 
 from __future__ import annotations
@@ -23,55 +23,54 @@ if TYPE_CHECKING:
     from worldmodel.rollouts.open_loop import EpisodeRollouts
 
 HORIZONS = (1, 4, 5, 8, 10, 16)
-"""Frames ahead that are printed."""
+"""Horizons (frames ahead) in the printed table."""
 SEED_STRIDE = 10_000
-"""Seeds set aside for each episode: each stretch of it takes one of the first half, splitting its
-uncertainty those of the second."""
+"""Seeds reserved per episode: its segments use the first half, the uncertainty split the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Which model, which episodes, how far."""
+    """Options of `worldmodel imagine`."""
 
     model: str
     """Folder of a checkpoint, or the name of a shipped one ("tabletop")."""
     data: Path
-    """Episodes, in any form that `worldmodel data info` reads."""
+    """Dataset folder in any format that `worldmodel data info` reads."""
     out: Path
-    """Rollout log to write (.zarr): a new folder, or that of a stopped run of this command."""
+    """Rollout log to write (.zarr): a new folder, or that of an interrupted run."""
     only: str | None = None
-    """Shell pattern of the episodes' names, such as "val/*"; None: all."""
+    """Shell pattern of episode names, such as "val/*"; None: all."""
     episodes: int | None = None
-    """Number of episodes, the first ones; None: all."""
+    """Use only this many episodes, from the first; None: all."""
     start: int = 4
-    """Real frames before the first imagined one."""
+    """Real frames before the first imagined frame."""
     horizon: int = 16
-    """Frames imagined before the rollout starts from real frames again."""
+    """Imagined frames per segment, before the rollout restarts from real frames."""
     seed: int = 0
-    """Seed; a rollout depends on it and its episode's place in the data, on no other episode."""
+    """Seed; a rollout depends only on it and on the index of its episode in the data."""
     num_steps: int | None = None
     """Sampler steps per frame; None: the checkpoint's own."""
     method: str | None = None
-    """Sampler: "euler", "heun" (twice the work per step) or "ddim"; None: the checkpoint's own."""
+    """Sampler: "euler", "heun" (twice the cost per step) or "ddim"; None: the checkpoint's own."""
     eta: float | None = None
-    """Share of noise renewed at each sampler step, from 0 to 1; None: the checkpoint's own."""
+    """Share of fresh noise in each sampler step, from 0 to 1; None: the checkpoint's own."""
     guidance: float | None = None
-    """Weight of the actions: 1 is plain sampling, more follows them more closely at twice the work;
-    None: the checkpoint's own."""
+    """Guidance weight of the actions: 1 is plain sampling; above 1, frames follow the actions more
+    closely at twice the cost; None: the checkpoint's own."""
     monitor: Path | None = None
-    """Folder whose recalibration is used; None: `monitor` in the checkpoint, if it is there."""
+    """Monitor folder with the recalibration; None: `monitor` in the checkpoint, if it exists."""
     decompose: bool = False
-    """Also split the uncertainty of the first rollout of every episode into what its intent leaves
-    open (aleatoric) and what the model does not know (epistemic): 24 more rollouts per episode."""
+    """Split the uncertainty of each episode's first segment into an aleatoric part (left open by
+    the intent) and an epistemic part (unknown to the model); 24 more rollouts per episode."""
     width: float = 0.2
-    """With `decompose`: how far actions of the intent stray from the recorded ones, in standard
+    """With `decompose`: spread of the intent's actions around the recorded ones, in standard
     deviations of the training actions."""
     json: bool = False
     """Print the result as JSON."""
 
 
 def run(command: Command) -> int:
-    """Log what is missing, then print how good all logged rollouts are."""
+    """Log the missing rollouts, then print the quality of all logged rollouts."""
     from worldmodel.calibration.calibrated import load_calibration
     from worldmodel.calibration.choose_episodes import long_enough, warn_if_seen
     from worldmodel.checkpoint import check_trained, checkpoint_folder
@@ -110,7 +109,7 @@ def run(command: Command) -> int:
 def attributes_of(
     command: Command, model: WorldModel, folder: Path, monitor: Path | None, sampling: Sampling
 ) -> dict[str, Any]:
-    """What the log says of this run; a run that goes on with it must say the same."""
+    """Attributes of the log; a run that continues it must have the same."""
     from worldmodel.rollouts.decomposition import Intent
     from worldmodel.rollouts.log import log_attributes
 
@@ -128,7 +127,7 @@ def attributes_of(
 
 
 def choose_sampling(command: Command, model: WorldModel) -> Sampling:
-    """The checkpoint's own sampler, changed as asked; says what that costs in trust."""
+    """Sampler of the checkpoint with the requested changes; notes what they invalidate."""
     own = model.sampling
     given: dict[str, Any] = {
         "num_steps": command.num_steps,
@@ -139,33 +138,33 @@ def choose_sampling(command: Command, model: WorldModel) -> Sampling:
     sampling = replace(own, **{name: value for name, value in given.items() if value is not None})
     if sampling != own:
         print(
-            "note: confidence was trained, and its calibration made, for the checkpoint's own "
-            f"sampler ({own.num_steps} x {own.method}); of another it promises nothing.",
+            "note: confidence was trained and calibrated for the checkpoint's own sampler "
+            f"({own.num_steps} x {own.method}); with another one its calibration is void.",
             file=sys.stderr,
         )
     if sampling.guidance != 1 and not model.config.provenance.get("recipe", {}).get(
         "action_dropout"
     ):
         print(
-            "note: the checkpoint was trained without action dropout, so it never learned to "
-            "predict without an action; guidance is then a guess.",
+            "note: the checkpoint was trained without action dropout and cannot predict without an "
+            "action; guidance is unreliable.",
             file=sys.stderr,
         )
     return sampling
 
 
 def missing_rollouts(log: RolloutLog, names: Sequence[str]) -> list[str]:
-    """Episodes that are not in the log, or whose writer was killed; says so."""
+    """Episodes without a complete rollout in the log; prints what is kept and continued."""
     begun = set(log.rollouts())
     closed = {name for name in begun if log.is_closed(name)}
     print(
-        f"note: {log.path} holds {len(closed)} whole rollouts already; they are kept.",
+        f"note: {log.path} already holds {len(closed)} complete rollouts; they are kept.",
         file=sys.stderr,
     )
     for name in sorted((begun - closed) & set(names)):
         written = len(log.read(name).get("horizon", ()))
         print(
-            f"note: rollout {name!r} was cut off and goes on after frame {written}.",
+            f"note: rollout {name!r} is incomplete and continues after frame {written}.",
             file=sys.stderr,
         )
     return [name for name in names if name not in closed]
@@ -179,7 +178,7 @@ def imagine_episodes(
     names: Sequence[str],
     sampling: Sampling,
 ) -> Iterator[tuple[Episode, EpisodeRollouts, dict[str, Any]]]:
-    """Load and imagine one episode after the other, with what is asked about its uncertainty."""
+    """Load and imagine episodes one by one, and split their uncertainty if requested."""
     from tqdm import tqdm
 
     from worldmodel.episodes.load import choose_cameras, load_episode
@@ -249,7 +248,7 @@ def print_result(
 
 
 def split_facts(rollouts: Sequence[LoggedRollout]) -> dict[str, Any]:
-    """Every rollout's uncertainty in parts, and how each part goes with the rollouts' errors."""
+    """Uncertainty parts of each rollout, and the rank correlation of each part with the error."""
     from worldmodel.rollouts.decomposition import agreement, first_error
 
     rows = [

@@ -1,4 +1,4 @@
-"""Make a model folder of a published checkpoint: C3's or WorldGym's network and its tokenizer."""  # noqa: N999
+"""Convert a published C3 or WorldGym checkpoint and its tokenizer to a model folder."""  # noqa: N999
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ Rotary = Literal["standard", "pixel", "legacy"]
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Which checkpoint, what it was trained on, where to."""
+    """Options of `worldmodel import`."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A .pt or .safetensors file with the network's weights, or the folder of a C3 run."""
+    """Weights of the network (.pt or .safetensors), or the folder of a C3 run."""
     tokenizer: str
-    """Its autoencoder: a folder, or a name on the Hugging Face hub, as in docs/tokenizers.md."""
+    """Its autoencoder: a folder, or a name on the Hugging Face hub (see docs/tokenizers.md)."""
     out: Path
-    """Model folder to write: a new or empty one."""
+    """New or empty model folder to write."""
     actions: Literal["worldgym", "bridge", "canonical"]
-    """What its actions mean. "worldgym": 10 scaled numbers, gripper -1 = open; "bridge": metres,
-    Euler angles, gripper 1 = open, as Bridge stores them; "canonical": as this project has them."""
+    """Meaning of its actions. "worldgym": 10 scaled numbers, gripper -1 = open; "bridge": metres,
+    Euler angles, gripper 1 = open, as stored in Bridge; "canonical": the form of this project."""
     rate_hz: float = 5.0
-    """Frames and actions per second that it was trained on, in Hz."""
+    """Rate of frames and actions in its training data, in Hz."""
     camera: str = "image"
-    """Name of the camera that it was trained on, in your data."""
+    """Name that your data give to the camera that it was trained on."""
     heads: int | None = None
-    """Attention heads; None: as the config.yaml beside the checkpoint says, else 16."""
+    """Attention heads; None: from the config.yaml beside the checkpoint, or 16."""
     window: int | None = None
-    """Most frames the network sees at once; None: as config.yaml says, else 10 with a confidence
-    head and 20 without."""
+    """Context window in frames; None: from config.yaml, or 10 with a confidence head and 20
+    without."""
     height: int | None = None
-    """Height of a frame in latent positions; None: as config.yaml says, else 32."""
+    """Height of a frame in latent positions; None: from config.yaml, or 32."""
     width: int | None = None
-    """Width of a frame in latent positions; None: as config.yaml says, else 32."""
+    """Width of a frame in latent positions; None: from config.yaml, or 32."""
     spatial_rotary: Rotary = "standard"
-    """Rotary positions within a frame; "legacy": WorldGym's first release."""
+    """Rotary embedding of positions in a frame; "legacy": first release of WorldGym."""
     temporal_rotary: Rotary = "standard"
-    """Rotary positions in time."""
+    """Rotary embedding of time."""
 
 
 def run(command: Command) -> int:
-    """Read network and tokenizer, write the folder, and say what is in it."""
+    """Load network and tokenizer, write the model folder and print a summary."""
     from worldmodel.c3_import import as_world_model, load_c3
     from worldmodel.checkpoint import check_new
     from worldmodel.datasets.actions import CANONICAL
@@ -66,7 +66,7 @@ def run(command: Command) -> int:
     )
     if spec.dim != (width := network.config.action_dim):
         raise ValueError(
-            f"`--actions {command.actions}` are rows of {spec.dim} numbers, the checkpoint was "
+            f"`--actions {command.actions}` are rows of {spec.dim} numbers, but the checkpoint was "
             f"trained on rows of {width}."
         )
     model = as_world_model(

@@ -1,4 +1,4 @@
-"""Write the HTML report of a rollout log: one page that needs nothing else; heatmaps if asked."""
+"""Write the HTML report of a rollout log: one self-contained page, and optional heatmap files."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Which log, and where to."""
+    """Options of `worldmodel report`."""
 
     log: tyro.conf.Positional[Path]
-    """Log that `worldmodel imagine` or `watch` wrote; a last rollout that was cut off is shown as
-    far as it goes."""
+    """Log that `worldmodel imagine` or `watch` wrote. An unfinished last rollout is shown up to its
+    last frame."""
     out: Path = Path("report.html")
-    """File to write; an earlier report there is replaced."""
+    """File to write; an existing report is replaced."""
     heatmaps: Path | None = None
     """Folder for heatmaps of confidence: a contact sheet (PNG) and a video (mp4) per rollout; None:
     no heatmaps."""
 
 
 def run(command: Command) -> int:
-    """Write heatmaps if asked, then the page, whole or not at all; say where they are."""
+    """Write the heatmaps if requested, then the page (atomically), and print their paths."""
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.report.html import write_report
     from worldmodel.report.rollout_page import log_sections

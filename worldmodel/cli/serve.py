@@ -1,7 +1,7 @@
 """Serve the monitor to robots over a websocket until SIGINT or SIGTERM.
 
-Each connection is a session of its own: the robot sends frames and actions, and gets a verdict on
-each. Recorded episodes: `worldmodel watch`.
+Each connection is one session: the robot sends frames and actions and receives a verdict on each.
+`worldmodel watch` monitors recorded episodes.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Which model and monitor, and where robots connect."""
+    """Options of `worldmodel serve`."""
 
     model: str
     """Folder of a calibrated checkpoint, or the name of a shipped one ("tabletop")."""
     listen: str = "127.0.0.1:8765"
-    """HOST:PORT of the websocket; any address but this machine's own (127.0.0.1) needs an API
-    key."""
+    """HOST:PORT of the websocket; hosts other than the local 127.0.0.1 require an API key."""
     monitor: Path | None = None
     """Folder that `worldmodel calibrate` wrote; None: `monitor` in the checkpoint."""
     out: Path | None = None
-    """Folder for one file of verdicts (JSON lines) per session; None: no file."""
+    """Folder for the verdicts, one JSON lines file per session; None: write no files."""
     max_sessions: int = 32
-    """Robots served at once."""
+    """Largest number of simultaneous sessions."""
     api_key_file: Path | None = None
-    """File with the API key that robots must send; None: the environment's WORLDMODEL_API_KEY."""
+    """File with the API key that robots must send; None: environment variable
+    WORLDMODEL_API_KEY."""
     deadline_ms: float | None = None
-    """Time limit of a verdict in milliseconds: a later one is a stop, with the cause
+    """Time limit of a verdict in milliseconds; a late verdict is a stop with the cause
     "monitor.deadline"; None: no limit."""
     imagine: bool = True
-    """Imagine every robot's next frame and check it on arrival: needed to find actions that the
-    robot does not obey. A step takes about four times as long, most of it after the verdict."""
+    """Predict the next frame of every robot and check it on arrival, which detects actions that the
+    robot does not execute. A step takes about four times as long, mostly after the verdict."""
 
 
 def run(command: Command) -> int:
-    """Serve until the process is told to stop."""
+    """Serve until SIGINT or SIGTERM."""
     from worldmodel.calibration.calibrated import Checkpoint
     from worldmodel.runtime.live import online_monitor
     from worldmodel.runtime.server import (
@@ -78,14 +78,14 @@ def run(command: Command) -> int:
 
 
 def seconds(deadline_ms: float | None) -> float | None:
-    """The deadline of a verdict in seconds."""
+    """Deadline of a verdict in seconds."""
     if deadline_ms is not None and not 0 < deadline_ms < math.inf:
         raise ValueError(f"`deadline_ms` must be above 0 and finite, got {deadline_ms}.")
     return None if deadline_ms is None else deadline_ms / 1000
 
 
 def sessions(model: WorldModel, monitor: RuntimeMonitor) -> Callable[[Path | None], WatchSession]:
-    """Makes sessions that share one model and one fitted monitor, with its deadline."""
+    """Factory of sessions that share one model and one fitted monitor."""
     from worldmodel.runtime.session import WatchSession
 
     cameras = model.config.cameras
@@ -93,7 +93,7 @@ def sessions(model: WorldModel, monitor: RuntimeMonitor) -> Callable[[Path | Non
 
 
 def service_metadata(checkpoint: Checkpoint, monitor: RuntimeMonitor) -> dict[str, Any]:
-    """The first message to every robot."""
+    """First message to every robot."""
     from worldmodel.checkpoint import fingerprint
 
     config = checkpoint.model.config
@@ -121,6 +121,6 @@ async def serve_until_told(service: MonitorService) -> None:
 
 
 def announce(host: str, port: int) -> None:
-    """Say where robots can connect."""
+    """Print the address at which robots connect."""
     where = f"[{host}]" if ":" in host else host
     print(f"Listening at ws://{where}:{port}; Ctrl-C ends it.", flush=True)

@@ -1,8 +1,8 @@
-"""Train tokenizer, dynamics, confidence head and judges on a clip store.
+"""Train tokenizer, dynamics, confidence head and success classifiers on a clip store.
 
-The same command, given again, continues a run, wherever it was stopped. SIGTERM and --max-hours
-stop it after the step it is in, with a checkpoint and exit code 0. `accelerate launch -m worldmodel
-train ...` trains on several processes; TensorBoard events are in the stages' folders below --out.
+To continue an interrupted run, start the same command again. SIGTERM and --max-hours stop it after
+the current step, with a checkpoint and exit code 0. `accelerate launch -m worldmodel train ...`
+trains on several processes. TensorBoard events are in the folder of each stage below --out.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ class Command:
     """Recipe: "smoke" (minutes on a laptop), "tabletop" (the shipped checkpoint), "bridge-256" or
     "droid-3view" (600 million parameters, for GPUs)."""
     out: Path | None = None
-    """Folder of the run (default: runs/<name of the data>-<preset>); a run there is continued."""
+    """Folder of the run (default: runs/<data>-<preset>); an existing run is continued."""
     tokenizer: str | None = None
-    """Trained diffusers autoencoder, a folder or a hub name ("stabilityai/sd-vae-ft-mse"): only its
-    whitening is fitted; None: train the preset's."""
+    """Pretrained diffusers autoencoder, a folder or a hub name ("stabilityai/sd-vae-ft-mse"), of
+    which only the latent whitening is fitted; None: train the tokenizer of the preset."""
     stage: str | None = None
-    """The only stage to train: tokenizer, dynamics, confidence or judge; None: all."""
+    """Train only this stage: tokenizer, dynamics, confidence or judge; None: all."""
     model: str | None = None
-    """Trained model, a folder or a shipped name ("tabletop"), whose --stage "confidence" or "judge"
-    is trained anew on --data; its other parts are kept."""
+    """Trained model, a folder or a shipped name ("tabletop"); --stage "confidence" or "judge" is
+    retrained on --data, and the other parts are kept."""
     restart: str | None = None
-    """Stage to train anew, with all after it: tokenizer, dynamics, confidence or judge."""
+    """Retrain from this stage on: tokenizer, dynamics, confidence or judge."""
     max_hours: float | None = None
-    """Stop after so many hours, to be continued by the same command; None: train to the end."""
+    """Stop after this many hours; the same command continues. None: train to the end."""
     json: bool = False
     """Print the result as JSON."""
 
 
 def run(command: Command) -> int:
-    """Train; the model ends up in `<out>/model`."""
+    """Train and save the model in `<out>/model`."""
     from worldmodel.datasets.clip_store import ClipStore
     from worldmodel.training.parallel import all_processes
     from worldmodel.training.stages import train

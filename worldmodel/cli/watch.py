@@ -1,7 +1,7 @@
-"""Run the monitor over recorded episodes, frame by frame, as it would run beside the robot.
+"""Run the monitor over recorded episodes, frame by frame, as on the robot.
 
-Exit code 1 if it raised an alarm in any of them. Also tests whether the episodes, taken in order,
-have drifted away from the calibration episodes. `worldmodel serve` monitors robots live.
+Exit code 1 if any episode raises an alarm. Also tests whether the sequence of episodes drifts away
+from the calibration episodes. `worldmodel serve` monitors robots live.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Which model and monitor, which episodes."""
+    """Options of `worldmodel watch`."""
 
     model: str
     """Folder of a calibrated checkpoint, or the name of a shipped one ("tabletop")."""
     data: Path
-    """Episodes, in any form that `worldmodel data info` reads."""
+    """Dataset folder in any format that `worldmodel data info` reads."""
     only: str | None = None
-    """Shell pattern of the episodes' names, such as "val/*"; None: all."""
+    """Shell pattern of episode names, such as "val/*"; None: all."""
     out: Path | None = None
-    """Rollout log to write (.zarr), a new or empty folder; None: no log."""
+    """Rollout log to write (.zarr), a new or empty folder; None: write no log."""
     view: Path | None = None
-    """Folder for one file per episode to look at, new or empty: a Rerun recording (.rrd) where
-    `worldmodel[view]` is installed, else a picture (.png). None: none is written."""
+    """New or empty folder for one view per episode: a Rerun recording (.rrd) where
+    `worldmodel[view]` is installed, else a picture (.png); None: write no views."""
     seed: int = 0
     """Seed of the world model's predictions."""
     monitor: Path | None = None
@@ -48,7 +48,7 @@ class Command:
 
 
 def run(command: Command) -> int:
-    """Watch recorded episodes and print one line per episode; 1 if any raised an alarm."""
+    """Watch the episodes and print one line per episode; return 1 if any raised an alarm."""
     from worldmodel.calibration.calibrated import Checkpoint
     from worldmodel.calibration.choose_episodes import warn_if_seen
     from worldmodel.datasets.rollout_log import RolloutLog
@@ -66,7 +66,7 @@ def run(command: Command) -> int:
     warn_if_seen(model, dataset, names, checkpoint.monitor_folder)
     note_long_episodes(calibration, dataset, names)
     now = datetime.now(UTC)
-    calibration.monitor.today = lambda: now  # one for all episodes, so that the log can say which
+    calibration.monitor.today = lambda: now  # one date for all episodes, as logged
     attributes = log_attributes(
         model,
         command="watch",
@@ -92,22 +92,24 @@ def run(command: Command) -> int:
 
 
 def check_view(view: Path | None, out: Path | None) -> None:
-    """Refuse to write views where something is, or into the log."""
+    """Raise if the folder of the views is not empty, or if it overlaps the log."""
     check_new(view, "--view")
     if view and out:
         one, other = view.resolve(), out.resolve()
         if one.is_relative_to(other) or other.is_relative_to(one):
-            raise ValueError(f"`--view` and `--out` must lie apart, got {view} and {out}.")
+            raise ValueError(
+                f"`--view` and `--out` must not contain each other, got {view} and {out}."
+            )
 
 
 def note_long_episodes(calibration: Calibration, dataset: Dataset, names: Sequence[str]) -> None:
-    """Warn where the promised alarm rate does not reach."""
+    """Warn about episodes longer than the guarantee on the alarm rate covers."""
     longest = calibration.monitor.alarm_rule_.max_frames_
     beyond = [name for name in names if dataset.summary(name).num_frames > longest]
     if beyond:
         print(
             f"note: {len(beyond)} of {len(names)} episodes are longer than the {longest} frames of "
-            "the longest calibration episode; the promised alarm rate does not cover them.",
+            "the longest calibration episode; the guaranteed alarm rate does not cover them.",
             file=sys.stderr,
         )
 
@@ -121,7 +123,7 @@ def watch_episodes(
     seed: int,
     view: Path | None = None,
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Load, imagine and watch one episode after the other, and show each in the folder `view`."""
+    """Load, imagine and watch episodes one by one; write their views to the folder `view`."""
     from contextlib import nullcontext
 
     from tqdm import tqdm
@@ -183,7 +185,7 @@ def print_result(
 
 
 def summary_as_json(name: str, summary: WatchSummary, rate_hz: float) -> dict[str, Any]:
-    """Plain JSON values."""
+    """Summary of one episode as JSON values."""
     first = summary.first_alarm
     return {
         "episode": name,
