@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.calibration.interventions import INSERTED, PATCHES, marked_episodes
