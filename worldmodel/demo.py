@@ -1,6 +1,6 @@
-"""The main job: simulate held-out episodes, imagine them, check their confidence, compare policies.
+"""Demo: simulate held-out episodes, imagine them, check calibration and monitor, rank policies.
 
-Every number comes from the run; nothing here was fitted on the episodes it is shown on.
+All episodes are new: model, monitor and recalibration were fitted on others.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from worldmodel.rollouts.recalibrate import recalibrated
 from worldmodel.rollouts.reliability import count_reliability
 
 HORIZONS = (1, 4, 8, 16)
-"""Frames ahead at which calibration is shown."""
+"""Horizons, in frames, of the calibration table."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Episodes of one kind, imagined and watched."""
+    """Episodes of one factor and severity, with their rollouts and verdicts."""
 
     episodes: Sequence[Episode]
     rollouts: Sequence[EpisodeRollouts]
@@ -45,15 +45,15 @@ class Group:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Everything the demo prints and draws."""
+    """All results of the demo."""
 
     config: DemoConfig
     groups: Mapping[Key, Group]
     quality: Sequence[QualityRow]
     calibration: Mapping[str, CalibrationSummary]
-    """Row of the calibration table -> its figures."""
+    """Row name of the calibration table -> figures."""
     reliability: Mapping[str, Reliability]
-    """"nominal" and "shifted", as stated by the head."""
+    """Reliability of the stated confidence, "nominal" and "shifted"."""
     detection: Mapping[Key, DetectionSummary]
     evaluation: Evaluation
 
@@ -68,7 +68,7 @@ class DemoResult:
 
 
 def run_demo(checkpoint: Checkpoint, config: DemoConfig) -> DemoResult:
-    """Simulate, imagine, watch and compare."""
+    """Run the demo."""
     groups = {
         key: imagine_group(checkpoint, episodes, seed=config.seed)
         for key, episodes in tqdm(scenes(checkpoint.model, config).items(), "imagine")
@@ -100,7 +100,7 @@ def run_demo(checkpoint: Checkpoint, config: DemoConfig) -> DemoResult:
 
 
 def scenes(model: WorldModel, config: DemoConfig) -> dict[Key, list[Episode]]:
-    """Held-out episodes by factor and severity."""
+    """Simulate held-out episodes of every factor and severity."""
     base = Collection(task=config.task, renderer="ray", seed=config.seed)
     plan: list[tuple[Key, Collection, int]] = [((NOMINAL, 0), base, config.nominal)]
     for factor in SHIFTS:
@@ -112,7 +112,7 @@ def scenes(model: WorldModel, config: DemoConfig) -> dict[Key, list[Episode]]:
 
 @torch.inference_mode()
 def imagine_group(checkpoint: Checkpoint, episodes: Sequence[Episode], *, seed: int) -> Group:
-    """Imagine episodes of one kind and let the monitor watch them."""
+    """Imagine and monitor the episodes of one factor and severity."""
     features, calibration = FrameFeatures(checkpoint.model), checkpoint.calibration
     batches = [episode.batch for episode in episodes]
     rollouts = roll_out(checkpoint.model, batches, horizon=calibration.horizon, seed=seed)
@@ -125,7 +125,7 @@ def imagine_group(checkpoint: Checkpoint, episodes: Sequence[Episode], *, seed: 
 
 
 def merge(groups: Sequence[Group]) -> Group:
-    """Several groups as one."""
+    """Concatenate groups."""
     return Group(
         [episode for group in groups for episode in group.episodes],
         [rollout for group in groups for rollout in group.rollouts],
@@ -134,7 +134,7 @@ def merge(groups: Sequence[Group]) -> Group:
 
 
 def count(group: Group) -> Reliability:
-    """Stated confidence against outcomes at `HORIZONS`."""
+    """Count stated confidence against outcomes at `HORIZONS`."""
     names = [episode.name for episode in group.episodes]
     return count_reliability(group.rollouts, names=names, horizons=HORIZONS)
 
@@ -145,14 +145,14 @@ def calibration_table(
     reliability: Mapping[str, Reliability],
     rng: np.random.Generator,
 ) -> dict[str, CalibrationSummary]:
-    """Nominal and shifted, by horizon and factor, and after isotonic recalibration."""
+    """Calibration of nominal episodes (stated and recalibrated, by horizon) and of each shift."""
 
     def row(counted: Reliability, horizon: int | None = None) -> CalibrationSummary:
         return summarize(counted.episode_bins(horizon=horizon), rng=rng, num_resamples=200)
 
     def corrected(group: Group) -> Reliability:
-        curved = [recalibrated(rollout, calibration.recalibration) for rollout in group.rollouts]
-        return count(replace(group, rollouts=curved))
+        rollouts = [recalibrated(rollout, calibration.recalibration) for rollout in group.rollouts]
+        return count(replace(group, rollouts=rollouts))
 
     stated = {"as stated": reliability[NOMINAL], "recalibrated": corrected(groups[NOMINAL, 0])}
     table = {f"nominal, {kind}": row(counted) for kind, counted in stated.items()}

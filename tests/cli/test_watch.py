@@ -40,7 +40,7 @@ def test_nominal_episodes_raise_no_alarm(
     assert [line.split()[:6] for line in lines[-5:-2]] == [
         [f"train/{i}", "12", "no", "-", "-", "trust"] for i in range(3)
     ]
-    assert lines[-1].startswith("Drift of the fleet: not found in 3 episodes (capital ")
+    assert lines[-1].startswith("Fleet drift: not detected in 3 episodes (evidence ")
 
 
 def test_another_look_raises_an_alarm_of_looks(
@@ -193,8 +193,8 @@ def test_drift_of_a_fleet_is_found_and_changes_no_exit_code(
     options = ("--monitor", tmp_path / "old", "--only", "odd/0")
     watch(calibrated, data, *options)
     assert capsys.readouterr().out.endswith(
-        "\nDrift of the fleet: not tested, for this monitor keeps no scores of its calibration "
-        "episodes; calibrate it again.\n"
+        "\nFleet drift: not tested, because this monitor has no alarm scores of its calibration "
+        "set; calibrate it again.\n"
     )
     watch(calibrated, data, *options, "--json")
     assert json.loads(capsys.readouterr().out)["drift"] is None
@@ -213,8 +213,8 @@ def test_wrong_input_is_refused_and_nothing_written(
     assert "cannot be read" in refused(*argv, scenes, "--monitor", torn, *out)
     assert "does not exist" in refused(*argv, tmp_path / "nowhere", *out)
     assert "matches 'x'; it holds 10" in refused(*argv, scenes, "--only", "x", *out)
-    assert "holds something" in refused(*argv, scenes, "--out", torn)
-    assert "holds something" in refused(*argv, scenes, "--out", torn / "monitor.json")
+    assert "already exists" in refused(*argv, scenes, "--out", torn)
+    assert "already exists" in refused(*argv, scenes, "--out", torn / "monitor.json")
     assert sorted(tmp_path.rglob("*")) == before
 
 

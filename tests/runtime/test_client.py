@@ -124,7 +124,7 @@ def test_an_episode_starts_with_the_first_step_and_after_each_reset() -> None:
         for observation, reset in [(1, False), (1, False), (1, True), (1, False)]:
             client.update(observation, None, reset=reset)
         client.reset()
-        with pytest.raises(MonitorError, match=r"says no: No\."):
+        with pytest.raises(MonitorError, match=r"refused the step: No\."):
             client.update(None, None)
         client.update(1, None)
         client.update(1, None)
@@ -134,16 +134,19 @@ def test_an_episode_starts_with_the_first_step_and_after_each_reset() -> None:
 @pytest.mark.parametrize(
     ("reply", "text"),
     [
-        ({"id": 1, "error": "The rule."}, "says no: The rule"),
-        ({"id": None, "error": "The rule."}, "says no: The rule"),
-        ({"id": 1, "x": OBJECTS}, "no answer: .*an array of object"),
-        ({"id": 1, "x": {**OBJECTS, b"dtype": "<f8", b"shape": [2]}}, "no answer"),
-        ({"id": 1, "x": {b"__npgeneric__": True, b"data": 10**12, b"dtype": "V"}}, "no answer"),
-        ({"id": 1, "x": {b"__ndarray__": True}}, "no answer: .*dtype"),
-        ({}, "no answer: .*id"),
-        ([], "no answer"),
-        (b"\xc1", "no answer"),
-        ("Traceback", "no answer"),
+        ({"id": 1, "error": "The rule."}, "refused the step: The rule"),
+        ({"id": None, "error": "The rule."}, "refused the step: The rule"),
+        ({"id": 1, "x": OBJECTS}, "invalid answer: .*an array of object"),
+        ({"id": 1, "x": {**OBJECTS, b"dtype": "<f8", b"shape": [2]}}, "invalid answer"),
+        (
+            {"id": 1, "x": {b"__npgeneric__": True, b"data": 10**12, b"dtype": "V"}},
+            "invalid answer",
+        ),
+        ({"id": 1, "x": {b"__ndarray__": True}}, "invalid answer: .*dtype"),
+        ({}, "invalid answer: .*id"),
+        ([], "invalid answer"),
+        (b"\xc1", "invalid answer"),
+        ("Traceback", "invalid answer"),
     ],
 )
 def test_what_is_no_verdict_is_an_error(reply: object, text: str) -> None:
@@ -167,7 +170,7 @@ def test_a_service_that_takes_no_message_is_cut_off() -> None:
             connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             with pytest.raises(MonitorError):
                 client.update(bytes(2**25), None)
-            with pytest.raises(MonitorError, match="no connection"):
+            with pytest.raises(MonitorError, match="No connection"):
                 client.update(None, None)
         finally:
             done.set()
@@ -182,7 +185,7 @@ def deaf() -> Iterator[int]:
 
 def test_a_server_that_says_nothing_is_given_up(deaf: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor_client, "CONNECT_TIMEOUT_S", 0.2)
-    with pytest.raises(MonitorError, match=rf"{deaf} gave no answer within 0\.2 s"):
+    with pytest.raises(MonitorError, match=rf"{deaf} did not answer within 0\.2 s"):
         MonitorClient(f"ws://127.0.0.1:{deaf}")
 
 
@@ -190,5 +193,5 @@ def test_a_server_that_says_nothing_is_given_up(deaf: int, monkeypatch: pytest.M
 def test_no_server_at_all(url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = url.format(port=server.getsockname()[1])
-    with pytest.raises(MonitorError, match=f"There is no connection to {re.escape(url)}: "):
+    with pytest.raises(MonitorError, match=f"No connection to {re.escape(url)}: "):
         MonitorClient(url)

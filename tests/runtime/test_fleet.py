@@ -89,9 +89,9 @@ def test_drift_is_found_after_the_episode_that_fleet_drift_finds_it_at(
     assert drift.capital >= 20
     assert drift.num_episodes < 12
     assert drift.sentence() == (
-        f"Drift of the fleet: found after episode {drift.num_episodes}, {found[0]} (capital "
-        f"{drift.capital:.3g} of 20, alpha 0.05; 1 without a score left out): the calibration is "
-        "stale for this fleet; calibrate again."
+        f"Fleet drift: detected after {drift.num_episodes} episodes, at {found[0]} (evidence "
+        f"{drift.capital:.3g}, alarm at 20, alpha 0.05; 1 without a score skipped): the "
+        "calibration is stale for this fleet; calibrate again."
     )
 
 
@@ -104,7 +104,7 @@ def test_nominal_episodes_are_no_drift(alarm_rule: AlarmRule) -> None:
     drift = fleet_drift(alarm_rule, alarm_scores)
     assert drift is not None
     assert (drift.found_after, drift.num_episodes) == (None, 60)
-    assert drift.sentence().startswith("Drift of the fleet: not found in 60 episodes (capital ")
+    assert drift.sentence().startswith("Fleet drift: not detected in 60 episodes (evidence ")
 
 
 def test_a_monitor_without_maxima_tests_nothing(calibration: list[EpisodeSignals]) -> None:

@@ -166,7 +166,7 @@ def test_robots_are_not_mixed_up(fitted: RuntimeMonitor, served: Served) -> None
 def test_one_robot_too_many_is_told_so(served: Served) -> None:
     address = served(max_sessions=1)
     with talk(address), connect(address) as refused:
-        assert closed(refused) == (1013, "all 1 sessions are taken; try again later")
+        assert closed(refused) == (1013, "all 1 sessions are in use; try again later")
     with talk(address) as freed:
         assert "error" in ask(freed, pack({}))
 
@@ -174,7 +174,9 @@ def test_one_robot_too_many_is_told_so(served: Served) -> None:
 @pytest.mark.parametrize("key", [None, "", "wrong", "s3cre", "s3cret "])
 def test_only_who_has_the_key_is_let_in(served: Served, key: str | None) -> None:
     address = served(api_key="s3cret")
-    with pytest.raises(MonitorError, match=r"says no: HTTP 401 .* Authorization: Api-Key KEY"):
+    with pytest.raises(
+        MonitorError, match=r"refused the connection: HTTP 401 .* Authorization: Api-Key KEY"
+    ):
         MonitorClient(address, api_key=key and key.replace(" ", "x"))
     with MonitorClient(address, api_key="s3cret") as client:
         assert client.metadata["cameras"] == list(CAMERAS)
@@ -231,7 +233,7 @@ def test_a_wrong_message_is_answered_and_the_session_goes_on(
 
 @pytest.mark.parametrize(
     ("message", "code", "text"),
-    [("hello", 1003, "not text"), (b"\xc1" * 9, 1007, "no msgpack"), (b"", 1007, "no msgpack")],
+    [("hello", 1003, "not text"), (b"\xc1" * 9, 1007, "not msgpack"), (b"", 1007, "not msgpack")],
 )
 def test_what_is_no_message_ends_the_session(
     served: Served, message: str | bytes, code: int, text: str
@@ -342,7 +344,7 @@ def test_late_answers_are_never_taken_for_later_ones(fitted: RuntimeMonitor) -> 
     slow.features = waiting
     frames = draw_frames(np.random.default_rng(6), 2)
     with serving(slow) as address, MonitorClient(address, timeout_s=0.2) as client:
-        with pytest.raises(MonitorError, match=r"gave no answer within 0\.2 s"):
+        with pytest.raises(MonitorError, match=r"did not answer within 0\.2 s"):
             client.update(frames[0], ACTION)
         go_on.set()
         client.timeout_s = 30.0
@@ -357,7 +359,7 @@ def test_a_lost_server_stays_lost(fitted: RuntimeMonitor) -> None:
         assert client.update(frame, ACTION)["step"] == 0
     with serving(fitted, port=port):
         for _ in range(2):
-            with pytest.raises(MonitorError, match=f"no connection to {address}: .*1001"):
+            with pytest.raises(MonitorError, match=f"No connection to {address}: .*1001"):
                 client.update(frame, ACTION)
             client.reset()
         client.close()

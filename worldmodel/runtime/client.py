@@ -1,14 +1,14 @@
-"""Ask a running `worldmodel serve` for its verdict on every step of a robot.
+"""Client of `worldmodel serve`: a verdict on every step of a robot.
 
-Copy this one file beside the robot's code: it needs numpy, msgpack and websockets, nothing else.
+Copy this file next to the robot's code; it needs only numpy, msgpack and websockets.
 
     with MonitorClient("ws://127.0.0.1:8765", timeout_s=0.2) as monitor:
         monitor.reset()  # at the start of every episode
         try:
             level = monitor.update({"front": frame}, action)["level"]
         except MonitorError:
-            level = "stop"  # no verdict is no trust
-        if level in ("degrade", "stop"): ...  # hand over to the fallback
+            level = "stop"  # no verdict: do not trust the model
+        if level in ("degrade", "stop"): ...  # switch to the fallback policy
 
 Messages are msgpack with numpy arrays in the wire format of openpi's policy servers.
 """
@@ -30,18 +30,18 @@ CONNECT_TIMEOUT_S = 10.0
 
 
 class MonitorError(RuntimeError):
-    """There is no verdict, and the message says why: take it for a stop."""
+    """No verdict, for the reason in the message; treat it as a stop."""
 
 
 def pack(message: object) -> bytes:
-    """A message as bytes; `ValueError` for anything but numbers, text, bytes and their arrays."""
+    """Serialize a message of numbers, text, bytes and their arrays; else raise `ValueError`."""
     return msgpack.packb(message, default=_encode)
 
 
 def _encode(value: object) -> dict[bytes, Any]:
     if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind not in "biufSU":
         kind = getattr(value, "dtype", type(value).__name__)
-        raise ValueError(f"A message holds numbers, text and their arrays, got {kind}.")
+        raise ValueError(f"A message must hold numbers, text and their arrays, got {kind}.")
     if isinstance(value, np.generic):
         return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
     data, dtype = value.tobytes(), value.dtype.str
@@ -52,7 +52,7 @@ def _decode(value: dict[Any, Any]) -> Any:
     if b"__ndarray__" not in value and b"__npgeneric__" not in value:
         return value
     dtype = np.dtype(str(value[b"dtype"]))
-    if dtype.kind not in "biuf":  # numbers alone: nothing is ever unpickled or run
+    if dtype.kind not in "biuf":  # only numbers: nothing is unpickled or executed
         raise ValueError(f"an array of {dtype}")
     if b"__npgeneric__" in value:
         return dtype.type(value[b"data"])
@@ -60,10 +60,10 @@ def _decode(value: dict[Any, Any]) -> Any:
 
 
 class MonitorClient:
-    """One robot's connection to the monitor at "ws://HOST:PORT"; for one thread at a time.
+    """Connection of one robot to the monitor at "ws://HOST:PORT"; use it from one thread at a time.
 
-    `api_key` is the service's, needed unless it listens on the loopback address. `timeout_s` is the
-    longest time to wait for a verdict. `metadata` is what the service says of itself: cameras,
+    `api_key` is the key of the server, required unless it listens on a loopback address.
+    `timeout_s` is the maximum time to wait for a verdict. `metadata` describes the server: cameras,
     frame shape, rate, action spec, hashes.
     """
 
@@ -84,18 +84,18 @@ class MonitorClient:
         self._reset = True
 
     def update(self, observation: object, action: object, reset: bool = False) -> dict[str, Any]:
-        """The verdict on one step: "level" ("trust", "notice", "degrade", "stop"), "causes", ...
+        """Verdict on one step: "level" ("trust", "notice", "degrade", "stop"), "causes", ...
 
         Args:
-            observation: uint8 RGB [height, width, 3] of every camera by its name, or one array
+            observation: Camera name -> uint8 RGB [height, width, 3], or one array
                 [view, height, width, 3] in the order of `metadata["cameras"]`.
             action: The canonical action commanded at this frame, [7], or None.
-            reset: Whether a new episode starts with this step, as after `reset()`.
+            reset: Whether this step starts a new episode, as after `reset()`.
 
         Raises:
-            MonitorError: The service says no or nothing in time, or the connection is lost (and
-                stays so: make a new client).
-            ValueError: An array of objects, records or complex numbers.
+            MonitorError: The server refuses or does not answer in time, or the connection is lost.
+                After a lost connection, create a new client.
+            ValueError: An array holds objects, records or complex numbers.
         """
         self._reset, self._number = self._reset or reset, self._number + 1
         message = {"observation": observation, "action": action, "reset": self._reset}
@@ -106,12 +106,12 @@ class MonitorClient:
             while reply["id"] not in (self._number, None):  # a late answer to an earlier step
                 reply = self._receive(end - time.monotonic())
         if "error" in reply:
-            raise MonitorError(f"{self.url} says no: {reply['error']}")
+            raise MonitorError(f"{self.url} refused the step: {reply['error']}")
         self._reset = False
         return reply
 
     def _send(self, data: bytes) -> None:
-        # A service that no longer reads would block `send` for ever: cut such a connection.
+        # `send` blocks without limit if the server stops reading: close such a connection.
         cut = threading.Timer(self.timeout_s, self._connection.socket.shutdown, (2,))
         cut.start()
         try:
@@ -127,17 +127,17 @@ class MonitorClient:
         try:
             yield
         except TimeoutError as error:
-            raise MonitorError(f"{self.url} gave no answer within {limit_s:g} s.") from error
+            raise MonitorError(f"{self.url} did not answer within {limit_s:g} s.") from error
         except InvalidStatus as error:
-            said = f"HTTP {error.response.status_code} {error.response.body!r}"
-            raise MonitorError(f"{self.url} says no: {said}") from error
+            status = f"HTTP {error.response.status_code} {error.response.body!r}"
+            raise MonitorError(f"{self.url} refused the connection: {status}") from error
         except (OSError, WebSocketException) as error:
-            raise MonitorError(f"There is no connection to {self.url}: {error}.") from error
+            raise MonitorError(f"No connection to {self.url}: {error}.") from error
         except (ValueError, LookupError, TypeError, SyntaxError) as error:
-            raise MonitorError(f"{self.url} sent what is no answer: {error!r}.") from error
+            raise MonitorError(f"{self.url} sent an invalid answer: {error!r}.") from error
 
     def close(self) -> None:
-        """Leave the service."""
+        """Close the connection."""
         self._open.close()
 
     def __enter__(self) -> MonitorClient:

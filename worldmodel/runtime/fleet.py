@@ -1,4 +1,4 @@
-"""Whether the episodes of a fleet still score like those that its monitor was calibrated on."""
+"""Drift test of a fleet: alarm scores of its episodes against those of the calibration set."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from worldmodel.runtime.watch import SCORE
 
 
 def largest_alarm_score(alarm_rule: AlarmRule, rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """An episode's score as calibration took it, from its `verdict_signals`; None: nothing ran.
+    """Largest alarm score of an episode from its `verdict_signals`; None: no channel ran.
 
-    Frames beyond the longest calibration episode do not count: the more frames, the higher a
-    largest score is by chance alone.
+    Frames beyond the length of the longest calibration episode are ignored, because a maximum over
+    more frames is higher by chance.
     """
-    seen = rows[: alarm_rule.max_frames_]
+    compared = rows[: alarm_rule.max_frames_]
     scores = {
-        name: np.array([row[SCORE + name] for row in seen]) for name in alarm_rule.channels_.names
+        name: np.array([row[SCORE + name] for row in compared])
+        for name in alarm_rule.channels_.names
     }
     largest = float(alarm_rule.alarm_score(scores).max())
     return largest if np.isfinite(largest) else None
@@ -29,54 +30,56 @@ def largest_alarm_score(alarm_rule: AlarmRule, rows: Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class DriftSummary:
-    """What `FleetDrift` made of watched episodes, in their order."""
+    """Result of `FleetDrift` on watched episodes, in their order."""
 
     alpha: float
-    """Chance that drift is ever found where there is none."""
+    """Probability of ever reporting drift where there is none."""
     capital: float
-    """Evidence of drift: what a capital of 1 has become; 1 / alpha is enough."""
+    """Evidence of drift (capital of the test, 1 at the start); 1 / alpha reports drift."""
     num_episodes: int
-    """Episodes that were looked at: none after drift was found."""
+    """Tested episodes; the test ends when it reports drift."""
     num_left_out: int
-    """Episodes, up to there, in which no channel gave a score."""
+    """Skipped episodes, in which no channel had a score."""
     found_after: str | None
-    """Episode after which drift was found; None: it was not."""
+    """Episode at which drift was reported; None: no drift."""
 
     def sentence(self) -> str:
-        """For people."""
-        figures = f"capital {self.capital:.3g} of {1 / self.alpha:.3g}, alpha {self.alpha:.3g}"
+        """One sentence for people."""
+        figures = f"evidence {self.capital:.3g}, alarm at {1 / self.alpha:.3g}"
+        figures += f", alpha {self.alpha:.3g}"
         if self.num_left_out:
-            figures += f"; {self.num_left_out} without a score left out"
+            figures += f"; {self.num_left_out} without a score skipped"
         if self.found_after is None:
-            return f"Drift of the fleet: not found in {self.num_episodes} episodes ({figures})."
+            return f"Fleet drift: not detected in {self.num_episodes} episodes ({figures})."
         return (
-            f"Drift of the fleet: found after episode {self.num_episodes}, {self.found_after} "
+            f"Fleet drift: detected after {self.num_episodes} episodes, at {self.found_after} "
             f"({figures}): the calibration is stale for this fleet; calibrate again."
         )
 
 
 NOT_TESTED = (
-    "Drift of the fleet: not tested, for this monitor keeps no scores of its calibration episodes; "
+    "Fleet drift: not tested, because this monitor has no alarm scores of its calibration set; "
     "calibrate it again."
 )
-"""What there is to say where `fleet_drift` gives None."""
+"""Sentence for people if `fleet_drift` returns None."""
 
 
 def fleet_drift(
     alarm_rule: AlarmRule, alarm_scores: Mapping[str, float | None]
 ) -> DriftSummary | None:
-    """Test episode by episode, given the `largest_alarm_score` of each; None for too old a monitor.
+    """Test for drift, given the `largest_alarm_score` of each episode.
 
-    alpha is that of any alarm in a nominal episode.
+    None for an old monitor, which has no alarm scores of its calibration set. The test has the
+    alpha of any alarm in a nominal episode.
     """
     if alarm_rule.maxima_ is None:
         return None
     drift = FleetDrift(alarm_rule.config.alpha_notice).fit(alarm_rule.maxima_)
     left_out, found_after = 0, None
-    for name, surprise in alarm_scores.items():
-        if surprise is None:
+    for name, alarm_score in alarm_scores.items():
+        if alarm_score is None:
             left_out += 1
-        elif drift.update(surprise):
+        elif drift.update(alarm_score):
             found_after = name
             break
     return DriftSummary(

@@ -1,4 +1,4 @@
-"""The model beside a robot: what it claims of the next frame, checked when that frame comes."""
+"""Online prediction: the model predicts the next frame, which is checked when it arrives."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from worldmodel.runtime.watch import claimed
 
 
 def online_monitor(model: WorldModel, calibration: Calibration, *, seed: int = 0) -> RuntimeMonitor:
-    """The fitted monitor for a robot, which lets the model imagine the frame to come.
+    """The fitted monitor with an `OnlinePredictor`, to run on a robot.
 
-    So its confidence and surprise channels run without a recording: `update` compares a frame with
-    what was claimed of it, and `imagine` makes the next claim.
+    Its confidence and surprise channels then need no recording: `update` compares a frame with its
+    prediction, and `imagine` predicts the next frame.
     """
     monitor = calibration.monitor.sibling()
     monitor.claims = OnlinePredictor(
@@ -33,10 +33,10 @@ def online_monitor(model: WorldModel, calibration: Calibration, *, seed: int = 0
 
 
 class OnlinePredictor:
-    """Predicts frame by frame what `Calibration.claims` does for an episode, in constant memory.
+    """Frame-by-frame counterpart of `Calibration.claims`, in constant memory.
 
-    The same model, seed, frames and actions give the same claims, but for rounding: a rollout
-    starts from real frames `start`, `start + horizon` and so on.
+    The same model, seed, frames and actions give the same predictions up to rounding: rollout
+    segments start at frames `start`, `start + horizon` and so on.
     """
 
     def __init__(self, model: WorldModel, *, start: int, horizon: int, seed: int = 0) -> None:
@@ -47,11 +47,11 @@ class OnlinePredictor:
         self.reset()
 
     def sibling(self) -> OnlinePredictor:
-        """Another episode of the same model."""
+        """Predictor with the same settings for another robot."""
         return OnlinePredictor(self.model, start=self.start, horizon=self.horizon, seed=self.seed)
 
     def reset(self) -> None:
-        """Start a new episode, or go on after a gap: nothing is claimed of the next frame."""
+        """Start a new episode, or continue after a gap: the next frame has no prediction."""
         self._latents: deque[Tensor] = deque(maxlen=CONTEXT)
         self._actions: deque[np.ndarray] = deque(maxlen=CONTEXT)
         self._num_frames = 0
@@ -63,15 +63,15 @@ class OnlinePredictor:
     def observe(
         self, frame: UInt8[np.ndarray, "*view height width 3"], action: Float[np.ndarray, " a"]
     ) -> PredictionCheck | None:
-        """What had been claimed of this frame, and how wrong it was; None if nothing was.
+        """Compare a frame with its prediction; None if it had none.
 
         Args:
-            frame: At the model's size.
-            action: The model's action commanded at it; NaN where it is unknown.
+            frame: Frame at the model's size.
+            action: Commanded action, in the model's spec; NaN if it is unknown.
         """
         self.imagine()
         views = torch.from_numpy(frame.reshape(-1, *frame.shape[-3:]))
-        latent = self.model.encode(views[None])[0].half().cpu().float()  # as episodes keep them
+        latent = self.model.encode(views[None])[0].half().cpu().float()  # rounded as in episodes
         claim, self._claim = self._claim, None
         self._latents.append(latent)
         self._actions.append(action)
@@ -85,10 +85,10 @@ class OnlinePredictor:
 
     @torch.inference_mode()
     def imagine(self, executed: Float[np.ndarray, " a"] | None = None) -> None:
-        """Imagine the frame after the one seen last, if that is not done yet.
+        """Predict the frame after the last observed one, once.
 
         Args:
-            executed: The action that the robot really got, if it is not the one that was observed.
+            executed: Executed action, if it differs from the observed one.
         """
         if not self._is_due:
             return
@@ -105,15 +105,15 @@ class OnlinePredictor:
             self._end_rollout()
             number = (self._num_frames - self.start) // self.horizon
             self._rollout = self._begin(actions, known, self.seed + number)
-        assert self._rollout is not None  # the first claim is one ahead
-        made = self._rollout.step(actions[:, -1:], known[:, -1:])
-        network, head, stated = self.model.dynamics, self.model.confidence, made.confidence
+        assert self._rollout is not None  # the first prediction of a segment begins it
+        predicted = self._rollout.step(actions[:, -1:], known[:, -1:])
+        network, head, confidence = self.model.dynamics, self.model.confidence, predicted.confidence
         if head is not None:
-            stated = state_confidence(
-                network, head, made.features[:, None], self._levels, first_horizon=ahead
+            confidence = state_confidence(
+                network, head, predicted.features[:, None], self._levels, first_horizon=ahead
             ).squeeze(1)
-        assert stated is not None  # who has no head states it of its own
-        self._claim = made.latent[0].cpu(), stated[0].cpu()
+        assert confidence is not None  # networks without a head state their own confidence
+        self._claim = predicted.latent[0].cpu(), confidence[0].cpu()
 
     def _end_rollout(self) -> None:
         if self._rollout is not None:
@@ -127,5 +127,5 @@ class OnlinePredictor:
         return Imagination(model.dynamics, inputs, sampling=model.sampling, epsilon=self._levels)
 
     def _ahead(self, index: int) -> int:
-        """How far ahead frame `index` is imagined."""
+        """Horizon at which frame `index` is predicted."""
         return (index - self.start) % self.horizon + 1

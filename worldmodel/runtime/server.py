@@ -1,4 +1,4 @@
-"""The monitor as a service: one websocket connection is one robot's session."""
+"""Websocket server of the monitor, with one connection per robot."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ from worldmodel.runtime.session import NotMsgpackError, WatchSession
 
 KEY_VARIABLE = "WORLDMODEL_API_KEY"
 REASON_BYTES = 120
-"""A websocket's close reason holds 123."""
+"""Maximum length of a close reason; the websocket protocol allows 123."""
 CLOSE_TIMEOUT_S = 2.0
-"""How long a peer may take to say goodbye."""
+"""Time limit for a peer to answer a close."""
 REPLY_TIMEOUT_S = 10.0
-"""How long a peer may take to take a reply."""
+"""Time limit for a peer to receive a reply."""
 LOG = logging.getLogger(__name__)
 LOG.addFilter(lambda record: record.getMessage() != "opening handshake failed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceConfig:
-    """Who may ask, and how much."""
+    """Address, access and limits of the server."""
 
     host: str
     port: int
-    """0: any free one."""
+    """0: any free port."""
     api_key: str | None = field(default=None, repr=False)
-    """None: nobody is asked for a key; only on a loopback address."""
+    """None: no key is required, which only loopback addresses allow."""
     max_sessions: int = 32
-    """Robots at once."""
+    """Maximum number of concurrent robots."""
     max_message_bytes: int = 16 * 2**20
     idle_timeout_s: float = 60.0
-    """A peer that sends no whole message for so long is disconnected."""
+    """A peer that sends no complete message for this long is disconnected."""
     out: Path | None = None
-    """Folder for one file of JSON lines per session; None: verdicts are not kept."""
+    """Folder for one JSON Lines file per session; None: verdicts are not logged."""
 
     def __post_init__(self) -> None:
         if self.max_sessions < 1:
@@ -59,28 +59,28 @@ class ServiceConfig:
         if self.api_key is None and not is_loopback(self.host):
             raise ValueError(
                 f"Anyone who can reach {self.host} could connect, so an API key is required: set "
-                f"{KEY_VARIABLE} or give `--api-key-file`, or listen on 127.0.0.1."
+                f"{KEY_VARIABLE} or `--api-key-file`, or listen on 127.0.0.1."
             )
         if self.out and self.out.exists() and not self.out.is_dir():
             raise ValueError(f"`out` must be a folder, but {self.out} is a file.")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address leads to this machine alone.
+    """Whether a host name or address is reachable only from this machine.
 
     >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0")
     (True, True, False)
     """
     try:
-        found = socket.getaddrinfo(host, None)
+        entries = socket.getaddrinfo(host, None)
     except (OSError, UnicodeError) as error:
-        raise ValueError(f"The address {host!r} is not known: {error}.") from error
-    addresses = {str(entry[4][0]).partition("%")[0] for entry in found}
+        raise ValueError(f"The address {host!r} is unknown: {error}.") from error
+    addresses = {str(entry[4][0]).partition("%")[0] for entry in entries}
     return all(ipaddress.ip_address(address).is_loopback for address in addresses)
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host and port.
+    """Split "HOST:PORT" into host and port.
 
     >>> split_address("127.0.0.1:8765"), split_address("[::1]:8765")
     (('127.0.0.1', 8765), ('::1', 8765))
@@ -96,7 +96,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def read_api_key(file: Path | None) -> str | None:
-    """The key in `file`, else in the environment; None if there is neither."""
+    """API key in `file`, or in the environment if `file` is None; None if neither is set."""
     key = os.environ.get(KEY_VARIABLE) if file is None else file.read_text()
     if key is None:
         return None
@@ -108,12 +108,12 @@ def read_api_key(file: Path | None) -> str | None:
 
 
 class MonitorService:
-    """Answers every message of every robot, in the order in which each one sent them.
+    """Server that answers the messages of every robot in order.
 
     Args:
-        new_session: Makes the session of a robot that connects, given the file for its log.
-        metadata: What every robot is told first.
-        config: Who may ask, and how much.
+        new_session: Creates the session of a new robot, given the path of its log.
+        metadata: First message to every robot.
+        config: Address, access and limits.
     """
 
     def __init__(
@@ -132,9 +132,9 @@ class MonitorService:
     ) -> None:
         """Serve until `stop` is set; `on_ready` gets the address once robots can connect.
 
-        One thread judges for all robots in turn, each of which has at most one message in it: the
-        event loop stays free, and nobody waits for more than one step of every other robot. What
-        the model imagines of a robot's next frame comes after that robot's reply.
+        One thread computes the verdicts of all robots, so that the event loop stays free. Each
+        robot has at most one message in its queue, so no robot waits for more than one step of
+        every other robot. The model predicts a robot's next frame after it sends the reply.
         """
         config = self.config
         if config.out:
@@ -145,7 +145,7 @@ class MonitorService:
                 config.host,
                 config.port,
                 compression=None,
-                origins=[None],  # a web page in a browser on this machine is no robot
+                origins=[None],  # browsers send an origin; a web page must not connect
                 process_request=self._admit,
                 max_size=config.max_message_bytes,
                 max_queue=1,
@@ -156,23 +156,23 @@ class MonitorService:
                 await stop.wait()
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Answers a health check, and refuses who has not the key."""
+        """Answer health checks; refuse connections without the key."""
         if request.path == "/healthz":
             return connection.respond(HTTPStatus.OK, "OK\n")
         if self.config.api_key is None:
             return None
-        given = " ".join(request.headers.get_all("Authorization"))
-        wanted = f"Api-Key {self.config.api_key}"
-        if hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode()):
+        header = " ".join(request.headers.get_all("Authorization"))
+        expected = f"Api-Key {self.config.api_key}"
+        if hmac.compare_digest(header.encode("utf-8", "surrogateescape"), expected.encode()):
             return None
         text = "The header must hold this server's key: Authorization: Api-Key KEY.\n"
         return connection.respond(HTTPStatus.UNAUTHORIZED, text)
 
     async def _watch(self, connection: ServerConnection) -> None:
-        """One robot, from its first message to its last."""
+        """Serve one connection until it closes."""
         limit = self.config.max_sessions
         if self._num_open >= limit:
-            reason = f"all {limit} sessions are taken; try again later"
+            reason = f"all {limit} sessions are in use; try again later"
             await connection.close(CloseCode.TRY_AGAIN_LATER, reason)
             return
         self._num_open += 1
@@ -201,7 +201,7 @@ class MonitorService:
                 await _send(connection, reply)
                 await loop.run_in_executor(self._worker, session.imagine)
         except NotMsgpackError as error:
-            text = f"the message is no msgpack: {error}".encode()[:REASON_BYTES]
+            text = f"the message is not msgpack: {error}".encode()[:REASON_BYTES]
             await connection.close(CloseCode.INVALID_DATA, text.decode(errors="ignore"))
         except TimeoutError:
             reason = f"no message for {limit_s:g} s"
@@ -209,12 +209,12 @@ class MonitorService:
 
 
 async def _send(connection: ServerConnection, reply: bytes) -> None:
-    """Send, or cut the connection off: a goodbye to one who reads nothing would wait for ever."""
+    """Send a reply, or abort: a close handshake would hang if the peer does not read."""
     try:
         await asyncio.wait_for(connection.send(reply), REPLY_TIMEOUT_S)
     except TimeoutError:
-        LOG.warning("a robot took no reply for %g s and was cut off", REPLY_TIMEOUT_S)
-        reset = struct.pack("ii", 1, 0)  # the operating system forgets what was not read
+        LOG.warning("disconnected a robot that read no reply for %g s", REPLY_TIMEOUT_S)
+        reset = struct.pack("ii", 1, 0)  # discard unsent data
         peer = connection.transport.get_extra_info("socket")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
         connection.transport.abort()

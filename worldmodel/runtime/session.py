@@ -1,4 +1,4 @@
-"""One robot's session with the monitor: a message in, a verdict out, a line in the log."""
+"""Session of one robot with the monitor: message in, verdict out, line in the log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from worldmodel.runtime.wire import ArrayError, unpack
 
 
 class NotMsgpackError(ValueError):
-    """Bytes that are no message at all."""
+    """Bytes that are not msgpack."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,21 @@ class Request:
     """One step of a robot."""
 
     observation: Any
-    """Camera -> frame, or an array of all views; anything else is the monitor's to refuse. Beside
-    the cameras, "time_s" may be the time they were taken, as the monitor takes it."""
+    """Camera -> frame, or an array of all views; the monitor handles anything else. The optional
+    key "time_s" is the time at which the frames were taken."""
     action: Any
     """The canonical action commanded at this frame, or None."""
     reset: bool
-    """Whether a new episode starts with this step."""
+    """Whether this step starts a new episode."""
     number: int | None
-    """The client's own number for the message; comes back with the reply."""
+    """Number of the message, chosen by the client and returned with the reply."""
 
 
 def read_request(message: object) -> Request:
-    """The step that a message asks to be judged; further keys are ignored.
+    """Parse a message; unknown keys are ignored.
 
     Raises:
-        ValueError: the message is none.
+        ValueError: A key is missing or has the wrong type.
     """
     if not isinstance(message, Mapping) or "observation" not in message:
         raise ValueError('A message must be a map with the key "observation".')
@@ -56,7 +56,7 @@ def read_request(message: object) -> Request:
 
 
 def as_message(verdict: Verdict) -> dict[str, Any]:
-    """Every field of a verdict, to the last bit."""
+    """All fields of a verdict, without loss of precision."""
     return {
         "level": verdict.level.name.lower(),
         "causes": list(verdict.causes),
@@ -67,10 +67,10 @@ def as_message(verdict: Verdict) -> dict[str, Any]:
 
 
 def scaled(frame: object, size: tuple[int, ...]) -> object:
-    """A frame at the monitor's size (height, width).
+    """Resize a frame to the monitor's size (height, width).
 
-    Untouched if its proportions are clearly other ones, or if it is no frame: that is the sensor
-    channel's to report.
+    A frame of another aspect ratio, and anything that is no frame, is returned unchanged: the
+    sensor channel reports it.
     """
     if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3:
         return frame
@@ -83,12 +83,13 @@ def scaled(frame: object, size: tuple[int, ...]) -> object:
 
 
 class WatchSession:
-    """A monitor, the step it is at, and where its verdicts are kept.
+    """Monitor of one robot, its step counter and its log.
 
     Args:
-        monitor: Shared by nobody.
-        cameras: Names of its views, in order.
-        log: File for one JSON line per verdict, made with the first of them; None: none is kept.
+        monitor: Monitor of this session alone.
+        cameras: Camera names, in the order of its views.
+        log: JSON Lines file with one line per verdict, created with the first verdict; None: no
+            log.
     """
 
     def __init__(
@@ -99,10 +100,10 @@ class WatchSession:
         self._lines: AlertLog | None = None
 
     def answer(self, data: bytes) -> bytes:
-        """The reply to a message: a verdict, or {"error": one sentence}.
+        """Reply to a message: a verdict, or {"error": one sentence}.
 
         Raises:
-            NotMsgpackError: `data` is no message.
+            NotMsgpackError: `data` is not msgpack.
         """
         try:
             message = unpack(data)
@@ -122,35 +123,35 @@ class WatchSession:
             self.monitor.reset()
             self.episode, self.step = self.episode + 1, -1
         self.step += 1
-        camera, shown = self._frames(request.observation)
+        camera, frames = self._frames(request.observation)
         if isinstance(request.observation, Mapping) and "time_s" in request.observation:
-            shown = {"image": shown, "time_s": request.observation["time_s"]}
-        verdict = _named(self.monitor.update(shown, request.action), camera)
+            frames = {"image": frames, "time_s": request.observation["time_s"]}
+        verdict = _named(self.monitor.update(frames, request.action), camera)
         try:
             self._keep(verdict)
         except (OSError, ValueError) as error:
-            note = f"the verdict could not be logged: {error}"
+            note = f"the verdict was not logged: {error}"
             failure = {"monitor.log": Evidence(None, None, note)}
             return replace(verdict, level=Level.STOP, causes=("monitor.log",), evidence=failure)
         return verdict
 
     def _frames(self, observation: object) -> tuple[str | None, object]:
-        """All views at the monitor's size; or a broken one alone, and the name of its camera."""
+        """All views at the monitor's size; or one invalid view and the name of its camera."""
         expected = self.monitor.frame_shape_
         views = self._views(observation)
         if views is None:
             return None, observation
-        whole = []
+        valid = []
         for camera, view in views.items():
             if not isinstance(view, np.ndarray):
                 return camera, view
             if view.shape != expected[-3:] or view.dtype != np.uint8:
                 return camera, view[None] if view.shape == expected else view
-            whole.append(view)
-        return None, np.stack(whole).reshape(expected)
+            valid.append(view)
+        return None, np.stack(valid).reshape(expected)
 
     def _views(self, observation: object) -> dict[str, object] | None:
-        """Camera -> frame at the monitor's size, in the monitor's order; None if there are none."""
+        """Camera -> frame at the monitor's size, in its order; None if there are none."""
         if isinstance(observation, np.ndarray):
             array = observation[None] if observation.ndim == 3 else observation
             if array.ndim != 4 or len(array) != len(self.cameras):
@@ -169,7 +170,7 @@ class WatchSession:
         self._lines.write(Alert(step=self.step, verdict=verdict, episode=str(self.episode)))
 
     def imagine(self) -> None:
-        """Let the model imagine the next frame while the robot moves, if it runs beside."""
+        """Predict the next frame while the robot moves, if the monitor has an `OnlinePredictor`."""
         self.monitor.imagine()
 
     def close(self) -> None:
@@ -179,10 +180,10 @@ class WatchSession:
 
 
 def _named(verdict: Verdict, camera: str | None) -> Verdict:
-    """The verdict, with the broken camera's name in the evidence."""
+    """Verdict with the name of the invalid camera in its evidence."""
     if camera is None:
         return verdict
     cause = verdict.causes[0]
-    found = verdict.evidence[cause]
-    note = f"camera {camera!r}: {found.note}"
-    return replace(verdict, evidence={**verdict.evidence, cause: replace(found, note=note)})
+    evidence = verdict.evidence[cause]
+    note = f"camera {camera!r}: {evidence.note}"
+    return replace(verdict, evidence={**verdict.evidence, cause: replace(evidence, note=note)})

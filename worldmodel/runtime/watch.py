@@ -1,4 +1,4 @@
-"""The monitor run over a recorded episode, frame by frame, as it would run beside a robot."""
+"""Monitoring of a recorded episode, frame by frame, as on a robot."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from worldmodel.rollouts.log import commanded, steps
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 
 SCORE = "score."
-"""Start of the name of a channel's score in a log."""
+"""Prefix of the names of channel scores in a log."""
 VERDICT = ("level", "causes", "latency_s")
-"""Signals of a log that sum up a verdict."""
+"""Signals of a log that summarize a verdict."""
 
 
 def watch(
     calibration: Calibration, episode: Episode, rollouts: EpisodeRollouts
 ) -> Iterator[Verdict]:
-    """One verdict per frame, from the real frame and what the model claimed of it beforehand."""
+    """One verdict per frame, from the real frame and its prediction."""
     monitor = calibration.monitor
     monitor.reset()
     frames = unstretched(episode)
@@ -45,9 +45,9 @@ def claimed(
     error: Float[np.ndarray, "view channel h w"],
     horizon: int,
 ) -> PredictionCheck | None:
-    """What the monitor is told of an imagined frame, once the real one is there; None: it was not.
+    """Check of a predicted frame for the monitor; None if the frame was not predicted.
 
-    `confidence` is that of `EPSILONS`.
+    `confidence` has the levels of `EPSILONS`.
     """
     if not horizon:
         return None
@@ -56,7 +56,7 @@ def claimed(
 
 
 def known(action: Float[np.ndarray, " a"]) -> Float[np.ndarray, " a"] | None:
-    """An action as the monitor takes it: None where it is unknown."""
+    """Action for the monitor; None if it is unknown (NaN)."""
     return None if np.isnan(action).any() else action
 
 
@@ -68,9 +68,9 @@ def watched_steps(
     *,
     show: Callable[[np.ndarray, Verdict], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """What a log keeps of every frame: what was imagined of it, and the verdict on it.
+    """Log entries, one per frame: rollout and verdict.
 
-    `show` is given every frame [view, height, width, 3] and its verdict as they come.
+    `show` is called with every frame [view, height, width, 3] and its verdict.
     """
     channels = calibration.monitor.alarm_rule_.channels_.names
     config = model.config.dynamics
@@ -85,7 +85,7 @@ def watched_steps(
 def verdict_signals(
     verdict: Verdict, channels: Sequence[str], map_shape: tuple[int, ...]
 ) -> dict[str, Any]:
-    """What a log keeps of a verdict; NaN where there is no map or a channel did not run."""
+    """Log entry of a verdict; NaN if there is no trust map or a channel did not run."""
     no_map = np.full(map_shape, np.nan, np.float32)
     scores = {name: e.score for name, e in verdict.evidence.items() if e.score is not None}
     return {
@@ -98,10 +98,10 @@ def verdict_signals(
 
 
 def logged_steps(signals: Mapping[str, np.ndarray]) -> Iterator[RecordedStep]:
-    """What the monitor was shown in a watched rollout, for `replay`, as `RolloutLog.read` gives it.
+    """Inputs of the monitor in a logged rollout (from `RolloutLog.read`), for `replay`.
 
-    The replayed verdicts have the logged `verdict_signals`, bit for bit. Episodes of a camera of
-    other proportions than the model's are the exception: their log holds the squeezed frames.
+    The replayed verdicts equal the logged `verdict_signals` bit for bit, unless the camera has
+    another aspect ratio than the model: the log then holds resized frames.
     """
     claims, errors, horizons = (signals.get(name) for name in ("confidence", "error", "horizon"))
     for t, frame in enumerate(signals["frame"]):
@@ -118,23 +118,23 @@ def logged_steps(signals: Mapping[str, np.ndarray]) -> Iterator[RecordedStep]:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchSummary:
-    """What the monitor made of one episode."""
+    """Summary of the verdicts on one episode."""
 
     num_frames: int
     first_alarm: int | None
     """Frame of the first verdict above TRUST; None without an alarm."""
     causes: tuple[str, ...]
-    """Of the first alarm."""
+    """Causes of the first alarm."""
     level: Level
-    """Highest level reached."""
+    """Highest level of the episode."""
     latency_s: float
-    """Median time of the monitor per frame, without the imagination."""
+    """Median time of the monitor per frame, without the world model."""
 
 
 def summarize_watch(
     *, level: Sequence[str], causes: Sequence[Sequence[str]], latency_s: Sequence[float]
 ) -> WatchSummary:
-    """Sum up the verdicts on an episode, given frame by frame as a log holds them.
+    """Summarize the verdicts on an episode, given frame by frame as in a log.
 
     >>> levels, causes = ["trust", "notice", "stop"], [(), ("region",), ("appearance",)]
     >>> summarize_watch(level=levels, causes=causes, latency_s=[0.1, 0.2, 0.3])

@@ -1,4 +1,4 @@
-"""Messages from anyone, read with care: msgpack with arrays in the wire format of openpi."""
+"""Safe parsing of untrusted messages: msgpack with arrays in the wire format of openpi."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ import msgpack
 import numpy as np
 
 MAX_PARTS = 1000
-"""Maps and lists in a message, and entries in each: a step of a robot has a few dozen. A message
-of nothing but empty maps would otherwise take seconds to read, and eighty times its size."""
-
-
+"""Maximum number of maps and lists in a message, and of entries in each; a robot's step has a few
+dozen. Without the limit, a message of empty maps takes seconds to parse and 80 times its size."""
 MAX_DTYPE = 16
-"""Characters of a dtype, such as "<f4" or "<U12"."""
+"""Maximum number of characters of a dtype, such as "<f4" or "<U12"."""
 
 
 class ArrayError(ValueError):
-    """A message with a part that no step holds: an array of objects, or far too many parts."""
+    """Invalid part of a message: an array that is not allowed, or too many parts."""
 
 
 def unpack(data: bytes) -> Any:
-    """A message of maps, lists, numbers, text and arrays; nothing in it is unpickled or run.
+    """Parse maps, lists, numbers, text and arrays; nothing is unpickled or executed.
 
     Raises:
-        ArrayError: an array is wrong, or there are too many parts.
-        ValueError: `data` is no msgpack.
+        ArrayError: An array is invalid, or there are too many parts.
+        ValueError: `data` is not msgpack.
     """
     numbers = itertools.count(1)
 
@@ -52,13 +50,13 @@ def _decode(value: dict[Any, Any]) -> Any:
     try:
         data, name = value[b"data"], str(value[b"dtype"])
         if len(name) > MAX_DTYPE:  # records of a million fields take seconds to parse
-            raise ArrayError(f"A dtype has at most {MAX_DTYPE} characters, got {len(name)}.")
+            raise ArrayError(f"A dtype may have at most {MAX_DTYPE} characters, got {len(name)}.")
         dtype = np.dtype(name)
         if dtype.kind not in ("biufSU" if is_array else "biuf") or not dtype.itemsize:
             raise ArrayError(f"An array must hold numbers or text, got dtype {dtype}.")
         if not is_array:
             if not isinstance(data, int | float):
-                raise TypeError(f"{type(data).__name__} is no number")
+                raise TypeError(f"{type(data).__name__} is not a number")
             return dtype.type(data)
         shape = tuple(value[b"shape"])
         if math.prod(shape) * dtype.itemsize != len(data):
