@@ -1,4 +1,4 @@
-"""What an action means: the spec every reader, checkpoint and policy carries, and conversions."""
+"""Action specs, which define the meaning of action arrays, and lossless conversions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import ArrayLike
 
 @dataclass(frozen=True, kw_only=True)
 class ActionSpec:
-    """The meaning of one row of an action array.
+    """Meaning of one row of an action array.
 
-    Two specs are interchangeable only if every field except `name` is equal.
+    Two specs are equivalent if all fields except `name` are equal.
     """
 
     name: str
-    """Name of the convention, for people."""
+    """Name of the convention, for display."""
     space: str
     """"delta_pose" (pose change), "absolute_pose" (target pose) or "joint_velocity"."""
     frame: str
@@ -29,13 +29,13 @@ class ActionSpec:
     """"open_is_one" (1 = open), "closed_is_one" (1 = closed) or "open_is_minus_one" (-1 = open,
     +1 = closed)."""
     dim: int
-    """Width of one action, over all its rows."""
+    """Length of one action, including all its rows."""
     scale: tuple[float, ...]
     """Multiply column i of a stored action by scale[i] to get metres, radians and gripper units."""
     rate_hz: float
     """Actions per second."""
     rows: int = 1
-    """Commands side by side in one action, of equal meaning and in the order they were given."""
+    """Successive commands concatenated in one action, oldest first, all of equal meaning."""
 
     def __post_init__(self) -> None:
         if len(self.scale) != self.dim:
@@ -44,7 +44,7 @@ class ActionSpec:
             raise ValueError(f"`rows` must divide `dim` {self.dim}, got {self.rows}.")
 
     def side_by_side(self, rows: int) -> ActionSpec:
-        """What `rows` successive actions mean as one action, at a rate so many times lower.
+        """Spec of `rows` successive actions concatenated into one, at 1 / `rows` of the rate.
 
         >>> spec = CANONICAL.side_by_side(3)
         >>> spec.dim, spec.rows, spec.rate_hz
@@ -60,7 +60,7 @@ class ActionSpec:
 
     @property
     def one_row(self) -> ActionSpec:
-        """What each of the commands side by side means: the inverse of `side_by_side`."""
+        """Spec of a single command of the action; the inverse of `side_by_side`."""
         width = self.dim // self.rows
         rate = self.rate_hz * self.rows
         return replace(self, dim=width, rows=1, scale=self.scale[:width], rate_hz=rate)
@@ -88,13 +88,13 @@ CANONICAL = ActionSpec(
 """Δx Δy Δz (m), rotation vector (rad), gripper opening in [0, 1] (1 = open), base frame, 5 Hz."""
 
 START_UP = 1e-6
-"""A first row below this many metres and radians is no motion; Bridge's moving rows exceed 3e-3."""
+"""Metres and radians below which a first row is no motion; Bridge's moving rows exceed 3e-3."""
 
 
 def canonical_gripper(
     values: Float[np.ndarray, "*rows"], gripper: str
 ) -> Float[np.ndarray, "*rows"]:
-    """Gripper values of a convention to the opening, 1 = open.
+    """Convert gripper values of a convention to the opening, 1 = open.
 
     >>> canonical_gripper(np.array([-1.0, 1.0]), "open_is_minus_one")
     array([1., 0.])
@@ -126,7 +126,7 @@ class DeltaPose:
     """Stored pose changes in the base frame <-> canonical actions, row by row and lossless."""
 
     spec: ActionSpec
-    """What the stored rows mean; columns after the seventh are a mobile base that stands still."""
+    """Meaning of the stored rows; columns after the seventh belong to a mobile base at rest."""
 
     def __post_init__(self) -> None:
         spec = self.spec
@@ -138,7 +138,7 @@ class DeltaPose:
             )
 
     def __call__(self, stored: Float[np.ndarray, "time dim"]) -> Float32[np.ndarray, "time 7"]:
-        """Canonical actions of stored rows."""
+        """Convert stored rows to canonical actions."""
         rows = checked_rows(stored, dim=self.spec.dim, what="actions") * np.array(self.spec.scale)
         if np.any(rows[:, 7:]):
             raise ValueError(
@@ -152,7 +152,7 @@ class DeltaPose:
         return rows[:, :7].astype(np.float32)
 
     def inverse(self, actions: Float[np.ndarray, "time 7"]) -> Float32[np.ndarray, "time dim"]:
-        """Stored rows of canonical actions."""
+        """Convert canonical actions to stored rows."""
         rows = np.zeros((len(actions), self.spec.dim))
         rows[:, :7] = checked_rows(actions, dim=7, what="actions")
         if self.spec.rotation == "euler_xyz":
@@ -167,7 +167,7 @@ def checked_rows(values: ArrayLike, *, dim: int, what: str) -> Float64[np.ndarra
     """Rows of `dim` finite numbers as a fresh float64 array.
 
     Raises:
-        ValueError: naming `what`, if the rows are ragged, of another width, NaN or infinite.
+        ValueError: if the rows are ragged, of another width, NaN or infinite; names `what`.
 
     >>> checked_rows([[1, 2]], dim=2, what="points")
     array([[1., 2.]])
@@ -193,12 +193,12 @@ def checked_rows(values: ArrayLike, *, dim: int, what: str) -> Float64[np.ndarra
 def convert(
     actions: Float[np.ndarray, "time source_dim"], source: ActionSpec, target: ActionSpec
 ) -> Float32[np.ndarray, "time target_dim"]:
-    """Rows that mean under `target` what `actions` mean under `source`.
+    """Convert actions from spec `source` to spec `target` without loss.
 
     Raises:
-        ValueError: printing both specs, unless the two mean the same or both are pose changes in
-            the base frame at one rate: only then does a row convert without loss and without
-            knowing the pose it starts from.
+        ValueError: unless the specs are equivalent, or both are pose changes in the base frame at
+            the same rate. Other rows cannot be converted without the pose they start from. The
+            message prints both specs.
     """
     if replace(source, name=target.name) == target:
         return checked_rows(actions, dim=source.dim, what="actions").astype(np.float32)
@@ -214,9 +214,9 @@ def convert(
 def sum_actions(
     actions: Float[np.ndarray, "chunk row 7"],
 ) -> Float32[np.ndarray, "chunk 7"]:
-    """One canonical action that does what each chunk's rows do one after the other.
+    """Compose the rows of each chunk into one canonical action.
 
-    Translations add up in the base frame, rotations are composed, the last opening counts.
+    Translations are summed in the base frame, rotations composed; the last gripper opening is kept.
     """
     from worldmodel.datasets.rotations import compose_rotation_vectors
 
@@ -230,10 +230,10 @@ def sum_actions(
 def commanded_actions(
     stored: Float[np.ndarray, "time dim"], to_canonical: DeltaPose
 ) -> tuple[Float32[np.ndarray, "time 7"], Bool[np.ndarray, " time"]]:
-    """Canonical actions of a Bridge episode and which rows are valid; the others are zero.
+    """Canonical actions of a Bridge episode and their validity mask; invalid rows are zero.
 
-    Not valid are the last row, which no frame follows, and a first row without motion (every
-    component below 1e-6 m or rad): the recorder's start-up, not a command.
+    The last row is invalid, because no frame follows. A first row without motion (every component
+    below 1e-6 m or rad) is invalid, because it is the recorder's start-up and not a command.
     """
     actions = to_canonical(stored)
     valid = np.arange(len(actions)) < len(actions) - 1

@@ -1,4 +1,4 @@
-"""Budgets: the largest sizes that a file may claim before anything is allocated for it.
+"""Budgets: the largest sizes that a file may declare before memory is allocated for it.
 
 Files are not trusted: a few bytes may claim terabytes. Every reader compares what a file claims
 with its real size or with these limits. `WORLDMODEL_BUDGET=8` in the environment multiplies all of
@@ -22,7 +22,7 @@ JSON_BYTES = 2**28
 
 
 def factor() -> float:
-    """The factor that the environment sets.
+    """Budget factor from the environment.
 
     Raises:
         ValueError: it is no positive number.
@@ -38,7 +38,7 @@ def factor() -> float:
 
 
 def require(claimed: int, budget: int, what: str) -> None:
-    """Refuse a claim above a budget.
+    """Raise ValueError if a declared size exceeds a budget.
 
     Raises:
         ValueError: naming `what`, the claim and the budget.

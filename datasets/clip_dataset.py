@@ -1,4 +1,4 @@
-"""Windows of equal length from a dataset, for training."""
+"""Fixed-length training clips from a dataset."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Clip:
     """A window of one episode, or a batch of them along the first axis."""
 
     frames: UInt8[Tensor, "*batch time view height width 3"]
-    """RGB, one view per camera asked for; zeros where the episode lacks it."""
+    """RGB, one view per requested camera; zeros for a camera that the episode lacks."""
     actions: Float32[Tensor, "*batch time action"]
     """As in `Trajectory`; row t takes frame t to frame t + 1."""
     action_valid: Bool[Tensor, "*batch time"]
@@ -29,25 +29,25 @@ class Clip:
     episode: Int64[Tensor, "*batch"]
     """Position of the episode in the dataset."""
     start: Int64[Tensor, "*batch"]
-    """Frame of the episode at which the window begins."""
+    """First frame of the window."""
     view_valid: Bool[Tensor, "*batch view"]
     """False where the episode lacks the camera."""
 
 
 class ClipDataset(torch.utils.data.Dataset[Clip]):
-    """Every window of `num_frames` frames that lies inside one episode.
+    """All windows of `num_frames` frames within single episodes.
 
-    Episodes shorter than a window give none; `num_skipped` counts them.
+    Episodes shorter than a window are skipped; `num_skipped` counts them.
     """
 
     def __init__(
         self, dataset: Dataset, *, cameras: Sequence[str], num_frames: int, stride: int = 1
     ) -> None:
-        """Index the windows; nothing is decoded.
+        """Index the windows without decoding frames.
 
         Args:
             dataset: Where the episodes come from.
-            cameras: Views of a clip, in this order; their frames must be of one size.
+            cameras: Cameras of a clip, in this order; their frames must have equal size.
             num_frames: Length of a window.
             stride: Frames between the starts of successive windows of an episode.
         """
@@ -88,7 +88,7 @@ class ClipDataset(torch.utils.data.Dataset[Clip]):
         )
 
     def _episode(self, index: int) -> Trajectory:
-        """An episode, kept open: opening costs more than decoding a window."""
+        """An episode from the cache: opening it costs more than decoding a window."""
         if index not in self._open_episodes:
             if len(self._open_episodes) >= MAX_OPEN_EPISODES:
                 self._open_episodes.pop(next(iter(self._open_episodes)))
@@ -97,7 +97,7 @@ class ClipDataset(torch.utils.data.Dataset[Clip]):
 
 
 def window_count(length: int, num_frames: int, stride: int) -> int:
-    """How many windows fit into an episode.
+    """Number of windows in an episode.
 
     >>> [window_count(length, 3, 2) for length in (2, 3, 4, 5)]
     [0, 1, 1, 2]
@@ -106,7 +106,7 @@ def window_count(length: int, num_frames: int, stride: int) -> int:
 
 
 def found_cameras(trajectory: Trajectory, cameras: Sequence[str]) -> list[str]:
-    """Those of the cameras that an episode has.
+    """Requested cameras that an episode has.
 
     Raises:
         ValueError: if it has none of them.
@@ -121,14 +121,14 @@ def found_cameras(trajectory: Trajectory, cameras: Sequence[str]) -> list[str]:
 
 
 def camera_mask(trajectory: Trajectory, cameras: Sequence[str]) -> Bool[np.ndarray, " view"]:
-    """Whether an episode has each of the cameras; `ValueError` if it has none."""
+    """Mask of the cameras that an episode has; `ValueError` if it has none."""
     return np.isin(cameras, found_cameras(trajectory, cameras))
 
 
 def stack_views(
     trajectory: Trajectory, cameras: Sequence[str], window: slice
 ) -> UInt8[np.ndarray, "time view height width 3"]:
-    """A window of several cameras side by side; zeros for those the episode lacks."""
+    """Frames of a window stacked over cameras; zeros for cameras that the episode lacks."""
     found = found_cameras(trajectory, cameras)
     sizes = {camera: trajectory.frames[camera].size for camera in found}
     if len(set(sizes.values())) > 1:
@@ -142,7 +142,7 @@ def stack_views(
 
 
 def collate(clips: Sequence[Clip]) -> Clip:
-    """One batch of clips of equal shape."""
+    """Stack clips of equal shape into a batch."""
     return Clip(
         frames=torch.stack([clip.frames for clip in clips]),
         actions=torch.stack([clip.actions for clip in clips]),

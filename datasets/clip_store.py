@@ -1,16 +1,16 @@
-"""The project's own dataset: one Zarr v3 group per episode, each written whole or not at all.
+"""Clip store, the package's dataset format: one Zarr v3 group per episode, written atomically.
 
     store.zarr/                      attributes: form, cameras, action spec, rate, provenance
       episodes/000000/               attributes: episode_id, task, success, source, num_frames
-        observation.images.<camera>  JPEG bytes end to end, or pixels
+        observation.images.<camera>  concatenated JPEG bytes, or pixels
         observation.state            float32 [time, 10]
         action, action_valid         float32 [time, 7 or as row_spec says], bool [time]
-        signals                      the source's own signals, untouched, end to end
-      latents/<name>/000000          latents of the episode of the same number; may be deleted
+        signals                      original source signals, concatenated
+      latents/<name>/000000          latent cache of the episode of this number; may be deleted
 
-An episode is written to a hidden folder and renamed into place, so a killed process leaves whole
-episodes only; a power cut is not covered, since nothing is synced. One process writes at a time,
-any number read.
+An episode is written to a hidden folder and then renamed, so a killed process leaves only complete
+episodes. Nothing is synced to disk, so a power cut can still lose data. One process may write at a
+time; any number may read.
 """
 
 from __future__ import annotations
@@ -82,17 +82,17 @@ class ClipStore:
         attributes: Mapping[str, Any] | None = None,
         row_spec: ActionSpec | None = None,
     ) -> ClipStore:
-        """Make an empty store.
+        """Create an empty store.
 
         Args:
             path: A new or empty folder.
-            cameras: What is kept of an episode, which may lack some of them but not all; its other
-                cameras are left out.
-            action_spec: What the source's own actions meant.
+            cameras: Cameras to store. An episode needs at least one of them; its other cameras are
+                left out.
+            action_spec: Meaning of the source's actions.
             rate_hz: Frames and actions per second.
             encoding: "jpeg" (quality 95; the source's JPEG bytes pass through) or "raw".
             attributes: Provenance as JSON values, kept beside the store's own attributes.
-            row_spec: What the rows of `Trajectory.actions` mean; None: they are canonical.
+            row_spec: Meaning of the rows of `Trajectory.actions`; None: canonical.
         """
         shared = EpisodeFormat(
             cameras=tuple(cameras), action_spec=action_spec, rate_hz=rate_hz, encoding=encoding,
@@ -111,12 +111,12 @@ class ClipStore:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Names of the views that episodes have, all or some of them."""
+        """Names of the cameras; an episode has at least one of them."""
         return self.format.cameras
 
     @property
     def action_spec(self) -> ActionSpec:
-        """What the source's own actions meant; `Trajectory.actions` are canonical already."""
+        """Meaning of the source's actions; `Trajectory.actions` are already canonical."""
         return self.format.action_spec
 
     @property
@@ -132,7 +132,7 @@ class ClipStore:
 
     @property
     def spec(self) -> ActionSpec:
-        """What the rows of `Trajectory.actions` mean."""
+        """Meaning of the rows of `Trajectory.actions`."""
         return self.format.row_spec or replace(CANONICAL, rate_hz=self.rate_hz)
 
     @property
@@ -155,7 +155,7 @@ class ClipStore:
         return episode_id in self._positions
 
     def summary(self, key: str | int) -> EpisodeSummary:
-        """Length, instruction and success of one episode; reads nothing from disk."""
+        """Length, instruction and success of one episode, without reading from disk."""
         record = self._record(key)
         return EpisodeSummary(
             num_frames=record["num_frames"], instruction=record["task"], success=record["success"]
@@ -167,11 +167,11 @@ class ClipStore:
         return read_episode(self.path / "episodes" / record["number"], record, self.format)
 
     def add(self, trajectory: Trajectory) -> None:
-        """Write one episode, whole; one whose id is already there is refused."""
+        """Write one episode; raises ValueError if its id is already in the store."""
         self.commit(self.stage(trajectory))
 
     def stage(self, trajectory: Trajectory) -> Path:
-        """Write one episode to a hidden folder, for `commit`; threads may stage side by side."""
+        """Write one episode to a hidden folder for `commit`; safe to call from several threads."""
         if trajectory.episode_id in self:
             raise ValueError(f"{self.path} holds an episode {trajectory.episode_id!r} already.")
         folder = self._hidden_folder()
@@ -179,7 +179,7 @@ class ClipStore:
         return folder
 
     def commit(self, staged: Path) -> None:
-        """Make a staged episode the last one of the store, by one rename."""
+        """Append a staged episode to the store with a single rename."""
         episode_id = read_attributes(staged)["episode_id"]
         if episode_id in self:
             shutil.rmtree(staged)
@@ -190,9 +190,9 @@ class ClipStore:
     def write_latents(
         self, name: str, key: str | int, latents: Float[np.ndarray, "time view channel h w"]
     ) -> None:
-        """Store the latents of one episode, in place of any of that name.
+        """Store the latents of one episode, replacing any of the same name.
 
-        `name` stands for all that they depend on: encoder, views and picture size.
+        `name` identifies the encoder, the cameras and the frame size.
         """
         target = self._latent_folder(name, key)
         if not target.parent.exists():
@@ -206,7 +206,7 @@ class ClipStore:
         staged.rename(target)
 
     def read_latents(self, name: str, key: str | int) -> Float[np.ndarray, "time view channel h w"]:
-        """The latents written under a name."""
+        """Latents of one episode stored under a name."""
         if not self.has_latents(name, key):
             raise ValueError(f"{self.path} has no latents {name!r} of episode {key!r}.")
         return read_array(self._latent_folder(name, key))
@@ -237,7 +237,7 @@ class ClipStore:
         return self._records[self._positions[key]]
 
     def _hidden_folder(self) -> Path:
-        """A new hidden folder; before the first one, those of a killed writer are removed."""
+        """A new hidden folder; the first call removes those that a killed writer left."""
         if not self._clean:
             remove_hidden_folders(self.path)
             self._clean = True

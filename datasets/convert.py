@@ -1,4 +1,4 @@
-"""From any dataset to the clip store, continuing where an earlier run stopped."""
+"""Resumable conversion of any dataset to a clip store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Staged = tuple[str, "Future[Path]"]
 
 @dataclass(frozen=True)
 class ResizedFrames:
-    """Frames of another height, width in proportion; bilinear, with antialiasing."""
+    """Frames resized to a height, with proportional width; bilinear with antialiasing."""
 
     frames: Frames
     height: int
@@ -45,14 +45,14 @@ class ResizedFrames:
 def resize(
     frames: UInt8[np.ndarray, "time height width 3"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "time new_height new_width 3"]:
-    """Frames at another height and width; bilinear, each output pixel a mean where it shrinks."""
+    """Resize frames; bilinear with antialiasing."""
     pixels = rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "t h w c -> t c h w")
     resized = torch.nn.functional.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
     return rearrange(resized.round().clamp(0, 255).byte(), "t c h w -> t h w c").numpy()
 
 
 def open_target(path: Path, source: Dataset, *, encoding: str, height: int | None) -> ClipStore:
-    """The store to convert into: a new one, or one begun with the same settings."""
+    """Target store: a new one, or one that was started with the same settings."""
     settings = {"source": {"form": source.form, "path": str(source.path.resolve())}}
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return ClipStore.create(
@@ -75,7 +75,7 @@ def open_target(path: Path, source: Dataset, *, encoding: str, height: int | Non
 
 
 def provenance(source: Dataset) -> dict[str, Any]:
-    """What a clip store says of its own origin; nothing for other forms."""
+    """Attributes of a source clip store; empty for other forms."""
     return dict(source.attributes) if isinstance(source, ClipStore) else {}
 
 
@@ -87,14 +87,14 @@ def convert(
     workers: int,
     on_bad: Callable[[str, Exception], None],
 ) -> Iterator[str]:
-    """Add what the store lacks, in the source's order; yields each id once it is done with.
+    """Convert the episodes that the store lacks, in source order; yields each id when done.
 
     Args:
-        source: Where episodes come from.
-        store: Where they go. Only whole episodes ever get there.
-        height: Pixels; None keeps the size, and the JPEG bytes of a source that has them.
-        workers: Threads that decode and encode side by side.
-        on_bad: Called with the id and the reason when an episode cannot be read; it may raise.
+        source: Dataset to read.
+        store: Target store, which only receives complete episodes.
+        height: Frame height in pixels; None keeps the size, and the JPEG bytes of the source.
+        workers: Number of threads that decode and encode.
+        on_bad: Called with the id and the error of an unreadable episode; it may raise.
     """
 
     def stage(episode_id: str) -> Path:
@@ -110,7 +110,7 @@ def convert(
 
 
 def resized(trajectory: Trajectory, height: int | None) -> Trajectory:
-    """The same episode with frames of another height."""
+    """Episode with resized frames."""
     if height is None:
         return trajectory
     frames = {name: ResizedFrames(frames, height) for name, frames in trajectory.frames.items()}
@@ -120,7 +120,7 @@ def resized(trajectory: Trajectory, height: int | None) -> Trajectory:
 def in_order(
     stage: Callable[[str], Path], episode_ids: Sequence[str], workers: int
 ) -> Iterator[Staged]:
-    """Stage episodes in threads, at most twice as many ahead; what nobody takes is removed."""
+    """Stage episodes in threads, at most 2 x `workers` ahead; unused ones are removed on exit."""
     ahead: deque[Staged] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:

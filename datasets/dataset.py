@@ -1,4 +1,4 @@
-"""A folder of episodes, whatever its form: what every reader returns."""
+"""Common interface of all dataset readers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worldmodel.datasets.trajectory import Trajectory
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeSummary:
-    """What is known of an episode without decoding its frames."""
+    """Facts about an episode that are known without decoding frames."""
 
     num_frames: int
     instruction: str
@@ -35,22 +35,22 @@ class Dataset(Protocol):
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Cameras that show something, by meaningful names."""
+        """Names of the cameras, without those that are always black."""
         ...
 
     @property
     def action_spec(self) -> ActionSpec:
-        """What the stored actions mean; a trajectory's `actions` are canonical already."""
+        """Meaning of the stored actions; `Trajectory.actions` are already canonical."""
         ...
 
     @property
     def rate_hz(self) -> float:
-        """Frames and actions per second, declared by the form, never a video's own tag."""
+        """Frames and actions per second, as the form declares it; video rate tags are ignored."""
         ...
 
     @property
     def episode_ids(self) -> tuple[str, ...]:
-        """Unique, with the split in front: "train/0"."""
+        """Unique ids with the split as prefix: "train/0"."""
         ...
 
     def __len__(self) -> int: ...
@@ -62,13 +62,13 @@ class Dataset(Protocol):
         ...
 
     def summary(self, key: str | int) -> EpisodeSummary:
-        """Length, instruction and outcome of one episode, cheaply."""
+        """Length, instruction and outcome of one episode, without decoding frames."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileDataset:
-    """A `Dataset` over one folder; a reader supplies the two functions that open an episode."""
+    """`Dataset` over one folder; a reader supplies `load` and `summarize`."""
 
     form: str
     path: Path
@@ -80,9 +80,9 @@ class FileDataset:
     summarize: Callable[[str], EpisodeSummary]
     """Episode id -> summary."""
     notes: tuple[str, ...] = ()
-    """What the reader left out of the data set, one sentence each."""
+    """Parts of the data set that the reader left out, one sentence each."""
     undeclared: str | None = None
-    """Why there are no actions: their meaning is not declared; None: it is."""
+    """Reason why there are no actions (their meaning is not declared); None: they are declared."""
 
     @property
     def rate_hz(self) -> float:
@@ -120,15 +120,15 @@ class FileDataset:
 
 
 def notes_of(dataset: Dataset) -> tuple[str, ...]:
-    """What the reader of a data set left out, one sentence each."""
+    """Parts of a data set that its reader left out, one sentence each."""
     return getattr(dataset, "notes", ())
 
 
 def require_declared(dataset: Dataset) -> None:
-    """Refuse a data set whose source does not declare what its numbers mean.
+    """Raise if the source of a data set does not declare the meaning of its numbers.
 
     Raises:
-        ValueError: saying what was found and how to declare it.
+        ValueError: with what was found and how to declare it.
     """
     if undeclared := getattr(dataset, "undeclared", None):
         raise ValueError(undeclared)

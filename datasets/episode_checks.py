@@ -1,4 +1,4 @@
-"""What can be wrong with one episode, as pure functions of its arrays and frames."""
+"""Checks of one episode, as pure functions of its arrays and frames."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from worldmodel.datasets.trajectory import Frames, Trajectory
 Severity = Literal["error", "warning", "info"]
 
 BLACK = 4.0
-"""Mean grey level (0 to 255) up to which a frame shows nothing."""
+"""Mean grey level (0 to 255) up to which a frame counts as black."""
 FROZEN = 0.02
-"""Mean change of grey level up to which a frame repeats the one before; idle DROID has 0.2."""
+"""Mean change of grey level up to which two frames count as equal; idle DROID has 0.2."""
 FROZEN_STEPS = 5
 FROZEN_TRAVEL_M = 0.02
 """A view is frozen if it repeats for this many steps while the arm travels this far."""
@@ -30,7 +30,7 @@ MAX_IDLE_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Issue:
-    """One thing found: which check, how bad, and in which words."""
+    """Result of a check: its name, severity and message."""
 
     check: str
     severity: Severity
@@ -40,16 +40,16 @@ class Issue:
 
 @dataclass(frozen=True)
 class ViewStatistics:
-    """Grey levels of one camera."""
+    """Grey level statistics of one camera."""
 
     brightness: Float64[np.ndarray, " time"]
-    """Mean over the pixels of a frame."""
+    """Mean grey level of each frame."""
     change: Float64[np.ndarray, " steps"]
     """Mean absolute change from frame t to t + 1."""
 
 
 def view_statistics(frames: Frames) -> ViewStatistics:
-    """Decode every frame once, a block at a time."""
+    """Statistics of one camera; decodes every frame once, in blocks."""
     brightness: list[float] = []
     change: list[float] = []
     last: np.ndarray | None = None
@@ -82,12 +82,12 @@ def view_issues(camera: str, view: ViewStatistics, trajectory: Trajectory) -> It
 
 
 def travel(trajectory: Trajectory, start: int = 0, stop: int | None = None) -> float:
-    """Metres that the actions of a window sum up to, along the path."""
+    """Path length of the actions in a window, in metres."""
     return float(np.linalg.norm(trajectory.actions[start:stop, :3], axis=1).sum())
 
 
 def runs(flags: Bool[np.ndarray, " steps"]) -> list[tuple[int, int]]:
-    """First and past-the-last index of every stretch of true.
+    """Start and stop index of every run of True.
 
     >>> runs(np.array([True, True, False, True]))
     [(0, 2), (3, 4)]
@@ -97,7 +97,7 @@ def runs(flags: Bool[np.ndarray, " steps"]) -> list[tuple[int, int]]:
 
 
 def row_issues(trajectory: Trajectory) -> Iterator[Issue]:
-    """Everything that shows without decoding a frame."""
+    """Issues that can be found without decoding frames."""
     if not trajectory.instruction.strip():
         yield Issue("empty-language", "warning", "There is no instruction.")
     yield from first_action_issues(trajectory)
@@ -107,7 +107,7 @@ def row_issues(trajectory: Trajectory) -> Iterator[Issue]:
 
 
 def first_action_issues(trajectory: Trajectory) -> Iterator[Issue]:
-    """A first row of zeros is a recorder's start-up, not a command."""
+    """Zero first action: the recorder's start-up, not a command."""
     if not trajectory.action_valid[0]:
         yield Issue("zero-first-action", "info", "The first action is zero and marked invalid.")
     elif np.abs(trajectory.actions[0, :6]).max() < 1e-9 and len(trajectory) > 1:
@@ -115,7 +115,7 @@ def first_action_issues(trajectory: Trajectory) -> Iterator[Issue]:
 
 
 def idle_issues(trajectory: Trajectory) -> Iterator[Issue]:
-    """Mostly standing still teaches a model to copy the last frame."""
+    """Mostly idle episodes, which teach a model to copy the last frame."""
     actions = trajectory.actions[trajectory.action_valid]
     if len(actions) == 0:
         yield Issue("no-action", "error", "No action is valid.")
@@ -129,7 +129,7 @@ def idle_issues(trajectory: Trajectory) -> Iterator[Issue]:
 
 
 def finite_issues(trajectory: Trajectory) -> Iterator[Issue]:
-    """NaN and infinity; the actions were checked when the episode was opened."""
+    """NaN and infinity in states and signals; actions are checked when the episode is opened."""
     if trajectory.states is not None and not np.isfinite(trajectory.states).all():
         yield Issue("not-finite", "error", "The states hold NaN or infinity.")
     for name, signal in trajectory.signals.items():
@@ -138,7 +138,7 @@ def finite_issues(trajectory: Trajectory) -> Iterator[Issue]:
 
 
 def wrap_issues(trajectory: Trajectory) -> Iterator[Issue]:
-    """Euler angles in columns 3 to 5 that jump by a turn between two rows."""
+    """Euler angles in columns 3 to 5 that jump at ±π between two rows."""
     if trajectory.action_spec.rotation != "euler_xyz":
         return
     wraps = {name: count_wraps(signal) for name, signal in trajectory.signals.items()}
@@ -148,7 +148,7 @@ def wrap_issues(trajectory: Trajectory) -> Iterator[Issue]:
 
 
 def count_wraps(signal: np.ndarray) -> int:
-    """Steps in which an angle of columns 3 to 5 jumps by more than π.
+    """Number of steps in which an angle in columns 3 to 5 jumps by more than π.
 
     >>> count_wraps(np.array([[0, 0, 0, 3.1, 0, 0], [0, 0, 0, -3.1, 0, 0]]))
     1

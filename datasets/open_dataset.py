@@ -1,4 +1,4 @@
-"""Open a folder of episodes whatever its form."""
+"""Detect the form of a dataset folder and open it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from worldmodel.datasets.readers.pose_columns import PoseColumns
 
 @dataclass(frozen=True)
 class Form:
-    """One on-disk form: how it is recognised and opened."""
+    """An on-disk form: how to recognise and open it."""
 
     name: str
     mark: str
-    """The files that mark it, for people."""
+    """Files that identify the form, for messages."""
     matches: Callable[[Path], bool]
     open: Callable[[Path], Dataset]
 
@@ -66,7 +66,7 @@ FORMS = (
 
 
 def open_dataset(path: str | Path, *, action_spec: Path | None = None) -> Dataset:
-    """The episodes of a folder.
+    """Open the dataset in a folder.
 
     Args:
         path: The folder, in any known form.

@@ -1,9 +1,8 @@
-"""Absolute poses of a gripper to canonical states and actions, and back.
+"""Conversion between absolute gripper poses and canonical states and actions.
 
-Which action does a source of absolute poses get? The motion that was achieved, from the pose of
-frame t to the pose of frame t + 1. DROID's commanded targets lead the state by more than four raw
-frames (over one step at 5 Hz), so "target minus state" is no motion that any frame shows; the
-achieved motion is, and every such source has it.
+The action of a source of absolute poses is the achieved motion from the pose of frame t to the pose
+of frame t + 1. DROID's commanded targets lead the state by more than four raw frames (over one step
+at 5 Hz), so no frame shows the motion "target minus state".
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ class PoseStates:
     """Gripper convention of the source, as in `ActionSpec`."""
 
     def __call__(self, poses: Float[np.ndarray, "time 7"]) -> Float32[np.ndarray, "time 10"]:
-        """Canonical states; a gripper read a little outside [0, 1] (Bridge: 1.007) stays so."""
+        """Canonical states; a gripper value slightly outside [0, 1] (Bridge: 1.007) is kept."""
         rotation = rotation_to_6d(Rotation.from_euler("xyz", poses[:, 3:6]))
         opening = canonical_gripper(poses[:, 6:], self.gripper)
         return np.concatenate([poses[:, :3], rotation, opening], axis=1).astype(np.float32)
 
     def inverse(self, states: Float[np.ndarray, "time 10"]) -> Float32[np.ndarray, "time 7"]:
-        """Source rows; angles in [-π, π], and a pitch of ±π/2 leaves roll and yaw ambiguous."""
+        """Source rows, with angles in [-π, π]; at a pitch of ±π/2, roll and yaw are ambiguous."""
         euler = rotation_from_6d(states[:, 3:9]).as_euler("xyz")
         gripper = source_gripper(states[:, 9:], self.gripper)
         return np.concatenate([states[:, :3], euler, gripper], axis=1).astype(np.float32)
@@ -48,7 +47,7 @@ class AchievedActions:
     def __call__(
         self, poses: Float[np.ndarray, "time 7"]
     ) -> tuple[Float32[np.ndarray, "time 7"], Bool[np.ndarray, " time"]]:
-        """Actions and which rows are valid; nothing follows the last frame, so its row is zero."""
+        """Actions and their validity mask; the last row is invalid and zero."""
         actions = np.zeros((len(poses), 7), np.float32)
         actions[:-1, :3] = np.diff(poses[:, :3], axis=0)
         actions[:-1, 3:6] = step_rotation_vectors(Rotation.from_euler("xyz", poses[:, 3:6]))
@@ -58,7 +57,7 @@ class AchievedActions:
     def inverse(
         self, actions: Float[np.ndarray, "time 7"], start: Float[np.ndarray, " 7"]
     ) -> Float[np.ndarray, "time 7"]:
-        """The poses that begin at source row `start` and follow all but the last action."""
+        """Integrate all but the last action from the source row `start`."""
         poses = np.empty((len(actions), 7))
         poses[0] = start
         poses[1:, :3] = start[:3] + np.cumsum(actions[:-1, :3], axis=0, dtype=np.float64)

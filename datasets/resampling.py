@@ -1,4 +1,4 @@
-"""Episodes at a lower rate, their actions composed or laid side by side: what a model asks for."""
+"""Resampling of episodes to a lower rate, with composed or concatenated actions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from worldmodel.datasets.dataset import Dataset, EpisodeSummary, FileDataset
 from worldmodel.datasets.trajectory import Frames, Trajectory
 
 TOLERANCE = 1e-6
-"""Relative difference between two rates that are one."""
+"""Relative difference up to which two rates count as equal."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class EveryNthFrame:
 
 
 def frames_left(num_frames: int, stride: int) -> int:
-    """How many frames are left of an episode if every `stride`-th is kept, the first among them.
+    """Number of frames if every `stride`-th is kept, starting with the first.
 
     >>> [frames_left(n, 3) for n in (1, 3, 4)]
     [1, 1, 2]
@@ -48,11 +48,11 @@ def frames_left(num_frames: int, stride: int) -> int:
 
 
 def frame_stride(source: ActionSpec, target: ActionSpec) -> int:
-    """Every how many-th frame of a data set a model sees.
+    """Stride from the frames of a dataset to those of a model.
 
     Raises:
-        ValueError: printing both specs, unless the data's rate is a whole multiple of the model's
-            and of that of each of its rows.
+        ValueError: unless the rate of the data is an integer multiple of the rate of the model and
+            of the rate of its rows. The message prints both specs.
     """
     ratio = source.rate_hz / target.rate_hz
     stride = round(ratio)
@@ -65,13 +65,13 @@ def frame_stride(source: ActionSpec, target: ActionSpec) -> int:
 
 
 def resample(trajectory: Trajectory, spec: ActionSpec) -> Trajectory:
-    """The episode at the rate of `spec`, with actions that mean what `spec` says.
+    """Resample an episode to the rate and the actions of `spec`.
 
-    Between two frames that are kept, actions are composed until there are `spec.rows` of them,
-    which lie side by side. An action is valid if all that it is made of are.
+    The actions between two kept frames are composed into `spec.rows` rows, which are concatenated.
+    A resampled action is valid if all its parts are.
 
     Raises:
-        ValueError: printing both specs, where there is no such conversion.
+        ValueError: if there is no lossless conversion. The message prints both specs.
     """
     if trajectory.spec == spec:
         return trajectory
@@ -96,7 +96,7 @@ def resample(trajectory: Trajectory, spec: ActionSpec) -> Trajectory:
 def chunked_actions(
     trajectory: Trajectory, spec: ActionSpec, stride: int
 ) -> tuple[Float32[np.ndarray, "time action"], Bool[np.ndarray, " time"]]:
-    """Actions between every `stride`-th frame, and which are valid; the others are zero."""
+    """Actions between every `stride`-th frame and their validity mask; invalid rows are zero."""
     num_frames = frames_left(len(trajectory), stride)
     missing = num_frames * stride - len(trajectory)
     rows = np.pad(trajectory.actions, ((0, missing), (0, 0)))
@@ -115,7 +115,7 @@ def chunked_actions(
 def composed(
     rows: Float32[np.ndarray, "time action"], source: ActionSpec, group: int
 ) -> tuple[Float32[np.ndarray, "chunks 7"], ActionSpec]:
-    """Every `group` rows as one canonical action, and what that means."""
+    """Compose every `group` rows into one canonical action; returns actions and their spec."""
     try:
         canonical = DeltaPose(source)(rows)
     except ValueError as error:
@@ -128,10 +128,10 @@ def composed(
 
 
 def resampled(dataset: Dataset, spec: ActionSpec) -> Dataset:
-    """A data set as `resample` makes its episodes; itself where its rate is that of `spec`.
+    """Dataset of resampled episodes; the dataset itself if its rate is that of `spec`.
 
     Raises:
-        ValueError: printing both specs, where its rate does not fit.
+        ValueError: if the rates do not fit. The message prints both specs.
     """
     stride = frame_stride(replace(CANONICAL, rate_hz=dataset.rate_hz), spec)
     if stride == 1:

@@ -1,13 +1,13 @@
-"""Append-only record of imagined or watched rollouts, readable up to the last step written.
+"""Append-only log of imagined or watched rollouts, readable up to the last complete step.
 
     log.zarr/                 attributes: form, provenance
       rollouts/000000.open/   a rollout being written: one chunk (a file) per signal and step
       rollouts/000000/        a closed rollout: the same arrays in large chunks
 
-A chunk of its own per step means that a step never rewrites an earlier one. The group's attribute
-`num_steps` is written last, by renaming a finished file, and readers look at no row beyond it: a
-process killed at any moment loses at most the step it was writing. Nothing is synced, so a power
-cut is not covered. One process writes at a time, any number read.
+Each step has its own chunk, so writing a step never rewrites an earlier one. The group's attribute
+`num_steps` is written last, by an atomic rename, and readers ignore later rows: a killed process
+loses at most the step it was writing. Nothing is synced to disk, so a power cut can still lose
+data. One process may write at a time; any number may read.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ LISTS = "lists_of_text"
 
 
 class RolloutWriter:
-    """One rollout being written.
+    """Writer of one rollout.
 
-    Call `close`, or use it as a context manager: an error inside leaves it open, to be resumed.
+    Call `close`, or use it as a context manager. An exception leaves the rollout open for `resume`.
     """
 
     def __init__(self, group: zarr.Group, folder: Path) -> None:
@@ -60,11 +60,11 @@ class RolloutWriter:
         return self._num_steps
 
     def append(self, step: Mapping[str, Any]) -> None:
-        """Write one step, which is on disk when this returns.
+        """Write one step to disk.
 
         Args:
-            step: Signal name -> number, array, text or list of texts. Every step has the names,
-                shapes and types of the first.
+            step: Signal name -> number, array, text or list of texts. All steps must have the
+                names, shapes and types of the first.
         """
         row = {name: as_row(name, value) for name, value in step.items()}
         if not self._arrays:
@@ -78,7 +78,7 @@ class RolloutWriter:
         self._group.attrs["num_steps"] = self._num_steps
 
     def close(self) -> None:
-        """End the rollout: its arrays are rewritten in large chunks, then take their final name."""
+        """Close the rollout: rewrite its arrays in large chunks and give them their final name."""
         if not self._folder.exists():
             return
         staged = hidden_folder(self._folder.parent.parent)
@@ -101,7 +101,7 @@ class RolloutWriter:
             self.close()
 
     def _create_arrays(self, row: Mapping[str, np.ndarray], step: Mapping[str, Any]) -> None:
-        """Arrays fit for the first step, and for as many more."""
+        """Create the arrays from the shapes and types of the first step."""
         lists = [name for name, value in step.items() if is_list_of_text(value)]
         self._group.attrs.update({"names": list(row), LISTS: lists})
         for name, value in row.items():
@@ -117,11 +117,11 @@ class RolloutWriter:
         if row.keys() != self._arrays.keys():
             raise ValueError(f"`step` must hold {[*self._arrays]} as the first did, got {[*row]}.")
         for name, array in self._arrays.items():
-            given, wanted = row[name], (array.dtype, array.shape[1:])
-            if given.shape != wanted[1] or not fits(given.dtype, wanted[0]):
+            value, (dtype, shape) = row[name], (array.dtype, array.shape[1:])
+            if value.shape != shape or not fits(value.dtype, dtype):
                 raise ValueError(
-                    f"`step` {name!r} must be {wanted[0]} of shape {wanted[1]} as in the first, "
-                    f"got {given.dtype} of shape {given.shape}."
+                    f"`step` {name!r} must be {dtype} of shape {shape} as in the first, "
+                    f"got {value.dtype} of shape {value.shape}."
                 )
 
 
@@ -137,7 +137,7 @@ class RolloutLog:
 
     @classmethod
     def create(cls, path: str | Path, *, attributes: Mapping[str, Any] | None = None) -> RolloutLog:
-        """Make an empty log.
+        """Create an empty log.
 
         Args:
             path: A new or empty folder.
@@ -148,7 +148,7 @@ class RolloutLog:
 
     @classmethod
     def open(cls, path: str | Path) -> RolloutLog:
-        """Open a log for reading and appending; sees the rollouts begun so far."""
+        """Open a log with the rollouts begun so far, for reading and appending."""
         path = Path(path)
         return cls(path, open_root(path, FORM))
 
@@ -157,11 +157,11 @@ class RolloutLog:
         return tuple(self._folders)
 
     def is_closed(self, rollout_id: str) -> bool:
-        """False while a rollout is being written, and for ever if its writer was killed."""
+        """False while a rollout is being written, or if its writer was killed."""
         return self._folder(rollout_id).suffix != OPEN
 
     def begin(self, rollout_id: str, attributes: Mapping[str, Any] | None = None) -> RolloutWriter:
-        """Start a rollout; `attributes` (JSON values) say what it alone was run with."""
+        """Start a rollout; `attributes` (JSON values) are stored with it."""
         if rollout_id in self._folders:
             raise ValueError(f"{self.path} holds a rollout {rollout_id!r} already.")
         remove_hidden_folders(self.path)
@@ -174,25 +174,25 @@ class RolloutLog:
         return RolloutWriter(group, folder)
 
     def resume(self, rollout_id: str) -> RolloutWriter:
-        """Go on with a rollout whose writer was killed, after its last complete step."""
+        """Continue a rollout whose writer was killed, after its last complete step."""
         if self.is_closed(rollout_id):
             raise ValueError(f"Rollout {rollout_id!r} of {self.path} is closed; nothing to resume.")
         folder = self._folder(rollout_id)
         attributes = read_attributes(folder)
-        if attributes["num_steps"] == 0:  # the arrays of the first step may not be whole
+        if attributes["num_steps"] == 0:  # the arrays of the first step may be incomplete
             return RolloutWriter(
                 zarr.create_group(folder, overwrite=True, attributes=attributes), folder
             )
         return RolloutWriter(zarr.open_group(folder, mode="r+"), folder)
 
     def attributes_of(self, rollout_id: str) -> dict[str, Any]:
-        """What a rollout was begun with."""
+        """Attributes that were passed to `begin`."""
         return dict(read_attributes(self._folder(rollout_id))["attributes"])
 
     def read(self, rollout_id: str) -> dict[str, np.ndarray]:
         """Signal name -> array with one row per complete step; {} before the first.
 
-        Texts come as an array of strings, lists of texts as an object array of tuples.
+        Texts are returned as an array of strings, lists of texts as an object array of tuples.
         """
         folder = self._folder(rollout_id)
         attributes = read_attributes(folder)
@@ -207,7 +207,7 @@ class RolloutLog:
         }
 
     def _folder(self, rollout_id: str) -> Path:
-        """Where a rollout lies now: it may have been closed since it was begun."""
+        """Current folder of a rollout, which may have been closed in the meantime."""
         if rollout_id not in self._folders:
             raise ValueError(
                 f"{self.path} has no rollout {rollout_id!r}; it holds {len(self._folders)}."
@@ -217,12 +217,12 @@ class RolloutLog:
 
 
 def is_list_of_text(value: object) -> bool:
-    """Whether a value is a list or tuple of nothing but texts."""
+    """Whether a value is a list or tuple of texts only."""
     return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
 
 
 def as_row(name: str, value: object) -> np.ndarray:
-    """One step's value of a signal as an array; a list of texts becomes one JSON text."""
+    """Convert the value of a signal to an array; a list of texts becomes a JSON text."""
     row = np.asarray(json.dumps(value) if is_list_of_text(value) else value)
     if row.dtype.kind not in "biufU" or (row.dtype.kind == "U" and row.ndim):
         raise ValueError(
@@ -233,7 +233,7 @@ def as_row(name: str, value: object) -> np.ndarray:
 
 
 def fits(given: np.dtype[Any], stored: np.dtype[Any]) -> bool:
-    """Whether values can be stored without losing their fraction or sign.
+    """Whether values can be stored without losing fraction or sign.
 
     >>> fits(np.dtype("f8"), np.dtype("f4")), fits(np.dtype("f8"), np.dtype("i8"))
     (True, False)
@@ -244,7 +244,7 @@ def fits(given: np.dtype[Any], stored: np.dtype[Any]) -> bool:
 
 
 def as_lists(texts: np.ndarray) -> np.ndarray:
-    """JSON texts as an object array of tuples."""
+    """Decode JSON texts to an object array of tuples."""
     lists = np.empty(len(texts), object)
     for i, text in enumerate(texts):
         lists[i] = tuple(json.loads(text))

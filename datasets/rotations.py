@@ -1,4 +1,4 @@
-"""Rotations, from the sources' forms to the canonical ones and back; no angle is subtracted."""
+"""Conversions between rotation formats; angles are never subtracted, so wrapping is safe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 
 
 def euler_to_rotation_vector(euler: Float[np.ndarray, "time 3"]) -> Float[np.ndarray, "time 3"]:
-    """Extrinsic xyz Euler angles (roll, pitch, yaw; rad) to rotation vectors (rad).
+    """Convert extrinsic xyz Euler angles (roll, pitch, yaw; rad) to rotation vectors (rad).
 
     >>> euler_to_rotation_vector(np.array([[0.0, 0.0, 0.5]]))
     array([[0. , 0. , 0.5]])
@@ -32,7 +32,7 @@ def rotation_to_6d(rotation: Rotation) -> Float[np.ndarray, "time 6"]:
 
 
 def rotation_from_6d(columns: Float[np.ndarray, "time 6"]) -> Rotation:
-    """The inverse of `rotation_to_6d` (Gram–Schmidt, so that rounded columns do no harm)."""
+    """The inverse of `rotation_to_6d` (Gram–Schmidt, so rounding errors are corrected)."""
     first = columns[:, :3] / np.linalg.norm(columns[:, :3], axis=1, keepdims=True)
     second = columns[:, 3:] - (first * columns[:, 3:]).sum(axis=1, keepdims=True) * first
     second = second / np.linalg.norm(second, axis=1, keepdims=True)
@@ -42,7 +42,7 @@ def rotation_from_6d(columns: Float[np.ndarray, "time 6"]) -> Rotation:
 def compose_rotation_vectors(
     vectors: Float[np.ndarray, "chunk row 3"],
 ) -> Float[np.ndarray, "chunk 3"]:
-    """The turns of each chunk's rows one after the other, all about axes of the base frame (rad).
+    """Compose the rotations of each chunk in order, all about axes of the base frame (rad).
 
     >>> compose_rotation_vectors(np.array([[[0.0, 0.0, 0.5], [0.0, 0.0, 0.25]]]))
     array([[0.  , 0.  , 0.75]])
@@ -54,5 +54,5 @@ def compose_rotation_vectors(
 
 
 def step_rotation_vectors(rotation: Rotation) -> Float[np.ndarray, "steps 3"]:
-    """Turn from each pose to the next, base frame: rotation vector of R[t+1] R[t]^T (rad)."""
+    """Rotation from each pose to the next, base frame: rotation vector of R[t+1] R[t]^T (rad)."""
     return (rotation[1:] * rotation[:-1].inv()).as_rotvec()

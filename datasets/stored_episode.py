@@ -25,7 +25,7 @@ KINDS = "biufcSU"
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeFormat:
-    """What all episodes of a store share."""
+    """Properties shared by all episodes of a store."""
 
     cameras: tuple[str, ...]
     action_spec: ActionSpec
@@ -33,7 +33,7 @@ class EpisodeFormat:
     encoding: str
     """"jpeg" or "raw"."""
     row_spec: ActionSpec | None = None
-    """What the rows of `Trajectory.actions` mean; None: they are canonical."""
+    """Meaning of the rows of `Trajectory.actions`; None: canonical."""
 
     def __post_init__(self) -> None:
         if self.encoding not in FRAME_CLASSES:
@@ -53,7 +53,7 @@ class EpisodeFormat:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> EpisodeFormat:
-        """The inverse of `as_dict`; other keys are left aside."""
+        """The inverse of `as_dict`; ignores other keys."""
         return cls(
             cameras=tuple(fields["cameras"]),
             action_spec=ActionSpec.from_dict(fields["action_spec"]),
@@ -65,9 +65,9 @@ class EpisodeFormat:
 
 @dataclass(frozen=True)
 class StoredSignals(Mapping[str, np.ndarray]):
-    """The source's own signals of one episode, laid end to end in one array of bytes.
+    """Source signals of one episode, concatenated in one array of bytes.
 
-    A source may have dozens; an array each would mean dozens of files per episode.
+    A source may have dozens; one array each would create dozens of files per episode.
     """
 
     path: Path
@@ -90,7 +90,7 @@ class StoredSignals(Mapping[str, np.ndarray]):
 
 
 def write_signals(group: zarr.Group, name: str, signals: Mapping[str, np.ndarray]) -> None:
-    """Write signals for `StoredSignals`; without signals, nothing."""
+    """Write signals for `StoredSignals`; writes nothing without signals."""
     layout, parts, offset = {}, [], 0
     for signal, values in signals.items():
         if values.dtype.hasobject:
@@ -111,10 +111,10 @@ def write_array(
 
 
 def open_signals(path: Path) -> StoredSignals:
-    """Signals as `write_signals` wrote them; their bytes are read when first asked for.
+    """Open signals written by `write_signals`; their bytes are read on first access.
 
     Raises:
-        ValueError: the layout is damaged, or reaches outside the bytes.
+        ValueError: if the layout is damaged, or extends beyond the bytes.
     """
     layout = read_attributes(path).get("layout", {})
     num_bytes = open_array(path).shape[0]
@@ -129,10 +129,10 @@ def open_signals(path: Path) -> StoredSignals:
 
 
 def place(facts: Mapping[str, Any]) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
-    """Type, shape, first and past-the-last byte of a signal.
+    """Type, shape, start and stop byte of a signal.
 
     Raises:
-        ValueError: they make no sense.
+        ValueError: if they are invalid.
     """
     dtype, offset = np.dtype(str(facts["dtype"])), int(facts["offset"])
     shape = tuple(int(size) for size in facts["shape"])
@@ -142,14 +142,14 @@ def place(facts: Mapping[str, Any]) -> tuple[np.dtype[Any], tuple[int, ...], int
 
 
 def check_episode(trajectory: Trajectory, expected: EpisodeFormat) -> None:
-    """Refuse an episode that does not fit the store."""
+    """Raise ValueError if an episode does not fit the store."""
     name = f"Episode {trajectory.episode_id!r}"
     if len(trajectory) == 0:
         raise ValueError(f"{name} has no frames.")
     for field in ("action_spec", "rate_hz", "row_spec"):
-        given, wanted = getattr(trajectory, field), getattr(expected, field)
-        if given != wanted:
-            raise ValueError(f"{name} has the `{field}` {given}, but the store has {wanted}.")
+        actual, required = getattr(trajectory, field), getattr(expected, field)
+        if actual != required:
+            raise ValueError(f"{name} has the `{field}` {actual}, but the store has {required}.")
     if not set(expected.cameras) & set(trajectory.frames):
         raise ValueError(
             f"{name} shows none of the store's cameras {[*expected.cameras]}; it has "
@@ -158,7 +158,7 @@ def check_episode(trajectory: Trajectory, expected: EpisodeFormat) -> None:
 
 
 def write_episode(folder: Path, trajectory: Trajectory, expected: EpisodeFormat) -> None:
-    """Write an episode to a new folder, which is removed if that fails."""
+    """Write an episode to a new folder; removes the folder on failure."""
     check_episode(trajectory, expected)
     cameras = [name for name in expected.cameras if name in trajectory.frames]
     attributes = {
@@ -187,7 +187,7 @@ def write_episode(folder: Path, trajectory: Trajectory, expected: EpisodeFormat)
 
 
 def read_episode(folder: Path, record: Mapping[str, Any], stored: EpisodeFormat) -> Trajectory:
-    """Open an episode, given the attributes of its group; frames and signals stay on disk."""
+    """Open an episode from the attributes of its group; frames and signals stay on disk."""
     frames_class = FRAME_CLASSES[stored.encoding]
     return Trajectory(
         episode_id=record["episode_id"],

@@ -1,4 +1,4 @@
-"""Frames as they lie in the clip store: JPEG bytes end to end, or raw pixels."""
+"""Stored frames of the clip store: concatenated JPEG bytes, or raw pixels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from worldmodel.datasets.zarr_folder import new_array, open_array, read_rows, ro
 JPEG_QUALITY = 95
 JPEG_CHUNK_BYTES = 2**18
 BLOCK_BYTES = 2**27
-"""Pixels that a writer holds in memory at a time."""
+"""Bytes of decoded pixels that a writer holds in memory at a time."""
 
 
 def encode_jpeg(frame: UInt8[np.ndarray, "height width 3"]) -> bytes:
@@ -31,12 +31,12 @@ def encode_jpeg(frame: UInt8[np.ndarray, "height width 3"]) -> bytes:
 
 
 class StoredJpegFrames:
-    """Frames of one camera and episode, stored as JPEG bytes laid end to end.
+    """Frames of one camera and episode, stored as concatenated JPEG bytes.
 
     Frame i is bytes offsets[i] to offsets[i + 1]; `offsets` is an attribute of the array. So is
-    `fastdct`: true where the source's bytes passed through, which its reader decodes by the fast
-    transform, as TensorFlow does. That is 1 grey level too dark in red and blue on average, so
-    bytes of our own are decoded by the accurate one.
+    `fastdct`: true for bytes copied from a source whose reader uses the fast transform, as
+    TensorFlow does. That transform is on average 1 grey level too dark in red and blue, so bytes
+    encoded here are decoded by the accurate one.
     """
 
     def __init__(self, path: Path, size: tuple[int, int], num_frames: int) -> None:
@@ -68,7 +68,7 @@ class StoredJpegFrames:
 
     @property
     def fastdct(self) -> bool:
-        """Whether frames are decoded by the fast integer transform."""
+        """Whether frames are decoded with the fast integer transform."""
         return bool(self._blob.attrs["fastdct"])
 
     @cached_property
@@ -116,11 +116,11 @@ def write_frames(group: zarr.Group, name: str, frames: Frames, encoding: str) ->
 
 
 def write_jpeg_frames(group: zarr.Group, name: str, frames: Frames) -> None:
-    """Write JPEG bytes; those of a source that offers `jpeg(index)` pass through untouched."""
+    """Write JPEG bytes; those of a source with `jpeg(index)` are copied unchanged."""
     stored = getattr(frames, "jpeg", None)
     images: list[bytes] = []
     for block in blocks(frames, 1):
-        pixels = frames[block]  # even where bytes pass through: no broken image may enter
+        pixels = frames[block]  # decode copied bytes too, to reject broken images
         numbers = range(block.start, block.stop)
         images += [stored(i) for i in numbers] if stored else [encode_jpeg(p) for p in pixels]
     offsets = np.cumsum([0, *map(len, images)]).tolist()
@@ -148,7 +148,7 @@ def write_raw_frames(group: zarr.Group, name: str, frames: Frames) -> None:
 
 
 def blocks(frames: Frames, rows: int) -> Iterator[slice]:
-    """Windows of many frames, a multiple of `rows` each: a video is slow to decode bit by bit."""
+    """Large windows, each a multiple of `rows` frames: small windows of a video decode slowly."""
     height, width = frames.size
     length = rows * max(1, BLOCK_BYTES // (rows * height * width * 3))
     for start in range(0, len(frames), length):

@@ -1,4 +1,4 @@
-"""One episode of a robot, in the units and shapes the rest of the package relies on."""
+"""Robot episode in the package's canonical units and shapes."""
 
 from __future__ import annotations
 
@@ -30,33 +30,32 @@ class Frames(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """One episode: frames per camera, actions and states, and what the source said.
+    """One episode: frames per camera, actions, states and source signals.
 
     Row t of `actions` takes frame t to frame t + 1. Every array has one row per frame.
     """
 
     episode_id: str
     source: str
-    """Where it came from: form and path, for people and provenance."""
+    """Form and path of the source, for provenance."""
     frames: Mapping[str, Frames]
     """Camera name -> lazy frames. All cameras have the same number of frames."""
     actions: Float32[np.ndarray, "time action"]
-    """Canonical actions (see `CANONICAL`) unless `row_spec` says otherwise; where `action_valid` is
-    false a row is all zero."""
+    """Canonical actions (see `CANONICAL`) unless `row_spec` is set; invalid rows are zero."""
     action_valid: Bool[np.ndarray, " time"]
     """False where the source has no action."""
     states: Float32[np.ndarray, "time 10"] | None
     """x y z (m), first two columns of the rotation matrix, gripper (1 = open); None if unknown."""
     action_spec: ActionSpec
-    """What the source's own actions meant. `actions` are already canonical, as a rule."""
+    """Meaning of the source's actions; `actions` are usually canonical already."""
     instruction: str
     rate_hz: float
     success: bool | None
     signals: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Untouched source signals, by the source's own names (a simulator's per-step success, too)."""
+    """Unchanged source signals by their original names, such as a simulator's success per step."""
     row_spec: ActionSpec | None = None
-    """What the rows of `actions` mean where they have no canonical form (joint velocities, two
-    arms); None: they are canonical."""
+    """Meaning of the rows of `actions` if they have no canonical form (joint velocities, two
+    arms); None: canonical."""
     notes: tuple[str, ...] = ()
     """What the reader left out of this episode, one sentence each."""
 
@@ -78,7 +77,7 @@ class Trajectory:
 
     @property
     def spec(self) -> ActionSpec:
-        """What the rows of `actions` mean."""
+        """Meaning of the rows of `actions`."""
         return self.row_spec or replace(CANONICAL, rate_hz=self.rate_hz)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Check every episode of a dataset; one bad episode does not hide the others."""
+"""Validation of every episode of a dataset; a bad episode does not stop it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from worldmodel.datasets.video import VideoFrames
 
 @dataclass(frozen=True)
 class Finding:
-    """Something found in one episode."""
+    """An issue of one episode."""
 
     episode_id: str
     check: str
@@ -33,7 +33,7 @@ class Finding:
 
 
 def validate(dataset: Dataset) -> Iterator[list[Finding]]:
-    """The findings of each episode in turn, every frame decoded once."""
+    """Yield the findings of each episode; decodes every frame once."""
     seen: dict[bytes, str] = {}
     for episode_id in dataset.episode_ids:
         issues = episode_issues(dataset, episode_id, seen)
@@ -41,7 +41,7 @@ def validate(dataset: Dataset) -> Iterator[list[Finding]]:
 
 
 def episode_issues(dataset: Dataset, episode_id: str, seen: dict[bytes, str]) -> Iterator[Issue]:
-    """The issues of one episode; `seen` gathers digests, to find duplicates."""
+    """Issues of one episode; `seen` collects digests to find duplicates."""
     try:
         trajectory = dataset.episode(episode_id)
     except (ValueError, OSError) as error:
@@ -62,7 +62,7 @@ def episode_issues(dataset: Dataset, episode_id: str, seen: dict[bytes, str]) ->
 
 
 def rate_issues(camera: str, frames: Frames, rate_hz: float) -> Iterator[Issue]:
-    """A video whose own tag contradicts the rate of the data."""
+    """Video whose frame rate tag contradicts the rate of the data."""
     if not isinstance(frames, VideoFrames):
         return
     with av.open(str(frames.path)) as container:
@@ -73,7 +73,7 @@ def rate_issues(camera: str, frames: Frames, rate_hz: float) -> Iterator[Issue]:
 
 
 def digest(trajectory: Trajectory) -> bytes:
-    """Equal for episodes of equal actions and equal first frames."""
+    """Digest of the actions and the first frames, to find duplicates."""
     sha = hashlib.sha256(trajectory.actions.tobytes())
     for frames in trajectory.frames.values():
         sha.update(frames[0:1].tobytes())

@@ -59,7 +59,7 @@ class JpegFrames:
 
     payloads: tuple[bytes, ...]
     where: str = "a list of JPEG images"
-    """Where the images come from, for error messages."""
+    """Source of the images, for error messages."""
 
     def __len__(self) -> int:
         return len(self.payloads)
@@ -72,7 +72,7 @@ class JpegFrames:
         return np.stack([self._decode(index) for index in range(start, stop)])
 
     def jpeg(self, index: int) -> bytes:
-        """The image of one frame as it is stored; a writer of JPEG can pass it through."""
+        """JPEG bytes of one frame, unchanged; a JPEG writer can copy them."""
         return self.payloads[index]
 
     def _decode(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
@@ -126,7 +126,7 @@ class PngFrames:
 
 
 def encoded_frames(payloads: tuple[bytes, ...], where: str) -> JpegFrames | PngFrames:
-    """Frames of encoded images, by the signature of the first."""
+    """Frames of encoded images; the signature of the first image decides the type."""
     is_png = payloads[0].startswith(PNG_SIGNATURE)
     return PngFrames(payloads, where) if is_png else JpegFrames(payloads, where)
 
@@ -144,7 +144,7 @@ def contiguous(window: slice, length: int) -> tuple[int, int]:
 
 
 def count_frames(path: Path) -> int:
-    """Frames that a video file really holds: its header survives truncation, its packets do not."""
+    """Number of frames in a video file, from its packets: a truncated file keeps its header."""
     return len(frame_times(path)[0])
 
 
@@ -155,7 +155,7 @@ def frame_times(path: Path) -> tuple[Int64[np.ndarray, " frames"], float]:
     calls for an unchanged file reuse the result.
 
     Raises:
-        ValueError: not a readable video, or frames without time stamps of their own.
+        ValueError: if the video is unreadable, or frames lack a time stamp of their own.
     """
     try:
         status = path.stat()
@@ -190,17 +190,17 @@ def _frame_times(path: Path, changed: int, size: int) -> tuple[np.ndarray, float
 
 
 def matched_rows(num_rows: int, num_frames: Mapping[str, int]) -> tuple[int, tuple[str, ...]]:
-    """Rows of an episode that have a frame, and notes on what is left out.
+    """Number of rows of an episode that have a frame, and notes on dropped rows and frames.
 
-    A camera may have one frame more or fewer than there are rows: recorders stop between the two. A
-    surplus last frame is dropped; where the last frame is missing, so is the last row.
+    A camera may have one frame more or fewer than there are rows, because recorders can stop
+    between the two. A surplus last frame, or a last row without a frame, is dropped.
 
     Args:
         num_rows: Rows of the episode.
-        num_frames: Camera -> frames it really has.
+        num_frames: Camera -> number of frames in its video.
 
     Raises:
-        ValueError: the numbers differ by more than one.
+        ValueError: if the numbers differ by more than one.
 
     >>> matched_rows(20, {"front": 21, "wrist": 19})
     (19, ('front has 21 frames for 20 rows: ...', 'wrist has 19 frames for 20 rows: ...'))
@@ -218,8 +218,8 @@ def matched_rows(num_rows: int, num_frames: Mapping[str, int]) -> tuple[int, tup
 def decode_window(path: Path, start: int, stop: int) -> UInt8[np.ndarray, "time height width 3"]:
     """RGB frames `start` to `stop - 1` of a video, counted in display order.
 
-    Frames are found by their time stamps, not by a frame rate: pauses, jitter and joined videos
-    shift nothing.
+    Frames are found by their time stamps, not by a frame rate, so pauses, jitter and concatenated
+    videos cause no shift.
     """
     times, _ = frame_times(path)
     if stop > len(times):
@@ -246,7 +246,7 @@ def decode_window(path: Path, start: int, stop: int) -> UInt8[np.ndarray, "time 
 
 
 def _index(times: Int64[np.ndarray, " frames"], stamp: int | None, path: Path) -> int:
-    """Place of a decoded frame in display order."""
+    """Index of a decoded frame in display order."""
     index = -1 if stamp is None else int(np.searchsorted(times, stamp))
     if not 0 <= index < len(times) or times[index] != stamp:
         raise ValueError(f"{path} has a frame at a time that no packet announces; it is damaged.")
@@ -254,10 +254,10 @@ def _index(times: Int64[np.ndarray, " frames"], stamp: int | None, path: Path) -
 
 
 def _opened(path: Path) -> Any:
-    """The open container of a video file.
+    """Open the container of a video file.
 
-    Only a regular file is opened, by the demuxers of `CONTAINERS` alone: a path or a playlist that
-    names a URL, a socket or a device reaches nothing.
+    Only regular files are opened, and only by the demuxers in `CONTAINERS`, so a path or a playlist
+    cannot reach a URL, a socket or a device.
     """
     try:
         real = path.resolve(strict=True)
@@ -285,7 +285,7 @@ def _video_stream(container: Any, path: Path) -> Any:
     if stream.codec_context is None:
         raise ValueError(f"{path} is not a readable video (unknown codec); it is damaged.")
     stream.codec_context.options = {"err_detect": "explode"}  # errors, not grey patches
-    # Small frames cost more to hand to another thread than to decode; work splits over processes.
+    # For small frames, threads cost more than decoding; the work is split over processes instead.
     stream.thread_type, stream.codec_context.thread_count = "NONE", 1
     return stream
 

@@ -1,4 +1,4 @@
-"""Zarr v3 folders as the clip store and the rollout log use them."""
+"""Zarr v3 folder helpers of the clip store and the rollout log."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from worldmodel.datasets import budgets
 
 INCOMING = ".incoming-"
-"""Start of the name of a folder that is not whole yet."""
+"""Name prefix of an incomplete folder."""
 PROCESS = uuid.uuid4().hex[:8]
-"""Tells folders of this process from leftovers; a process id may come again in a container."""
+"""Tells folders of this process from leftovers; process ids can repeat in a container."""
 CHUNK_BYTES = 2**20
 CHECKSUM = "crc32c"
 CODECS = {"bytes", "vlen-utf8", "zstd", "blosc", "gzip", "sharding_indexed", CHECKSUM}
-"""Codecs that a stored array may use; others could run code of their own."""
+"""Codecs that a stored array may use; others could run arbitrary code."""
 TYPES = {
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16",
     "float32", "float64", "string",
@@ -48,9 +48,9 @@ def read_attributes(group: Path) -> dict[str, Any]:
 def create_root(
     path: Path, form: str, *, groups: Sequence[str], own: dict[str, Any], given: Mapping[str, Any]
 ) -> None:
-    """Make a root group that says its form, whole at once.
+    """Create a root group with its form and attributes in one step.
 
-    Its attributes are `own` and `given`, which must not share a name.
+    The attributes are `own` and `given`, which must not share a name.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"`path` must be a new or empty folder, but {path} holds something.")
@@ -66,7 +66,7 @@ def create_root(
 
 
 def open_root(path: Path, form: str) -> dict[str, Any]:
-    """Attributes of a root group that must be of a form."""
+    """Attributes of a root group; ValueError if it has another form."""
     attributes = read_attributes(path)
     if (found := attributes.get("worldmodel_form")) != form:
         raise ValueError(f"{path} must be a {form}, but its `worldmodel_form` is {found!r}.")
@@ -74,12 +74,12 @@ def open_root(path: Path, form: str) -> dict[str, Any]:
 
 
 def hidden_folder(parent: Path) -> Path:
-    """The path of a new hidden folder, to be written and then renamed into place."""
+    """Path of a new hidden folder, to be written and then renamed."""
     return parent / f"{INCOMING}{PROCESS}-{uuid.uuid4().hex}"
 
 
 def remove_hidden_folders(parent: Path) -> None:
-    """Remove what killed writers left; other threads of this process may be writing."""
+    """Remove the folders of killed writers, but not those of this process's other threads."""
     for leftover in parent.glob(f"{INCOMING}*"):
         if not leftover.name.startswith(f"{INCOMING}{PROCESS}-"):
             shutil.rmtree(leftover)
@@ -112,7 +112,7 @@ def new_array(  # noqa: PLR0913 - what Zarr needs to know
     compress: bool = False,
     attributes: Mapping[str, Any] | None = None,
 ) -> zarr.Array[Any]:
-    """Create an array whose chunks have checksums and are all written, zeros too."""
+    """Create an array with a checksum per chunk; all chunks are written, even zeros."""
     return group.create_array(
         name,
         data=data,
@@ -140,7 +140,7 @@ def open_array(path: Path) -> zarr.Array[Any]:
 
 
 def _check_metadata(path: Path) -> None:
-    """Raise unless zarr.json describes a plain array of a sane size."""
+    """Raise unless zarr.json describes a plain array within the size budget."""
     metadata = json.loads((path / "zarr.json").read_bytes())
     if metadata.get("zarr_format") != 3 or metadata.get("node_type") != "array":
         raise ValueError("it is not of Zarr format 3")
@@ -156,7 +156,7 @@ def _check_metadata(path: Path) -> None:
 
 
 def codec_names(codecs: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Names of codecs, those inside shards too."""
+    """Names of codecs, including those inside shards."""
     names: set[str] = set()
     for codec in codecs:
         names.add(str(codec["name"]))
@@ -166,7 +166,7 @@ def codec_names(codecs: Iterable[Mapping[str, Any]]) -> set[str]:
 
 
 def has_checksums(path: Path) -> bool:
-    """Whether an array was written with checksums: by this version, not an earlier one."""
+    """Whether an array has checksums, which earlier versions did not write."""
     return CHECKSUM in codec_names(json.loads((path / "zarr.json").read_bytes())["codecs"])
 
 
@@ -203,7 +203,7 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def rows_per_chunk(rows: int, row_bytes: int) -> int:
-    """How many rows make a chunk of about a megabyte.
+    """Number of rows in a chunk of about a megabyte.
 
     >>> rows_per_chunk(1000, 2**18), rows_per_chunk(3, 2**18), rows_per_chunk(3, 2**30)
     (4, 3, 1)

@@ -1,4 +1,4 @@
-"""The arm's controller: a commanded gripper pose, inverse kinematics and position servos."""
+"""Arm controller: commanded gripper pose, inverse kinematics and position servos."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NUM_JOINTS = len(ARM_JOINTS)
 
 
 class Arm:
-    """Follows commanded poses; `position`, `rotation` and `opening` are the present command."""
+    """Arm that follows commands; `position`, `rotation`, `opening` are the current command."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -37,7 +37,7 @@ class Arm:
         self._rotation_jacobian = np.zeros((3, model.nv))
 
     def reset(self, data: Any, position: Float[np.ndarray, " 3"]) -> None:
-        """Put the open gripper at `position`, pointing down."""
+        """Place the open gripper at `position`, pointing down."""
         self.position, self.rotation, self.opening = position.copy(), DOWN.copy(), 1.0
         self._scratch.qpos[:NUM_JOINTS] = START_JOINTS
         joints = self._solve(iterations=80)

@@ -1,4 +1,4 @@
-"""Recording episodes of the tabletop, one by one or into the project's own store."""
+"""Collection of tabletop episodes, one by one or into a clip store."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_T
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """What to record. Equal collections give equal episodes."""
+    """Settings of a collection. Equal settings give equal episodes."""
 
     task: str = "pick_place"
     policy: str = MIXED
     factor: str = "nominal"
     severity: int = 1
     onset: int = 0
-    """Frame from which the factor shifts the scene, or the fault strikes."""
+    """First frame with the shifted scene, or with the action fault."""
     seed: int = 0
     renderer: str = "auto"
     size: int = 64
@@ -48,7 +48,7 @@ class Collection:
     def __post_init__(self) -> None:
         lookup("task", self.task, TASKS)
         draw_policy(self.policy, np.random.default_rng(0))
-        self.shift  # noqa: B018 (refuses what is none)
+        self.shift  # noqa: B018 (validates the shift)
         if self.seed < 0:
             raise ValueError(f"`seed` must not be negative, got {self.seed}.")
         for name in ("size", "num_steps"):
@@ -61,17 +61,17 @@ class Collection:
 
     @property
     def shift(self) -> Shift:
-        """How its episodes depart from the nominal."""
+        """Shift of its episodes from the nominal domain."""
         return Shift(factor=self.factor, severity=self.severity, onset=self.onset)
 
     def episode_id(self, index: int) -> str:
-        """Name of one of the episodes."""
+        """Id of an episode."""
         kind = f"{self.task}-{self.policy}-{self.factor}"
         kind += f"-onset{self.onset}" if self.onset else ""
         return f"{kind}-severity{self.severity}-seed{self.seed}-{index:05d}"
 
     def episode_seed(self, index: int) -> int:
-        """Seed of one of the episodes; it depends on nothing but `seed` and `index`."""
+        """Seed of an episode; depends only on `seed` and `index`."""
         return int(np.random.SeedSequence([self.seed, index]).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -83,10 +83,10 @@ def collect(
     workers: int = 1,
     progress: Callable[[int], object] = lambda recorded: None,
 ) -> ClipStore:
-    """Record those of the first `episodes` episodes that the store at `path` does not hold yet.
+    """Record the first `episodes` episodes into the store at `path`, skipping those it already has.
 
-    `progress` is called with the number of episodes that are newly on disk. The store is the same
-    for any number of workers and interruptions.
+    `progress` is called with the number of newly available episodes. The store does not depend on
+    the number of workers or on interruptions.
     """
     if episodes < 1 or workers < 1:
         raise ValueError(f"`episodes` and `workers` must be at least 1, got {episodes}, {workers}.")
@@ -132,7 +132,7 @@ def _provenance(collection: Collection) -> dict[str, str]:
 
 
 def record(episodes: Sequence[tuple[Collection, int]], *, workers: int = 1) -> Iterator[Trajectory]:
-    """Record episodes (collection and number) in order, here or in processes of one thread each."""
+    """Record episodes (collection, index) in order, here or in single-threaded processes."""
     if workers == 1:
         yield from (_record(collection, index) for collection, index in episodes)
         return
@@ -151,7 +151,7 @@ def record(episodes: Sequence[tuple[Collection, int]], *, workers: int = 1) -> I
 
 
 def _prepare_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it is gone: a killed parent cannot say so."""
+    """Ignore Ctrl-C, and exit when the parent process ends, even if it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
@@ -176,13 +176,13 @@ def _record(collection: Collection, index: int) -> Trajectory:
 
 @functools.lru_cache(maxsize=1)
 def _environment(task: str, size: int, renderer: str) -> TabletopEnv:
-    """The environment of this process."""
+    """Environment of this process, reused between episodes."""
     return TabletopEnv(task, size, renderer)
 
 
 @contextmanager
 def _environment_variables(values: dict[str, str]) -> Iterator[None]:
-    """Set variables for the processes that are started inside."""
+    """Set environment variables for processes started inside the block."""
     before = dict(os.environ)
     os.environ.update(values)
     try:

@@ -1,4 +1,4 @@
-"""One recorded episode of a scripted policy on the tabletop."""
+"""Recording of one episode of a scripted policy on the tabletop."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ INSTRUCTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Shift:
-    """How an episode departs from the nominal."""
+    """Shift of an episode from the nominal domain."""
 
     factor: str = "nominal"
     """A scene factor or an action fault."""
     severity: int = 1
     onset: int = 0
-    """Frame from which the scene is shifted, or the fault strikes."""
+    """First frame with the shifted scene, or with the action fault."""
 
     def __post_init__(self) -> None:
         lookup("factor", self.factor, {**FACTORS, **FAULTS})
@@ -56,10 +56,10 @@ def collect_episode(
     num_steps: int = 40,
     episode_id: str = "",
 ) -> Trajectory:
-    """Record `num_steps` frames of the tabletop, whether or not the task is fulfilled before.
+    """Record `num_steps` frames of the tabletop, even if the task succeeds earlier.
 
-    Before its onset a shift is not there. A fault strikes the policy's actions before they are
-    carried out: `actions` are the faulty ones, the signal `intended_action` the policy's own.
+    A shift acts from its onset. A fault changes the policy's actions before they are executed:
+    `actions` holds the faulty actions, the signal `intended_action` those of the policy.
     """
     tabletop = env.unwrapped
     if not isinstance(tabletop, TabletopEnv):

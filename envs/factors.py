@@ -1,4 +1,4 @@
-"""What an episode looks like: the mildly varying nominal domain and graded shifts away from it."""
+"""Appearance of an episode: the nominal domain, and shifts by factor and severity."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ RGB = tuple[float, float, float]
 Vector = Float[np.ndarray, " 3"]
 
 SEVERITIES = (1, 2, 3)
-"""1 lies just outside the nominal range, 3 is unmistakable."""
+"""1 is just outside the nominal range, 3 is obvious."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Domain:
-    """Everything about an episode that the task does not fix. Colours are RGB in [0, 1]."""
+    """Appearance parameters of an episode. Colours are RGB in [0, 1]."""
 
     table_rgb: RGB = (0.62, 0.47, 0.33)
     table_rgb2: RGB = (0.58, 0.44, 0.31)
@@ -48,7 +48,7 @@ class Domain:
     camera_azimuth_deg: float = 0.0
     camera_elevation_deg: float = 42.0
     camera_distance: float = 0.6
-    """Metres from the point the camera looks at."""
+    """Distance in metres from the point the camera looks at."""
     camera_roll_deg: float = 0.0
 
     def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ GRIPPERS: tuple[tuple[RGB, RGB], ...] = (
 
 
 def nominal(rng: np.random.Generator) -> Domain:
-    """A domain of the nominal distribution: light, tone, camera and distractors vary mildly."""
+    """Sample a nominal domain: light, tone, camera and distractors vary slightly."""
     base = Domain()
     tone = rng.uniform(0.92, 1.08) * rng.uniform(0.97, 1.03, 3)
     return replace(
@@ -114,10 +114,10 @@ def nominal(rng: np.random.Generator) -> Domain:
 
 
 def shifted(factor: str, severity: int, rng: np.random.Generator) -> Domain:
-    """A nominal domain moved away from the nominal distribution along one factor.
+    """Sample a nominal domain and shift one factor.
 
-    The nominal part consumes `rng` exactly as `nominal` does, so equal generators give pairs of
-    domains that differ in the shifted factor only. Severity 0 and factor "nominal" shift nothing.
+    The nominal part uses `rng` exactly as `nominal` does, so equal generators give domains that
+    differ only in the shifted factor. Severity 0 and factor "nominal" shift nothing.
     """
     domain = nominal(rng)
     if severity not in (0, *SEVERITIES):
@@ -211,8 +211,8 @@ FACTORS: dict[str, Callable[[Domain, int, np.random.Generator], Domain]] = {
     "end_effector": _end_effector,
     "camera": _camera,
 }
-"""Factor -> its shift of a nominal domain. All but "object" leave the physics of an episode
-untouched, as long as nothing touches the clutter."""
+"""Factor -> function that shifts a nominal domain. Only "object" changes the physics of an episode,
+unless something touches the clutter."""
 
 
 def _pick(rng: np.random.Generator, options: Sequence[Option]) -> Option:

@@ -1,4 +1,4 @@
-"""Action faults: what a mis-wired or broken policy does to its own actions, in three severities."""
+"""Action faults of a miswired or broken policy, in three severities."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from worldmodel.envs.registry import lookup
 
 Action = Float[np.ndarray, " 7"]
 Fault = Callable[[Action], Action]
-"""Maps the intended action of each step to the faulty one; made anew for every episode."""
+"""Maps the intended action of each step to the faulty one; created per episode."""
 
 HOLD = np.array([0, 0, 0, 0, 0, 0, 1.0])
-"""The action that moves nothing, gripper open."""
+"""Action without motion, gripper open."""
 
 
 def make_fault(name: str, severity: int, rng: np.random.Generator) -> Fault:
-    """The fault `name` for one episode."""
+    """Create the fault `name` for one episode."""
     maker = lookup("action fault", name, FAULTS)
     if severity not in SEVERITIES:
         raise ValueError(f"`severity` must be 1, 2 or 3, got {severity!r}.")
@@ -28,7 +28,7 @@ def make_fault(name: str, severity: int, rng: np.random.Generator) -> Fault:
 
 
 def _linear(*matrices: Float[np.ndarray, "3 3"]) -> Callable[[int, np.random.Generator], Fault]:
-    """A fault that multiplies the displacement by one matrix per severity."""
+    """Fault that multiplies the displacement by a matrix, one per severity."""
 
     def make(level: int, rng: np.random.Generator) -> Fault:
         return lambda action: np.concatenate([matrices[level] @ action[:3], action[3:]])
@@ -39,7 +39,7 @@ def _linear(*matrices: Float[np.ndarray, "3 3"]) -> Callable[[int, np.random.Gen
 def _sometimes(
     change: Callable[[Action, np.random.Generator], Action], *probabilities: float
 ) -> Callable[[int, np.random.Generator], Fault]:
-    """A fault that strikes each step with a probability per severity."""
+    """Fault that changes each step with a probability, one per severity."""
 
     def make(level: int, rng: np.random.Generator) -> Fault:
         def fault(action: Action) -> Action:
@@ -101,4 +101,4 @@ FAULTS: dict[str, Callable[[int, np.random.Generator], Fault]] = {
     "frozen": _sometimes(_frozen, 0.2, 0.5, 1.0),
     "uniform": _sometimes(_uniform, 0.2, 0.5, 1.0),
 }
-"""Fault -> what makes it for a level (0, 1, 2) and a generator."""
+"""Fault -> function that creates it from a level (0, 1, 2) and a generator."""

@@ -1,4 +1,4 @@
-"""Rotations as the arm and the camera use them."""
+"""Rotation helpers of the arm and the camera."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def yaw(rotation: Float[np.ndarray, "3 3"]) -> float:
 
 
 def rotation_6d(rotation: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, " 6"]:
-    """The first two columns, one after the other."""
+    """First two columns of the matrix, concatenated."""
     return rotation[:, :2].T.reshape(6)
 
 

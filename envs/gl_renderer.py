@@ -1,4 +1,4 @@
-"""MuJoCo's OpenGL renderer. Run as a module, it checks that a probe frame comes out right."""
+"""MuJoCo's OpenGL renderer. Run as a module, it renders a probe frame and checks it."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class GlRenderer:
         self.description = _driver()
         _open_renderers.add(self)
         atexit.unregister(_close_all)
-        atexit.register(_close_all)  # after MuJoCo's own handler, hence called before it
+        atexit.register(_close_all)  # registered after MuJoCo's handler, so it runs first
 
     def render(self, data: Any, domain: Domain) -> UInt8[np.ndarray, "height width 3"]:
-        """The picture of the model's camera; the domain is already in the model's colours."""
+        """Image of the model's camera; `domain` is ignored, the model already has its colours."""
         self._renderer.update_scene(data, camera=0)
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         return self._renderer.render()
@@ -49,8 +49,8 @@ class GlRenderer:
 
 
 def _driver() -> str:
-    """Name of the device or software that draws."""
-    from OpenGL import GL  # loads libGL: imported only once a context exists
+    """Name of the OpenGL device or software renderer."""
+    from OpenGL import GL  # loads libGL, so import it only after a context exists
 
     return str(GL.glGetString(GL.GL_RENDERER).decode())
 
@@ -59,13 +59,13 @@ _open_renderers: weakref.WeakSet[GlRenderer] = weakref.WeakSet()
 
 
 def _close_all() -> None:
-    """Close what is open before the OpenGL display goes away at exit."""
+    """Close open renderers at exit, before the OpenGL display closes."""
     for renderer in list(_open_renderers):
         renderer.close()
 
 
 def probe() -> bool:
-    """Whether a red box on a blue plane comes out red and blue."""
+    """Whether a red box on a blue plane is rendered in red and blue."""
     model = mujoco.MjModel.from_xml_string(PROBE_XML)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)

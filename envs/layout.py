@@ -1,4 +1,4 @@
-"""Where things stand at the start of an episode, drawn apart from how they look."""
+"""Start positions of an episode, sampled independently of its appearance."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from jaxtyping import Float
 from worldmodel.envs.factors import RGB, as_rgb
 
 OBJECT_AREA = np.array([[0.2, -0.13], [0.34, 0.13]])
-"""Lowest and highest x, y of the object at the start, in metres."""
+"""Lowest and highest x, y of the object's start position, in metres."""
 ZONE_AREA = np.array([[0.22, -0.15], [0.34, 0.15]])
 DISTRACTOR_AREA = np.array([[0.12, -0.24], [0.46, 0.24]])
 START_AREA = np.array([[0.21, -0.03, 0.15], [0.27, 0.03, 0.19]])
 """Lowest and highest start position of the gripper, in metres."""
 ZONE_DISTANCE = 0.12
-"""Least distance (m) between object and zone."""
+"""Smallest distance (m) between object and zone."""
 TRAIN_POOL = 3
 """Number of distractor shapes in the training pool."""
 TRAIN_RGBS: tuple[RGB, ...] = ((0.2, 0.3, 0.8), (0.9, 0.8, 0.2))
@@ -35,16 +35,16 @@ class Layout:
 
 @dataclass(frozen=True)
 class Distractor:
-    """A static object beside the task."""
+    """Static object that is not part of the task."""
 
     index: int
-    """Which entry of `scene.DISTRACTORS`."""
+    """Index in `scene.DISTRACTORS`."""
     position: Float[np.ndarray, " 2"]
     rgb: RGB
 
 
 def draw_layout(rng: np.random.Generator) -> Layout:
-    """Object and zone at least `ZONE_DISTANCE` apart, gripper above the table."""
+    """Sample object and zone at least `ZONE_DISTANCE` apart, and the gripper above the table."""
     while True:
         start, zone = rng.uniform(*OBJECT_AREA), rng.uniform(*ZONE_AREA)
         if np.linalg.norm(start - zone) > ZONE_DISTANCE:
@@ -56,7 +56,7 @@ def draw_layout(rng: np.random.Generator) -> Layout:
 def draw_distractors(
     count: int, pool: str, layout: Layout, rng: np.random.Generator
 ) -> list[Distractor]:
-    """Up to `count` distractors away from the object, the zone and the way between them."""
+    """Sample up to `count` distractors, away from object, zone and the path between them."""
     novel = pool == "novel"
     order = rng.permutation(8 if novel else TRAIN_POOL)
     distractors: list[Distractor] = []
@@ -71,9 +71,9 @@ def draw_distractors(
 def free_position(
     layout: Layout, taken: list[Float[np.ndarray, " 2"]], rng: np.random.Generator
 ) -> Float[np.ndarray, " 2"] | None:
-    """A place on the table away from object, zone, the way between them and places taken.
+    """Sample a position away from object, zone, the path between them and `taken` positions.
 
-    None if chance found none.
+    None if no attempt succeeds.
     """
     for _ in range(ATTEMPTS):
         position = rng.uniform(*DISTRACTOR_AREA)

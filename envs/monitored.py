@@ -1,4 +1,4 @@
-"""The monitor around an environment, with a policy that takes over when it says stop."""
+"""Environment wrapper with a runtime monitor and a fallback policy."""
 
 from __future__ import annotations
 
@@ -20,32 +20,31 @@ ActType = TypeVar("ActType")
 
 
 def image_of(observation: Any) -> UInt8[np.ndarray, "height width 3"]:
-    """The picture of a tabletop's observation."""
+    """Image of a tabletop observation."""
     return observation["image"]
 
 
 def hold_still(observation: Any) -> Float32[np.ndarray, " 7"]:
-    """A fallback for the tabletop: stay, and keep the gripper as open as it is."""
+    """Fallback for the tabletop: hold the pose and the gripper opening."""
     action = np.zeros(7, np.float32)
     action[6] = observation["state"][9]
     return action
 
 
 def unchanged(action: Any) -> Any:
-    """The action itself: it is canonical already."""
+    """Identity, for actions that are already canonical."""
     return action
 
 
 class MonitoredEnv(
     gymnasium.Wrapper[ObsType, ActType, ObsType, ActType], Generic[ObsType, ActType]
 ):
-    """Judges every frame together with the action chosen for it, before the action is executed.
+    """Environment that monitors every frame and its action before the action is executed.
 
-    A verdict of `level` or above hands over to `fallback`: its action is executed in place of this
-    one and of every later one until the episode ends, even if the monitor calms down meanwhile.
-    Observations, rewards and ends are the environment's own. `info` gains `verdict` (on the frame
-    the action was chosen for; None after `reset`), `trust` (mean of its map of trust, 0 without
-    one) and `handed_over`.
+    A verdict of `level` or above hands over to `fallback`, which chooses this and all later actions
+    of the episode, even if the level falls again. Observations, rewards and terminations are
+    unchanged. `info` gains `verdict` (for the frame of the action; None after `reset`), `trust`
+    (mean of the trust map, 0 without one) and `handed_over`.
     """
 
     def __init__(
@@ -67,9 +66,9 @@ class MonitoredEnv(
             fallback: Observation -> action, called from the frame of the handover on.
             frame: Observation -> uint8 [height, width, 3], or [view, height, width, 3] for several
                 cameras.
-            canonical: Action -> canonical action, or None if there is no such thing.
-            level: The level that hands over; `Level.TRUST` does at once.
-            on_alert: Called with every verdict above TRUST, as soon as it is passed.
+            canonical: Action -> canonical action, or None if it has no canonical form.
+            level: Level that hands over; `Level.TRUST` hands over at once.
+            on_alert: Called at once with every verdict above TRUST.
         """
         super().__init__(env)
         self.monitor = monitor
@@ -81,21 +80,21 @@ class MonitoredEnv(
         self.handed_over = False
         self._num_episodes = self._num_steps = 0
         self._observation: ObsType | None = None
-        self._shown: object = None
+        self._frame: object = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[ObsType, dict[str, Any]]:
-        """Start an episode; the policy is in charge again."""
+        """Start an episode and return control to the policy."""
         observation, info = self.env.reset(seed=seed, options=options)
         self.monitor.reset()
         self.handed_over = False
         self._num_episodes, self._num_steps = self._num_episodes + 1, 0
-        self._see(observation)
-        return observation, {**info, **self._told(None)}
+        self._remember(observation)
+        return observation, {**info, **self._monitor_info(None)}
 
     def step(self, action: ActType) -> tuple[ObsType, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Judge, and execute the action or the fallback's."""
+        """Update the monitor, then execute the action or that of the fallback."""
         if self._observation is None:
             raise ResetNeeded("Call `reset` before `step`.")
         if self.handed_over:
@@ -106,22 +105,23 @@ class MonitoredEnv(
             action = self.fallback(self._observation)
         self.monitor.imagine(self.canonical(action))
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._see(observation)
-        return observation, reward, terminated, truncated, {**info, **self._told(verdict)}
+        self._remember(observation)
+        info = {**info, **self._monitor_info(verdict)}
+        return observation, reward, terminated, truncated, info
 
-    def _see(self, observation: ObsType) -> None:
-        """Keep a copy of the frame: what a policy draws on its observation is not judged."""
-        self._observation, self._shown = observation, copy.deepcopy(self.frame(observation))
+    def _remember(self, observation: ObsType) -> None:
+        """Copy the frame, so that the monitor does not see what a policy draws on it."""
+        self._observation, self._frame = observation, copy.deepcopy(self.frame(observation))
 
     def _judge(self, action: ActType) -> Verdict:
-        verdict = self.monitor.update(self._shown, self.canonical(action))
+        verdict = self.monitor.update(self._frame, self.canonical(action))
         if self.on_alert and verdict.level > Level.TRUST:
             episode = str(self._num_episodes - 1)
             self.on_alert(Alert(episode=episode, step=self._num_steps, verdict=verdict))
         self._num_steps += 1
         return verdict
 
-    def _told(self, verdict: Verdict | None) -> dict[str, Any]:
+    def _monitor_info(self, verdict: Verdict | None) -> dict[str, Any]:
         trust_map = None if verdict is None else verdict.trust_map
         trust = 0.0 if trust_map is None else float(trust_map.mean())
         return {"verdict": verdict, "trust": trust, "handed_over": self.handed_over}

@@ -1,4 +1,4 @@
-"""The named scripted policies, and the mixture that training data are collected with."""
+"""Named scripted policies, and the mixture used to collect training data."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ POLICIES: dict[str, PolicySpec] = {
     "inverted_gripper": PolicySpec(summary="opens to close", fault="invert_gripper"),
     "wrong_frame": PolicySpec(summary="displacements turned by 90 degrees", fault="wrong_frame"),
 }
-"""Name -> skill. The last four are planted bad policies. Pushing has no grip to get wrong."""
+"""Name -> skill. The last four are bad on purpose. Grip errors do not affect pushing."""
 MIXED = "mixed"
 """Name of the training mixture."""
 
 
 def draw_policy(name: str, rng: np.random.Generator) -> PolicySpec:
-    """The named policy, or for "mixed" a draw from the training mixture.
+    """The named policy, or a sample from the training mixture for "mixed".
 
-    The mixture: 15% babbling, 15% near misses and late grips, the rest tries with noise. A fifth of
-    the tries have a gripper that slips, so that its command matters.
+    The mixture is 15% babbling, 15% near misses and late grips, and 70% noisy attempts. In a fifth
+    of the attempts the gripper slips, so that its command matters.
     """
     if name != MIXED:
         return lookup("policy", name, {MIXED: POLICIES["clean"], **POLICIES})

@@ -1,6 +1,6 @@
-"""A renderer without OpenGL: MuJoCo traces the rays, NumPy shades them.
+"""Ray renderer without OpenGL: MuJoCo traces the rays, NumPy shades them.
 
-One bundle of rays leaves the camera, a second one leaves the lamp for shadows. Pixels on an edge
+One bundle of rays starts at the camera, and a second one at the lamp for shadows. Pixels on edges
 are traced again with four rays each.
 """
 
@@ -15,13 +15,13 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8
 from worldmodel.envs.factors import Domain
 
 EDGE = 0.06
-"""Step between neighbouring pixels above which both are traced again."""
+"""Difference between neighbouring pixels above which both are traced again."""
 SHADOW = np.float32(0.25)
 """Share of the direct light that reaches a shadowed point."""
 SHADOW_SLACK = 0.004
-"""Metres by which an occluder must be nearer to the lamp than the lit point."""
+"""Smallest distance (m) between an occluder and the point it shadows."""
 TILE = 8192
-"""Rays traced at once; larger tiles leave the processor's cache."""
+"""Rays traced at once; larger tiles do not fit the processor's cache."""
 MAX_DISTANCE = 1e3
 
 
@@ -86,7 +86,7 @@ class RayRenderer:
     def _trace(
         self, data: Any, origin: Float[np.ndarray, " 3"], directions: Float[np.ndarray, "rays 3"]
     ) -> tuple[Int[np.ndarray, " rays"], Float[np.ndarray, " rays"], Float32[np.ndarray, "rays 3"]]:
-        """Geom (-1: none), distance in metres (-1: none) and surface normal where each ray ends."""
+        """Geom (-1: none), distance (m; -1: none) and surface normal at the end of each ray."""
         rays = len(directions)
         geoms, distances, normals = np.empty(rays, np.int32), np.empty(rays), np.empty(3 * rays)
         mujoco.mj_multiRay(
@@ -116,9 +116,9 @@ class RayRenderer:
 def pinhole_directions(
     height: int, width: int, fovy_deg: float, supersampling: int
 ) -> Float[np.ndarray, "rays 3"]:
-    """Unit view directions in the camera's frame, row by row of the picture.
+    """Unit view directions in the camera frame, in row-major pixel order.
 
-    With `supersampling` 2 the four rays of a pixel follow one another.
+    With `supersampling` 2, the four rays of a pixel are adjacent.
     """
     rows, columns = height * supersampling, width * supersampling
     focal = 0.5 / np.tan(np.deg2rad(fovy_deg) / 2) * rows
@@ -151,7 +151,7 @@ def edge_mask(
 def pattern_mask(
     pattern: str, a: Float32[np.ndarray, " points"], b: Float32[np.ndarray, " points"]
 ) -> Bool[np.ndarray, " points"]:
-    """Where a surface pattern shows its second colour; `a` and `b` are metres on the surface."""
+    """Mask of the pattern's second colour; `a` and `b` are surface coordinates in metres."""
     if pattern == "checker":
         return (np.floor(a * 12) + np.floor(b * 12)) % 2 > 0
     if pattern == "stripe":

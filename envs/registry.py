@@ -1,4 +1,4 @@
-"""Named things: a registry is a dict, and its miss says what exists."""
+"""Lookup in registries, which are dicts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Entry = TypeVar("Entry")
 
 
 def lookup(kind: str, name: str, registry: Mapping[str, Entry]) -> Entry:
-    """The entry `name` of `registry`; a miss lists what exists and the closest name."""
+    """Entry `name` of `registry`; ValueError with the known names and the closest one."""
     if name in registry:
         return registry[name]
     close = difflib.get_close_matches(str(name), registry, n=1)

@@ -1,4 +1,4 @@
-"""Choice of a renderer: `gl` (EGL or OSMesa), `ray` (no OpenGL), or `auto`.
+"""Renderer selection: `gl` (EGL or OSMesa), `ray` (no OpenGL), or `auto`.
 
 MuJoCo reads `MUJOCO_GL` once, when it is imported, so a process has one kind of renderer.
 """
@@ -20,7 +20,7 @@ from worldmodel.envs.factors import Domain
 from worldmodel.envs.registry import lookup
 
 RENDERERS = {
-    "auto": "gl where a probe frame is right, else ray",
+    "auto": "gl if its probe frame is correct, else ray",
     "gl": "MuJoCo's OpenGL renderer through EGL or OSMesa",
     "ray": "MuJoCo's ray caster and NumPy: runs everywhere",
 }
@@ -31,11 +31,11 @@ PROBE_TIMEOUT_S = 60
 
 @runtime_checkable
 class Renderer(Protocol):
-    """Draws the camera's view of a simulation."""
+    """Renders the camera of a simulation."""
 
     name: str
     description: str
-    """The driver that draws, for provenance."""
+    """Name of the driver, for provenance."""
 
     def render(self, data: Any, domain: Domain) -> UInt8[np.ndarray, "height width 3"]: ...
 
@@ -43,7 +43,7 @@ class Renderer(Protocol):
 
 
 def resolve_renderer(name: str) -> str:
-    """Turn a requested renderer into "gl" or "ray", and import MuJoCo accordingly."""
+    """Resolve a requested renderer to "gl" or "ray", and import MuJoCo for it."""
     lookup("renderer", name, RENDERERS)
     if name == "auto":
         name = "gl" if gl_works() and _imported_backend() in ("", gl_backend()) else "ray"
@@ -58,7 +58,7 @@ def resolve_renderer(name: str) -> str:
 
 
 def make_renderer(name: str, model: Any, height: int, width: int) -> Renderer:
-    """A renderer of `model`'s camera; `name` is a result of `resolve_renderer`."""
+    """Create a renderer of `model`'s camera; `name` is a result of `resolve_renderer`."""
     if name == "ray":
         from worldmodel.envs.ray_renderer import RayRenderer
 
@@ -83,7 +83,7 @@ def gl_backend() -> str:
 
 @functools.cache
 def gl_works() -> bool:
-    """Whether a fresh process draws a right picture by OpenGL."""
+    """Whether OpenGL renders a correct probe frame in a new process."""
     try:
         backend = gl_backend()
     except ValueError:
@@ -100,7 +100,7 @@ def gl_works() -> bool:
 
 
 def _imported_backend() -> str:
-    """The backend this process's MuJoCo was imported with, "" if it is not imported."""
+    """Backend of the imported MuJoCo; "" if MuJoCo is not imported."""
     if "mujoco" not in sys.modules:
         return ""
     context = getattr(importlib.import_module("mujoco.gl_context"), "GLContext", None)
@@ -108,7 +108,7 @@ def _imported_backend() -> str:
 
 
 def _import_mujoco(backend: str) -> str:
-    """Import MuJoCo under a backend, leaving the environment as it was."""
+    """Import MuJoCo with a backend and restore the environment variable."""
     before = os.environ.get("MUJOCO_GL")
     os.environ["MUJOCO_GL"] = backend
     try:

@@ -1,4 +1,4 @@
-"""The MuJoCo model of the tabletop: a primitive WidowX 250s arm, a block, a zone and distractors.
+"""MuJoCo model of the tabletop: WidowX 250s arm of primitives, block, zone and distractors.
 
 Link offsets and joint ranges are those of MuJoCo Menagerie's `wx250s.xml`; meshes are replaced by
 primitives, which render 10 to 30 times faster, and the fingers open to 8.2 cm.
@@ -12,7 +12,7 @@ PATTERNS = ("flat", "stripe", "checker", "noise")
 """Surface patterns; each is a material of the model and a function of the ray renderer."""
 OBJECT_SHAPES = ("box", "cylinder", "sphere", "ell", "mug")
 START_HEIGHT = 0.032
-"""Height (m) of the object's centre, from which it settles; the tallest shape clears the table."""
+"""Start height (m) of the object's centre; even the tallest shape is above the table."""
 CAMERA_TARGET = (0.26, 0.0, 0.055)
 """Point (m, base frame) that the camera looks at."""
 
@@ -140,7 +140,7 @@ _OBJECT = """
 
 
 def scene_xml(height: int, width: int) -> str:
-    """The model as MJCF text, with an offscreen buffer of `height` x `width` pixels."""
+    """MJCF text of the model, with an offscreen buffer of `height` x `width` pixels."""
     distractors = "".join(
         f'<body name="distractor{i}" pos="0 0 -9">'
         f'<geom name="distractor{i}" type="{kind}" size="{size}" rgba="0 0 0 0"/></body>'

@@ -1,4 +1,4 @@
-"""Scripted policies of graded skill. They see the simulation's state, not its pictures."""
+"""Scripted policies of graded skill, which observe the simulation state, not images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRASP, RELEASE = 2, 6
 MAX_YAW_STEP = 0.25
 """Largest turn per action in radians."""
 BABBLE_AREA = np.array([[0.17, -0.15, 0.02], [0.37, 0.15, 0.2]])
-"""Where babbling moves the gripper (m): the arm stays in view."""
+"""Area of the gripper while babbling (m); keeps the arm in view."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,9 @@ class PolicySpec:
 
     summary: str
     action_noise: float = 0.0
-    """Standard deviation of each displacement in metres, drawn every step; yaw in rad: 3 times."""
+    """Standard deviation of the noise on each displacement (m); 3 times as much on yaw (rad)."""
     bias: float = 0.0
-    """Standard deviation of the error (m, x and y) about where object and zone are, per episode."""
+    """Standard deviation of the error in object and zone position (m, x and y), per episode."""
     miss: float = 0.0
     """Distance (m) by which every grasp misses the object's centre, in a random direction."""
     late_grip: float = 0.0
@@ -44,9 +44,9 @@ class PolicySpec:
     fault: str = ""
     """Action fault (see `FAULTS`) at severity 3, or "" for none."""
     babble: bool = False
-    """Whether the policy ignores the task and moves about."""
+    """Whether the policy ignores the task and moves at random."""
     then_babble: bool = False
-    """Whether the policy moves about once it is done with the task."""
+    """Whether the policy babbles after finishing the task."""
 
 
 @runtime_checkable
@@ -63,12 +63,12 @@ class Controller(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A waypoint and when it counts as reached."""
+    """Waypoint and its tolerances."""
 
     above: str
     """"object", "zone" or "here" (wherever the gripper is)."""
     height: float | None
-    """Metres above the table; None: the present height."""
+    """Metres above the table; None: the current height."""
     opening: float
     near: float = np.inf
     """Horizontal tolerance in metres."""
@@ -92,7 +92,7 @@ LIFT = (*PICK_PLACE[: GRASP + 1], Phase(above="here", height=0.14, opening=0.0, 
 
 
 class Grasper:
-    """Walks through `PICK_PLACE` or `LIFT`."""
+    """Expert that follows the phases of `PICK_PLACE` or `LIFT`."""
 
     def __init__(
         self, phases: tuple[Phase, ...], spec: PolicySpec, rng: np.random.Generator
@@ -111,7 +111,7 @@ class Grasper:
         return self._index == len(self.phases)
 
     def act(self, scene: Scene) -> Action:
-        """One step towards the present waypoint."""
+        """One step towards the current waypoint."""
         phase = self.phases[min(self._index, len(self.phases) - 1)]
         offset = self._waypoint(phase, scene) - scene.gripper
         turn = self._yaw_step(scene) if self._index < GRASP else 0.0
@@ -149,7 +149,7 @@ class Grasper:
 
 
 class Pusher:
-    """Goes behind the object, lowers the closed gripper and pushes towards the zone."""
+    """Expert that pushes the object to the zone from behind with a closed gripper."""
 
     def __init__(self, spec: PolicySpec, rng: np.random.Generator) -> None:
         self.speed = spec.speed
@@ -183,7 +183,7 @@ class Pusher:
         along = relative @ way
         aside = relative - along * way
         if np.linalg.norm(aside) > 0.018 or along > -0.012:
-            self._phase = 0  # beside the object: rise and come again
+            self._phase = 0  # beside the object: rise and approach again
             return np.array([0, 0, 0.05, 0, 0, 0, 0])
         advance = way * min(0.03, float(np.linalg.norm(zone - start)) + 0.01) - 0.9 * aside
         step = _limited(np.append(advance, 0.022 - scene.gripper[2]), 0.9 * self.speed)
@@ -191,7 +191,7 @@ class Pusher:
 
 
 class Babbler:
-    """Moves smoothly between random points in view, often near the object."""
+    """Policy that moves smoothly between random points, often near the object."""
 
     def __init__(self, spec: PolicySpec, rng: np.random.Generator) -> None:
         self.speed, self.rng = spec.speed, rng
@@ -201,7 +201,7 @@ class Babbler:
     done = False
 
     def act(self, scene: Scene) -> Action:
-        """One step of a smoothed walk."""
+        """One step of a smoothed random walk."""
         if self._left == 0:
             self._choose(scene)
         self._left -= 1
@@ -220,7 +220,7 @@ class Babbler:
 
 
 class Imperfect:
-    """A policy with the noise, slips and faults of its specification."""
+    """Wraps an expert with the noise, slips and faults of a `PolicySpec`."""
 
     def __init__(self, expert: Controller, spec: PolicySpec, rng: np.random.Generator) -> None:
         self.expert, self.spec, self.rng = expert, spec, rng
@@ -233,7 +233,7 @@ class Imperfect:
         return self.expert.done
 
     def act(self, scene: Scene) -> Action:
-        """The expert's action, made worse."""
+        """The expert's action with noise, slips and faults."""
         idle = self.expert.done and self.spec.then_babble
         action = (self._afterwards if idle else self.expert).act(scene)
         action[:3] += self.rng.normal(0, 1, 3) * self.spec.action_noise
@@ -251,11 +251,11 @@ EXPERTS: dict[str, Callable[[PolicySpec, np.random.Generator], Controller]] = {
     "lift": lambda spec, rng: Grasper(LIFT, spec, rng),
     "push": Pusher,
 }
-"""Task -> its expert."""
+"""Task -> expert policy."""
 
 
 def make_policy(spec: PolicySpec, task: str, rng: np.random.Generator) -> Controller:
-    """A policy for one episode."""
+    """Create a policy for one episode."""
     expert = Babbler(spec, rng) if spec.babble else EXPERTS[task](spec, rng)
     return Imperfect(expert, spec, rng)
 

@@ -1,4 +1,4 @@
-"""The tabletop's physics: one MuJoCo model dressed by a domain, laid out and stepped."""
+"""Physics of the tabletop: one MuJoCo model with the appearance of a domain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HIDDEN = (0.0, 0.0, -9.0)
 
 @dataclass(frozen=True)
 class Scene:
-    """What a privileged policy may know; metres and radians, base frame."""
+    """Privileged state for scripted policies; metres and radians, base frame."""
 
     gripper: Float[np.ndarray, " 3"]
     """Commanded gripper position."""
@@ -41,7 +41,7 @@ class Simulation:
         self._names = [self.model.geom(i).name for i in range(self.model.ngeom)]
 
     def reset(self, domain: Domain, layout: Layout, distractors: list[Distractor]) -> None:
-        """Start an episode and let the object come to rest."""
+        """Start an episode and let the object settle."""
         mujoco.mj_resetData(self.model, self.data)
         self._dress(domain, distractors)
         self.model.body("zone").pos[:2] = layout.zone
@@ -53,7 +53,7 @@ class Simulation:
         mujoco.mj_step(self.model, self.data, SETTLE_STEPS)
 
     def dress(self, domain: Domain, distractors: list[Distractor]) -> None:
-        """Change how everything looks, and what is not part of the task, between two steps."""
+        """Change appearance and distractors between two steps, without changing the task."""
         self._dress(domain, distractors)
         mujoco.mj_camlight(self.model, self.data)
         for i in range(len(DISTRACTORS)):
@@ -73,7 +73,7 @@ class Simulation:
         return np.concatenate([position, rotation_6d(rotation), opening]).astype(np.float32)
 
     def scene(self) -> Scene:
-        """What a privileged policy may know now."""
+        """Current privileged state."""
         return Scene(
             gripper=self.arm.position.copy(),
             gripper_yaw=yaw(self.arm.rotation @ DOWN.T),
@@ -141,16 +141,16 @@ class Simulation:
             self._place_distractor(distractor)
 
     def show(self, distractor: Distractor) -> None:
-        """Add an object that is seen, until the next reset, and touches nothing."""
+        """Show a distractor without collisions until the next reset."""
         geom = self.model.geom(f"distractor{distractor.index}")
         geom.contype = geom.conaffinity = 0
         self._place_distractor(distractor)
         self._bring(distractor.index)
 
     def _bring(self, index: int) -> None:
-        """Show a distractor at its place now.
+        """Update the world position of a distractor.
 
-        Not by mj_kinematics, which would bring what moves forward by a step.
+        mj_kinematics would also move the other bodies forward by a step.
         """
         geom = self.model.geom(f"distractor{index}")
         body = self.data.body(geom.bodyid[0])
@@ -158,7 +158,7 @@ class Simulation:
             place[:] = self.model.body(body.id).pos
 
     def distractor_positions(self) -> list[Float[np.ndarray, " 2"]]:
-        """Where distractors stand."""
+        """Positions of the visible distractors (m)."""
         bodies = (self.model.body(f"distractor{i}").pos for i in range(len(DISTRACTORS)))
         return [pos[:2].copy() for pos in bodies if pos[2] > 0]
 

@@ -1,4 +1,4 @@
-"""The embedded tabletop as a Gymnasium environment."""
+"""Gymnasium environment of the tabletop."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
 
     Observations are `image` (uint8 [height, width, 3]) and `state` (float32 [10], canonical).
     `size` is the image's height and width, or one number for both. Actions beyond the action space
-    are clipped to it; the gripper opens above 0.5. `info["success"]` says whether the task is
-    fulfilled at this step; the reward is the same as a number. `reset` takes `options` with a
-    `factor` and a `severity` (0 to 3), or with a `domain`.
+    are clipped to it; the gripper opens above 0.5. `info["success"]` is the success of the task at
+    this step, and the reward is the same value as a float. `reset` takes `options` with a `factor`
+    and a `severity` (0 to 3), or with a `domain`.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012 (Gymnasium's name)
@@ -76,16 +76,16 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         return self._observe(), {"success": self.success()}
 
     def change(self, options: dict[str, Any]) -> Observation:
-        """Dress the scene anew in the midst of an episode; what moves stays where it is.
+        """Change the appearance during an episode; moving bodies keep their state.
 
-        `options` are those of `reset`: what they do not shift looks as it did before.
+        `options` are those of `reset`; factors that they do not shift keep their appearance.
         """
         self.domain = _domain(options, self._generator(0))
         self.simulation.dress(self.domain, self._distractors())
         return self._observe()
 
     def _generator(self, number: int) -> np.random.Generator:
-        """Of looks (0), places (1) or clutter (2), each apart from the others."""
+        """Independent generator of appearance (0), layout (1) or clutter (2)."""
         return np.random.default_rng([self._episode, number])
 
     def _layout(self) -> Layout:
@@ -103,11 +103,11 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         return self._observe(), float(success), terminated, False, {"success": success}
 
     def success(self) -> bool:
-        """Whether the task is fulfilled now."""
+        """Whether the task is currently solved."""
         return self._succeeded(self.simulation)
 
     def render(self) -> UInt8[np.ndarray, "height width 3"]:
-        """The picture that the last observation holds."""
+        """Image of the last observation."""
         return self._image.copy()
 
     def close(self) -> None:
@@ -159,7 +159,7 @@ def _lifted(simulation: Simulation) -> bool:
 
 
 def _placed(simulation: Simulation) -> bool:
-    """Delivered, let go and the gripper clear of it."""
+    """Whether the object is in the zone, released, and the gripper has moved away."""
     height = simulation.arm.end_effector(simulation.data)[0][2]
     clear = height > simulation.scene().object[2] + 0.03
     return _delivered(simulation) and simulation.arm.opening > 0.5 and bool(clear)
@@ -170,4 +170,4 @@ TASKS: dict[str, Callable[[Simulation], bool]] = {
     "push": _delivered,
     "lift": _lifted,
 }
-"""Task -> whether it is fulfilled now."""
+"""Task -> success test."""

@@ -29,7 +29,7 @@ MARK = "annotation/<split>/<id>.json"
 CAMERAS = ("exterior_1_left", "exterior_2_left", "wrist_left")
 REQUIRED = {"texts": list, "success": int, "video_length": int, "videos": list, "states": list}
 SIGNALS = ("states", "joints", "observation.", "action.")
-"""How the keys of numeric arrays begin."""
+"""Key prefixes of numeric arrays."""
 
 SPEC = ActionSpec(
     name="DROID poses",
@@ -50,7 +50,7 @@ def matches(path: Path) -> bool:
 
 
 def open_annotation_json(path: Path) -> FileDataset:
-    """Open a folder of annotations; the first is read to see that they are of the right kind."""
+    """Open a folder of annotations; reads the first one to check the format."""
     files = sorted(
         path.glob("annotation/*/*.json"),
         key=lambda file: (file.parent.name, len(file.stem), file.stem),
@@ -72,7 +72,7 @@ def _annotation_file(root: Path, episode_id: str) -> Path:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The annotation, with every key a trajectory needs."""
+    """Read an annotation and check its required keys."""
     try:
         annotation = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -134,7 +134,7 @@ def _load(root: Path, episode_id: str) -> Trajectory:
 
 
 def _signals(annotation: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The numeric arrays by their own names, some with a row per frame, some with 15 a second."""
+    """Numeric arrays by their original names, with a row per frame or 15 rows per second."""
     signals = {}
     for key, value in annotation.items():
         if key.startswith(SIGNALS):
@@ -146,7 +146,7 @@ def _signals(annotation: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _videos(root: Path, file: Path, annotation: dict[str, Any]) -> dict[str, Path]:
-    """The mp4 of each camera that has one, by the number that its file is named after."""
+    """Existing mp4 per camera; the number in the file name identifies the camera."""
     try:
         mp4s = [root / video["video_path"] for video in annotation["videos"]]
     except (KeyError, TypeError) as error:

@@ -5,8 +5,8 @@
 `observation/robot_state/cartesian_position` is x y z (m), roll pitch yaw (extrinsic xyz, rad, robot
 base), `gripper_position` 1 = closed; `action/*` holds the commanded targets, kept in `signals`.
 Canonical actions are the motion achieved between two states (see `poses`). Cameras are named by
-their role where the metadata tell it (`wrist_left`, `exterior_1_left`, `exterior_2_left`), else by
-their serial number. Stereo originals (SVO) are not read; export them with the ZED SDK first.
+their role if the metadata give it (`wrist_left`, `exterior_1_left`, `exterior_2_left`), else by
+their serial number. Stereo recordings (SVO) are not read; export them with the ZED SDK first.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ROLES = {
     "ext1_cam_serial": "exterior_1_left",
     "ext2_cam_serial": "exterior_2_left",
 }
-"""Key of the metadata -> name of the camera whose serial number it holds."""
+"""Metadata key of a camera's serial number -> name of the camera."""
 SPEC = replace(ANNOTATED, name="DROID raw", rate_hz=15.0)
 
 
@@ -64,7 +64,7 @@ def open_droid_raw(path: Path) -> FileDataset:
 
 
 def _metadata(run: Path) -> Mapping[str, Any]:
-    """The run's metadata file; empty if there is none."""
+    """Content of the run's metadata file; empty if the file is missing."""
     for file in sorted(run.glob("metadata_*.json")):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -77,7 +77,7 @@ def _metadata(run: Path) -> Mapping[str, Any]:
 
 
 def _videos(run: Path) -> dict[str, Path]:
-    """Camera -> its mp4; the right images of stereo pairs are left out."""
+    """Camera -> mp4; stereo videos are left out."""
     content = _metadata(run)
     names = {str(content[key]): role for key, role in ROLES.items() if key in content}
     files = sorted((run / "recordings" / "MP4").glob("*.mp4"))
@@ -86,7 +86,7 @@ def _videos(run: Path) -> dict[str, Path]:
 
 
 def _rows(run: Path) -> dict[str, np.ndarray]:
-    """The arrays of numbers with one row per step, by their path in the file."""
+    """Numeric arrays with one row per step, by their path in the file."""
     file = run / "trajectory.h5"
     signals: dict[str, np.ndarray] = {}
 

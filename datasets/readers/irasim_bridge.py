@@ -6,8 +6,8 @@
 `state` [T, 6] is x y z (m), roll pitch yaw (extrinsic xyz, rad, robot base) and
 `continuous_gripper_state` [T] the gripper, 1 = open. `action` [T - 1, 7] is the pose change in the
 frame of the *gripper* (body frame) and the gripper command, kept in `signals`. Canonical actions
-are the motion achieved between two states in the base frame (see `poses`). Nothing tells whether an
-episode succeeded.
+are the motion achieved between two states in the base frame (see `poses`). The success of an
+episode is not recorded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SPEC = replace(DROID, name="Bridge states", gripper="open_is_one")
 
 
 def annotation_files(path: Path) -> list[Path]:
-    """Annotation files by split, and by number within it."""
+    """Annotation files, sorted by split and number."""
     return sorted(
         path.glob("annotation/*/*.json"),
         key=lambda file: (file.parent.name, len(file.stem), file.stem),

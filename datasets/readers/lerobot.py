@@ -1,16 +1,16 @@
-"""LeRobot data sets: v3.0 (files that many episodes share) and v2.0/v2.1 (a file per episode).
+"""LeRobot data sets: v3.0 (files shared by many episodes) and v2.0/v2.1 (a file per episode).
 
     v3.0  meta/info.json, meta/episodes/chunk-<i>/file-<j>.parquet
           data/chunk-<i>/file-<j>.parquet, videos/<camera>/chunk-<i>/file-<j>.mp4
     v2.x  meta/info.json, meta/episodes.jsonl
           data/chunk-<i>/episode_<n>.parquet, videos/chunk-<i>/<camera>/episode_<n>.mp4
 
-LeRobot does not declare what its numbers mean. Poses are read where the names of the columns say
-so, where the columns are those of the published DROID port, or where the user's file says so
-(`pose_columns`); nothing is guessed. Otherwise frames can be looked at, but there are no states and
-no action is valid. Canonical actions are the motion achieved between two states
-(see `poses`); the stored actions stay in `signals`. An episode's frames are found in a shared video
-by the time stamp of its first frame. Instructions are as stored.
+LeRobot does not declare the meaning of its numbers. Poses are read only if the column names declare
+them, if the columns are those of the published DROID port, or if the user's file declares them
+(`pose_columns`). Otherwise the frames can be viewed, but there are no states and no valid actions.
+Canonical actions are the motion achieved between two states (see `poses`); the stored actions stay
+in `signals`. The time stamp of an episode's first frame locates it in a shared video. Instructions
+are kept as stored.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MARK = "meta/info.json"
 DROID = ("observation.state.cartesian_position", "observation.state.gripper_position")
 """Columns of the published DROID port: pose (m, extrinsic xyz, rad) and gripper, 1 = closed."""
 SUCCESS = "is_episode_successful"
-"""Column that tells whether an episode succeeded."""
+"""Column with the success of an episode."""
 OTHER = "other"
 """Split of the episodes that no split names."""
 
@@ -52,7 +52,7 @@ def matches(path: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Part of a video file that shows one episode."""
+    """Part of a video file that belongs to one episode."""
 
     path: Path
     start_s: float
@@ -63,18 +63,18 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeRow:
-    """Where one episode lies."""
+    """Location of one episode in the data set's files."""
 
     index: int
     num_frames: int
     instruction: str
     rows: Path
     videos: Mapping[str, Part]
-    """Camera -> part of its video; cameras that the episode lacks are left out."""
+    """Camera -> part of its video, without cameras that the episode lacks."""
 
 
 def open_lerobot(path: Path, columns: PoseColumns | None = None) -> FileDataset:
-    """Open a LeRobot folder; `columns` declares its poses where its own names do not."""
+    """Open a LeRobot folder; `columns` declares its poses and overrides its column names."""
     info = Info.read(path / MARK)
     undeclared = None
     try:
@@ -108,7 +108,7 @@ def _declared(info: Info) -> PoseColumns:
 
 
 def _undeclared(path: Path, info: Info, found: str) -> str:
-    """The sentence for data whose meaning is not declared."""
+    """Message for data without a declared meaning."""
     numbers = [n for n, f in info.features.items() if n.startswith((STATE, "action"))]
     draft = DRAFT.format(columns=f'"{STATE}"').splitlines()[0]
     return (
@@ -118,7 +118,7 @@ def _undeclared(path: Path, info: Info, found: str) -> str:
 
 
 def _split_notes(episodes: Mapping[str, EpisodeRow]) -> list[str]:
-    """Episodes that no split names."""
+    """Note on episodes outside all splits."""
     outside = [episode.index for name, episode in episodes.items() if name.startswith(OTHER)]
     if not outside:
         return []
@@ -127,7 +127,7 @@ def _split_notes(episodes: Mapping[str, EpisodeRow]) -> list[str]:
 
 
 def _episodes(path: Path, info: Info) -> dict[str, EpisodeRow]:
-    """Episodes by id, split in front, as the metadata lists them."""
+    """Episodes by id, with the split as prefix, in the order of the metadata."""
     rows = _rows_v3(path, info) if info.version == "v3" else _rows_v2(path)
     numbers = [row["episode_index"] for row in rows]
     if len(rows) != info.total_episodes or numbers != list(range(len(rows))):
@@ -165,7 +165,7 @@ def _rows_v2(path: Path) -> list[dict[str, Any]]:
 
 
 def _episode_v3(path: Path, info: Info, row: dict[str, Any]) -> EpisodeRow:
-    """One row of meta/episodes."""
+    """Location of an episode from a row of meta/episodes."""
     needed = ("length", "data/chunk_index", "data/file_index")
     if empty := [name for name in needed if row[name] is None]:
         raise ValueError(
@@ -195,7 +195,7 @@ def _episode_v3(path: Path, info: Info, row: dict[str, Any]) -> EpisodeRow:
 
 
 def _episode_v2(path: Path, info: Info, row: dict[str, Any]) -> EpisodeRow:
-    """One line of meta/episodes.jsonl."""
+    """Location of an episode from a line of meta/episodes.jsonl."""
     index = row["episode_index"]
     place = {"episode_chunk": index // info.chunk_size, "episode_index": index}
     files = {k: info.path(path, info.video_path, video_key=k, **place) for k in info.video_keys}
@@ -213,9 +213,9 @@ def _episode_v2(path: Path, info: Info, row: dict[str, Any]) -> EpisodeRow:
 
 
 def _read_table(file: Path, columns: list[str]) -> Any:
-    """Some columns of a parquet file.
+    """Read columns of a parquet file.
 
-    Without threads: on a damaged file Arrow's reader threads have been seen to hang.
+    Without threads, because Arrow's reader threads can hang on a damaged file.
     """
     try:
         table = pyarrow.parquet.ParquetFile(file)
@@ -224,18 +224,18 @@ def _read_table(file: Path, columns: list[str]) -> Any:
             raise ValueError(f"it lacks the columns {', '.join(sorted(missing))}")
         return table.read(columns, use_threads=False)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        reason = " ".join(str(error).split())  # Arrow's run over several lines
+        reason = " ".join(str(error).split())  # Arrow's messages have several lines
         raise ValueError(f"{file} is not a readable table of LeRobot: {reason}.") from error
 
 
 def _columns(info: Info) -> list[str]:
-    """Columns of numbers that are kept in `signals`."""
+    """Numeric columns, which are kept in `signals`."""
     kinds = ("float32", "float64", "int64", "int32", "bool")
     return [n for n, f in info.features.items() if f.dtype in kinds and n != "episode_index"]
 
 
 def _signals(info: Info, episode: EpisodeRow) -> dict[str, np.ndarray]:
-    """The episode's rows of every column of numbers."""
+    """Rows of an episode, for every numeric column."""
     names = _columns(info)
     table = _read_table(episode.rows, [*names, "episode_index"])
     rows = np.flatnonzero(table["episode_index"].to_numpy() == episode.index)
@@ -256,7 +256,7 @@ def _summarize(info: Info, episodes: dict[str, EpisodeRow], episode_id: str) -> 
 
 
 def _success(signals: Mapping[str, np.ndarray]) -> bool | None:
-    """Whether the episode succeeded; None if the data do not say."""
+    """Success of the episode; None if it is not recorded."""
     return bool(signals[SUCCESS].reshape(-1)[-1]) if SUCCESS in signals else None
 
 
@@ -305,7 +305,7 @@ def _load(
 
 
 def _part(part: Part, episode: EpisodeRow) -> tuple[Path, int, int]:
-    """File, first frame and number of frames of an episode's part of a video."""
+    """File, first frame and number of frames of a part of a video."""
     ticks, seconds_per_tick = frame_times(part.path)
     times = ticks * seconds_per_tick
     half = float(np.diff(times).min(initial=np.inf)) / 2 if len(times) > 1 else 0.5
@@ -322,7 +322,7 @@ def _part(part: Part, episode: EpisodeRow) -> tuple[Path, int, int]:
 
 
 def _check_clock(signals: Mapping[str, np.ndarray], rate_hz: float) -> None:
-    """Raise unless rows follow one another at the declared rate, without holes and restarts."""
+    """Raise unless the rows are consecutive at the declared rate, without gaps or restarts."""
     numbers = signals.get("frame_index")
     if numbers is not None and (numbers.reshape(-1) != np.arange(len(numbers))).any():
         row = int(np.flatnonzero(numbers.reshape(-1) != np.arange(len(numbers)))[0])

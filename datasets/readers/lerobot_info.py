@@ -23,23 +23,23 @@ FIELDS = {
 }
 """Version -> template of file names -> fields that it may use."""
 LONGEST_PATH = 4096
-"""Characters of a file name that a template may make."""
+"""Longest file name from a template, in characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """One column or camera as declared."""
+    """Declaration of a column or camera."""
 
     dtype: str
     shape: tuple[int, ...]
     names: tuple[str, ...] | None
-    """Names of the numbers of a column; None: none are declared."""
+    """Names of the entries of a column; None: not declared."""
     is_depth: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """The declarations a reader needs."""
+    """Declarations that the reader needs."""
 
     version: str
     """"v2" or "v3": their file layouts differ."""
@@ -74,14 +74,14 @@ class Info:
         return tuple(reasons)
 
     def split_of(self, episode: int) -> str | None:
-        """The split an episode lies in; None: in no split."""
+        """Split of an episode; None: it is in no split."""
         return next((name for name, part in self.splits.items() if episode in part), None)
 
     def path(self, root: Path, template: str, **fields: object) -> Path:
-        """A file below the data set's root, by a template.
+        """Path of a file below the data set's root, from a template.
 
         Raises:
-            ValueError: the template leads out of the data set, or to an absurd name.
+            ValueError: if the path leaves the data set, or is too long.
         """
         name = template.format(**fields)
         parts = PurePosixPath(name).parts
@@ -117,7 +117,7 @@ class Info:
 
 
 def camera_name(key: str) -> str:
-    """The camera of a video feature.
+    """Camera name of a video feature.
 
     >>> camera_name("observation.images.front")
     'front'

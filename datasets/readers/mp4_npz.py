@@ -1,4 +1,4 @@
-"""Bridge as WorldGym stores it: an mp4 and an npz of scaled actions per episode, nothing else.
+"""Bridge as WorldGym stores it: one mp4 and one npz of scaled actions per episode.
 
     <split>/<id>.mp4
     <split>/<id>.npz      `arr_0` float32 [frames, 10]
@@ -32,7 +32,7 @@ FORM = "mp4-npz"
 MARK = "<split>/<id>.npz beside <split>/<id>.mp4"
 CAMERA = "image"
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What damage makes `numpy.load` and `zipfile` raise."""
+"""Errors of `numpy.load` and `zipfile` on damaged files."""
 
 SPEC = ActionSpec(
     name="WorldGym Bridge",

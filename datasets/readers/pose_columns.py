@@ -1,7 +1,7 @@
-"""Pose columns: which columns of a table hold poses and what their gripper values mean.
+"""Pose columns: the columns of a table that hold poses, and the meaning of their gripper values.
 
-The meaning is declared, never guessed: by the names of the columns, by a published data set's own
-layout, or by the user's file (`--action-spec`).
+The meaning is declared by the column names, by the layout of a published data set, or by the user's
+file (`--action-spec`). It is never guessed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ GRIPPER_NAMES = {
     "gripper_closed": "closed_is_one",
     "gripper_close": "closed_is_one",
 }
-"""Names of a gripper column that say which end is 1."""
+"""Names of a gripper column that declare its convention."""
 REACH_M = 2.0
-"""No arm reaches farther from its base: larger positions are in other units, or no positions."""
+"""Reach of any arm in metres; larger values are not positions in metres."""
 DRAFT = """\
 columns = [{columns}]  # joined: x y z (m), roll pitch yaw (extrinsic xyz, rad), gripper
 gripper = "closed_is_one"  # or "open_is_one", "open_is_minus_one"
@@ -33,7 +33,7 @@ gripper = "closed_is_one"  # or "open_is_one", "open_is_minus_one"
 
 @dataclass(frozen=True, kw_only=True)
 class PoseColumns:
-    """Columns that, joined, are x y z (m), roll pitch yaw (extrinsic xyz, rad) and gripper."""
+    """Columns whose concatenation is x y z (m), roll pitch yaw (extrinsic xyz, rad), gripper."""
 
     columns: tuple[str, ...]
     gripper: str
@@ -50,7 +50,7 @@ class PoseColumns:
         """Read a TOML file with `columns` and `gripper`.
 
         Raises:
-            ValueError: naming the file and what is wrong with it.
+            ValueError: if the file is invalid; names the file and the problem.
         """
         try:
             content = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -67,11 +67,11 @@ class PoseColumns:
         return cls(columns=tuple(columns), gripper=content["gripper"])
 
     def poses(self, signals: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The pose rows of an episode.
+        """Pose rows of an episode.
 
         Raises:
-            ValueError: a column is missing, the rows do not have 7 numbers, or no arm reaches that
-                far.
+            ValueError: if a column is missing, the rows do not have 7 numbers, or a position is
+                beyond the reach of an arm.
         """
         if missing := [name for name in self.columns if name not in signals]:
             raise ValueError(f"column {missing[0]!r} is missing; it holds {', '.join(signals)}.")
@@ -92,10 +92,10 @@ class PoseColumns:
 
 
 def declared_poses(column: str, names: Sequence[str] | None, shape: Sequence[int]) -> PoseColumns:
-    """What the names of a column declare.
+    """Pose columns declared by the names of a column.
 
     Raises:
-        ValueError: saying what was found, if they do not declare poses and the gripper's sense.
+        ValueError: if the names do not declare poses and a gripper convention; says what was found.
 
     >>> declared_poses("state", [*AXES, "gripper_open"], [7]).gripper
     'open_is_one'

@@ -40,7 +40,7 @@ TEXT, IMAGES = "steps/language_instruction", "steps/observation/"
 PATH = "episode_metadata/file_path"
 POSE, GRIPPER = "steps/observation/cartesian_position", "steps/observation/gripper_position"
 MAX_PROBED = 512
-"""Episodes that are looked at to find the cameras of a data set, evenly spaced."""
+"""Evenly spaced episodes that are read to find the cameras of a data set."""
 
 SPEC = ActionSpec(
     name="Bridge RLDS",
@@ -93,14 +93,14 @@ def _numbers(builder: Builder) -> dict[str, tuple[int, ...]]:
 
 
 def _is_bridge(builder: Builder) -> bool:
-    """Whether the name and the features are Bridge's."""
+    """Whether name and features match Bridge."""
     numbers = _numbers(builder)
     poses = numbers.get(ACTION) == numbers.get(STATE) == (7,)
     return builder.name.startswith("bridge") and poses and TEXT in builder.leaves
 
 
 def _is_droid(builder: Builder) -> bool:
-    """Whether the name and the features are DROID's."""
+    """Whether name and features match DROID."""
     numbers = _numbers(builder)
     poses = numbers.get(POSE) == (6,) and numbers.get(GRIPPER) == (1,)
     return builder.name.startswith("droid") and poses and TEXT in builder.leaves
@@ -201,7 +201,7 @@ def _load(builder: Builder, path: Path, cameras: tuple[str, ...], episode_id: st
 
 
 def _signals(builder: Builder, record: dict[str, Values]) -> dict[str, np.ndarray]:
-    """Every number of the record by its name without "steps/", as declared and untouched."""
+    """All numeric features of the record by name without "steps/", unchanged."""
     numbers = [leaf for leaf in builder.leaves.values() if leaf.is_number]
     num_steps = len(record.get(TEXT, []))
     return {

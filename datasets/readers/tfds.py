@@ -1,4 +1,4 @@
-"""A folder of TensorFlow Datasets: which records its JSON files declare and what they hold."""
+"""TensorFlow Datasets (TFDS) folder: records and features declared by its JSON files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Builder:
-    """What dataset_info.json and features.json say."""
+    """Content of dataset_info.json and features.json."""
 
     name: str
     shards: dict[str, tuple[tuple[Path, int], ...]]
@@ -55,7 +55,7 @@ class Builder:
     leaves: dict[str, Leaf]
     """Every feature by name."""
     notes: tuple[str, ...] = ()
-    """Shards that are missing, one sentence a split."""
+    """Missing shards, one sentence per split."""
 
     @classmethod
     def read(cls, path: Path) -> Builder:
@@ -82,12 +82,12 @@ class Builder:
 
     @property
     def episode_ids(self) -> tuple[str, ...]:
-        """Split and position in it: "train/0000" and so on."""
+        """Ids from split and index: "train/0000", "train/0001", ..."""
         sizes = {split: sum(count for _, count in shards) for split, shards in self.shards.items()}
         return tuple(f"{split}/{i:04d}" for split, size in sizes.items() for i in range(size))
 
     def record(self, episode_id: str) -> tuple[str, dict[str, Values]]:
-        """Where an episode is, for people, and its features."""
+        """Location of an episode, for messages, and its features."""
         split, number = episode_id.rsplit("/", 1)
         ends = list(itertools.accumulate(count for _, count in self.shards[split]))
         shard = next(i for i, end in enumerate(ends) if int(number) < end)

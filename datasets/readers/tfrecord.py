@@ -1,7 +1,7 @@
 """TFRecord files and the `tf.train.Example` messages in them, read without TensorFlow.
 
 A record is its length (8 bytes, little endian), the length's masked CRC-32C (4), the payload, and
-the payload's masked CRC-32C (4). Damage of any kind is a ValueError, never a wrong value.
+the payload's masked CRC-32C (4). Any damage raises ValueError.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def masked_crc(data: bytes) -> int:
 
 
 def record_offsets(path: Path) -> tuple[int, ...]:
-    """Where each record of a file begins; payloads are skipped, not read."""
+    """Offset of each record of a file; payloads are skipped, not read."""
     size = path.stat().st_size
     offsets, offset = [], 0
     with path.open("rb") as file:
@@ -48,7 +48,7 @@ def record_offsets(path: Path) -> tuple[int, ...]:
 
 
 def read_record(path: Path, offset: int) -> bytes:
-    """The payload of the record at an offset, its checksum verified."""
+    """Payload of the record at an offset, with verified checksum."""
     with path.open("rb") as file:
         file.seek(offset)
         length = _payload_length(file, path)

@@ -43,7 +43,7 @@ def test_a_log_of_imagined_rollouts(
         "Provenance", "Calibration", "Accuracy", "Videos",
     ]  # fmt: skip
     assert cells(page, "command") == ["imagine"]
-    assert cells(page, "rollouts") == ["9, 0 of them incomplete"]
+    assert cells(page, "rollouts") == ["9 (0 incomplete)"]
     assert cells(page, "model hash") == [RolloutLog.open(imagined).attributes["model_hash"]]
     assert page.count("<video") == 8
     assert "8 of 9 rollouts" in page
@@ -90,7 +90,7 @@ def test_a_log_of_watched_rollouts_whose_last_was_cut_off(
     log.begin("never begun", {})
     assert main(["report", str(log.path), "--out", str(tmp_path / "r.html")]) == 0
     page = (tmp_path / "r.html").read_text()
-    assert cells(page, "rollouts") == ["3, 1 of them incomplete"]
+    assert cells(page, "rollouts") == ["3 (1 incomplete)"]
     assert cells(page, "calm") == ["12", "-", "trust", "-"]
     assert cells(page, "cut") == ["6 of 12", "-", "trust", "-"]
     frames, alarm, level, causes = cells(page, "odd &amp; new")

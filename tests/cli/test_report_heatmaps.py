@@ -83,7 +83,7 @@ def test_a_sheet_shows_real_imagined_and_confident_over_time(written: Path, imag
     legend = sheet[:, -LEGEND_WIDTH:]
     for end in (0, 255):  # the colours of certainly wrong and certainly right
         assert (legend == palette()[end]).all(axis=-1).sum() >= 12
-    assert sheet.shape[:2] == (2 * LINE + 4 * 132, LABEL_WIDTH + 6 * 132 + LEGEND_WIDTH)
+    assert sheet.shape[:2] == (3 * LINE + 4 * 132, LABEL_WIDTH + 6 * 132 + LEGEND_WIDTH)
 
 
 def test_a_video_has_every_frame_at_the_rate_of_the_source(written: Path, imagined: Path) -> None:

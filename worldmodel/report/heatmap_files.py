@@ -16,6 +16,7 @@ from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.monitors.heatmaps import LEGEND_WIDTH, heatmap, legend
 from worldmodel.report.html import Panel, encode_mp4
 from worldmodel.report.rollout_page import readable_rollouts, rollout_video
+from worldmodel.report.strip import shortened
 from worldmodel.rollouts.log import LoggedRollout
 from worldmodel.rollouts.open_loop import EPSILONS
 
@@ -97,7 +98,7 @@ def contact_sheet(rollout: LoggedRollout, panels: Mapping[str, Panel]) -> Sheet:
     times = [first - 1, *imagined.tolist()]
     columns = ["last real"] + [f"{rollout.horizon[t]} ahead" for t in imagined]
     cells = [[frames[t] for t in times] for frames in panels.values()]
-    return grid(cells, rows=list(panels), columns=columns, caption=f"{UNIT}; {rollout.name}")
+    return grid(cells, rows=list(panels), columns=columns, caption=f"{rollout.name}\n{UNIT}")
 
 
 def labelled_video(
@@ -131,7 +132,8 @@ def grid(
     height, width = (factor * side for side in cells[0][0].shape[:2])
     left = LABEL_WIDTH if any(rows) else GAP
     right, bottom = left + len(columns) * (width + GAP), LINE + len(rows) * (height + GAP)
-    size = right + LEGEND_WIDTH, bottom + LINE
+    lines = caption.split("\n")
+    size = right + LEGEND_WIDTH, bottom + len(lines) * LINE
     canvas = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), "white")
     draw = ImageDraw.Draw(canvas)
     for i, (label, row) in enumerate(zip(rows, cells, strict=True)):
@@ -145,7 +147,9 @@ def grid(
     for j, label in enumerate(columns):
         place = left + j * (width + GAP) + width / 2, LINE / 2
         draw.text(place, label, "black", font_size=13, anchor="mm")
-    draw.text((left, bottom + LINE / 2), caption, "black", font_size=13, anchor="lm")
+    for i, line in enumerate(lines):
+        text = shortened(draw, line, size[0] - left)
+        draw.text((left, bottom + (i + 0.5) * LINE), text, "black", font_size=13, anchor="lm")
     tall = min(len(rows), 2) * (height + GAP) - GAP  # beside the last rows, which show confidence
     canvas.paste(Image.fromarray(legend(tall)), (right, bottom - GAP - tall))
     return np.asarray(canvas)

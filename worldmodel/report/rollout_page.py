@@ -70,13 +70,16 @@ def provenance(attributes: Mapping[str, Any], rollouts: Sequence[LoggedRollout])
     """Attributes of the log, and its number of rollouts."""
     hidden = ("worldmodel_form", "format_version")
     facts = {name: value for name, value in attributes.items() if name not in hidden}
-    cut_off = sum(not rollout.is_closed for rollout in rollouts)
-    facts["rollouts"] = f"{len(rollouts)}, {cut_off} of them incomplete"
+    incomplete = sum(not rollout.is_closed for rollout in rollouts)
+    facts["rollouts"] = f"{len(rollouts)} ({incomplete} incomplete)"
     return Table(
         caption="The run that wrote this log. Epsilons: error tolerances of the confidence, in "
         "latent standard deviations.",
         columns=["attribute", "value"],
-        rows=[(name.replace("_", " "), as_words(value)) for name, value in facts.items()],
+        rows=[
+            (name.replace("_", " ").replace(" hz", " (Hz)"), as_words(value))
+            for name, value in facts.items()
+        ],
     )
 
 
