@@ -1,4 +1,4 @@
-"""Environments in which policies act. Importing this package imports neither MuJoCo nor OpenGL."""
+"""Gymnasium environments of the tabletop. Importing this package imports no MuJoCo or OpenGL."""
 
 from __future__ import annotations
 
