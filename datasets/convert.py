@@ -86,6 +86,7 @@ def convert(
     height: int | None,
     workers: int,
     on_bad: Callable[[str, Exception], None],
+    on_note: Callable[[str, str], None] = lambda _episode_id, _note: None,
 ) -> Iterator[str]:
     """Convert the episodes that the store lacks, in source order; yields each id when done.
 
@@ -95,10 +96,14 @@ def convert(
         height: Frame height in pixels; None keeps the size, and the JPEG bytes of the source.
         workers: Number of threads that decode and encode.
         on_bad: Called with the id and the error of an unreadable episode; it may raise.
+        on_note: Called with the id and a sentence on what the reader left out of an episode.
     """
 
     def stage(episode_id: str) -> Path:
-        return store.stage(resized(source.episode(episode_id), height))
+        trajectory = source.episode(episode_id)
+        for note in trajectory.notes:
+            on_note(episode_id, note)
+        return store.stage(resized(trajectory, height))
 
     missing = [episode_id for episode_id in source.episode_ids if episode_id not in store]
     for episode_id, future in in_order(stage, missing, workers):

@@ -124,11 +124,16 @@ def notes_of(dataset: Dataset) -> tuple[str, ...]:
     return getattr(dataset, "notes", ())
 
 
+def undeclared_of(dataset: Dataset) -> str | None:
+    """Why a data set has no actions: their meaning is not declared; None: it is."""
+    return getattr(dataset, "undeclared", None)
+
+
 def require_declared(dataset: Dataset) -> None:
     """Raise if the source of a data set does not declare the meaning of its numbers.
 
     Raises:
         ValueError: with what was found and how to declare it.
     """
-    if undeclared := getattr(dataset, "undeclared", None):
+    if undeclared := undeclared_of(dataset):
         raise ValueError(undeclared)

@@ -8,7 +8,13 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from worldmodel.datasets.actions import CANONICAL, ActionSpec, DeltaPose, convert, sum_actions
-from worldmodel.datasets.dataset import Dataset, EpisodeSummary, FileDataset
+from worldmodel.datasets.dataset import (
+    Dataset,
+    EpisodeSummary,
+    FileDataset,
+    notes_of,
+    undeclared_of,
+)
 from worldmodel.datasets.trajectory import Frames, Trajectory
 
 TOLERANCE = 1e-6
@@ -149,4 +155,6 @@ def resampled(dataset: Dataset, spec: ActionSpec) -> Dataset:
         episode_ids=dataset.episode_ids,
         load=lambda episode_id: resample(dataset.episode(episode_id), spec),
         summarize=summarize,
+        notes=notes_of(dataset),
+        undeclared=undeclared_of(dataset),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import av
 import numpy as np
 
-from worldmodel.datasets.dataset import Dataset
+from worldmodel.datasets.dataset import Dataset, notes_of, undeclared_of
 from worldmodel.datasets.episode_checks import (
     Issue,
     Severity,
@@ -40,6 +40,14 @@ def validate(dataset: Dataset) -> Iterator[list[Finding]]:
         yield [Finding(episode_id, i.check, i.severity, i.message) for i in issues]
 
 
+def dataset_findings(dataset: Dataset) -> Iterator[Finding]:
+    """Findings on the data set as a whole: undeclared actions, and what its reader left out."""
+    if undeclared := undeclared_of(dataset):
+        yield Finding("", "undeclared", "error", undeclared)
+    for note in notes_of(dataset):
+        yield Finding("", "left-out", "info", note)
+
+
 def episode_issues(dataset: Dataset, episode_id: str, seen: dict[bytes, str]) -> Iterator[Issue]:
     """Issues of one episode; `seen` collects digests to find duplicates."""
     try:
@@ -47,6 +55,8 @@ def episode_issues(dataset: Dataset, episode_id: str, seen: dict[bytes, str]) ->
     except (ValueError, OSError) as error:
         yield Issue("unreadable", "error", str(error))
         return
+    for note in trajectory.notes:
+        yield Issue("left-out", "info", note)
     yield from row_issues(trajectory)
     for camera, frames in trajectory.frames.items():
         try:

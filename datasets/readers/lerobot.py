@@ -31,7 +31,7 @@ from worldmodel.datasets.dataset import EpisodeSummary, FileDataset
 from worldmodel.datasets.poses import AchievedActions, PoseStates
 from worldmodel.datasets.readers.annotation_json import SPEC
 from worldmodel.datasets.readers.lerobot_info import STATE, Info, camera_name
-from worldmodel.datasets.readers.pose_columns import DRAFT, PoseColumns, declared_poses
+from worldmodel.datasets.readers.pose_columns import PoseColumns, declared_poses
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.datasets.video import VideoFrames, frame_times, matched_rows
 
@@ -110,10 +110,10 @@ def _declared(info: Info) -> PoseColumns:
 def _undeclared(path: Path, info: Info, found: str) -> str:
     """Message for data without a declared meaning."""
     numbers = [n for n, f in info.features.items() if n.startswith((STATE, "action"))]
-    draft = DRAFT.format(columns=f'"{STATE}"').splitlines()[0]
     return (
-        f"{path / MARK} does not declare what its numbers mean: {found}; state the pose columns "
-        f"(of {', '.join(numbers)}) in a TOML file for `--action-spec`, such as: {draft}"
+        f"{path / MARK} does not declare what its numbers mean: {found}; declare the pose columns "
+        f"(of {', '.join(numbers)}) in a TOML file for `--action-spec` (`worldmodel data info` "
+        "prints a draft)."
     )
 
 
@@ -123,7 +123,7 @@ def _split_notes(episodes: Mapping[str, EpisodeRow]) -> list[str]:
     if not outside:
         return []
     named = ", ".join(map(str, outside[:5])) + (", ..." if len(outside) > 5 else "")
-    return [f"{len(outside)} episodes ({named}) lie in no split of {MARK}; their split is `other`."]
+    return [f"Episodes in no split of {MARK}, given the split `other`: {len(outside)} ({named})."]
 
 
 def _episodes(path: Path, info: Info) -> dict[str, EpisodeRow]:

@@ -25,7 +25,7 @@ GRIPPER_NAMES = {
 REACH_M = 2.0
 """Reach of any arm in metres; larger values are not positions in metres."""
 DRAFT = """\
-columns = [{columns}]  # joined: x y z (m), roll pitch yaw (extrinsic xyz, rad), gripper
+columns = ["observation.state"]  # joined: x y z (m), roll pitch yaw (extrinsic xyz, rad), gripper
 gripper = "closed_is_one"  # or "open_is_one", "open_is_minus_one"
 """
 """Draft of a file for `--action-spec`."""

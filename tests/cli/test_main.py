@@ -86,9 +86,31 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert captured.out == ""
 
 
-def test_a_defect_of_ours_keeps_its_traceback(train: Callable[..., int]) -> None:
+def test_a_defect_of_ours_is_one_line_and_exit_code_3(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(raising(KeyError("ours"))) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("error: unexpected KeyError: 'ours'; this is a defect of worldmodel")
+    assert said.count("\n") == 1
+
+
+def test_a_defect_keeps_its_traceback_if_asked(train: Callable[..., int]) -> None:
     with pytest.raises(KeyError, match="ours"):
-        train(raising(KeyError("ours")))
+        train(raising(KeyError("ours")), "--traceback")
+
+
+def test_control_sequences_in_data_never_reach_the_terminal(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def body(command: Command) -> int:
+        sys.stdout.write("lift \x1b]0;owned\x07 the cup\n")
+        raise ValueError("episode '\x1b[2J'")
+
+    assert train(body) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "lift \\x1b]0;owned\\x07 the cup\n"
+    assert captured.err == "error: episode '\\x1b[2J'\n"
 
 
 def test_interruption_exits_as_shells_expect(

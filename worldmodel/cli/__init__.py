@@ -15,6 +15,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from worldmodel.cli._streams import safe_streams
 from worldmodel.extras import explain_missing
 
 COMMANDS = {
@@ -42,9 +43,14 @@ MOVED = {("watch", "--listen"): "`worldmodel serve --listen HOST:PORT`"}
 USAGE = "usage: worldmodel COMMAND [OPTIONS]\n       worldmodel --version"
 FOOTER = """`worldmodel COMMAND --help` lists its options with units and defaults.
 `worldmodel --tyro-print-completion bash` prints a shell completion script (also zsh, fish).
-Exit code 0: done; 1: the check failed, for example an alarm; 2: wrong input."""
+Exit code 0: done; 1: the check failed, for example an alarm; 2: wrong input; 3: a defect of
+worldmodel, of which `worldmodel COMMAND --traceback` shows more."""
 COMPLETION = "--tyro-print-completion"
 """Option of tyro that prints a completion script."""
+TRACEBACK = "--traceback"
+"""Option of every command that keeps the traceback of a defect."""
+DEFECT = 3
+"""Exit code after an unexpected error: a defect of worldmodel, not of the input."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells report it."""
 READER_GONE = 141
@@ -133,6 +139,8 @@ def help_page(argv: Sequence[str]) -> str | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; wrong input prints one line to standard error and returns 2."""
     argv = sys.argv[1:] if argv is None else argv
+    keep_traceback = TRACEBACK in argv
+    argv = [word for word in argv if word != TRACEBACK]
     if argv and argv[0] == "--version":
         print(f"worldmodel {version('worldmodel')}")
         return 0
@@ -141,11 +149,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if page := help_page(argv):
         print(page)
         return 0
-    return exit_code(lambda: dispatch(argv))
+    with safe_streams():
+        return exit_code(lambda: dispatch(argv), keep_traceback=keep_traceback)
 
 
-def exit_code(action: Callable[[], int]) -> int:
-    """Exit code of `action`; wrong input prints one line to standard error and returns 2."""
+def exit_code(action: Callable[[], int], *, keep_traceback: bool = False) -> int:
+    """Exit code of `action`; wrong input prints one line to standard error and returns 2.
+
+    Any other error is a defect of ours: one line and exit code 3, or the traceback if asked for.
+    """
     try:
         return action()
     except BrokenPipeError:
@@ -157,3 +169,14 @@ def exit_code(action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("error: interrupted.", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        if keep_traceback:
+            raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        print(
+            f"error: unexpected {said[:300]}; this is a defect of worldmodel, not of your input. "
+            f"Run the command again with {TRACEBACK} and report what it prints (SECURITY.md says "
+            "where).",
+            file=sys.stderr,
+        )
+        return DEFECT

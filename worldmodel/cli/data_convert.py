@@ -27,6 +27,9 @@ class Command:
     """Height of the stored frames in pixels, width in proportion; None: as in the source."""
     workers: int = 1
     """Threads that decode and encode."""
+    action_spec: Path | None = None
+    """TOML file that declares the pose columns of a LeRobot dataset whose own metadata do not:
+    `columns` and `gripper`; `data info` prints a draft."""
     skip_bad: bool = False
     """Skip and list episodes that cannot be read (exit code 1); default: stop at the first."""
 
@@ -36,11 +39,15 @@ def run(command: Command) -> int:
     from tqdm import tqdm
 
     from worldmodel.datasets.convert import convert, open_target
+    from worldmodel.datasets.dataset import notes_of, require_declared
     from worldmodel.datasets.open_dataset import open_dataset
 
     if command.workers < 1 or (command.height is not None and command.height < 1):
         raise ValueError("`--workers` and `--height` must be positive.")
-    source = open_dataset(command.source)
+    source = open_dataset(command.source, action_spec=command.action_spec)
+    require_declared(source)
+    for note in notes_of(source):
+        print(f"note: {note}", file=sys.stderr)
     store = open_target(command.target, source, encoding=command.encoding, height=command.height)
     bad: list[str] = []
 
@@ -52,10 +59,18 @@ def run(command: Command) -> int:
             ) from error
         bad.append(f"skipped {episode_id}: {' '.join(str(error).split())}")
 
-    done = convert(source, store, height=command.height, workers=command.workers, on_bad=on_bad)
+    notes: list[str] = []
+    done = convert(
+        source,
+        store,
+        height=command.height,
+        workers=command.workers,
+        on_bad=on_bad,
+        on_note=lambda episode_id, note: notes.append(f"note: {episode_id}: {note}"),
+    )
     for _ in tqdm(done, "convert", total=len(source), initial=len(store), unit="episode"):
         pass
-    for line in bad:
+    for line in (*notes, *bad):
         print(line, file=sys.stderr)
     frames = sum(store.summary(index).num_frames for index in range(len(store)))
     print(f"{command.target}: {len(store)} episodes, {frames} frames, {len(bad)} skipped")

@@ -22,6 +22,9 @@ class Command:
 
     path: tyro.conf.Positional[Path]
     """Folder of a dataset."""
+    action_spec: Path | None = None
+    """TOML file that declares the pose columns of a LeRobot dataset whose own metadata do not:
+    `columns` and `gripper`; `data info` prints a draft."""
     json: bool = False
     """Print the result as JSON; rates in Hz, lengths in frames."""
 
@@ -30,7 +33,7 @@ def run(command: Command) -> int:
     """Print the contents of the folder."""
     from worldmodel.datasets.open_dataset import open_dataset
 
-    dataset = open_dataset(command.path)
+    dataset = open_dataset(command.path, action_spec=command.action_spec)
     episodes = {name: dataset.summary(name) for name in dataset.episode_ids}
     if command.json:
         print(json.dumps(as_json(dataset, episodes), indent=2))
@@ -41,12 +44,16 @@ def run(command: Command) -> int:
 
 def as_json(dataset: Dataset, episodes: dict[str, EpisodeSummary]) -> dict[str, object]:
     """Dataset and episodes as JSON values."""
+    from worldmodel.datasets.dataset import notes_of, undeclared_of
+
     return {
         "form": dataset.form,
         "num_episodes": len(episodes),
         "rate_hz": dataset.rate_hz,
         "cameras": list(dataset.cameras),
-        "action_spec": dataset.action_spec.as_dict(),
+        "action_spec": None if undeclared_of(dataset) else dataset.action_spec.as_dict(),
+        "undeclared": undeclared_of(dataset),
+        "notes": list(notes_of(dataset)),
         "episodes": [
             {
                 "id": name,
@@ -61,6 +68,9 @@ def as_json(dataset: Dataset, episodes: dict[str, EpisodeSummary]) -> dict[str, 
 
 def as_lines(dataset: Dataset, episodes: dict[str, EpisodeSummary]) -> Iterator[str]:
     """Header about the dataset, then one line per episode."""
+    from worldmodel.datasets.dataset import notes_of, undeclared_of
+    from worldmodel.datasets.readers.pose_columns import DRAFT
+
     lengths = [summary.num_frames for summary in episodes.values()]
     yield f"form      {dataset.form}"
     yield f"episodes  {len(episodes)}{describe_splits(episodes)}"
@@ -68,7 +78,12 @@ def as_lines(dataset: Dataset, episodes: dict[str, EpisodeSummary]) -> Iterator[
         yield f"frames    {sum(lengths)}, {min(lengths)} to {max(lengths)} per episode"
     yield f"rate      {dataset.rate_hz:g} Hz"
     yield f"cameras   {', '.join(dataset.cameras)}"
-    yield f"actions   {describe_actions(dataset.action_spec)}"
+    if undeclared := undeclared_of(dataset):
+        yield f"actions   not declared: {undeclared} Draft of the file:"
+        yield from (f"            {line}" for line in DRAFT.splitlines())
+    else:
+        yield f"actions   {describe_actions(dataset.action_spec)}"
+    yield from (f"note      {note}" for note in notes_of(dataset))
     yield ""
     width = max(map(len, [*episodes, "episode"]))
     yield f"{'episode':<{width}}  frames  success  instruction"

@@ -28,6 +28,9 @@ class Command:
 
     path: tyro.conf.Positional[Path]
     """Folder of a dataset."""
+    action_spec: Path | None = None
+    """TOML file that declares the pose columns of a LeRobot dataset whose own metadata do not:
+    `columns` and `gripper`; `data info` prints a draft."""
     json: bool = False
     """Print all findings as JSON; the table has one line per error and one per other check."""
 
@@ -37,11 +40,12 @@ def run(command: Command) -> int:
     from tqdm import tqdm
 
     from worldmodel.datasets.open_dataset import open_dataset
-    from worldmodel.datasets.validate import validate
+    from worldmodel.datasets.validate import dataset_findings, validate
 
-    dataset = open_dataset(command.path)
+    dataset = open_dataset(command.path, action_spec=command.action_spec)
     progress = tqdm(validate(dataset), "validate", total=len(dataset), unit="episode")
-    findings = [finding for found in progress for finding in found]
+    findings = [*dataset_findings(dataset)]
+    findings += [finding for found in progress for finding in found]
     num_errors = sum(finding.severity == "error" for finding in findings)
     if command.json:
         print(json.dumps(as_json(len(dataset), num_errors, findings), indent=2))
@@ -71,5 +75,6 @@ def as_lines(findings: Sequence[Finding]) -> Iterator[str]:
     yield f"{'severity':<8}  {'check':<17}  episodes  first"
     for (severity, check, _), found in sorted(groups.items(), key=lambda group: group[0][:2]):
         episodes = len({finding.episode_id for finding in found})
-        first = f"{found[0].episode_id}: {' '.join(found[0].message.split())}"
+        where = f"{found[0].episode_id}: " if found[0].episode_id else ""
+        first = f"{where}{' '.join(found[0].message.split())}"
         yield f"{SEVERITIES[severity]:<8}  {check:<17}  {episodes:>8}  {first}"
