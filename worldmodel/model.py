@@ -195,8 +195,7 @@ class WorldModel(nn.Module):
 
         Args:
             context: Latents of the frames before the rollout, from `encode`.
-            actions: Actions in the model's `action_spec`; row t takes frame t to frame t + 1, row 0
-                belongs to the first context frame.
+            actions: Row t takes frame t to frame t + 1, row 0 belongs to the first context frame.
             action_valid: False where an action is unknown; default: all known.
             seeds: One per rollout; default: 0, 1, 2, ...
             epsilon: Error levels of the confidence, in latent standard deviations.
@@ -209,8 +208,7 @@ class WorldModel(nn.Module):
             `rows - start + 1` imagined frames per rollout.
 
         Raises:
-            ValueError: `actions` has too few rows, the wrong width, or NaN; the number of seeds is
-                wrong; or a frame has no camera.
+            ValueError: Wrong shape or NaN in `actions`, wrong number of seeds, or no camera.
         """
         width = self.config.dynamics.action_dim
         if actions.shape[-1] != width:
