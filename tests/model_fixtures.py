@@ -28,7 +28,7 @@ CAMERA = "front"
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps its precision for the life of a process; tests use several."""
+    """Reset Accelerate, which keeps its precision for the whole process; tests use several."""
     yield
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
@@ -80,7 +80,7 @@ def make_store(
 
 @torch.no_grad()
 def draw_weights(module: nn.Module, seed: int = 0) -> None:
-    """Draw every parameter anew, for a fresh network ends in zeros and says nothing."""
+    """Randomize every parameter: the last layer of a new network is zero."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
@@ -170,7 +170,7 @@ MICRO = Preset(
     longest_start=2,
     pair_stride=2,
 )
-"""A recipe that goes through every stage in a second or two."""
+"""Preset that runs every training stage in a second or two."""
 
 
 @pytest.fixture

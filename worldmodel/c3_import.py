@@ -1,8 +1,8 @@
-"""Bringing C3 and WorldGym checkpoints here: their state dicts into our modules.
+"""Import of C3 and WorldGym checkpoints: converts their state dicts to our modules.
 
-Theirs -> ours, and what changes on the way:
+Their names -> our names, and changes of layout:
 
-- `x_proj` -> `embed`: a convolution whose stride is its kernel is a linear map of patches
+- `x_proj` -> `embed`: a convolution with stride equal to its kernel is a linear map of patches
 - `timestep_mlp`, `err_thresh_mlp`, `action_embedder` -> `level`, `threshold`, `action`
 - `blocks.N.{s,t}_block` -> `stack.{spatial,temporal}.N`; `conf_blocks.N...` -> `confidence...`
 - `attn.qkv_proj`, `attn.out_proj` -> `attention.qkv`, `attention.out`
@@ -34,16 +34,16 @@ from worldmodel.networks.confidence_heads import ConfidenceConfig
 from worldmodel.networks.tokenizer import Tokenizer
 
 FILE = re.compile(r"ckpt_\d+\.pt")
-"""Checkpoints of a C3 run, in its folder."""
+"""File names of checkpoints in the folder of a C3 run."""
 STRIDE = 8
-"""Pixels along a latent position's side, for every tokenizer these networks were trained on."""
+"""Pixels per latent position of all tokenizers these networks were trained on."""
 UNREADABLE = (
     EOFError, LookupError, RuntimeError, SafetensorError, ValueError, pickle.UnpicklingError,
     struct.error,
 )  # fmt: skip
-"""What damage, and a pickle that would run code, make `torch.load` and safetensors raise."""
+"""Errors of `torch.load` and safetensors for corrupt files and for pickles with code."""
 SETTINGS = {"heads": "heads", "window": "n_frames", "height": "input_h", "width": "input_w"}
-"""What a state dict does not tell -> its name in the config.yaml beside a C3 checkpoint."""
+"""Config field missing in a state dict -> its name in the config.yaml of a C3 run."""
 
 
 def load_c3(
@@ -56,30 +56,30 @@ def load_c3(
     spatial_rotary: str = "standard",
     temporal_rotary: str = "standard",
 ) -> C3Network:
-    """A published network from its checkpoint, in evaluation mode.
+    """Load a C3 or WorldGym network from its checkpoint, in eval mode.
 
     Args:
-        path: A `.pt` or `.safetensors` file with a state dict, or with one under "ema" or "model"
-            (the average wins), or the folder of a C3 run, whose newest `ckpt_*.pt` is taken.
-        heads: Attention heads; a state dict does not tell. Default: as the config.yaml beside the
-            file says, else 16, as published.
-        window: Most frames seen at once; default as above, else 10 (C3) with a confidence head and
-            20 (WorldGym) without.
-        height: Latent height in positions; default as above, else 32.
-        width: Latent width, likewise.
-        spatial_rotary: Rotary positions within a frame, see `C3Config`.
-        temporal_rotary: Rotary positions in time.
+        path: A `.pt` or `.safetensors` file with a state dict, at the top level or under "ema"
+            (preferred) or "model"; or the folder of a C3 run, to load its newest `ckpt_*.pt`.
+        heads: Attention heads. Default: from the config.yaml next to the file, else 16, as
+            published.
+        window: Maximum number of frames in the window. Default: from the config.yaml, else 10 with
+            a confidence head (C3) and 20 without (WorldGym).
+        height: Latent height in positions. Default: from the config.yaml, else 32.
+        width: Latent width in positions, same default.
+        spatial_rotary: Rotary position embedding within a frame, see `C3Config`.
+        temporal_rotary: Rotary position embedding in time.
 
     Raises:
-        ValueError: the file cannot be read without running code from it, or its weights are not
-            those of such a network.
+        ValueError: The file cannot be read without running code from it, or its weights are not
+            those of a C3 or WorldGym network.
     """
     file = newest_checkpoint(Path(path))
     state = read_state(file)
-    told = read_settings(file.parent / "config.yaml")
-    given = {"heads": heads, "window": window, "height": height, "width": width}
-    told |= {name: value for name, value in given.items() if value is not None}
-    fields: dict[str, Any] = shape_of(state, file) | published(state) | told
+    settings = read_settings(file.parent / "config.yaml")
+    arguments = {"heads": heads, "window": window, "height": height, "width": width}
+    settings |= {name: value for name, value in arguments.items() if value is not None}
+    fields: dict[str, Any] = shape_of(state, file) | published(state) | settings
     config = C3Config(**fields, spatial_rotary=spatial_rotary, temporal_rotary=temporal_rotary)
     model = C3Network(config)
     model.load_state_dict(converted(model, state, file))
@@ -94,21 +94,21 @@ def as_world_model(
     camera: str = "image",
     source: str = "",
 ) -> WorldModel:
-    """A world model of a published network, to imagine with, calibrate and save.
+    """Build a world model around an imported network, to imagine, calibrate and save.
 
-    Latents become those of the publications: `z * scaling_factor`, without the shift that newer
-    autoencoders have. A network without a confidence head gets one of ours, untrained; the judges
-    are untrained too.
+    Latents are those of the publications: `z * scaling_factor`, without the shift of newer
+    autoencoders. A network without a confidence head gets an untrained one of ours; the success
+    classifiers are untrained too.
 
     Args:
-        network: As `load_c3` made it.
-        tokenizer: Its autoencoder; its whitening is set anew.
-        action_spec: What its actions mean.
+        network: Network from `load_c3`.
+        tokenizer: Its autoencoder; its whitening is overwritten.
+        action_spec: Specification of its actions.
         camera: Name of the camera it was trained on.
-        source: Where both came from, for the record.
+        source: Origin of both, recorded in the provenance.
 
     Raises:
-        ValueError: the tokenizer makes latents of other channels, or actions are of other width.
+        ValueError: The tokenizer's latents have another shape, or the actions have another width.
     """
     published = {**tokenizer.autoencoder.config, "shift_factor": None}
     mean, std = tokenizer.kind.whitening(published)
@@ -135,30 +135,30 @@ def as_world_model(
 
 
 def newest_checkpoint(path: Path) -> Path:
-    """The file to read: `path`, or the last checkpoint in the folder `path`."""
+    """Path of the checkpoint file: `path`, or the newest checkpoint in the folder `path`."""
     if path.is_file():
         return path
-    found = [file for file in path.glob("ckpt_*.pt") if FILE.fullmatch(file.name)]
-    if not found:
+    checkpoints = [file for file in path.glob("ckpt_*.pt") if FILE.fullmatch(file.name)]
+    if not checkpoints:
         raise ValueError(
             f"No checkpoint at {str(path)!r}: give a .pt or .safetensors file, or a folder with "
             "ckpt_*.pt files."
         )
-    return max(found, key=lambda file: int(file.stem.removeprefix("ckpt_")))
+    return max(checkpoints, key=lambda file: int(file.stem.removeprefix("ckpt_")))
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
-    """The state dict in a file; nothing in the file is run."""
+    """Read the state dict in a file without running any code in it."""
     try:
         if file.suffix == ".safetensors":
             stored: Any = load_file(file)
         else:
-            # Mapped, so that an optimiser's state beside the weights is never read.
+            # Memory-mapped, so that an optimizer state next to the weights is not read.
             stored = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except UNREADABLE as error:
         raise ValueError(
-            f"{str(file)!r} cannot be read as weights alone: it is damaged, or holds more than "
-            "tensors. Save the network's state_dict() with torch.save and give that file."
+            f"{str(file)!r} cannot be read as weights alone: it is corrupt or holds more than "
+            "tensors. Save the network's state_dict() with torch.save and pass that file."
         ) from error
     for name in ("ema", "model"):
         if isinstance(stored, Mapping) and isinstance(stored.get(name), Mapping):
@@ -167,33 +167,34 @@ def read_state(file: Path) -> dict[str, Tensor]:
     if not isinstance(stored, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in stored.items()
     ):
-        raise ValueError(f"{str(file)!r} holds no state dict, but a {type(stored).__name__}.")
+        raise ValueError(f"{str(file)!r} must hold a state dict, got a {type(stored).__name__}.")
     return {name.removeprefix("module."): value for name, value in stored.items()}
 
 
 def read_settings(file: Path) -> dict[str, int]:
-    """What the config.yaml of a C3 run says of the network's shape; nothing if there is none."""
+    """Settings of the network's shape in the config.yaml of a C3 run; empty without the file."""
     import yaml
 
     if not file.is_file():
         return {}
     try:
         stored = yaml.safe_load(file.read_text())
-        found = {
+        settings = {
             name: int(stored[theirs]) for name, theirs in SETTINGS.items() if stored.get(theirs)
         }
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{str(file)!r} cannot be read as a config: {error}.") from error
-    return found | {name: found[name] // STRIDE for name in ("height", "width") if name in found}
+    sides = [name for name in ("height", "width") if name in settings]
+    return settings | {name: settings[name] // STRIDE for name in sides}
 
 
 def shape_of(state: Mapping[str, Tensor], file: Path) -> dict[str, int]:
-    """What the weights tell of the network's shape."""
+    """Config fields determined by the shapes of the weights."""
     for name, axes in (("x_proj.weight", 4), ("action_embedder.weight", 2)):
         if name not in state or state[name].ndim != axes:
             raise ValueError(
-                f"{str(file)!r} holds no C3 or WorldGym network: {name} is missing or of another "
-                "form."
+                f"{str(file)!r} holds no C3 or WorldGym network: {name} is missing or has the "
+                "wrong number of axes."
             )
     dim, channels, patch, _ = state["x_proj.weight"].shape
     return {
@@ -207,13 +208,13 @@ def shape_of(state: Mapping[str, Tensor], file: Path) -> dict[str, int]:
 
 
 def published(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """What the weights do not tell, as published."""
+    """Published values of the config fields that weights do not determine."""
     window = 10 if count(state, "conf_blocks") else 20
     return {"heads": 16, "window": window, "height": 32, "width": 32}
 
 
 def count(state: Mapping[str, Tensor], name: str) -> int:
-    """How many modules a list of modules has.
+    """Number of modules in the module list `name`.
 
     >>> count({"blocks.0.a": torch.zeros(1), "blocks.1.a": torch.zeros(1)}, "blocks")
     2
@@ -222,7 +223,7 @@ def count(state: Mapping[str, Tensor], name: str) -> int:
 
 
 def converted(model: C3Network, state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """The weights under our names, every one of theirs used."""
+    """Convert all weights to our names and layout."""
     unused, ours = set(state), {}
     for name, parameter in model.state_dict().items():
         theirs, change = source_of(name, model.config)
@@ -230,7 +231,7 @@ def converted(model: C3Network, state: Mapping[str, Tensor], file: Path) -> dict
             raise ValueError(f"{str(file)!r} holds no C3 or WorldGym network: {theirs} is missing.")
         try:
             value = change(state[theirs])
-        except (RuntimeError, ValueError):  # of a size that does not divide
+        except (RuntimeError, ValueError):  # sizes that `rearrange` cannot divide
             value = state[theirs].new_empty(0)
         if value.shape != parameter.shape:
             raise ValueError(
@@ -245,7 +246,7 @@ def converted(model: C3Network, state: Mapping[str, Tensor], file: Path) -> dict
 
 
 def source_of(name: str, config: C3Config) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """Their name of our parameter, and what turns their tensor into ours."""
+    """Published name of our parameter, and the conversion of its tensor."""
     end = name.rpartition(".")[2]
     plain = {"level": "timestep_mlp", "threshold": "err_thresh_mlp", "action": "action_embedder"}
     first, _, rest = name.partition(".")

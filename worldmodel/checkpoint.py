@@ -1,4 +1,4 @@
-"""Checkpoint folders: where they are, their hash, atomic replacement, and finished training."""
+"""Checkpoint folders: location, hash, atomic replacement, and completed training stages."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 SHIPPED = Path(__file__).parent / "checkpoints"
-"""Checkpoints inside the package, loaded by their folder's name."""
+"""Checkpoints that ship with the package, loaded by folder name."""
 WEIGHTS = ("config.json", "weights.safetensors", "tokenizer")
-"""The files and folders of a checkpoint that make it the model it is."""
+"""Files and folders of a checkpoint that define the model."""
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash of the `WEIGHTS` of a checkpoint, or of all files of a monitor, 16 hex digits."""
+    """Hash (16 hex digits) of the `WEIGHTS` of a checkpoint, or of all files of a monitor."""
     is_checkpoint = (folder / "weights.safetensors").is_file()
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
@@ -29,35 +29,35 @@ def fingerprint(folder: Path) -> str:
 
 
 def check_trained(provenance: Mapping[str, Any], source: str | Path, *stages: str) -> None:
-    """Refuse a model whose training is not over; one that does not say is taken for whole.
+    """Raise an error if a training stage is missing; provenance without stages counts as complete.
 
     Raises:
-        ValueError: one of `stages` is not among those that the model's provenance lists.
+        ValueError: One of `stages` is not in the list of stages in the model's provenance.
     """
     done = provenance.get("stages")
     missing = [stage for stage in stages if done is not None and stage not in done]
     if missing == ["judge"]:
         raise ValueError(
-            f"The model in {str(source)!r} has no trained judge of success: its data label none, "
-            "or its `worldmodel train` is not over; train on episodes that say if they succeeded."
+            f"The model in {str(source)!r} has no trained success classifier: its training data "
+            "has no success labels, or `worldmodel train` did not finish; train on labelled data."
         )
     if missing and "imported" in provenance:
         raise ValueError(
-            f"The model in {str(source)!r} is an imported checkpoint that states no confidence, "
-            "which this command needs; in Python, `WorldModel.imagine` goes without."
+            f"The model in {str(source)!r} is an imported checkpoint without a confidence head, "
+            "which this command needs; in Python, `WorldModel.imagine` works without it."
         )
     if missing:
         raise ValueError(
-            f"The model in {str(source)!r} is half trained: stage {missing[0]!r} is missing; run "
-            "its `worldmodel train` to the end."
+            f"The model in {str(source)!r} is not fully trained: stage {missing[0]!r} is missing; "
+            "run its `worldmodel train` to the end."
         )
 
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `folder` once the block is left.
+    """Context manager that writes a new folder and replaces `folder` with it at the end.
 
-    After an error, Ctrl-C included, an earlier `folder` stays as it was and the new one is deleted.
+    After an error, including Ctrl-C, the old `folder` is unchanged and the new one is deleted.
     """
     partial, old = (folder.with_name(f"{folder.name}.{end}") for end in ("partial", "old"))
     for leftover in (partial, old):
@@ -83,7 +83,7 @@ def copy_if_present(source: Path, target: Path) -> None:
 
 
 def checkpoint_folder(source: str | Path) -> Path:
-    """The folder of a checkpoint given by path or by the name of a shipped one."""
+    """Folder of a checkpoint, from its path or the name of a shipped checkpoint."""
     folder = Path(source)
     if (folder / "config.json").is_file():
         return folder
@@ -96,6 +96,6 @@ def checkpoint_folder(source: str | Path) -> Path:
 
 
 def check_new(path: Path | None, option: str = "--out") -> None:
-    """Refuse to write where something is."""
+    """Raise a ValueError if `path` exists, unless it is an empty folder."""
     if path and path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"`{option}` must be a new or empty folder, but {path} holds something.")
+        raise ValueError(f"`{option}` must be a new or empty folder, but {path} already exists.")

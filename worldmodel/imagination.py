@@ -1,4 +1,4 @@
-"""Rolling the world model forward from a few real frames, with its confidence in every subpatch."""
+"""Imagination: rollouts from a few real frames, with a confidence for every subpatch."""
 
 from __future__ import annotations
 
@@ -27,32 +27,31 @@ from worldmodel.networks.rollout import (
 from worldmodel.networks.sampler import Draw, Sampling, sample
 
 TOKENS_AT_ONCE = 512
-"""Tokens that confidence is stated for in one call: what lies between its maps stays in a CPU's
-cache. A frame of the whole batch is not cut."""
+"""Approximate number of tokens per call of the confidence head, so that its activations stay in the
+CPU's cache. A call takes at least one frame of the whole batch."""
 
 
 @dataclass(frozen=True)
 class Imagined:
-    """Imagined frames of a batch of rollouts, the context left out."""
+    """Imagined frames of a batch of rollouts, without the context."""
 
     latents: Float[Tensor, "batch time view channel h w"]
     """Whitened latents."""
     confidence: Float[Tensor, "batch time view channel h w levels"]
-    """P(error <= ε) per subpatch, for every ε asked for; errors in latent standard deviations.
-    Its last axis is empty where no ε was asked for, or nobody could say."""
+    """P(error <= ε) per subpatch for every requested ε, in latent standard deviations. The last
+    axis is empty if no ε was requested or the model has no confidence head."""
     features: Float[Tensor, "batch time tokens dim"]
-    """What the confidence head read."""
+    """Input of the confidence head."""
     view_valid: Bool[Tensor, "batch time view"] | None = None
-    """False where a view was not there to imagine: its latents are zeros, its confidence is NaN.
-    None: all were."""
+    """View mask; where false, latents are zeros and the confidence is NaN. None: all true."""
 
 
 class DynamicsRollout:
-    """Rollouts of our own network.
+    """Batch of rollouts of the dynamics network.
 
-    Each frame costs `num_steps` passes to sample it and one to write it into the cache; that last
-    one also makes the features for confidence. The network's attention slides with the frame, so
-    the cache is exact at any length.
+    Each frame takes `num_steps` passes to sample it, and one pass that writes it into the key/value
+    cache and computes the features for the confidence. The attention window slides with the frame,
+    so the cache is exact at any length.
     """
 
     def __init__(
@@ -63,19 +62,19 @@ class DynamicsRollout:
         dynamics.step(context, self.cache, keep=True)
 
     def next_frame(self, frame: FrameInputs) -> ImaginedFrame:
-        """Imagine one frame from the noise in `frame` and make it part of the past."""
+        """Sample one frame from the noise in `frame` and append it to the past."""
 
         def at(noisy: Tensor, level: float) -> FrameInputs:
             return replace(frame, noisy=noisy, level=torch.full_like(frame.level, level))
 
-        def estimate(given: FrameInputs) -> Tensor:
-            return self.dynamics.step(given, self.cache, keep=False).clean
+        def estimate(inputs: FrameInputs) -> Tensor:
+            return self.dynamics.step(inputs, self.cache, keep=False).clean
 
         def denoise(noisy: Tensor, level: float) -> Tensor:
-            weight, given = self.sampling.guidance, at(noisy, level)
+            weight, inputs = self.sampling.guidance, at(noisy, level)
             if weight == 1:
-                return estimate(given)
-            known, unknown = estimate(with_and_without_action(given)).chunk(2)
+                return estimate(inputs)
+            known, unknown = estimate(with_and_without_action(inputs)).chunk(2)
             return unknown + weight * (known - unknown)
 
         latent = sample(denoise, frame.noisy, Flow(), self.sampling, self.draw)
@@ -86,7 +85,7 @@ class DynamicsRollout:
 
 
 def with_and_without_action(frame: FrameInputs) -> FrameInputs:
-    """The batch twice: as it is, then with every action unknown."""
+    """Batch for classifier-free guidance: the frames, then the same frames without actions."""
 
     def twice(x: Tensor) -> Tensor:
         return torch.cat((x, x))
@@ -103,7 +102,7 @@ def with_and_without_action(frame: FrameInputs) -> FrameInputs:
 
 
 def context_frames(inputs: RolloutInputs) -> FrameInputs:
-    """The real frames that rollouts start from, as the network reads them."""
+    """Network inputs for the real frames that rollouts start from."""
     b, start = inputs.context.shape[:2]
     actions, valid = leading_actions(inputs.actions, inputs.action_valid, inputs.first_action)
     context, view_mask = inputs.context, inputs.view_valid
@@ -126,14 +125,14 @@ def begin(
     draw: Draw,
     epsilon: Float[Tensor, " levels"],
 ) -> Rollout:
-    """Start a batch of rollouts; `epsilon` is for a network that states its own confidence."""
+    """Start a batch of rollouts; only a network with its own confidence head uses `epsilon`."""
     if isinstance(network, C3Network):
         return C3Rollout(network, context, sampling, draw, epsilon)
     return DynamicsRollout(network, context, sampling, draw)
 
 
 class Imagination:
-    """A batch of rollouts under way, for which each action may come only after the frame before."""
+    """Batch of rollouts in progress, one action and one frame at a time."""
 
     @torch.inference_mode()
     def __init__(
@@ -144,7 +143,7 @@ class Imagination:
         sampling: Sampling,
         epsilon: Float[Tensor, " levels"] | None = None,
     ) -> None:
-        """Take in the context of `inputs`; of its actions only those between its frames."""
+        """Read the context of `inputs` and the actions between its frames; ignore later actions."""
         if inputs.context.device.type == "cpu" and not network.training:
             lay_out_for_inference(network)
         context = context_frames(inputs)
@@ -161,7 +160,7 @@ class Imagination:
         action_valid: Bool[Tensor, "batch 1"],
         noise: Float[Tensor, "batch 1 view channel h w"] | None = None,
     ) -> ImaginedFrame:
-        """The next frame, after these actions; `noise` None: drawn from the seeds."""
+        """Imagine the frame after these actions; `noise` None: drawn from the seeds."""
         frame = FrameInputs(
             noisy=self._draw() if noise is None else noise,
             previous=self._previous,
@@ -175,7 +174,7 @@ class Imagination:
         return imagined
 
     def end(self) -> None:
-        """Free the past at once; the garbage collector may leave its circles for long."""
+        """Release the key/value cache now; reference cycles would keep it alive."""
         if isinstance(self._rollout, DynamicsRollout):
             self._rollout.cache.layers.clear()
 
@@ -187,7 +186,7 @@ def frames(
     sampling: Sampling,
     epsilon: Float[Tensor, " levels"] | None = None,
 ) -> Iterator[ImaginedFrame]:
-    """Imagine one frame after the other; memory does not grow with their number."""
+    """Iterate over imagined frames; memory does not grow with their number."""
     rollouts = Imagination(network, inputs, sampling=sampling, epsilon=epsilon)
     first = inputs.context.shape[1] - 1
     for index in range(inputs.num_frames):
@@ -205,22 +204,22 @@ def imagine(
     sampling: Sampling,
     epsilon: Float[Tensor, " levels"],
 ) -> Imagined:
-    """Imagine a whole batch of rollouts and read the confidence of every frame."""
-    made = list(frames(network, inputs, sampling=sampling, epsilon=epsilon))
-    latents = torch.stack([frame.latent for frame in made], 1)
-    features = torch.stack([frame.features for frame in made], 1)
-    own = [frame.confidence for frame in made if frame.confidence is not None]
+    """Imagine a batch of rollouts and compute the confidence of every frame."""
+    imagined = list(frames(network, inputs, sampling=sampling, epsilon=epsilon))
+    latents = torch.stack([frame.latent for frame in imagined], 1)
+    features = torch.stack([frame.features for frame in imagined], 1)
+    own = [frame.confidence for frame in imagined if frame.confidence is not None]
     if own:
-        stated = torch.stack(own, 1)
+        confidence = torch.stack(own, 1)
     elif head is None or not len(epsilon):
-        stated = latents[..., None][..., :0]
+        confidence = latents[..., None][..., :0]
     else:
-        stated = state_confidence(network, head, features, epsilon)
+        confidence = state_confidence(network, head, features, epsilon)
     view_mask = inputs.imagined_views
     if view_mask is not None:
-        view_mask = view_mask.expand(-1, len(made), -1)
-        stated = stated.masked_fill(~view_mask[..., None, None, None, None], torch.nan)
-    return Imagined(latents, stated, features, view_mask)
+        view_mask = view_mask.expand(-1, len(imagined), -1)
+        confidence = confidence.masked_fill(~view_mask[..., None, None, None, None], torch.nan)
+    return Imagined(latents, confidence, features, view_mask)
 
 
 def imagine_published(
@@ -233,30 +232,30 @@ def imagine_published(
     epsilon: Sequence[float] = (),
     sampling: Sampling = PUBLISHED,
 ) -> Imagined:
-    """`imagine` with action rows as C3 and WorldGym pair them: row t leads *to* frame t.
+    """Imagine with the action convention of C3 and WorldGym: row t leads *to* frame t.
 
     Args:
-        network: The published network.
+        network: C3 or WorldGym network.
         context: Latents of the frames before the rollout.
-        actions: Row 0 belongs to the first frame of the context and is seen too. Everywhere else in
-            this package row t takes frame t to frame t + 1.
-        noise: First noise of each imagined frame; default: drawn from the seeds.
+        actions: Row 0 leads to the first context frame and is used. Everywhere else in this
+            package, row t takes frame t to frame t + 1.
+        noise: Initial noise of each imagined frame; default: drawn from the seeds.
         seeds: One per rollout; default: 0, 1, 2, ...
-        epsilon: Error levels of the confidence; none without a confidence head.
-        sampling: Sampler of a frame.
+        epsilon: Error levels of the confidence; ignored without a confidence head.
+        sampling: Configuration of the sampler.
 
     Returns:
         `rows - start` imagined frames per rollout. The last axis of the confidence is empty without
-        `epsilon`, or without a head.
+        `epsilon` or without a confidence head.
 
     Raises:
-        ValueError: no row for a frame to imagine, or inputs that do not fit each other.
+        ValueError: There is no row for a frame to imagine, or the shapes of the inputs differ.
     """
     start, (b, rows, width) = context.shape[1], actions.shape
     if rows <= start or width != network.config.action_dim:
         raise ValueError(
-            f"`actions` must be more than {start} rows, those of the context and one per frame to "
-            f"imagine, of {network.config.action_dim} numbers, got {rows} rows of {width}."
+            f"`actions` must have more than {start} rows, one per context and imagined frame, "
+            f"of {network.config.action_dim} numbers, got {rows} rows of {width}."
         )
     inputs = RolloutInputs(
         context=context,
@@ -278,26 +277,26 @@ def state_confidence(
     *,
     first_horizon: int = 1,
 ) -> Float[Tensor, "batch time view channel h w levels"]:
-    """P(error <= ε) of imagined frames in a row, the first of them `first_horizon` ahead.
+    """P(error <= ε) of consecutive imagined frames, computed a few frames at a time.
 
-    A few frames at a time.
+    The first frame has the horizon `first_horizon`.
     """
     batch, time, tokens, _ = features.shape
     at_once = max(1, TOKENS_AT_ONCE // (batch * tokens))
     parts = []
     for first in range(0, time, at_once):
         part = features[:, first : first + at_once]
-        ahead = torch.arange(part.shape[1], device=part.device).to(part) + first + first_horizon
-        per_token = head.confidence(part.flatten(0, 1), ahead.repeat(batch), epsilon)
-        stated = to_subpatches(per_token, network)
-        parts.append(rearrange(stated, "(b t) ... -> b t ...", b=batch))
+        horizon = torch.arange(part.shape[1], device=part.device).to(part) + first + first_horizon
+        per_token = head.confidence(part.flatten(0, 1), horizon.repeat(batch), epsilon)
+        confidence = to_subpatches(per_token, network)
+        parts.append(rearrange(confidence, "(b t) ... -> b t ...", b=batch))
     return torch.cat(parts, 1)
 
 
 def to_subpatches(
     per_token: Float[Tensor, "batch tokens subpatches levels"], network: Dynamics | C3Network
 ) -> Float[Tensor, "batch view channel h w levels"]:
-    """From one row of values per token to one value per subpatch."""
+    """Rearrange values from tokens to subpatches."""
     config = network.config
     return rearrange(
         per_token, "b (v h w) (c p q) e -> b v c (h p) (w q) e",
@@ -308,6 +307,6 @@ def to_subpatches(
 def to_tokens(
     subpatches: Float[Tensor, "*batch view channel h w"], network: Dynamics | C3Network
 ) -> Tensor:
-    """The inverse of `to_subpatches`, without the axis of levels."""
+    """Rearrange values from subpatches to tokens: inverse of `to_subpatches`, without levels."""
     p = network.config.patch
     return rearrange(subpatches, "... v c (h p) (w q) -> ... (v h w) (c p q)", p=p, q=p)

@@ -1,6 +1,6 @@
-"""The world model as one object: tokenizer, dynamics, confidence head and judges.
+"""World model: tokenizer, dynamics network, confidence head and success classifiers.
 
-It is saved as one folder, without pickle.
+A checkpoint is one folder, without pickle.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ from worldmodel.networks.success import ActionSuccessClassifier, SuccessClassifi
 from worldmodel.networks.tokenizer import Tokenizer
 
 FORMAT = 1
-"""Version of the folder's layout."""
+"""Version of the checkpoint format."""
 NETWORKS: dict[str, type[DynamicsConfig] | type[C3Config]] = {
     "own": DynamicsConfig,
     "reference": C3Config,
 }
-"""`network` in a stored config -> the config it names; without it, it is our own."""
+"""Value of `network` in a stored config -> config class; the default is "own"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What a checkpoint was made for, stored beside its weights."""
+    """Configuration of a checkpoint, stored next to its weights."""
 
     dynamics: DynamicsConfig | C3Config
-    """Our own network, or a published one that was imported."""
+    """Config of our dynamics network or of an imported C3 network."""
     confidence: ConfidenceConfig
-    """Of our head; a network with a head of its own has none of ours."""
+    """Config of our confidence head; unused if the network has its own."""
     image_size: tuple[int, int]
-    """Height and width frames are resized to, in pixels."""
+    """Height and width of the model's frames, in pixels."""
     cameras: tuple[str, ...]
     """Names of the cameras, in the order of the view axis."""
     action_spec: ActionSpec
-    """Meaning of the actions it was trained on."""
+    """Specification of the actions it was trained on."""
     num_steps: int = 1
     """Sampler steps per imagined frame."""
     sampler: str = "euler"
     """Sampler: "euler", "heun" or "ddim", see `Sampling`."""
     trained_horizon: int = 16
-    """Longest horizon, in frames, whose errors the confidence head was trained on."""
+    """Longest horizon in the training of the confidence head, in frames."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """How it was trained: data, steps, seed, versions."""
+    """Training record: data, steps, seed, versions."""
 
     def __post_init__(self) -> None:
         if self.dynamics.action_dim != self.action_spec.dim:
@@ -69,14 +69,14 @@ class ModelConfig:
                 f"`dynamics` takes actions of {self.dynamics.action_dim} numbers, `action_spec` "
                 f"has {self.action_spec.dim}."
             )
-        Sampling(num_steps=self.num_steps, method=self.sampler)  # refuses what there is not
+        Sampling(num_steps=self.num_steps, method=self.sampler)  # raises if invalid
 
     @property
     def rate_hz(self) -> float:
         return self.action_spec.rate_hz
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Convert to plain JSON values."""
         network = next(name for name, kind in NETWORKS.items() if isinstance(self.dynamics, kind))
         return {
             **asdict(self),
@@ -87,10 +87,11 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> ModelConfig:
-        """The inverse of `as_dict`."""
+        """Create a config from the output of `as_dict`."""
         if stored.get("format") != FORMAT:
             raise ValueError(
-                f"`format` must be {FORMAT}, got {stored.get('format')!r}; made by another version."
+                f"`format` must be {FORMAT}, got {stored.get('format')!r}; the checkpoint is from "
+                "another version."
             )
         fields = {name: value for name, value in stored.items() if name != "format"}
         shape = {**fields["dynamics"]}
@@ -106,17 +107,17 @@ class ModelConfig:
 
 
 class WorldModel(nn.Module):
-    """Imagines latent frames from real ones and actions, and says how sure it is of each."""
+    """World model that imagines latent frames from real frames and actions, with a confidence."""
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
         dynamics = config.dynamics
-        needed = (dynamics.channels, dynamics.height, dynamics.width)
-        made = (tokenizer.channels, *(side // tokenizer.stride for side in config.image_size))
-        if made != needed:
+        expected = (dynamics.channels, dynamics.height, dynamics.width)
+        shape = (tokenizer.channels, *(side // tokenizer.stride for side in config.image_size))
+        if shape != expected:
             raise ValueError(
-                f"`tokenizer` makes latents of {made} (channels, height, width) from frames of "
-                f"{config.image_size} pixels; the dynamics was made for {needed}."
+                f"`tokenizer` makes latents of {shape} (channels, height, width) from frames of "
+                f"{config.image_size} pixels; the dynamics network expects {expected}."
             )
         self.config = config
         self.tokenizer = tokenizer
@@ -135,12 +136,12 @@ class WorldModel(nn.Module):
 
     @property
     def states_confidence(self) -> bool:
-        """Whether the network has a confidence head of its own, as C3's has."""
+        """Whether the network has its own confidence head, as C3 does."""
         return isinstance(self.dynamics, C3Network) and self.dynamics.has_confidence
 
     @property
     def sampling(self) -> Sampling:
-        """How the checkpoint draws frames unless told otherwise."""
+        """Default sampler of the checkpoint."""
         return Sampling(num_steps=self.config.num_steps, method=self.config.sampler)
 
     @torch.inference_mode()
@@ -151,7 +152,7 @@ class WorldModel(nn.Module):
         view_valid: Bool[Tensor, "time view"] | None = None,
         chunk: int = 64,
     ) -> Float[Tensor, "time view channel h w"]:
-        """Whitened latents of frames of any size; zeros where `view_valid` is false."""
+        """Encode frames of any size as whitened latents; zeros where `view_valid` is false."""
         views = frames.shape[1]
         if views != self.config.dynamics.views:
             raise ValueError(
@@ -172,13 +173,13 @@ class WorldModel(nn.Module):
     def decode(
         self, latents: Float[Tensor, "*batch channel h w"], *, chunk: int = 64
     ) -> UInt8[Tensor, "*batch height width 3"]:
-        """Pixels of latents."""
+        """Decode latents to uint8 pixels."""
         flat = latents.reshape(-1, *latents.shape[-3:])
         parts = [to_pixels(self.tokenizer.decode(part)) for part in torch.split(flat, chunk)]
         pixels = torch.cat(parts)
         return pixels.reshape(*latents.shape[:-3], *pixels.shape[1:])
 
-    def imagine(  # noqa: PLR0913 - everything a rollout can be given, by name
+    def imagine(  # noqa: PLR0913 - all options of a rollout, keyword-only
         self,
         context: Float[Tensor, "batch start view channel h w"],
         actions: Float[Tensor, "batch rows action"],
@@ -190,24 +191,24 @@ class WorldModel(nn.Module):
         view_valid: Bool[Tensor, "batch start view"] | None = None,
         sampling: Sampling | None = None,
     ) -> Imagined:
-        """Roll out from latents of real frames under actions as the model's spec has them.
+        """Imagine frames from latents of real frames and from actions.
 
         Args:
-            context: Latents of the frames before the rollout (`encode` makes them).
-            actions: Row t takes frame t to frame t + 1, row 0 is that of the first context frame.
+            context: Latents of the frames before the rollout, from `encode`.
+            actions: Row t takes frame t to frame t + 1, row 0 belongs to the first context frame.
             action_valid: False where an action is unknown; default: all known.
             seeds: One per rollout; default: 0, 1, 2, ...
-            epsilon: Error levels, in latent standard deviations, to state the confidence for.
-            noise: First noise of each imagined frame; default: drawn from the seeds.
-            view_valid: False where a frame of the context lacks a camera, whatever `context` holds
-                there; the cameras of its last frame are imagined. Default: all are there.
-            sampling: How frames are drawn; default: as the checkpoint says.
+            epsilon: Error levels of the confidence, in latent standard deviations.
+            noise: Initial noise of each imagined frame; default: drawn from the seeds.
+            view_valid: View mask of the context, false for missing cameras, whose latents are
+                ignored; the cameras of the last context frame are imagined. Default: all true.
+            sampling: Sampler; default: that of the checkpoint.
 
         Returns:
             `rows - start + 1` imagined frames per rollout.
 
         Raises:
-            ValueError: too few, too narrow or NaN actions, too few seeds, a frame with no camera.
+            ValueError: Wrong shape or NaN in `actions`, wrong number of seeds, or no camera.
         """
         width = self.config.dynamics.action_dim
         if actions.shape[-1] != width:
@@ -223,17 +224,17 @@ class WorldModel(nn.Module):
             noise=noise,
             view_valid=view_valid,
         )
-        drawn, levels = sampling or self.sampling, torch.tensor(list(epsilon))
+        levels = torch.tensor(list(epsilon)).to(context.device)
         return imagine(
             self.dynamics, self.confidence, inputs,
-            sampling=drawn, epsilon=levels.to(context.device),
+            sampling=sampling or self.sampling, epsilon=levels,
         )  # fmt: skip
 
     def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write `config.json`, `weights.safetensors` and `tokenizer/` into `folder`.
 
-        A checkpoint that is there already is replaced only when the new one is whole; its monitor
-        and its README.md stay.
+        An existing checkpoint is replaced only after the new one is complete; its monitor and its
+        README.md are kept.
         """
         folder = Path(folder)
         with replaced_folder(folder) as partial:
@@ -242,7 +243,7 @@ class WorldModel(nn.Module):
                 copy_if_present(folder / extra, partial / extra)
 
     def _write(self, partial: Path, dtype: torch.dtype) -> None:
-        """Write every file of the checkpoint into a new folder."""
+        """Write all files of the checkpoint into a new folder."""
         (partial / "config.json").write_text(json.dumps(self.config.as_dict(), indent=2) + "\n")
         stored = {
             name: value.to(dtype if value.is_floating_point() else value.dtype).contiguous()
@@ -250,20 +251,21 @@ class WorldModel(nn.Module):
         }
         save_file(stored, partial / "weights.safetensors")
         self.tokenizer.save(partial / "tokenizer", dtype=dtype)
-        for file in partial.rglob("*.safetensors"):  # the library lets only their owner read them
+        for file in partial.rglob("*.safetensors"):  # written readable for their owner only
             shutil.copymode(partial / "config.json", file)
 
     def _own_state(self) -> dict[str, Tensor]:
-        """Weights and buffers, the tokenizer's left out: they go to its own folder."""
+        """Weights and buffers without the tokenizer, which has its own folder."""
         state = self.state_dict()
         return {name: value for name, value in state.items() if not name.startswith("tokenizer.")}
 
     @classmethod
     def load(cls, source: str | Path) -> WorldModel:
-        """A model from a folder, or the shipped one of that name ("tabletop"), in evaluation mode.
+        """Load a model from a folder or by the name of a shipped one ("tabletop"), in eval mode.
 
         Raises:
-            ValueError: no such checkpoint, or a file of it is missing, corrupt or of another model.
+            ValueError: The checkpoint does not exist, or one of its files is missing, corrupt or
+                from another model.
         """
         folder = checkpoint_folder(source)
         model = cls(read_config(folder), Tokenizer.from_pretrained(folder / "tokenizer"))
@@ -274,13 +276,13 @@ class WorldModel(nn.Module):
         wrong = first_mismatch(model._own_state(), weights)
         if wrong is not None:
             raise ValueError(f"The weights in {str(folder)!r} do not fit its config.json: {wrong}.")
-        # Stored in half precision, perhaps: copying into the parameters casts.
+        # Weights stored in half precision are cast when copied into the parameters.
         model.load_state_dict(weights, strict=False)
         return model.eval()
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The config of a checkpoint's folder."""
+    """Read the config of a checkpoint folder."""
     try:
         stored = json.loads((folder / "config.json").read_text())
         if not isinstance(stored, dict):
@@ -294,7 +296,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def first_mismatch(expected: dict[str, Tensor], stored: dict[str, Tensor]) -> str | None:
-    """What is wrong with stored weights, or None.
+    """First difference in names or shapes between expected and stored weights, or None.
 
     >>> first_mismatch({"a": torch.zeros(2)}, {"a": torch.zeros(3)})
     'a has shape (3,) instead of (2,)'
@@ -303,7 +305,7 @@ def first_mismatch(expected: dict[str, Tensor], stored: dict[str, Tensor]) -> st
         if name not in stored:
             return f"{name} is missing"
         if name not in expected:
-            return f"{name} has no place"
+            return f"{name} is unexpected"
         shapes = tuple(stored[name].shape), tuple(expected[name].shape)
         if shapes[0] != shapes[1]:
             return f"{name} has shape {shapes[0]} instead of {shapes[1]}"

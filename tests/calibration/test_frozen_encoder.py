@@ -350,19 +350,19 @@ def test_a_half_precision_encoder_gives_float32() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: FrozenEncoder(Patches()), "`mean` must be given: Patches does not name"),
+        (lambda: FrozenEncoder(Patches()), "`mean` must be given: the config of Patches has no"),
         (lambda: FrozenEncoder(Patches(), mean=(0.5,) * 3), "`std` must be given"),
         (lambda: FrozenEncoder(Patches(), mean=(0.5,), std=(1.0,) * 3), "`mean` must hold 3"),
         (lambda: FrozenEncoder(Patches(), mean=(0.5,) * 3, std=(0.0,) * 3), "`std` must be above"),
         (lambda: FrozenEncoder(small_unet(4)), "must take RGB frames, got one that takes 4"),
-        (lambda: FrozenEncoder(Tokens(), **HALF)(noise(8, 8)), "pixels of each in `patch_size`"),
+        (lambda: FrozenEncoder(Tokens(), **HALF)(noise(8, 8)), "side of a patch in `patch_size`"),
         (
             lambda: FrozenEncoder(Tokens(), patch_size=2, **HALF)(noise(8, 8)),
-            r"`patch_size` \(2, 2\) makes 4 x 4 tokens of frames of \(8, 8\) .* gives 4;",
+            r"`patch_size` \(2, 2\) makes 4 x 4 tokens of frames of \(8, 8\) .* returns 4;",
         ),
         (
             lambda: FrozenEncoder(Tokens(), patch_size=8, **HALF)(noise(32, 32)),
-            "makes 4 x 4 tokens .* gives 64;",
+            "makes 4 x 4 tokens .* returns 64;",
         ),
         (
             lambda: FrozenEncoder(Tokens(), patch_size=16, **HALF)(noise(8, 8)),
@@ -372,7 +372,7 @@ def test_a_half_precision_encoder_gives_float32() -> None:
             lambda: FrozenEncoder(Returns(lambda m: SimpleNamespace(logits=m), Patches()), **HALF)(
                 noise(8, 8)
             ),
-            "got SimpleNamespace from Returns. Give the part that makes features",
+            "got SimpleNamespace from Returns; pass the submodule that computes the features",
         ),
         (
             lambda: FrozenEncoder(Returns(lambda m: m[None], Patches()), **HALF)(noise(8, 8)),

@@ -41,6 +41,7 @@ def command(data: Path, out: Path, *options: str) -> list[str]:
     return [*words, "--out", str(out), *only, *options]
 
 
+@pytest.mark.slow  # trains two models; the parts have tests in tests/benchmarks and tests/training
 def test_left_out_episodes_are_judged_and_the_run_is_not_repeated(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -187,8 +187,7 @@ def test_a_calibration_says_how_long_it_is_good(
     start = ("calibrate", "--model", model, "--data", scenes)
     for days in ("0", "-1", "3651"):
         assert refused(*start, "--valid-days", days) == (
-            "`--valid-days` must be 1 to 3650 days, or None for a calibration that never goes "
-            f"stale, got {days}."
+            f"`--valid-days` must be 1 to 3650 days, or None for no expiry, got {days}."
         )
     assert not (model / "monitor").exists()
     assert main([*map(str, start), "--horizon", "4", "--valid-days", "None"]) == 0
@@ -218,7 +217,7 @@ def test_a_trust_of_another_model_or_action_spec_is_refused(
     calibrated: Path, slow_model: Path, model: Path
 ) -> None:
     """Even where nobody says which checkpoint the model came from."""
-    with pytest.raises(ValueError, match=r"actions whose `rate_hz` is 5\.0, not 15\.0; give"):
+    with pytest.raises(ValueError, match=r"actions whose `rate_hz` is 5\.0, not 15\.0; load"):
         Calibration.load(calibrated / "monitor", WorldModel.load(slow_model))
     other = WorldModel.load(model)
     with torch.no_grad():

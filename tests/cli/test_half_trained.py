@@ -27,8 +27,8 @@ def test_half_trained_models_are_refused(
     if command == "imagine":
         options += ["--out", tmp_path / "log.zarr"]
     assert refused(*options) == (
-        f"The model in '{half_trained}' is half trained: stage 'confidence' is missing; run its "
-        "`worldmodel train` to the end."
+        f"The model in '{half_trained}' is not fully trained: stage 'confidence' is missing; run "
+        "its `worldmodel train` to the end."
     )
     assert not (half_trained / "monitor").exists()
 
@@ -40,9 +40,9 @@ def test_a_model_without_judges_cannot_evaluate(
     model.config.provenance["stages"] = ["tokenizer", "dynamics", "confidence"]
     model.save(tmp_path / "unlabelled")
     assert refused("evaluate", "--model", tmp_path / "unlabelled") == (
-        f"The model in '{tmp_path / 'unlabelled'}' has no trained judge of success: its data label "
-        "none, or its `worldmodel train` is not over; train on episodes that say if they "
-        "succeeded."
+        f"The model in '{tmp_path / 'unlabelled'}' has no trained success classifier: its "
+        "training data has no success labels, or `worldmodel train` did not finish; train on "
+        "labelled data."
     )
 
 

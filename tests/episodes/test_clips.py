@@ -16,7 +16,7 @@ from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
 
 @pytest.fixture
 def store(tmp_path: Path, make_trajectory: Callable[..., Trajectory]) -> ClipStore:
-    """One episode, seen by two cameras that do not see the same."""
+    """Store of one episode with different videos from two cameras."""
     views = {name: make_trajectory("a", 3, seed) for seed, name in enumerate(("front", "wrist"))}
     frames = {name: view.frames["front"] for name, view in views.items()}
     store = ClipStore.create(
@@ -47,7 +47,7 @@ def other_tokenizer(model: WorldModel) -> WorldModel:
 
 
 @pytest.mark.parametrize("change", [other_camera, other_size, other_tokenizer])
-def test_latents_of_another_model_are_never_read(
+def test_each_model_has_its_own_latents(
     change: Callable[[WorldModel], WorldModel],
     make_model: Callable[..., WorldModel],
     store: ClipStore,
@@ -61,7 +61,9 @@ def test_latents_of_another_model_are_never_read(
     assert torch.equal(encode_store(model, store, ["a"])[0].latents, before)
 
 
-def test_the_order_of_cameras_counts(make_model: Callable[..., WorldModel]) -> None:
+def test_the_key_of_latents_depends_on_the_order_of_cameras(
+    make_model: Callable[..., WorldModel],
+) -> None:
     model = make_model(views=2)
     names = set()
     for cameras in (("front", "wrist"), ("wrist", "front"), ("front", "wrist, front")):
@@ -69,10 +71,10 @@ def test_the_order_of_cameras_counts(make_model: Callable[..., WorldModel]) -> N
     assert len(names) == 3
 
 
-def test_latents_of_older_names_are_left_and_deleted_ones_made_anew(
+def test_latents_under_old_keys_are_ignored_and_deleted_ones_are_recomputed(
     make_model: Callable[..., WorldModel], store: ClipStore
 ) -> None:
-    """Older versions knew latents by the tokenizer alone."""
+    """Older versions used the hash of the tokenizer as the key."""
     model = make_model()
     expected = encode_episode(model, store.episode("a")).latents
     store.write_latents(model.tokenizer.fingerprint(), "a", 0 * expected[0].numpy())

@@ -1,4 +1,4 @@
-"""Frames made unlike those of training: what changes, what does not, and that seeds decide."""
+"""Image corruptions: reproducible from a seed, constant over a clip, actions unchanged."""
 
 from collections.abc import Callable
 
@@ -18,8 +18,8 @@ from worldmodel.episodes.corruptions import (
 from worldmodel.model import WorldModel
 
 
-def picture(num_frames: int = 4, views: int = 1) -> torch.Tensor:
-    """The same frame of smooth colours, over and over."""
+def still_video(num_frames: int = 4, views: int = 1) -> torch.Tensor:
+    """A still video of smooth colours."""
     rows = torch.linspace(40, 200, 24)
     frame = torch.stack(
         [rows[:, None].expand(24, 24), rows.expand(24, 24), rows.flip(0).expand(24, 24)], -1
@@ -27,8 +27,8 @@ def picture(num_frames: int = 4, views: int = 1) -> torch.Tensor:
     return frame.byte().expand(num_frames, views, 24, 24, 3).clone()
 
 
-def test_a_seed_decides_and_every_draw_changes_the_frames() -> None:
-    frames = picture()
+def test_corruptions_are_reproducible_and_change_the_frames() -> None:
+    frames = still_video()
     once, again = (corrupt(frames, np.random.default_rng(1)) for _ in range(2))
     assert torch.equal(once, again)
     changed = [corrupt(frames, np.random.default_rng(seed)) for seed in range(20)]
@@ -38,8 +38,7 @@ def test_a_seed_decides_and_every_draw_changes_the_frames() -> None:
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_a_change_stays_the_same_through_a_clip_but_for_what_moves(name: str) -> None:
-    """A light, a lens or a camera does not flicker; noise and some patches do."""
+def test_corruptions_are_constant_over_a_clip_except_noise_and_patches(name: str) -> None:
     pixels = torch.rand((1, 3, 24, 24), generator=torch.Generator().manual_seed(0)) * 2 - 1
     still = pixels.repeat(3, 1, 1, 1)
     changed = CORRUPTIONS[name](still, np.random.default_rng(3))
@@ -47,10 +46,10 @@ def test_a_change_stays_the_same_through_a_clip_but_for_what_moves(name: str) ->
     assert not torch.allclose(changed, still, atol=0.02)
     if name not in ("noise", "insert_patches"):
         assert torch.equal(changed[0], changed[1])
-    assert torch.equal(still, pixels.repeat(3, 1, 1, 1))  # the input is left alone
+    assert torch.equal(still, pixels.repeat(3, 1, 1, 1))  # the input is unchanged
 
 
-def test_patches_leave_the_rest_of_the_frame_alone() -> None:
+def test_patches_change_only_part_of_the_frame() -> None:
     pixels = torch.rand((1, 3, 32, 32), generator=torch.Generator().manual_seed(0)).repeat(
         2, 1, 1, 1
     )
@@ -67,8 +66,8 @@ def test_noise_is_fresh_in_every_frame() -> None:
     assert np.corrcoef(noisy[0].flatten(), noisy[1].flatten())[0, 1] == pytest.approx(0, abs=0.15)
 
 
-def test_cameras_are_corrupted_each_on_its_own() -> None:
-    changed = corrupt(picture(views=2), np.random.default_rng(0))
+def test_cameras_are_corrupted_independently() -> None:
+    changed = corrupt(still_video(views=2), np.random.default_rng(0))
     assert not torch.equal(changed[:, 0], changed[:, 1])
 
 

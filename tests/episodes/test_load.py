@@ -1,4 +1,4 @@
-"""Episodes made ready for a model: chosen by name, resized, with its cameras and its actions."""
+"""Loading episodes for a model: selection by name, image size, cameras and actions."""
 
 import logging
 import re
@@ -32,8 +32,8 @@ def test_episodes_are_chosen_by_pattern_and_number(make_store: Store) -> None:
         select_episodes(store, limit=0)
 
 
-def test_frames_of_the_models_size_pass_untouched(make_model: Model, make_store: Store) -> None:
-    """Longer than what is decoded at once, so that chunks must join without a seam."""
+def test_frames_of_the_models_size_are_unchanged(make_model: Model, make_store: Store) -> None:
+    """The first episode is longer than one chunk of decoding."""
     model, store = make_model(), make_store([70, 5])
     first, second = load_episodes(model, store)
     trajectory = store.episode(0)
@@ -48,7 +48,7 @@ def test_frames_of_the_models_size_pass_untouched(make_model: Model, make_store:
 def test_frames_of_another_size_are_resized_per_camera(
     make_model: Model, make_trajectory: Callable[..., Trajectory]
 ) -> None:
-    """A plain picture stays plain at any size; the second camera's is twice as wide."""
+    """The second camera is wider; a uniform image stays uniform at any size."""
     trajectory = make_trajectory("a", 3, 0, cameras=("left", "right"))
     wide = type(trajectory.frames["left"])(np.full((3, 20, 64, 3), 40, np.uint8))
     trajectory = replace(trajectory, frames={**trajectory.frames, "right": wide})
@@ -58,7 +58,7 @@ def test_frames_of_another_size_are_resized_per_camera(
     assert (episode.frames[:, 1] == 40).all()
 
 
-def test_actions_become_the_models_own(
+def test_actions_are_converted_to_those_of_the_model(
     make_model: Model, make_trajectory: Callable[..., Trajectory]
 ) -> None:
     model, trajectory = make_model(), make_trajectory("a", 4, 0)
@@ -78,7 +78,7 @@ def test_another_rate_is_refused_with_both_specs(
         load_episode(model, make_trajectory("a", 4, 0), ("front",))
 
 
-def test_cameras_stand_in_with_a_warning_or_are_refused(
+def test_missing_cameras_are_substituted_with_a_warning_or_refused(
     make_model: Model, make_store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, store = make_model(), make_store([4])
@@ -87,13 +87,51 @@ def test_cameras_stand_in_with_a_warning_or_are_refused(
     model.config = replace(model.config, cameras=("wrist",))
     with caplog.at_level(logging.WARNING):
         assert choose_cameras(model, store) == ("front",)
-    assert "has no cameras named wrist; front stand in for them." in caplog.text
+    assert "has no cameras named wrist; using front instead." in caplog.text
     model.config = replace(model.config, cameras=("wrist", "left"))
     with pytest.raises(ValueError, match=re.escape("The model needs 2 cameras, wrist, left; ")):
         choose_cameras(model, store)
 
 
-def test_frames_of_other_proportions_are_shown_to_the_monitor_as_they_are() -> None:
+def test_the_cameras_of_an_episode_are_the_models_by_default(
+    make_model: Model, make_trajectory: Callable[..., Trajectory], make_store: Store
+) -> None:
+    model, store = make_model(), make_store([4])
+    by_default, by_name = (
+        load_episode(model, store.episode(0), *cameras) for cameras in ((), (("front",),))
+    )
+    assert torch.equal(by_default.frames, by_name.frames)
+    assert torch.equal(by_default.batch.latents, by_name.batch.latents)
+    both = make_trajectory("a", 4, 0, cameras=("left", "front"))
+    dark = type(both.frames["left"])(np.zeros((4, 16, 16, 3), np.uint8))
+    both = replace(both, frames={**both.frames, "left": dark})  # not the model's camera
+    assert (load_episode(model, both).frames[:, 0].numpy() == both.frames["front"][:]).all()
+
+
+def test_the_default_cameras_of_an_episode_follow_the_rule_of_a_data_set(
+    make_model: Model, make_trajectory: Callable[..., Trajectory], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One camera of two is a view mask, none of one a substitute, none of two an error."""
+    trajectory = make_trajectory("a", 4, 0)
+    model = make_model(views=2)
+    model.config = replace(model.config, cameras=("front", "wrist"))
+    with caplog.at_level(logging.WARNING):
+        view_mask = load_episode(model, trajectory).batch.view_valid
+    assert view_mask is not None
+    assert view_mask[0].tolist() == 4 * [[True, False]]
+    assert "Episode 'a' has no cameras named wrist." in caplog.text
+    single = make_model()
+    single.config = replace(single.config, cameras=("wrist",))
+    with caplog.at_level(logging.WARNING):
+        episode = load_episode(single, trajectory)
+    np.testing.assert_array_equal(episode.frames[:, 0], trajectory.frames["front"][:])
+    assert "Episode 'a' has no cameras named wrist; using front instead." in caplog.text
+    model.config = replace(model.config, cameras=("wrist", "left"))
+    with pytest.raises(ValueError, match="2 cameras, wrist, left; Episode 'a' has 1: front"):
+        load_episode(model, trajectory)
+
+
+def test_the_monitor_gets_frames_with_the_aspect_ratio_of_the_source() -> None:
     frames = torch.zeros(2, 1, 16, 32, 3, dtype=torch.uint8)
     batch = LatentBatch(
         torch.zeros(1, 2, 1, 1, 1, 1),

@@ -1,4 +1,4 @@
-"""Mixed batches: clips of which some are pictures, and episodes shorter than a clip."""
+"""Batches with single images and with episodes shorter than a clip."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,8 +40,8 @@ def edited(batch: LatentBatch, frame: int) -> LatentBatch:
     return replace(batch, latents=latents, actions=actions)
 
 
-def test_a_frame_of_a_picture_clip_says_nothing_of_the_others(make_dynamics: Build) -> None:
-    """The first clip is one of pictures, the second a video; frame 2 of both is edited."""
+def test_frames_of_an_image_clip_are_independent(make_dynamics: Build) -> None:
+    """The first clip holds single images, the second is a video; frame 2 of both is edited."""
     dynamics = make_dynamics()
     batch = collate_latents([episode(6, 1), episode(6, 2)])
     batch = batch.as_pictures(torch.tensor([True, False]))
@@ -53,7 +53,7 @@ def test_a_frame_of_a_picture_clip_says_nothing_of_the_others(make_dynamics: Bui
     assert all(not torch.equal(before[1, t], after[1, t]) for t in (2, 3, 4, 5))
 
 
-def test_a_picture_is_denoised_as_the_first_frame_of_a_clip(make_dynamics: Build) -> None:
+def test_an_image_is_denoised_as_the_first_frame_of_a_clip(make_dynamics: Build) -> None:
     dynamics, clip = make_dynamics(), episode(5)
     pictures = estimates(dynamics, clip.as_pictures(torch.tensor([True])))
     for frame in range(4):
@@ -61,8 +61,8 @@ def test_a_picture_is_denoised_as_the_first_frame_of_a_clip(make_dynamics: Build
         torch.testing.assert_close(pictures[:, frame], first[:, 0])
 
 
-def test_the_share_of_pictures_is_that_asked_for(make_dynamics: Build) -> None:
-    """Marked clips of 40 batches of 25: 1000 draws, standard error 0.014."""
+def test_the_share_of_image_clips_is_image_share(make_dynamics: Build) -> None:
+    """1000 clips in 40 batches of 25, standard error 0.014."""
     dynamics, seen = make_dynamics(), []
     objective = DynamicsObjective(dynamics, own_context=0.0, passes=1, image_share=0.3)
     inner = objective.estimate
@@ -82,10 +82,10 @@ def test_the_share_of_pictures_is_that_asked_for(make_dynamics: Build) -> None:
 
 
 @pytest.mark.parametrize("own_context", [0.0, 1.0])
-def test_pictures_train_every_weight_but_do_not_mix_units(
+def test_images_train_every_weight_with_a_loss_in_latent_units(
     make_dynamics: Build, own_context: float
 ) -> None:
-    """An untrained network's error on pictures is that of guessing zero, in latent units."""
+    """On images, an untrained network has the error of a zero prediction, in latent units."""
     dynamics = make_dynamics()
     objective = DynamicsObjective(dynamics, own_context=own_context, passes=2, pure_noise=1.0)
     batch = collate_latents([episode(5, seed) for seed in range(3)])
@@ -101,7 +101,7 @@ def test_pictures_train_every_weight_but_do_not_mix_units(
     assert figures["relative_error"].item() == pytest.approx(1.0)
 
 
-def test_short_episodes_run_on_from_their_first_frame() -> None:
+def test_windows_of_short_episodes_wrap_around() -> None:
     """Episodes of 5, 2 and 1 frames in windows of 4: 2 + 2 + 1 windows."""
     episodes = [episode(5, 0), episode(2, 1), episode(1, 2)]
     clips = LatentClips(episodes, 4, short=True)
@@ -122,8 +122,8 @@ def test_short_episodes_run_on_from_their_first_frame() -> None:
     assert batch.starts_segment.tolist() == [[False] * 4, [False, True, False, True]]
 
 
-def test_stretches_of_a_short_episode_do_not_see_each_other(make_dynamics: Build) -> None:
-    """Frames 1, 0, 1, 0 of two: the stretches are 1 | 0 1 | 0."""
+def test_segments_of_a_short_episode_do_not_attend_to_each_other(make_dynamics: Build) -> None:
+    """Frames 1, 0, 1, 0 of an episode of two frames: the segments are 1 | 0 1 | 0."""
     dynamics = make_dynamics()
     window = LatentClips([episode(2)], 4, short=True)[1]
     before, after = estimates(dynamics, window), estimates(dynamics, edited(window, 1))

@@ -1,4 +1,4 @@
-"""Actions of any width and rate: from the store through training to a rollout and from disk."""
+"""Actions of any width and rate: training, rollouts, saving and loading."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +33,7 @@ def spec_of(width: int) -> ActionSpec:
 
 @pytest.fixture
 def wide_store(tmp_path: Path, make_trajectory: Make) -> Callable[[int], ClipStore]:
-    """`wide_store(width)`: four episodes whose actions are rows of so many numbers."""
+    """`wide_store(width)`: four episodes with actions of this width."""
 
     def make(width: int) -> ClipStore:
         spec = spec_of(width)
@@ -84,7 +84,7 @@ def test_actions_of_any_width_train_and_imagine(
     assert loaded.config == model.config
     torch.testing.assert_close(imagined(loaded, store), latents, atol=1e-5, rtol=1e-5)
     guided = imagined(model, store, sampling=Sampling(guidance=3.0))
-    assert (guided - latents).abs().max() > 1e-4  # the model sees the actions
+    assert (guided - latents).abs().max() > 1e-4  # the model uses the actions
 
 
 @pytest.mark.parametrize(("chunk", "width"), [("sum", 7), ("encode", 21)])
@@ -102,7 +102,7 @@ def test_a_store_at_15_hz_trains_a_model_at_5_hz(
     torch.testing.assert_close(imagined(loaded, fast_store), latents, atol=1e-5, rtol=1e-5)
 
 
-def test_every_third_frame_is_as_good_as_data_at_5_hz(
+def test_a_stride_of_three_equals_data_at_5_hz(
     fast_store: ClipStore, micro: Preset, tmp_path: Path
 ) -> None:
     slow_store = ClipStore.create(
@@ -122,8 +122,8 @@ def test_every_third_frame_is_as_good_as_data_at_5_hz(
             assert torch.equal(getattr(fast, name), getattr(slow, name)), name
 
 
-def test_latents_are_kept_apart_by_rate(fast_store: ClipStore, micro: Preset) -> None:
-    """A model of all frames and one of every third have caches of their own in one store."""
+def test_latents_are_cached_per_rate(fast_store: ClipStore, micro: Preset) -> None:
+    """Models with strides 1 and 3 have separate latents in one store."""
     every, third = (new_model(fast_store, replace(micro, frame_stride=n)) for n in (1, 3))
     assert every.tokenizer.fingerprint() == third.tokenizer.fingerprint()
     assert latents_name(every) != latents_name(third)
@@ -135,7 +135,7 @@ def test_latents_are_kept_apart_by_rate(fast_store: ClipStore, micro: Preset) ->
     torch.testing.assert_close(some.float(), whole[:, ::3].float(), atol=2e-3, rtol=2e-3)
 
 
-def test_what_a_model_takes_as_an_action_follows_the_recipe(
+def test_the_action_spec_of_a_model_follows_the_preset(
     fast_store: ClipStore, micro: Preset
 ) -> None:
     summed = model_actions(fast_store, replace(micro, frame_stride=3))

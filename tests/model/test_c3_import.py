@@ -1,4 +1,4 @@
-"""Files of published checkpoints: every form that is read, and what is refused."""
+"""Files of C3 checkpoints: supported forms, and errors for all others."""
 
 import os
 import pickle
@@ -25,8 +25,8 @@ def weights(seed: int = 0, *, confidence_layers: int = 1, dim: int = 16) -> Stat
     return PlainDiT(config).randomize(seed).state_dict()
 
 
-def says(path: Path, **options: object) -> Tensor:
-    """The velocity that an imported network gives for a fixed input."""
+def velocity_of(path: Path, **options: object) -> Tensor:
+    """Velocity of an imported network for a fixed input."""
     network = load_c3(path, **(SMALL | options))  # type: ignore[arg-type]
     x = torch.linspace(-1, 1, 64).reshape(1, 2, 1, 2, 4, 4)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def state() -> State:
 @pytest.fixture
 def expected(state: State, tmp_path: Path) -> Tensor:
     torch.save(state, tmp_path / "expected.pt")
-    return says(tmp_path / "expected.pt")
+    return velocity_of(tmp_path / "expected.pt")
 
 
 FORMS: dict[str, Callable[[State], object]] = {
@@ -59,14 +59,14 @@ def test_every_form_of_a_checkpoint_is_read(
     state: State, expected: Tensor, tmp_path: Path, form: str
 ) -> None:
     torch.save(FORMS[form](state), tmp_path / "form.pt")
-    assert torch.equal(says(tmp_path / "form.pt"), expected)
+    assert torch.equal(velocity_of(tmp_path / "form.pt"), expected)
 
 
 def test_old_files_and_safetensors_are_read(state: State, expected: Tensor, tmp_path: Path) -> None:
     torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     save_file(state, tmp_path / "weights.safetensors")
-    assert torch.equal(says(tmp_path / "old.pt"), expected)
-    assert torch.equal(says(tmp_path / "weights.safetensors"), expected)
+    assert torch.equal(velocity_of(tmp_path / "old.pt"), expected)
+    assert torch.equal(velocity_of(tmp_path / "weights.safetensors"), expected)
 
 
 def test_half_precision_becomes_single(state: State, expected: Tensor, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_half_precision_becomes_single(state: State, expected: Tensor, tmp_path:
     network = load_c3(tmp_path / "half.pt", **SMALL)
     assert {p.dtype for p in network.parameters()} == {torch.float32}
     assert not network.training
-    torch.testing.assert_close(says(tmp_path / "half.pt"), expected, atol=0.02, rtol=0)
+    torch.testing.assert_close(velocity_of(tmp_path / "half.pt"), expected, atol=0.02, rtol=0)
 
 
 def test_of_a_run_the_last_checkpoint_is_read_as_its_config_says(
@@ -91,8 +91,8 @@ def test_of_a_run_the_last_checkpoint_is_read_as_its_config_says(
         channels=2, action_dim=3, patch=2, dim=16, layers=1, confidence_layers=1,
         heads=2, window=4, height=4, width=4,
     )  # fmt: skip
-    assert torch.equal(says(tmp_path), expected)
-    assert load_c3(tmp_path, window=7, heads=4).config.window == 7  # the caller knows best
+    assert torch.equal(velocity_of(tmp_path), expected)
+    assert load_c3(tmp_path, window=7, heads=4).config.window == 7  # arguments override the config
 
 
 @pytest.mark.parametrize(("confidence_layers", "window"), [(0, 20), (2, 10)])
@@ -107,7 +107,7 @@ def test_what_nothing_tells_is_as_published(
 
 
 class Trap:
-    """Unpickled, it makes a folder."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -173,12 +173,12 @@ def with_shape(name: str, *shape: int) -> Callable[[State], object]:
 QKV = "blocks.0.s_block.attn.qkv_proj.weight"
 WRONG: dict[str, tuple[Callable[[State], object], str]] = {
     "another network": (lambda s: {"conv.weight": torch.zeros(2)}, "no C3 or WorldGym network"),
-    "a list": (lambda s: [1, 2], "holds no state dict, but a list"),
-    "numbers": (lambda s: {"step": 3}, "holds no state dict, but a dict"),
+    "a list": (lambda s: [1, 2], "must hold a state dict, got a list"),
+    "numbers": (lambda s: {"step": 3}, "must hold a state dict, got a dict"),
     "a missing key": (without(QKV), f"{QKV} is missing"),
     "a missing half": (without("final_layer_conf_head.linear.bias"), "conf_head.*is missing"),
     "an unused key": (with_shape("pos_embed", 3), "weights of another network, such as pos_embed"),
-    "a linear x_proj": (with_shape("x_proj.weight", 16, 8), "x_proj.weight is missing or of anot"),
+    "a linear x_proj": (with_shape("x_proj.weight", 16, 8), "x_proj.weight is missing or has"),
     "a wide qkv": (with_shape(QKV, 48, 17), r"qkv_proj.weight has shape \(48, 17\), which does"),
     "an odd qkv": (with_shape(QKV, 47, 16), r"qkv_proj.weight has shape \(47, 16\), which does"),
     "an odd read-out": (with_shape("final_layer.linear.bias", 7), r"linear.bias has shape \(7,\)"),

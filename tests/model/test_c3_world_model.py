@@ -1,4 +1,4 @@
-"""A published network as a world model: its latents, its rollouts, and on disk."""
+"""Imported C3 networks as world models: latents, rollouts, saving and loading."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def small_autoencoder(channels: int = 3) -> AutoencoderKL:
 
 @pytest.fixture
 def network(tmp_path: Path) -> Callable[[int], C3Network]:
-    """`network(confidence_layers)`: a published network of latents of 3 x 4 x 4."""
+    """`network(confidence_layers)`: a C3 network with latents of 3 x 4 x 4."""
 
     def make(confidence_layers: int) -> C3Network:
         config = PlainConfig(
@@ -50,7 +50,7 @@ def network(tmp_path: Path) -> Callable[[int], C3Network]:
 
 @pytest.fixture
 def imported(network: Callable[[int], C3Network]) -> Make:
-    """`imported(confidence_layers)`: the same with a small autoencoder."""
+    """`imported(confidence_layers)`: a world model of that network and a small autoencoder."""
 
     def make(confidence_layers: int = 1) -> WorldModel:
         autoencoder = small_autoencoder()
@@ -66,13 +66,13 @@ def imported(network: Callable[[int], C3Network]) -> Make:
     return make
 
 
-def given() -> tuple[Tensor, Tensor]:
+def draw_rollout() -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(0)
     return torch.randn(2, 2, 1, 3, 4, 4, generator=g), torch.randn(2, 6, 7, generator=g)
 
 
 def test_latents_are_those_of_the_publications(imported: Make) -> None:
-    """Times the scaling factor, without the shift, whatever whitening the tokenizer had."""
+    """Scaling factor without shift, regardless of the tokenizer's earlier whitening."""
     model = imported()
     pixels = torch.randint(256, (5, 1, 8, 8, 3), generator=torch.Generator().manual_seed(0))
     frames = pixels.to(torch.uint8)
@@ -82,15 +82,15 @@ def test_latents_are_those_of_the_publications(imported: Make) -> None:
         moments = autoencoder.encode(frames[:, 0].movedim(-1, 1) / 255 * 2 - 1).latent_dist
         decoded = autoencoder.decode(latents[:, 0] / SCALE).sample
     torch.testing.assert_close(latents[:, 0], moments.mode() * SCALE, atol=1e-5, rtol=0)
-    shown = ((decoded + 1) / 2 * 255).clamp(0, 255).movedim(1, -1)
-    assert (model.decode(latents)[:, 0].float() - shown).abs().max() <= 0.51
-    assert shown.std() > 1
+    pixels = ((decoded + 1) / 2 * 255).clamp(0, 255).movedim(1, -1)
+    assert (model.decode(latents)[:, 0].float() - pixels).abs().max() <= 0.51
+    assert pixels.std() > 1
 
 
 def test_a_world_model_imagines_as_its_network_does(imported: Make) -> None:
-    """Its rows lead one frame further, and the action of the first frame is unknown: zeros."""
+    """Action rows are shifted by one frame; the unknown action of the first frame is zero."""
     model, levels = imported(2), (0.2, 0.5, 1.0)
-    context, actions = given()
+    context, actions = draw_rollout()
     network = model.dynamics
     assert isinstance(network, C3Network)
     unknown = torch.cat((torch.zeros(2, 1, 7), actions), dim=1)
@@ -108,7 +108,7 @@ def test_a_saved_model_is_the_same_bit_for_bit(
     imported: Make, tmp_path: Path, confidence_layers: int
 ) -> None:
     model = imported(confidence_layers)
-    before = model.imagine(*given(), epsilon=(0.3, 0.6))
+    before = model.imagine(*draw_rollout(), epsilon=(0.3, 0.6))
     model.save(tmp_path / "model")
     loaded = WorldModel.load(tmp_path / "model")
     assert loaded.config == model.config
@@ -117,7 +117,7 @@ def test_a_saved_model_is_the_same_bit_for_bit(
     state = loaded.state_dict()
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    after = loaded.imagine(*given(), epsilon=(0.3, 0.6))
+    after = loaded.imagine(*draw_rollout(), epsilon=(0.3, 0.6))
     assert torch.equal(after.latents, before.latents)
     assert torch.equal(after.confidence, before.confidence)
 
@@ -127,9 +127,9 @@ def test_only_a_network_with_a_head_states_confidence(imported: Make) -> None:
     assert (own.states_confidence, none.states_confidence) == (True, False)
     assert own.confidence is None
     check_trained(own.config.provenance, "own", "confidence")
-    with pytest.raises(ValueError, match="imported checkpoint that states no confidence"):
+    with pytest.raises(ValueError, match="imported checkpoint without a confidence head"):
         check_trained(none.config.provenance, "none", "confidence")
-    assert none.imagine(*given(), epsilon=()).confidence.shape[-1] == 0
+    assert none.imagine(*draw_rollout(), epsilon=()).confidence.shape[-1] == 0
 
 
 def test_configs_say_which_network_they_are_of(imported: Make, tmp_path: Path) -> None:

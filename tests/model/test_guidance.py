@@ -1,4 +1,4 @@
-"""Classifier-free guidance by the action, and samplers with noise of their own."""
+"""Classifier-free guidance by the action, and stochastic samplers."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,7 +37,7 @@ def latents(dynamics: Dynamics, inputs: RolloutInputs, **options: object) -> Ten
 
 
 def counted(dynamics: Dynamics, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of every pass through the network from now on."""
+    """Record the batch size of every later pass through the network."""
     rows: list[int] = []
     hidden = dynamics.hidden
 
@@ -49,7 +49,7 @@ def counted(dynamics: Dynamics, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return rows
 
 
-def test_guidance_of_one_is_plain_sampling_at_its_price(
+def test_guidance_of_one_is_plain_sampling_without_extra_passes(
     make_dynamics: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dynamics = make_dynamics()
@@ -57,7 +57,7 @@ def test_guidance_of_one_is_plain_sampling_at_its_price(
     plain = latents(dynamics, inputs, num_steps=2)
     passes = counted(dynamics, monkeypatch)
     assert torch.equal(latents(dynamics, inputs, num_steps=2, guidance=1.0), plain)
-    assert passes == [3] + 5 * [3, 3, 3]  # the context, then two steps and a last pass per frame
+    assert passes == [3] + 5 * [3, 3, 3]  # the context, then two steps and the cache pass per frame
     passes.clear()
     latents(dynamics, inputs, num_steps=2, guidance=2.0)
     assert passes == [3] + 5 * [6, 6, 3]
@@ -65,7 +65,7 @@ def test_guidance_of_one_is_plain_sampling_at_its_price(
 
 @torch.inference_mode()
 def rolled_without_new_actions(dynamics: Dynamics, inputs: RolloutInputs) -> Tensor:
-    """Each frame sampled as if its action were unknown, then kept with its action."""
+    """Sample each frame without its action, then cache it with its action."""
 
     class Unguided(DynamicsRollout):
         def next_frame(self, frame: FrameInputs) -> ImaginedFrame:
@@ -92,7 +92,7 @@ def rolled_without_new_actions(dynamics: Dynamics, inputs: RolloutInputs) -> Ten
     return torch.cat(previous, 1)
 
 
-def test_guidance_of_zero_forgets_the_new_action_alone(make_dynamics: Build) -> None:
+def test_guidance_of_zero_ignores_only_the_new_action(make_dynamics: Build) -> None:
     dynamics = make_dynamics()
     inputs = draw_inputs(dynamics, rows=9)  # eight frames through a window of three
     guided = latents(dynamics, inputs, num_steps=2, guidance=0.0)
@@ -120,8 +120,8 @@ def test_guidance_without_a_known_action_changes_nothing(make_dynamics: Build) -
 
 
 @torch.no_grad()
-def test_candidates_share_a_past_without_disturbing_each_other(make_dynamics: Build) -> None:
-    """Three candidates for the next frame at once, against one after the other."""
+def test_candidates_with_a_shared_cache_are_independent(make_dynamics: Build) -> None:
+    """Three candidates for the next frame in one batch equal three single calls."""
     dynamics = make_dynamics()
     context = context_frames(draw_inputs(dynamics, start=5))
     cache = dynamics.new_cache()
@@ -170,7 +170,7 @@ def test_stochastic_rollouts_follow_their_own_seeds(make_dynamics: Build, method
     other = latents(dynamics, replace(inputs, seeds=[10, 99, 12]), **options)
     assert torch.equal(other[[0, 2]], together[[0, 2]])
     assert (other[1] - together[1]).abs().max() > 1e-2
-    # With the same first noise, what is renewed on the way still tells the seeds apart.
+    # With the same initial noise, the noise of later steps still depends on the seed.
     noise = torch.randn(together.shape, generator=Generator().manual_seed(3))
     fixed = [replace(inputs, noise=noise, seeds=seeds) for seeds in ([1, 2, 3], [1, 2, 4])]
     first, second = (latents(dynamics, given, **options) for given in fixed)

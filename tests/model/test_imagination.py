@@ -50,7 +50,7 @@ def roll(dynamics: Dynamics, inputs: RolloutInputs, num_steps: int = 2) -> Imagi
 def whole_history(
     dynamics: Dynamics, inputs: RolloutInputs, history: Tensor, candidate: Tensor, level: float
 ) -> Estimate:
-    """All frames so far and a candidate for the next one, computed from nothing; no cache."""
+    """Estimate of all frames so far and a candidate for the next one, without a cache."""
     frames = torch.cat((history, candidate), 1)
     b, t = frames.shape[:2]
     actions, valid = leading_actions(inputs.actions, inputs.action_valid)
@@ -64,7 +64,7 @@ def whole_history(
 
 @torch.no_grad()
 def uncached(dynamics: Dynamics, inputs: RolloutInputs, num_steps: int) -> tuple[Tensor, Tensor]:
-    """Latents and features of a rollout that recomputes everything at every step."""
+    """Latents and features of a rollout without a key/value cache."""
     history, features = inputs.context, []
     generators = [torch.Generator().manual_seed(seed) for seed in inputs.seeds]
     levels = Flow().levels(num_steps)
@@ -83,13 +83,13 @@ def uncached(dynamics: Dynamics, inputs: RolloutInputs, num_steps: int) -> tuple
 def test_cached_rollout_equals_one_that_recomputes_everything(
     make_dynamics: Build, num_steps: int, views: int
 ) -> None:
-    """26 frames after 2 with a window of 3 past frames: the window has long slid."""
+    """26 frames after 2 with a window of 3 past frames, so that the window slides."""
     dynamics = make_dynamics(views=views, context=3)
     inputs = draw_inputs(dynamics, start=2, rows=27)
     imagined = roll(dynamics, inputs, num_steps)
     latents, features = uncached(dynamics, inputs, num_steps)
     assert imagined.latents.shape[1] == 26
-    assert latents.std() > 0.3  # the comparison is not one of constants
+    assert latents.std() > 0.3  # the latents are not constant
     torch.testing.assert_close(imagined.latents, latents, atol=1e-4, rtol=0)
     torch.testing.assert_close(imagined.features, features, atol=1e-4, rtol=1e-4)
 
@@ -147,7 +147,7 @@ def test_an_action_changes_only_the_frames_after_it(make_dynamics: Build) -> Non
     assert torch.equal(twice[0], twice[1])
 
 
-def test_an_action_too_far_ahead_changes_nothing_so_far(make_dynamics: Build) -> None:
+def test_frames_do_not_depend_on_the_number_of_later_actions(make_dynamics: Build) -> None:
     dynamics = make_dynamics()
     inputs = draw_inputs(dynamics, start=2, rows=8)
     actions, valid = inputs.actions[:, :5], inputs.action_valid[:, :5]
@@ -157,10 +157,10 @@ def test_an_action_too_far_ahead_changes_nothing_so_far(make_dynamics: Build) ->
 
 @pytest.mark.parametrize("tokens_at_once", [1, 50, 10_000])
 @torch.no_grad()
-def test_confidence_is_that_of_the_head_at_each_horizon(
+def test_confidence_equals_the_head_at_each_horizon(
     make_dynamics: Build, monkeypatch: pytest.MonkeyPatch, tokens_at_once: int
 ) -> None:
-    """16 tokens in a frame of both: one frame in a call, three, and all seven."""
+    """16 tokens per frame of the batch: one, three and all seven frames per call."""
     monkeypatch.setattr("worldmodel.imagination.TOKENS_AT_ONCE", tokens_at_once)
     dynamics = make_dynamics()
     imagined = roll(dynamics, draw_inputs(dynamics, start=1, rows=7))
@@ -173,7 +173,7 @@ def test_confidence_is_that_of_the_head_at_each_horizon(
         torch.testing.assert_close(imagined.confidence[:, index], stated)
 
 
-def test_no_level_no_confidence(make_dynamics: Build) -> None:
+def test_without_epsilon_there_is_no_confidence(make_dynamics: Build) -> None:
     dynamics = make_dynamics()
     inputs, head = draw_inputs(dynamics, start=1, rows=4), make_head(dynamics)
     asked = imagine(dynamics, head, inputs, sampling=Sampling(num_steps=1), epsilon=EPSILON)
@@ -182,7 +182,7 @@ def test_no_level_no_confidence(make_dynamics: Build) -> None:
     assert torch.equal(silent.latents, asked.latents)
 
 
-def test_subpatches_and_tokens_name_the_same_latents(make_dynamics: Build) -> None:
+def test_to_subpatches_inverts_to_tokens(make_dynamics: Build) -> None:
     """Token (view, row, column) holds a patch of 2 x 2 positions of every channel."""
     dynamics = make_dynamics(views=2, patch=2, height=4, width=6)
     subpatches = torch.arange(2.0 * 2 * 4 * 6).reshape(1, 2, 2, 4, 6)
@@ -194,7 +194,7 @@ def test_subpatches_and_tokens_name_the_same_latents(make_dynamics: Build) -> No
     assert torch.equal(to_subpatches(tokens[..., None], dynamics)[..., 0], subpatches)
 
 
-def test_rollouts_that_cannot_be_are_refused(make_dynamics: Build) -> None:
+def test_invalid_inputs_are_refused(make_dynamics: Build) -> None:
     inputs = draw_inputs(make_dynamics(), start=3, rows=5)
     with pytest.raises(
         ValueError, match=r"^`actions` needs at least 3 rows for 3 context frames, got 2\.$"

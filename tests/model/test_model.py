@@ -88,7 +88,7 @@ def test_saving_again_keeps_the_monitor_and_the_card(make_model: Build, saved: P
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
-def test_whoever_may_read_the_config_may_read_the_weights(saved: Path) -> None:
+def test_all_files_have_the_permissions_of_the_config(saved: Path) -> None:
     files = [path for path in saved.rglob("*") if path.is_file()]
     assert len(files) == 5
     assert {path.stat().st_mode for path in files} == {(saved / "config.json").stat().st_mode}
@@ -152,8 +152,8 @@ def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda c: c.update(format=99), r"cannot be read: `format` must be 1, got 99; made by"),
-        (lambda c: c.pop("format"), r"cannot be read: `format` must be 1, got None; made by"),
+        (lambda c: c.update(format=99), r"cannot be read: `format` must be 1, got 99; the"),
+        (lambda c: c.pop("format"), r"cannot be read: `format` must be 1, got None; the"),
         (lambda c: c.pop("dynamics"), r"lacks 'dynamics'\.$"),
         (lambda c: c["action_spec"].pop("scale"), r"lacks 'scale'\.$"),
         (lambda c: c["dynamics"].update(depth=4), r"cannot be read: .*'depth'\.$"),
@@ -161,7 +161,7 @@ def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
         (lambda c: c["dynamics"].update(heads=3), r"`dim` must be an even multiple of `heads`"),
     ],
 )
-def test_a_config_of_something_else_is_refused_in_one_line(
+def test_an_invalid_config_is_refused_in_one_line(
     saved: Path, change: Callable[[dict[str, Any]], object], reason: str
 ) -> None:
     edit_config(saved, change)
@@ -212,7 +212,7 @@ def test_missing_weights_and_a_missing_tokenizer_are_refused(saved: Path, tmp_pa
     ("change", "reason"),
     [
         (lambda w: w.pop("dynamics.final.bias"), r"dynamics\.final\.bias is missing"),
-        (lambda w: w.update(extra=torch.zeros(1)), r"extra has no place"),
+        (lambda w: w.update(extra=torch.zeros(1)), r"extra is unexpected"),
         (
             lambda w: w.update({"dynamics.final.bias": torch.zeros(3)}),
             r"dynamics\.final\.bias has shape \(3,\) instead of \(2,\)",
@@ -235,7 +235,7 @@ def test_a_tokenizer_of_another_model_is_refused(saved: Path) -> None:
     Tokenizer.from_config(other).save(saved / "tokenizer")
     message = (
         "`tokenizer` makes latents of (4, 4, 4) (channels, height, width) from frames of (16, 16) "
-        "pixels; the dynamics was made for (2, 4, 4)."
+        "pixels; the dynamics network expects (2, 4, 4)."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         WorldModel.load(saved)

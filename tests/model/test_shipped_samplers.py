@@ -1,4 +1,4 @@
-"""Every sampler runs on the shipped checkpoint and imagines about the same frame."""
+"""All samplers give about the same frame with the shipped checkpoint."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def shipped() -> WorldModel:
 
 
 def next_frame(model: WorldModel, sampling: Sampling, seeds: tuple[int, ...] = (0, 1)) -> Tensor:
-    """The frame after three of a picture that stands still."""
+    """Imagined frame after three frames of a still video."""
     generator = Generator().manual_seed(0)
     picture = torch.rand((1, 1, 8, 8, 3), generator=generator).mul(255).byte()
     frames = picture.repeat_interleave(8, 2).repeat_interleave(8, 3).repeat(3, 1, 1, 1, 1)
@@ -27,7 +27,9 @@ def next_frame(model: WorldModel, sampling: Sampling, seeds: tuple[int, ...] = (
 @pytest.mark.parametrize("method", METHODS)
 def test_one_to_sixteen_steps_of_every_method(shipped: WorldModel, method: str) -> None:
     single = next_frame(shipped, Sampling(method=method))
-    assert torch.equal(single, next_frame(shipped, shipped.sampling))  # one step is one step
+    assert torch.equal(
+        single, next_frame(shipped, shipped.sampling)
+    )  # with one step, all methods agree
     for num_steps in (2, 3, 5, 16):
         latents = next_frame(shipped, Sampling(method=method, num_steps=num_steps))
         assert latents.isfinite().all()

@@ -1,4 +1,4 @@
-"""Several cameras: order does not matter, and what a missing one holds is never seen."""
+"""Several cameras: their order does not matter, and missing views are ignored."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +24,7 @@ def all_at_once(dynamics: Dynamics, inputs: FrameInputs) -> Estimate:
 
 
 def some_missing(inputs: FrameInputs) -> Tensor:
-    """Every frame keeps a view: of two batches of frames, each lacks another one now and then."""
+    """Random view mask with at least one view in every frame."""
     view_mask = torch.rand(inputs.noisy.shape[:3], generator=Generator().manual_seed(1)) > 0.4
     view_mask[..., 0] |= ~view_mask.any(-1)
     assert 0.3 < view_mask.float().mean() < 0.9
@@ -38,7 +38,7 @@ def by_view(dynamics: Dynamics, features: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("junk", [0.0, 1e4, torch.nan, torch.inf])
 @torch.no_grad()
-def test_what_a_missing_view_holds_changes_no_other(
+def test_the_values_of_a_missing_view_do_not_matter(
     make_dynamics: Build, junk: float, draw_inputs: DrawInputs
 ) -> None:
     dynamics = make_dynamics(views=3)
@@ -66,16 +66,16 @@ def test_nan_in_a_missing_view_reaches_no_gradient(
     estimate = all_at_once(dynamics, replace(inputs, noisy=noisy, view_valid=view_mask))
     estimate.correction[view_mask].square().mean().backward()
     gradients = {name: p.grad for name, p in dynamics.named_parameters()}
-    # View 1 of the first row is looked at by nobody, so what stands in for it learns nothing.
+    # No token attends to view 1 of the first row, so its `missing` embedding has no gradient.
     assert torch.equal(gradients.pop("missing"), torch.zeros(16))
     assert all(g is not None and g.isfinite().all() for g in gradients.values())
 
 
 @torch.no_grad()
-def test_a_view_that_is_never_there_is_as_good_as_none(
+def test_a_view_that_is_always_missing_equals_a_network_without_it(
     make_dynamics: Build, draw_inputs: DrawInputs
 ) -> None:
-    """Two views of three against a network of two views with the same weights."""
+    """Two of three views equal a network of two views with the same weights."""
     three, two = make_dynamics(views=3), make_dynamics(views=2)
     state = three.state_dict()
     state["view"] = state["view"][:2]
@@ -86,7 +86,7 @@ def test_a_view_that_is_never_there_is_as_good_as_none(
     fewer = replace(inputs, noisy=inputs.noisy[:, :, :2], previous=inputs.previous[:, :, :2])
     torch.testing.assert_close(masked, all_at_once(two, fewer).clean, atol=1e-5, rtol=0)
     whole = all_at_once(three, inputs).clean[:, :, :2]
-    assert (whole - masked).abs().max() > 1e-2  # a view that is there does matter
+    assert (whole - masked).abs().max() > 1e-2  # a present view matters
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -114,7 +114,7 @@ def test_the_order_of_views_does_not_matter(
 
 
 @torch.no_grad()
-def test_views_that_come_and_go_do_not_disturb_the_cache(
+def test_the_cache_is_exact_with_changing_view_masks(
     make_dynamics: Build, draw_inputs: DrawInputs
 ) -> None:
     dynamics = make_dynamics(views=3, context=3)
@@ -151,8 +151,8 @@ def three_views(make_model: Model) -> tuple[WorldModel, Tensor]:
 
 
 @torch.no_grad()
-def test_rollouts_never_see_a_missing_camera(make_model: Model) -> None:
-    """View 1 of row 0 is gone for good, view 2 of row 1 was missing in the first frame only."""
+def test_rollouts_ignore_missing_cameras(make_model: Model) -> None:
+    """View 1 is missing in all frames of row 0, view 2 in the first frame of row 1."""
     model, context = three_views(make_model)
     view_mask = torch.ones(2, 3, 3, dtype=torch.bool)
     view_mask[0, :, 1] = view_mask[1, 0, 2] = False
@@ -174,7 +174,7 @@ def test_rollouts_never_see_a_missing_camera(make_model: Model) -> None:
 
 
 @torch.no_grad()
-def test_a_mask_that_hides_nothing_changes_nothing(make_model: Model) -> None:
+def test_a_view_mask_of_all_true_changes_nothing(make_model: Model) -> None:
     model, context = three_views(make_model)
     unmasked, masked = (
         roll(model, context, view_mask)

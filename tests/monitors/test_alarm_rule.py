@@ -67,6 +67,33 @@ def alarm_rule() -> AlarmRule:
     return AlarmRule(CONFIG).fit(episodes(rng, 99), reference=episodes(rng, 60))
 
 
+def test_no_episode_sets_both_a_scale_and_a_threshold() -> None:
+    """Of 60 calibration episodes every third sets scales; of 19 none is spared."""
+    rng = np.random.default_rng(3)
+    calibration, reference = episodes(rng, 60), episodes(rng, 6)
+    alarm_rule = AlarmRule(CONFIG).fit(calibration, reference=reference)
+    rest = [episode for i, episode in enumerate(calibration) if i % 3]
+    maxima = [alarm_rule.alarm_score(alarm_rule.scores(e)).max() for e in rest]
+    np.testing.assert_allclose(alarm_rule.maxima_, maxima)
+    few = AlarmRule(CONFIG).fit(calibration[:19], reference=reference)
+    assert (alarm_rule.num_calibration_, few.num_calibration_) == (40, 19)
+
+
+def test_scales_from_the_reference_are_those_of_episodes_a_channel_has_not_seen() -> None:
+    """20 monitors, 10 new episodes each, seed 0: half exceed the centre, or fewer, as channels of
+    half the reference find everything odder. Scored by channels of their own half: 0.88 and 1.
+    """
+    rng = np.random.default_rng(0)
+    above: dict[str, list[bool]] = {"appearance": [], "region": []}
+    for _ in range(20):
+        alarm_rule = AlarmRule(CONFIG).fit(episodes(rng, 19), reference=episodes(rng, 6))
+        for scores in map(alarm_rule.scores, episodes(rng, 10)):
+            for name, found in above.items():
+                found.append(scores[name].max() > alarm_rule.scales_[name].centre)
+    for name, found in above.items():
+        assert 0.05 < np.mean(found) < 0.5, name
+
+
 def without(episode: EpisodeSignals, *, features: bool, confidence: bool) -> EpisodeSignals:
     return EpisodeSignals(
         pooled=None if features else episode.pooled,

@@ -43,7 +43,7 @@ def table(num_positions: int) -> tuple[Tensor, Tensor]:
     return rotary_table(angles.cos(), angles.sin())
 
 
-def test_the_gelu_of_rollouts_is_pytorchs() -> None:
+def test_gelu_in_place_equals_pytorch() -> None:
     x = torch.linspace(-12, 12, 10_001)
     torch.testing.assert_close(
         gelu_in_place(x.clone()), F.gelu(x, approximate="tanh"), atol=2e-6, rtol=0
@@ -51,18 +51,18 @@ def test_the_gelu_of_rollouts_is_pytorchs() -> None:
 
 
 @pytest.mark.parametrize("tokens", [3, ROWS, ROWS + 1, 3 * ROWS])
-def test_a_perceptron_in_parts_is_the_perceptron(tokens: int) -> None:
-    """With a gradient it is computed at once, without one in parts and with our own GELU."""
+def test_the_mlp_does_not_depend_on_chunking(tokens: int) -> None:
+    """With gradients it is one call; without, chunks with our own GELU."""
     x = draw(2, 1, tokens, DIM)
     kept = x.clone()
     whole = perceptron(x, weights()).detach()
     with torch.no_grad():
         parts = perceptron(x, weights())
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
-    assert torch.equal(x, kept)  # what may be overwritten is not the input
+    assert torch.equal(x, kept)  # the input is not overwritten
 
 
-def test_the_norm_of_one_frame_is_that_of_many() -> None:
+def test_modulated_norm_of_one_frame_equals_its_row_of_a_batch() -> None:
     x, shift, gain = draw(3, 2, 5, DIM), draw(3, 2, 1, DIM, seed=1), draw(3, 2, 1, DIM, seed=2)
     many = modulated_norm(x, shift, gain)
     one = modulated_norm(x[1:2, 1:], shift[1:2, 1:], gain[1:2, 1:])
@@ -71,7 +71,7 @@ def test_the_norm_of_one_frame_is_that_of_many() -> None:
     torch.testing.assert_close(many, plain, atol=1e-5, rtol=0)
 
 
-def test_laying_out_weights_changes_no_value_and_no_name() -> None:
+def test_the_inference_layout_keeps_names_and_values() -> None:
     block = make_block(SpatialBlock)
     before = {name: value.clone() for name, value in block.state_dict().items()}
     lay_out_for_inference(block)
@@ -82,12 +82,12 @@ def test_laying_out_weights_changes_no_value_and_no_name() -> None:
     assert block.mlp[0].weight.t().is_contiguous()
     pointers = [p.data_ptr() for p in block.parameters()]
     lay_out_for_inference(block)
-    assert [p.data_ptr() for p in block.parameters()] == pointers  # once is enough
+    assert [p.data_ptr() for p in block.parameters()] == pointers  # the second call copies nothing
 
 
 @torch.no_grad()
-def test_frames_written_two_at_a_time_are_those_written_one_by_one() -> None:
-    """Frame by frame, in pairs once the cache has begun, and all at once without a cache."""
+def test_the_cache_does_not_depend_on_how_frames_are_grouped() -> None:
+    """Frame by frame, in pairs, and all at once without a cache."""
     block = make_block(TemporalBlock)
     assert isinstance(block, TemporalBlock)
     x, modulation = draw(2, 6, 3, DIM), tuple(draw(2, 6, 1, DIM, seed=s) for s in range(6))
@@ -114,7 +114,7 @@ def test_frames_written_two_at_a_time_are_those_written_one_by_one() -> None:
 
 
 @torch.no_grad()
-def test_tokens_masked_out_of_a_frame_are_not_looked_at() -> None:
+def test_masked_tokens_are_not_attended_to() -> None:
     block = make_block(SpatialBlock)
     x, modulation = draw(1, 2, 4, DIM), tuple(draw(1, 2, 1, DIM, seed=s) for s in range(6))
     mask = torch.ones(2, 1, 1, 4, dtype=torch.bool)

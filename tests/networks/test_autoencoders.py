@@ -12,7 +12,7 @@ from worldmodel.networks.tokenizer import BottleneckInput, Tokenizer
 
 
 def kl(**changes: object) -> Any:
-    """Of the kind of Stable Diffusion 1 and 2."""
+    """Autoencoder like that of Stable Diffusion 1 and 2."""
     config: dict[str, object] = {
         "block_out_channels": (4, 8),
         "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -25,13 +25,13 @@ def kl(**changes: object) -> Any:
 
 
 def kl_of_16_channels() -> Any:
-    """Of the kind of Stable Diffusion 3."""
+    """Autoencoder like that of Stable Diffusion 3."""
     bare = {"use_quant_conv": False, "use_post_quant_conv": False}
     return kl(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609, **bare)
 
 
 def temporal_decoder() -> Any:
-    """Of the kind of Stable Video Diffusion; its group norms want multiples of 32."""
+    """Autoencoder like that of Stable Video Diffusion; group norms need multiples of 32."""
     return diffusers.AutoencoderKLTemporalDecoder(
         down_block_types=("DownEncoderBlock2D",) * 2,
         block_out_channels=(32, 32),
@@ -50,7 +50,7 @@ def tiny() -> Any:
 
 
 def dc() -> Any:
-    """With attention in the deeper block, as the published ones have."""
+    """With attention in the deeper block, like the published ones."""
     blocks = ("ResBlock", "EfficientViTBlock")
     return diffusers.AutoencoderDC(
         latent_channels=4,
@@ -84,7 +84,7 @@ def cosmos(patch: int = 2, ratio: int = 4) -> Any:
 
 
 def wan() -> Any:
-    """Of the kind of Wan 2.1; its `scale_factor_spatial` says 8, its layers do 4."""
+    """Autoencoder like that of Wan 2.1; `scale_factor_spatial` is 8 but its stride is 4."""
     return diffusers.AutoencoderKLWan(
         base_dim=4,
         z_dim=4,
@@ -97,7 +97,7 @@ def wan() -> Any:
 
 
 def wan_on_patches() -> Any:
-    """Of the kind of Wan 2.2: residual, and on patches of 2 x 2 pixels."""
+    """Autoencoder like that of Wan 2.2: residual, with patches of 2 x 2 pixels."""
     return diffusers.AutoencoderKLWan(
         base_dim=4,
         decoder_base_dim=8,
@@ -125,12 +125,12 @@ MADE: dict[str, tuple[Callable[[], Any], int, int]] = {
     "Wan 2.1": (wan, 4, 4),
     "Wan 2.2": (wan_on_patches, 6, 8),
 }
-"""Name -> how to build it, its latent channels and its stride, as counted by hand."""
+"""Name -> constructor, latent channels and stride, counted by hand."""
 every_autoencoder = pytest.mark.parametrize("name", MADE)
 
 
 def made(name: str, folder: Path) -> Tokenizer:
-    """Built from config, saved by diffusers, loaded by us."""
+    """Tokenizer built from a config, saved by diffusers and loaded by us."""
     torch.manual_seed(0)
     MADE[name][0]().eval().save_pretrained(folder)
     return Tokenizer.from_pretrained(folder)
@@ -141,7 +141,7 @@ def draw_frames(count: int = 3, height: int = 16, width: int = 24, seed: int = 0
     return 2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 1
 
 
-def test_every_kind_is_tried() -> None:
+def test_every_kind_is_tested() -> None:
     assert {type(make()).__name__ for make, _, _ in MADE.values()} == set(KINDS)
 
 
@@ -159,7 +159,7 @@ def test_latents_have_the_shape_that_channels_and_stride_say(name: str, tmp_path
 
 @every_autoencoder
 @torch.no_grad()
-def test_a_frame_does_not_see_the_others_of_its_batch(name: str, tmp_path: Path) -> None:
+def test_frames_of_a_batch_are_independent(name: str, tmp_path: Path) -> None:
     tokenizer, frames = made(name, tmp_path), draw_frames()
     latents = tokenizer.encode(frames)
     assert torch.equal(tokenizer.encode(frames), latents)  # the mode, not a draw
@@ -171,8 +171,8 @@ def test_a_frame_does_not_see_the_others_of_its_batch(name: str, tmp_path: Path)
 
 @every_autoencoder
 @torch.no_grad()
-def test_a_frame_is_what_the_autoencoder_itself_makes_of_it(name: str, tmp_path: Path) -> None:
-    """Called as the class's own pipelines call it, for a picture or a clip of one frame."""
+def test_latents_equal_those_of_the_autoencoder(name: str, tmp_path: Path) -> None:
+    """The autoencoder is called as in diffusers' pipelines, for an image or a clip of one frame."""
     tokenizer, frame = made(name, tmp_path), draw_frames(1)
     autoencoder = tokenizer.autoencoder
     if "KL" in type(autoencoder).__name__:
@@ -190,7 +190,7 @@ def test_a_frame_is_what_the_autoencoder_itself_makes_of_it(name: str, tmp_path:
 
 @every_autoencoder
 @torch.no_grad()
-def test_what_comes_before_the_latents_is_the_input_of_the_last_convolution(
+def test_bottleneck_features_are_the_input_of_the_last_convolution(
     name: str, tmp_path: Path
 ) -> None:
     tokenizer, frames = made(name, tmp_path), draw_frames()
@@ -204,12 +204,12 @@ def test_what_comes_before_the_latents_is_the_input_of_the_last_convolution(
     features = BottleneckInput(tokenizer)(frames)
     assert features.shape[-2:] == before.shape[-2:]
     torch.testing.assert_close(features, seen[0].reshape(features.shape))
-    torch.testing.assert_close(tokenizer.encode(frames), before)  # it is left whole
+    torch.testing.assert_close(tokenizer.encode(frames), before)  # the tokenizer is unchanged
 
 
 @every_autoencoder
 @torch.no_grad()
-def test_whitening_is_fitted_saved_and_read_again(name: str, tmp_path: Path) -> None:
+def test_whitening_survives_saving_and_loading(name: str, tmp_path: Path) -> None:
     tokenizer, frames = made(name, tmp_path / "made"), draw_frames(4)
     tokenizer.fit_whitening(frames.split(1))
     latents = tokenizer.encode(frames)
@@ -261,7 +261,7 @@ def test_statistics_and_scale_go_together() -> None:
         ({"scaling_factor": 0.0}, "positive `scaling_factor` and .*, got 0.0 and None"),
     ],
 )
-def test_statistics_that_make_no_sense_are_refused(
+def test_invalid_statistics_are_refused(
     changes: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     kl(**changes).save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""The published network and its rollout, held against a plain statement of both."""
+"""C3 network and rollout, compared with a plain reference implementation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,14 +22,14 @@ Make = Callable[..., tuple[PlainDiT, C3Network]]
 
 @pytest.fixture
 def both(tmp_path: Path) -> Make:
-    """`both(confidence_layers, rotary)`: a plain network, and what is imported of its file."""
+    """`both(confidence_layers, rotary)`: a plain network and its import."""
 
     def make(
         confidence_layers: int = 1, rotary: tuple[str, str] = ("standard", "standard")
     ) -> tuple[PlainDiT, C3Network]:
         config = replace(SMALL, confidence_layers=confidence_layers, rotary=rotary)
         plain = PlainDiT(config).randomize(seed=1)
-        if confidence_layers:  # so that the error level matters as it would after training
+        if confidence_layers:  # so that the error level has an effect, as after training
             plain.err_thresh_mlp.requires_grad_(False)[0].weight *= 30
         torch.save(plain.state_dict(), tmp_path / "plain.pt")
         imported = load_c3(
@@ -43,7 +43,7 @@ def both(tmp_path: Path) -> Make:
 
 @dataclass(frozen=True)
 class Case:
-    """A rollout of ten frames in the publications' axes."""
+    """Inputs of a rollout of ten frames, in the publications' axes."""
 
     context: Tensor
     actions: Tensor
@@ -76,7 +76,7 @@ def theirs(latents: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("confidence_layers", [0, 1, 2])
 @pytest.mark.parametrize("rotary", ROTARY)
-def test_a_forward_pass_is_that_of_the_publication(
+def test_a_forward_pass_equals_the_plain_network(
     both: Make, rotary: str, confidence_layers: int
 ) -> None:
     plain, imported = both(confidence_layers, (rotary, rotary))
@@ -106,10 +106,10 @@ def test_a_forward_pass_is_that_of_the_publication(
         (("standard", "legacy"), 0, WINDOW),
     ],
 )
-def test_a_rollout_is_that_of_the_publication(
+def test_a_rollout_equals_the_plain_rollout(
     both: Make, rotary: tuple[str, str], confidence_layers: int, start: int
 ) -> None:
-    """Ten frames in ten steps each, so that the window slides, from the same noise."""
+    """Ten frames of ten steps each from the same noise, so that the window slides."""
     plain, imported = both(confidence_layers, rotary)
     case = Case.draw(start)
     latents, stated = plain_rollout(
@@ -122,7 +122,7 @@ def test_a_rollout_is_that_of_the_publication(
         assert stated.std() > 0.05
 
 
-def test_the_action_of_the_first_frame_is_seen(both: Make) -> None:
+def test_the_action_of_the_first_frame_is_used(both: Make) -> None:
     _, imported = both()
     case = Case.draw(start=1, frames=2)
     changed = replace(case, actions=case.actions.clone())
@@ -130,7 +130,7 @@ def test_the_action_of_the_first_frame_is_seen(both: Make) -> None:
     assert not torch.allclose(case.imagine(imported)[0], changed.imagine(imported)[0], atol=1e-3)
 
 
-def test_several_error_levels_at_once_are_each_alone(both: Make) -> None:
+def test_several_error_levels_at_once_equal_single_ones(both: Make) -> None:
     _, imported = both(2)
     case, levels = Case.draw(start=2, frames=5), (0.1, 0.5, 1.0)
     latents, together = case.imagine(imported, epsilon=levels)
@@ -142,7 +142,7 @@ def test_several_error_levels_at_once_are_each_alone(both: Make) -> None:
 
 
 @pytest.mark.parametrize(("confidence_layers", "epsilon"), [(0, (0.3, 0.5)), (1, ())])
-def test_nothing_is_stated_without_a_head_or_a_question(
+def test_there_is_no_confidence_without_a_head_or_epsilon(
     both: Make, confidence_layers: int, epsilon: tuple[float, ...]
 ) -> None:
     _, imported = both(confidence_layers)
@@ -221,7 +221,7 @@ def test_inputs_that_do_not_fit_are_refused(
         replace(Case.draw(start=2), **change).imagine(imported)
 
 
-def test_a_network_knows_one_size_of_frames(both: Make) -> None:
+def test_frames_of_another_size_are_refused(both: Make) -> None:
     _, imported = both(0)
     frames, times = torch.zeros(1, 1, 1, CHANNELS, HEIGHT, 8), torch.zeros(1, 1)
     with pytest.raises(ValueError, match=r"`latents` must be of \(3, 4, 6\).*got \(3, 4, 8\)"):
@@ -236,7 +236,7 @@ def test_a_network_knows_one_size_of_frames(both: Make) -> None:
         ({"num_steps": 1001}, "`num_steps` must be at most 1000"),
     ],
 )
-def test_samplers_that_the_network_does_not_have_are_refused(
+def test_unsupported_samplers_are_refused(
     both: Make, change: dict[str, object], match: str
 ) -> None:
     _, imported = both(0)

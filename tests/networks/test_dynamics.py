@@ -49,7 +49,7 @@ def test_editing_a_frame_changes_nothing_before_it(
 
 
 @torch.no_grad()
-def test_one_layer_forgets_what_left_its_window(
+def test_one_layer_does_not_depend_on_frames_outside_its_window(
     make_dynamics: Build, draw_inputs: DrawInputs
 ) -> None:
     dynamics = make_dynamics(layers=1, context=3)
@@ -64,7 +64,7 @@ def test_one_layer_forgets_what_left_its_window(
 
 @pytest.mark.parametrize("views", [1, 2])
 @torch.no_grad()
-def test_frame_by_frame_with_a_cache_is_all_at_once(
+def test_frame_by_frame_with_a_cache_equals_all_at_once(
     make_dynamics: Build, views: int, draw_inputs: DrawInputs
 ) -> None:
     dynamics = make_dynamics(views=views, context=3)
@@ -81,7 +81,7 @@ def test_frame_by_frame_with_a_cache_is_all_at_once(
 
 
 @torch.no_grad()
-def test_a_step_that_is_not_kept_leaves_the_cache_alone(
+def test_a_step_without_keep_does_not_change_the_cache(
     make_dynamics: Build, draw_inputs: DrawInputs
 ) -> None:
     dynamics = make_dynamics()
@@ -96,10 +96,10 @@ def test_a_step_that_is_not_kept_leaves_the_cache_alone(
 
 
 @torch.no_grad()
-def test_the_noisy_stream_sees_what_a_sampler_sees(
+def test_the_noisy_stream_equals_sampling_with_a_cache(
     make_dynamics: Build, draw_inputs: DrawInputs
 ) -> None:
-    """Frame t of the noisy stream against a step after a cache of the clean frames before t."""
+    """Frame t of the noisy stream equals a step after a cache of the clean frames before t."""
     dynamics = make_dynamics(context=3)
     clean, noisy = draw_inputs(dynamics, 9), draw_inputs(dynamics, 9, seed=1)
     clean = replace(clean, level=torch.zeros_like(clean.level))
@@ -145,7 +145,7 @@ def test_a_level_of_zero_returns_the_frame_itself(
 
 @torch.no_grad()
 def test_a_fresh_network_predicts_the_persistence_posterior(draw_inputs: DrawInputs) -> None:
-    """Untrained, its correction is zero: from pure noise it repeats the previous frame."""
+    """The initial correction is zero: from pure noise it repeats the previous frame."""
     dynamics = Dynamics(DynamicsConfig(channels=2, height=2, width=4, dim=16, heads=2, layers=1))
     inputs = draw_inputs(dynamics, 3)
     estimate = all_at_once(dynamics, replace(inputs, level=torch.ones_like(inputs.level)))
@@ -153,7 +153,7 @@ def test_a_fresh_network_predicts_the_persistence_posterior(draw_inputs: DrawInp
 
 
 def test_attention_for_training_equals_attention_for_inference() -> None:
-    """Plain products on the way to a gradient, PyTorch's fused kernel otherwise."""
+    """Matrix products with gradients, PyTorch's fused kernel without."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn((3, 2, 4, 6, 8), generator=generator)
     mask = window_mask(torch.arange(6), 2)

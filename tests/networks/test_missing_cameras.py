@@ -1,4 +1,4 @@
-"""Episodes that lack some of a model's cameras: from the store through training to the log."""
+"""Episodes with missing cameras: in the store, training, rollouts and the log."""
 
 import logging
 from collections.abc import Callable
@@ -30,16 +30,16 @@ from worldmodel.training.stages import FramePairs, changes_of, train
 
 Make, Model = Callable[..., Trajectory], Callable[..., WorldModel]
 BOTH = ("front", "wrist")
-SHOWN = {"a": BOTH, "b": ("front",), "c": ("wrist",), "d": BOTH}
+CAMERAS_OF = {"a": BOTH, "b": ("front",), "c": ("wrist",), "d": BOTH}
 
 
 @pytest.fixture
 def store(tmp_path: Path, make_trajectory: Make) -> ClipStore:
-    """Four episodes: two show both cameras, one lacks the wrist's, one has nothing else."""
+    """Four episodes: two have both cameras, one only the front, one only the wrist camera."""
     store = ClipStore.create(
         tmp_path / "data.zarr", cameras=BOTH, action_spec=CANONICAL, rate_hz=5.0, encoding="raw"
     )
-    for seed, (name, cameras) in enumerate(SHOWN.items()):
+    for seed, (name, cameras) in enumerate(CAMERAS_OF.items()):
         store.add(make_trajectory(name, 8, seed, cameras=cameras))
     return store
 
@@ -51,9 +51,9 @@ def model(make_model: Model) -> WorldModel:
     return model
 
 
-def test_a_store_keeps_what_an_episode_shows(store: ClipStore, make_trajectory: Make) -> None:
+def test_a_store_keeps_the_cameras_of_each_episode(store: ClipStore, make_trajectory: Make) -> None:
     again = ClipStore.open(store.path)
-    assert {name: tuple(again.episode(name).frames) for name in again.episode_ids} == SHOWN
+    assert {name: tuple(again.episode(name).frames) for name in again.episode_ids} == CAMERAS_OF
     clips = ClipDataset(again, cameras=BOTH, num_frames=8)
     views = [clip.view_valid.tolist() for clip in clips]
     assert views == [[True, True], [True, False], [False, True], [True, True]]
@@ -65,7 +65,7 @@ def test_a_store_keeps_what_an_episode_shows(store: ClipStore, make_trajectory: 
         again.add(make_trajectory("e", 4, 0, cameras=("top",)))
 
 
-def test_the_tokenizer_learns_from_pictures_that_are_there(store: ClipStore) -> None:
+def test_the_tokenizer_trains_only_on_existing_images(store: ClipStore) -> None:
     pairs = FramePairs(store, store.episode_ids, BOTH, 3)
     with pytest.raises(ValueError, match=r"Episode 'c' shows none of the cameras \['front'\]"):
         FramePairs(store, store.episode_ids, ("front",), 3)
@@ -104,11 +104,11 @@ def draw_batch() -> LatentBatch:
     )
 
 
-def test_losses_leave_missing_cameras_out(model: WorldModel) -> None:
+def test_losses_ignore_missing_cameras(model: WorldModel) -> None:
     batch = draw_batch()
     assert batch.view_valid is not None
-    gone = ~batch.view_valid[..., None, None, None]
-    junk = replace(batch, latents=batch.latents + 50 * gone)
+    missing = ~batch.view_valid[..., None, None, None]
+    junk = replace(batch, latents=batch.latents + 50 * missing)
     dynamics = DynamicsObjective(model.dynamics, own_context=0.5, passes=2)
     confidence = ConfidenceObjective(model, longest_start=2)
     for objective in (dynamics, confidence):
@@ -124,7 +124,7 @@ def test_losses_leave_missing_cameras_out(model: WorldModel) -> None:
         assert whole.item() != objective(batch, step_randomness(0))[0].item()
 
 
-def test_a_model_is_trained_on_cameras_that_come_and_go(
+def test_a_model_trains_on_episodes_with_different_cameras(
     store: ClipStore, micro: Preset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(PRESETS, "two", replace(micro, cameras=2, shares=(0.5, 0.5)))
@@ -138,9 +138,7 @@ def test_a_model_is_trained_on_cameras_that_come_and_go(
     assert rollouts[0].imagined[2:, 1].std() > 0
 
 
-def test_reliability_counts_only_cameras_that_are_there(
-    store: ClipStore, model: WorldModel
-) -> None:
+def test_reliability_counts_only_existing_cameras(store: ClipStore, model: WorldModel) -> None:
     episodes = encode_store(model, store, store.episode_ids)
     whole, partial = roll_out(model, episodes[:2], start=2, horizon=6)
     assert (partial.confidence[:, 1] == 1).all()
@@ -154,9 +152,7 @@ def test_reliability_counts_only_cameras_that_are_there(
     assert counts == [2 * 32, 32]  # two views of 2 x 4 x 4 subpatches, and one
 
 
-def test_logs_say_which_cameras_were_there(
-    store: ClipStore, model: WorldModel, tmp_path: Path
-) -> None:
+def test_logs_store_the_view_mask(store: ClipStore, model: WorldModel, tmp_path: Path) -> None:
     episodes = [load_episode(model, store.episode(name), BOTH) for name in ("a", "b")]
     rollouts = roll_out(model, [e.batch for e in episodes], start=2, horizon=6)
     log = RolloutLog.create(tmp_path / "log.zarr")

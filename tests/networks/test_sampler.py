@@ -23,12 +23,12 @@ def posterior_mean(schedule: Schedule) -> Denoise:
 
 
 def network(x: Tensor, level: float) -> Tensor:
-    """Any nonlinear function of both, standing for a network."""
+    """Nonlinear function of both arguments, in place of a network."""
     return torch.tanh(2 * x + level) - 0.3 * x
 
 
 def transported(noise: Tensor) -> Tensor:
-    """Where the exact flow takes noise: x_s has mean (1 - s) m and deviation √((1-s)² d² + s²)."""
+    """Exact flow of noise to data: x_s has mean (1 - s) m and std √((1-s)² d² + s²)."""
     return MEAN + DEVIATION * noise
 
 
@@ -50,7 +50,7 @@ def test_one_step_is_the_posterior_mean(method: str) -> None:
 
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
 def test_many_steps_reach_the_exact_flow_at_their_order(method: str, order: int) -> None:
-    """Halving the step divides the error by 2 to the order."""
+    """Halving the step size divides the error by 2 ** order."""
     noise = torch.linspace(-3, 3, 13, dtype=torch.float64)
     errors = []
     for num_steps in (64, 128, 256):
@@ -76,7 +76,7 @@ def test_samples_have_the_distribution_of_the_data(schedule: Schedule, eta: floa
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5, 16])
-def test_euler_is_that_of_diffusers(num_steps: int) -> None:
+def test_euler_equals_diffusers(num_steps: int) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(sigmas=Flow().levels(num_steps)[:-1])
     x = noise = draw_noise(3, 4)
@@ -87,8 +87,8 @@ def test_euler_is_that_of_diffusers(num_steps: int) -> None:
     torch.testing.assert_close(ours, x, atol=1e-5, rtol=0)
 
 
-def test_heun_is_that_of_diffusers() -> None:
-    """Diffusers spaces the levels in its own way; both take the same ones."""
+def test_heun_equals_diffusers() -> None:
+    """Diffusers spaces noise levels differently; with 5 steps of 5 they agree."""
     scheduler = FlowMatchHeunDiscreteScheduler(num_train_timesteps=5)
     scheduler.set_timesteps(5)
     levels = Flow().levels(5)
@@ -103,7 +103,7 @@ def test_heun_is_that_of_diffusers() -> None:
 
 @pytest.mark.parametrize("num_steps", [1, 10, 50])
 @pytest.mark.parametrize("eta", [0.0, 0.7])
-def test_ddim_is_that_of_diffusers(num_steps: int, eta: float) -> None:
+def test_ddim_equals_diffusers(num_steps: int, eta: float) -> None:
     schedule = SigmoidDiffusion()
     cumulative = schedule.alphas_cumprod
     betas = 1 - cumulative / torch.cat((torch.ones(1), cumulative[:-1]))
@@ -151,7 +151,7 @@ def test_levels_are_visited_once_each_from_noise_down() -> None:
         ({"window": "half"}, r"^`window` must be \"exact\" or \"stale\", got 'half'\.$"),
     ],
 )
-def test_impossible_samplings_are_refused(options: dict[str, object], message: str) -> None:
+def test_invalid_configs_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sampling(**options)  # type: ignore[arg-type]
 

@@ -59,7 +59,7 @@ def test_a_head_with_familiarity_is_shown_what_is_familiar(
 
 def test_a_stage_needs_those_before_it(store: ClipStore, tmp_path: Path) -> None:
     train(store, "micro", tmp_path / "run", stage="tokenizer")
-    with pytest.raises(ValueError, match="is half trained: stage 'dynamics' is missing"):
+    with pytest.raises(ValueError, match="is not fully trained: stage 'dynamics' is missing"):
         train(store, "micro", tmp_path / "run", stage="confidence")
 
 

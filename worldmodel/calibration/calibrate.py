@@ -1,4 +1,4 @@
-"""Which episodes calibrate a model, how well it is calibrated, and where the result is kept."""
+"""Calibration of a model: monitor, recalibration, gate, and the figures of the calibration."""
 
 from __future__ import annotations
 
@@ -22,32 +22,33 @@ from worldmodel.rollouts.recalibrate import cross_fitted, fit_recalibration
 from worldmodel.rollouts.reliability import calibration_table
 
 GATE_REFERENCE = 60
-"""About so many of them are imagined for the gate, which looks at confidence alone."""
+"""Approximate number of reference episodes for the gate, which needs only their confidence."""
 
 
 def monitor_config(
     num_episodes: int, alpha: float | None, delta: float | None = None
 ) -> MonitorConfig:
-    """Alarm rates for so many calibration episodes.
+    """Alarm rates that a number of calibration episodes supports.
 
     Args:
         num_episodes: Calibration episodes.
-        alpha: Chance of any alarm in a nominal episode; None is 0.05, or the least they support.
-        delta: Share of calibration sets that may give a higher chance than that; None: it is kept
-            on average over them.
+        alpha: Probability of any alarm in a nominal episode; None: 0.05, or the lowest supported
+            rate.
+        delta: Fraction of calibration sets for which that probability may be higher; None: it holds
+            on average over calibration sets.
 
     Raises:
-        ValueError: if they do not support `alpha`.
+        ValueError: Too few episodes for `alpha`.
     """
-    asked = MonitorConfig(delta=delta).alpha_notice if alpha is None else alpha
-    needed = episodes_needed(asked, delta)
+    requested = MonitorConfig(delta=delta).alpha_notice if alpha is None else alpha
+    needed = episodes_needed(requested, delta)
     supported = MonitorConfig.for_episodes(num_episodes, delta=delta)
     if alpha is None:
         return supported
     if num_episodes < needed:
-        promise = f"`alpha`={alpha:g}" + ("" if delta is None else f" with `delta`={delta:g}")
+        guarantee = f"`alpha`={alpha:g}" + ("" if delta is None else f" with `delta`={delta:g}")
         raise ValueError(
-            f"{promise} needs {needed} calibration episodes, got {num_episodes}, which support "
+            f"{guarantee} needs {needed} calibration episodes, got {num_episodes}, which support "
             f"{smallest_alpha(num_episodes, delta):.3g} at best."
         )
     return replace(
@@ -60,14 +61,15 @@ def monitor_config(
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """What calibration learned, and how well the confidence held."""
+    """Calibration, gate, and the measured reliability of the confidence."""
 
     calibration: Calibration
     gate: Gate
     tables: dict[str, dict[int, CalibrationSummary]]
-    """"as stated" and, with two or more episodes, "recalibrated" (cross-fitted): per horizon."""
+    """Figures per horizon: "as stated" and, with two or more episodes, "recalibrated"
+    (cross-fitted)."""
     trusted: list[TrustedShare]
-    """One per share of `RISKS`."""
+    """One entry per risk of `RISKS`."""
 
 
 def calibrate(
@@ -79,27 +81,34 @@ def calibrate(
     method: str = "isotonic",
     metadata: MonitorMetadata | None = None,
 ) -> CalibrationResult:
-    """Fit monitor, recalibration (of the kind `method`) and gate to the episodes of a plan.
+    """Fit the monitor, the recalibration and the gate to the episodes of a plan.
 
-    `metadata` says what hash the model has, and how long the calibration is good; None: for ever.
+    Args:
+        model: The world model.
+        plan: Calibration and reference episodes.
+        config: Alarm rates.
+        horizon: Longest horizon of the recalibration, in frames.
+        method: Kind of recalibration.
+        metadata: Hash of the model and expiry date; None: no hash and no expiry.
 
     Raises:
-        ValueError: frames of other proportions than the model's, at which the monitor would stop.
+        ValueError: The frames have another aspect ratio than the model's: the monitor would stop on
+            every frame.
     """
     held_out = load_named(model, plan.data, plan.calibration)
     if unstretched(held_out[0]) is not held_out[0].frames:
         raise ValueError(
-            f"Frames of {plan.data.path} have other proportions than the model's, so the monitor "
-            "would stop at every one; calibrate on frames like those it was trained on."
+            f"Frames of {plan.data.path} have another aspect ratio than the model's, so the "
+            "monitor would stop on every frame; calibrate on frames like the training frames."
         )
-    familiar = load_named(model, plan.reference_data, plan.reference)
+    reference = load_named(model, plan.reference_data, plan.reference)
     rollouts = roll_out_all(model, held_out, horizon=horizon)
     ahead = min(horizon, WATCH_HORIZON)
     claims = partial(roll_out_all, model, horizon=ahead, start=WATCH_START)
     monitor = fit_monitor(
         model,
         list(zip(held_out, claims(held_out), strict=True)),
-        list(zip(familiar, claims(familiar), strict=True)),
+        list(zip(reference, claims(reference), strict=True)),
         config=config,
         metadata=metadata,
     )
@@ -110,7 +119,7 @@ def calibrate(
     gate = fit_gate(
         model,
         [e.batch for e in held_out],
-        [e.batch for e in familiar[:: max(1, len(familiar) // GATE_REFERENCE)]],
+        [e.batch for e in reference[:: max(1, len(reference) // GATE_REFERENCE)]],
         metadata=calibration.monitor.metadata_,
     )
     return CalibrationResult(calibration, gate, tables, trusted_shares(rollouts))

@@ -1,4 +1,4 @@
-"""A world model's monitor: features for its channels, fitted on nominal episodes, and its files."""
+"""Calibration of a world model (monitor, recalibration, gate) and its files."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ from worldmodel.rollouts.recalibrate import Curves, restored_curves
 
 LOG = logging.getLogger(__name__)
 WATCH_HORIZON = 4
-"""Frames ahead that the monitor lets the model imagine. Claims of more are too wide to be broken:
-at 16, action faults were found about ten frames later."""
+"""Frames per rollout segment for the monitor. Predictions further ahead are too uncertain to be
+violated: with 16, the monitor detected action faults about ten frames later."""
 WATCH_START = 1
-"""Real frames before the first one that it imagines: faults of the first frames count, too."""
+"""Real frames before the first imagined one: 1, to detect faults of the first frames, too."""
 RECALIBRATION = "recalibration.safetensors"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `worldmodel calibrate` learns and keeps in `<checkpoint>/monitor`."""
+    """Result of `worldmodel calibrate`, stored in `<checkpoint>/monitor`."""
 
     monitor: RuntimeMonitor
-    """Watches real frames and the model's confidence in them."""
+    """Monitor of real frames and of the model's confidence in them."""
     recalibration: Curves
-    """Curves per band of horizons and error level of `EPSILONS`, and per camera if several."""
+    """Curves per horizon band and error level of `EPSILONS`, and per camera if several."""
     horizon: int
-    """Frames ahead that the recalibration knows."""
+    """Longest horizon of the recalibration, in frames."""
     watch_horizon: int
-    """Frames imagined before what the monitor watches starts from real frames again."""
+    """Frames per rollout segment for the monitor."""
     watch_start: int = WATCH_START
-    """Real frames of an episode before the first one that is imagined for the monitor."""
+    """Real frames of an episode before the first frame that is imagined for the monitor."""
 
     def claims(
         self, model: WorldModel, episodes: Sequence[LatentBatch], *, seed: int
     ) -> list[EpisodeRollouts]:
-        """What the model claims of recorded episodes, for the monitor to check."""
+        """Rollouts of recorded episodes, for the monitor to check."""
         return roll_out(
             model, episodes, start=self.watch_start, horizon=self.watch_horizon, seed=seed
         )
 
     def save(self, folder: Path) -> None:
-        """Write everything into `folder`."""
+        """Write all files into `folder`."""
         self.monitor.save(folder)
         curves = save_arrays(self.recalibration.arrays())
         (folder / RECALIBRATION).write_bytes(curves)
@@ -75,14 +75,14 @@ class Calibration:
         """Read what `save` wrote.
 
         Args:
-            folder: Where it is.
+            folder: Folder that `save` wrote.
             model: The model to watch.
-            model_hash: The `fingerprint` of its checkpoint; None: only its tokenizer and what its
-                actions mean are compared with those the monitor was fitted for.
+            model_hash: The `fingerprint` of its checkpoint; None: only its tokenizer and its action
+                spec are compared with those the monitor was fitted for.
 
         Raises:
-            OSError: nothing there.
-            ValueError: a file is corrupt, or the monitor was fitted for another model.
+            OSError: There is no monitor in `folder`.
+            ValueError: A file is corrupt, or the monitor was fitted for another model.
         """
         monitor = RuntimeMonitor.load(
             folder,
@@ -94,7 +94,7 @@ class Calibration:
             curves = (folder / RECALIBRATION).read_bytes()
             rollouts = json.loads((folder / "rollouts.json").read_text())
             horizon, written = int(rollouts["horizon"]), rollouts.get("curves_sha256")
-            watch_horizon = int(rollouts.get("watch_horizon", horizon))  # 0.1.0 had one of both
+            watch_horizon = int(rollouts.get("watch_horizon", horizon))  # 0.1.0 had one horizon
             watch_start = int(rollouts.get("watch_start", START))
             if written not in (None, hashlib.sha256(curves).hexdigest()):
                 raise ValueError(f"{RECALIBRATION} was changed after it was written.")
@@ -107,21 +107,21 @@ class Calibration:
 
 
 RECORD = "calibration.json"
-"""What was calibrated on what, beside the monitor's own files."""
+"""Record of the calibration run, stored next to the monitor's own files."""
 
 
 def check_target(folder: Path) -> None:
-    """Refuse to replace anything but a monitor."""
+    """Raise if `folder` holds anything but a monitor."""
     if folder.is_file() or (
         folder.is_dir() and any(folder.iterdir()) and not (folder / "monitor.json").is_file()
     ):
-        raise ValueError(f"{folder} holds something that is no monitor; give another folder.")
+        raise ValueError(f"{folder} exists and is no monitor; use another folder.")
 
 
 def save_calibration(
     calibration: Calibration, gate: Gate, folder: Path, record: dict[str, Any]
 ) -> None:
-    """Write monitor, recalibration, gate and `record`, in place of earlier ones when whole."""
+    """Write monitor, recalibration, gate and `record`; replace an earlier monitor atomically."""
     check_target(folder)
     with replaced_folder(folder) as part:
         calibration.save(part)
@@ -132,32 +132,31 @@ def save_calibration(
 def load_calibration(
     model: WorldModel, checkpoint: Path, monitor: Path | None = None
 ) -> Calibration:
-    """What `worldmodel calibrate` made for a checkpoint; warns if it has gone stale since.
+    """Load the calibration of a checkpoint; warn if it is stale.
 
     Raises:
-        OSError: nothing there.
-        ValueError: a file is corrupt, or made for other weights, actions or frames.
+        OSError: There is no monitor.
+        ValueError: A file is corrupt, or was made for other weights, actions or frames.
     """
     folder, model_hash = monitor or checkpoint / "monitor", fingerprint(checkpoint)
     calibration = Calibration.load(folder, model, model_hash=model_hash)
-    made_for = MonitorMetadata(
-        model_hash=read_record(folder).get("model")
-    )  # of monitors of format 1
-    made_for.check_fits(str(folder), MonitorMetadata(model_hash=model_hash))
+    # Monitors of format 1 hold the hash of the model only in the record.
+    recorded = MonitorMetadata(model_hash=read_record(folder).get("model"))
+    recorded.check_fits(str(folder), MonitorMetadata(model_hash=model_hash))
     expected = (model.config.dynamics.views, *model.config.image_size, 3)
     if calibration.monitor.frame_shape_ != expected:
         raise ValueError(
-            f"The monitor in {folder} was made for frames of shape "
-            f"{calibration.monitor.frame_shape_}, the model makes {expected}; calibrate it for "
-            "this model."
+            f"The monitor in {folder} was fitted on frames of shape "
+            f"{calibration.monitor.frame_shape_}, but the model's frames have shape {expected}; "
+            "calibrate this model."
         )
-    if found := staleness(calibration.monitor.metadata_, calibration.monitor.today()):
-        LOG.warning("note: the monitor in %s is stale: %s", folder, found.note)
+    if evidence := staleness(calibration.monitor.metadata_, calibration.monitor.today()):
+        LOG.warning("note: the monitor in %s is stale: %s", folder, evidence.note)
     return calibration
 
 
 def read_record(monitor: Path) -> dict[str, Any]:
-    """What `worldmodel calibrate` says of its run; nothing for a monitor made in another way."""
+    """Record that `worldmodel calibrate` wrote; empty for a monitor made in another way."""
     file = monitor / RECORD
     if not file.is_file():
         return {}
@@ -169,14 +168,14 @@ def read_record(monitor: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A world model with the calibration fitted to it."""
+    """World model with its calibration."""
 
     model: WorldModel
     calibration: Calibration
     folder: Path
     """Folder of the model."""
     monitor_folder: Path
-    """Folder of monitor, recalibration and gate."""
+    """Folder of the monitor, the recalibration and the gate."""
 
     @classmethod
     def load(
@@ -189,14 +188,14 @@ class Checkpoint:
         """Load a calibrated checkpoint.
 
         Args:
-            source: Its folder, or the name of a shipped one ("tabletop").
+            source: Folder of the checkpoint, or the name of a shipped one ("tabletop").
             monitor: Folder that `worldmodel calibrate` wrote; None: `monitor` in the checkpoint.
             stages: Training stages that must be complete.
 
         Raises:
-            OSError: the model was never calibrated.
-            ValueError: no such checkpoint, one that cannot be read or is half trained, or a monitor
-                calibrated for other weights.
+            OSError: The model is not calibrated.
+            ValueError: The checkpoint does not exist, is corrupt or is only partly trained, or the
+                monitor was calibrated for other weights.
         """
         folder = checkpoint_folder(source)
         model = WorldModel.load(folder)
@@ -206,12 +205,12 @@ class Checkpoint:
 
     @cached_property
     def gate(self) -> Gate:
-        """The gate that lets a rollout count or not, read on first use."""
+        """Gate that selects the rollouts to trust, read on first use."""
         return Gate.load(self.monitor_folder / "gate", model_hash=fingerprint(self.folder))
 
 
 def load(source: str | Path, *, monitor: Path | None = None) -> Checkpoint:
-    """Load a calibrated checkpoint: `Checkpoint.load` under its short name.
+    """Load a calibrated checkpoint; short for `Checkpoint.load`.
 
     Args:
         source: Folder of the checkpoint, or the name of a shipped one ("tabletop").

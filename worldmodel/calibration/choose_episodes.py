@@ -1,4 +1,4 @@
-"""Choice of calibration episodes: held-out ones set thresholds, familiar ones are the reference."""
+"""Choice of the calibration set (held-out episodes) and the reference set (familiar episodes)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from worldmodel.rollouts.open_loop import START
 
 LOG = logging.getLogger(__name__)
 MAX_REFERENCE = 200
-"""Reference episodes used of a larger data set, evenly spaced: rare colours need many."""
+"""Maximum number of reference episodes, evenly spaced in the data set: rare colours need many."""
 
 
 def trained_on(model: WorldModel, dataset: Dataset) -> frozenset[str]:
-    """Ids of the episodes of a data set that some part of the model was trained on.
+    """Ids of the episodes of a data set that any part of the model was trained on.
 
-    The training store is known by its name, and what it was converted from by its path. A head may
-    have learned from other episodes than the model it was put on.
+    The name identifies the training store, the path identifies the data set that it was converted
+    from. The confidence head may be trained on other episodes than its base model.
     """
     seen: set[str] = set()
     provenance = model.config.provenance
@@ -37,15 +37,16 @@ def trained_on(model: WorldModel, dataset: Dataset) -> frozenset[str]:
 
 
 def long_enough(dataset: Dataset, names: Sequence[str], *, start: int = START) -> list[str]:
-    """The episodes that leave something to imagine after the first `start` frames.
+    """Episodes with more than `start` frames.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: There are none.
     """
     kept = [name for name in names if dataset.summary(name).num_frames > start]
     if names and not kept:
         raise ValueError(
-            f"No episode of {dataset.path} has more than {start} frames: nothing to imagine."
+            f"No episode of {dataset.path} has more than {start} frames, so there is nothing to "
+            "imagine; use longer episodes."
         )
     if len(kept) < len(names):
         LOG.warning(
@@ -56,7 +57,7 @@ def long_enough(dataset: Dataset, names: Sequence[str], *, start: int = START) -
 
 
 def warn_if_seen(model: WorldModel, dataset: Dataset, names: Sequence[str], monitor: Path) -> None:
-    """Warn if the model or its monitor knows some of the episodes."""
+    """Warn if the model or its monitor was fitted on some of the episodes."""
     record = read_record(monitor)
     fitted = {
         name
@@ -67,29 +68,29 @@ def warn_if_seen(model: WorldModel, dataset: Dataset, names: Sequence[str], moni
     for seen, purpose in ((trained_on(model, dataset), "train"), (fitted, "calibrate")):
         if count := len(seen & set(names)):
             LOG.warning(
-                "note: %d of these %d episodes helped to %s the model; on them it looks better.",
+                "note: %d of these %d episodes were used to %s the model; results are optimistic.",
                 count, len(names), purpose,
             )  # fmt: skip
 
 
 def untouched_episodes(model: WorldModel, dataset: Dataset) -> list[str]:
-    """Ids of the episodes that no part of the model was trained on.
+    """Ids of held-out episodes, which no part of the model was trained on.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: There are none.
     """
     seen = trained_on(model, dataset)
     names = long_enough(dataset, [name for name in dataset.episode_ids if name not in seen])
     if not names:
         raise ValueError(
-            f"{dataset.path} holds no episode that the model was not trained on; calibrate on "
-            "other episodes."
+            f"{dataset.path} holds no held-out episode: the model was trained on all of them; "
+            "calibrate on other episodes."
         )
     return names
 
 
 def reference_episodes(model: WorldModel, dataset: Dataset) -> list[str]:
-    """Ids of episodes that count as familiar: those the dynamics learned from, else all."""
+    """Ids of reference episodes: those the dynamics were trained on, or all if there are none."""
     names = list(dataset.episode_ids)
     if trained_on(model, dataset):
         learned = set(model.config.provenance["split"]["dynamics"])
@@ -101,7 +102,7 @@ def reference_episodes(model: WorldModel, dataset: Dataset) -> list[str]:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which episodes set the thresholds, and which count as familiar."""
+    """Calibration episodes, which set the thresholds, and reference episodes."""
 
     data: Dataset
     calibration: Sequence[str]
@@ -111,27 +112,27 @@ class Plan:
     def __post_init__(self) -> None:
         if len(self.reference) < 2:
             raise ValueError(
-                "The monitor needs at least 2 familiar episodes to compare with; "
-                f"{self.reference_data.path} gives {len(self.reference)}."
+                "`reference` needs at least 2 episodes; "
+                f"{self.reference_data.path} has {len(self.reference)}."
             )
 
 
 def plan_calibration(model: WorldModel, data: Dataset, reference: Dataset | None = None) -> Plan:
-    """Choose episodes so that no threshold rests on one that the model, or a channel, has seen.
+    """Choose episodes such that thresholds depend only on episodes unseen by model and channels.
 
     Raises:
-        ValueError: if too few are left, or an episode would be on both sides.
+        ValueError: Too few episodes are left, or an episode is in both sets.
     """
     names = untouched_episodes(model, data)
     if reference is None and trained_on(model, data):
         reference = data
     if reference is None:
         return Plan(data, names[1::2], data, names[::2])
-    familiar = reference_episodes(model, reference)
+    reference_names = reference_episodes(model, reference)
     same = reference.path.resolve() == data.path.resolve()
-    if same and set(familiar) & set(names):
+    if same and set(reference_names) & set(names):
         raise ValueError(
-            "`reference` must hold other episodes than `data`; without it, every second episode "
-            "counts as familiar."
+            "`reference` must hold other episodes than `data`; without `reference`, every second "
+            "episode of `data` is a reference episode."
         )
-    return Plan(data, names, reference, familiar)
+    return Plan(data, names, reference, reference_names)

@@ -1,4 +1,4 @@
-"""Features and signals that the monitor reads from real frames and rollouts."""
+"""Features and signals of real frames and rollouts, for the monitor."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from worldmodel.networks.tokenizer import BottleneckInput
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 
 MONITOR_EPSILON = 0.5
-"""Error level, in latent standard deviations, whose confidence the monitor looks at."""
+"""Error level, in latent standard deviations, of the confidence that the monitor uses."""
 PROJECTED = 32
-"""Most features of a position."""
+"""Maximum number of features of a position."""
 
 
 class FrameFeatures:
-    """Features of real frames for the appearance channel, from the tokenizer's encoder alone.
+    """Features of real frames for the appearance channel, from the tokenizer's encoder.
 
-    Of its last layer before the latents: those keep what a decoder needs to paint the familiar,
-    that layer still tells an unfamiliar shape apart (docs/monitor.md has the comparison). Position:
-    the layer's channels, or a fixed random projection of them where they are more than 32 (Johnson
-    and Lindenstrauss 1984). Whole frame: mean and standard deviation over each view's positions.
+    They come from the last layer before the latents, which separates unfamiliar shapes better than
+    the latents do (comparison: docs/monitor.md). Features of a position: the channels of the layer,
+    or a fixed random projection if there are more than 32 (Johnson and Lindenstrauss 1984).
+    Features of the frame: mean and standard deviation over the positions of each view.
     """
 
     def __init__(self, model: WorldModel) -> None:
@@ -42,7 +42,7 @@ class FrameFeatures:
 
     @property
     def name(self) -> str:
-        """Of these features alone: with a hash of the tokenizer's weights and whitening."""
+        """Identifier of the features, with a hash of the tokenizer's weights and whitening."""
         state = {name: value.cpu().contiguous() for name, value in self._weights().items()}
         return f"{type(self).__name__} 2 {hashlib.sha256(save(state)).hexdigest()[:16]}"
 
@@ -65,7 +65,7 @@ class FrameFeatures:
         return pooled.cpu().numpy(), positions.cpu().numpy()
 
     def _weights(self) -> dict[str, Tensor]:
-        """What the features depend on."""
+        """Weights that the features depend on."""
         return self.model.tokenizer.state_dict()
 
     def _positions(
@@ -77,7 +77,7 @@ class FrameFeatures:
 
 
 def project(features: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
-    """`PROJECTED` random directions of features that have more; the same in every process."""
+    """Fixed random projection of more than `PROJECTED` features; fewer are returned unchanged."""
     channels = features.shape[-1]
     if channels <= PROJECTED:
         return features
@@ -86,19 +86,19 @@ def project(features: Float[Tensor, "*n c"]) -> Float[Tensor, "*n d"]:
 
 @cache
 def directions(channels: int) -> Float[Tensor, "{channels} d"]:
-    """Random directions, drawn once."""
-    # The stream of RandomState is frozen; that of a Generator may change between versions.
+    """Directions of the random projection, the same in every process."""
+    # NumPy guarantees the stream of RandomState; that of a Generator may change between versions.
     draw = np.random.RandomState(0).standard_normal((channels, PROJECTED)) / PROJECTED**0.5
     return torch.from_numpy(draw).float()
 
 
 def confidence_maps(rollouts: EpisodeRollouts) -> Float[np.ndarray, "time view channel h w"]:
-    """The confidence the monitor looks at."""
+    """Confidence at `MONITOR_EPSILON`, the one that the monitor uses."""
     return rollouts.confidence[..., EPSILONS.index(MONITOR_EPSILON)].float().numpy()
 
 
 def signals(features: FrameFeatures, episode: Episode, rollouts: EpisodeRollouts) -> EpisodeSignals:
-    """What the monitor's channels see of a recorded episode."""
+    """Inputs of the monitor's channels for a recorded episode."""
     pooled, positions = features.of_episode(episode.frames)
     error, confidence = rollouts.error.half().numpy(), rollouts.confidence.numpy()
     valid = episode.batch.action_valid[0].numpy()

@@ -22,11 +22,11 @@ from worldmodel.rollouts.open_loop import EpisodeRollouts
 
 LOG = logging.getLogger(__name__)
 CAUSE_EPISODES = 60
-"""Familiar episodes that causes are learned from."""
+"""Maximum number of reference episodes for the cause classifier."""
 CLIP_FRAMES = 8
-"""Frames of each that are edited."""
+"""Edited frames per episode."""
 Rolled = tuple[Episode, EpisodeRollouts]
-"""An episode and what the model imagined of it."""
+"""Episode and its rollouts."""
 
 
 def data_hash(episodes: Iterable[Episode]) -> str:
@@ -41,21 +41,21 @@ def data_hash(episodes: Iterable[Episode]) -> str:
 
 
 def fit_causes(
-    films: Sequence[UInt8[np.ndarray, "_ view height width 3"]],
+    videos: Sequence[UInt8[np.ndarray, "_ view height width 3"]],
 ) -> CauseModel | None:
-    """What names a change of the scene, learned from edits of familiar episodes.
+    """Fit the cause classifier to edited reference episodes.
 
-    None if they are too alike, too few or too short to learn it from: alarms are then called
-    "appearance".
+    None if there are too few, or if they are too short or too similar; appearance alarms then have
+    the cause "appearance".
     """
     from worldmodel.monitors.causes.edits import edited_episodes
 
-    chosen = np.linspace(0, len(films) - 1, min(len(films), CAUSE_EPISODES)).round().astype(int)
-    nominal = [films[i] for i in chosen]
+    chosen = np.linspace(0, len(videos) - 1, min(len(videos), CAUSE_EPISODES)).round().astype(int)
+    nominal = [videos[i] for i in chosen]
     try:
         return CauseModel().fit(nominal, edited_episodes(nominal, clip_frames=CLIP_FRAMES, seed=0))
     except ValueError as error:
-        LOG.warning("note: causes of unfamiliar frames will not be named: %s", error)
+        LOG.warning("note: no cause classifier for appearance alarms: %s", error)
         return None
 
 
@@ -70,12 +70,12 @@ def fit_monitor(
     """Fit the monitor.
 
     Args:
-        model: the world model.
-        calibration: nominal episodes no part of the model was trained on; they set thresholds.
-        reference: episodes that count as familiar; no episode may be in both. All are imagined
-            `WATCH_HORIZON` frames ahead, from frame `WATCH_START` on.
-        config: alarm rates.
-        metadata: what else is known of the model and for how long the monitor is good.
+        model: The world model.
+        calibration: Held-out nominal episodes, which set the thresholds.
+        reference: Reference episodes, none of which is in `calibration`. All rollouts have segments
+            of `WATCH_HORIZON` frames from frame `WATCH_START` on.
+        config: Alarm rates.
+        metadata: Hash of the model and expiry date.
     """
     features = FrameFeatures(model)
     metadata = replace(

@@ -1,4 +1,4 @@
-"""Features of real frames from any frozen encoder: diffusers, timm, transformers, or your own."""
+"""Features of real frames from a frozen encoder of diffusers, timm, transformers, or your own."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from worldmodel.networks.autoencoders import KINDS
 from worldmodel.networks.images import resize
 
 MAPS = ("last_hidden_state", "x_norm_patchtokens", "latent", "latents")
-"""Where outputs of transformers, of DINOv2's own code and of diffusers keep their features."""
+"""Fields that hold the features in outputs of transformers, DINOv2 and diffusers."""
 
 MOST_EXTRA = 16
-"""Class, register and distillation tokens that may stand before the patches."""
+"""Maximum number of class, register and distillation tokens before the patch tokens."""
 
 
 class FrozenEncoder:
-    """A feature function for the monitor: frame -> features of the whole and of every position.
+    """Feature function for the monitor: frame -> features of the frame and of every position.
 
     `module` may be a diffusers autoencoder or unconditional UNet, a timm model, a vision model of
     transformers (also within CLIP or SigLIP), DINOv2 from its own repository, or any module that
     maps frames [batch, 3, height, width] to a map [batch, c, h, w], tokens [batch, n, c] with the
-    patches last, or vectors [batch, c]. It is put in `eval` and its gradients are switched off.
+    patches last, or vectors [batch, c]. It is set to `eval` mode, and gradients are disabled.
 
-    The whole: mean and standard deviation of each channel over the positions of each view.
+    Features of the frame: mean and standard deviation of each channel over the positions of each
+    view.
     """
 
     def __init__(
@@ -45,15 +46,16 @@ class FrozenEncoder:
 
         Args:
             module: The encoder.
-            image_size: Height and width in pixels that frames are scaled to; None: what the
-                module's config names, else the frames' own.
-            mean: Mean of each of the three colours in [0, 1], subtracted; None: what the module's
-                config names, which those of transformers do not (see its image processor).
-            std: Standard deviation likewise, divided by.
-            patch_size: Pixels along a token's side; None: what the module's config names.
+            image_size: Height and width in pixels that frames are resized to; None: the size in
+                the module's config, or no resizing if it has none.
+            mean: Mean of each colour channel in [0, 1], which is subtracted; None: the mean in the
+                module's config. Configs of transformers have none (see the image processor).
+            std: Standard deviation of each colour channel, to divide by; None: as for `mean`.
+            patch_size: Side of a patch in pixels; None: the size in the module's config.
 
         Raises:
-            ValueError: what is needed is neither given nor named, or the module takes no RGB.
+            ValueError: A required value is neither given nor in the config, or the module does not
+                take RGB frames.
         """
         module = getattr(module, "vision_model", module)
         config = getattr(module, "config", None)
@@ -61,7 +63,7 @@ class FrozenEncoder:
             if getattr(config, name, 3) != 3:
                 raise ValueError(
                     f"`module` must take RGB frames, got one that takes {getattr(config, name)} "
-                    "channels; put what comes before it into one module with it."
+                    "channels; wrap it in a module that converts RGB frames."
                 )
         self.module = module.eval().requires_grad_(False)
         self.image_size = image_size or _image_size(module)
@@ -79,7 +81,7 @@ class FrozenEncoder:
     def of_episode(
         self, frames: UInt8[Tensor, "time *view height width 3"], *, chunk: int = 16
     ) -> tuple[Float[np.ndarray, "time d"], Float[np.ndarray, "time *view h w c"]]:
-        """Features of every frame of an episode, `chunk` pictures at a time."""
+        """Features of every frame of an episode, `chunk` images at a time."""
         flat = frames.reshape(-1, *frames.shape[-3:])
         parts = [self._map(flat[i : i + chunk]).cpu() for i in range(0, len(flat), chunk)]
         positions = rearrange(torch.cat(parts), "n c h w -> n h w c")
@@ -100,29 +102,29 @@ class FrozenEncoder:
         return self._as_map(features, (height, width)).float()
 
     def _as_map(self, features: Tensor, size: tuple[int, int]) -> Float[Tensor, "n c h w"]:
-        """A map as it is, tokens at their places without those put before them, a vector as one."""
+        """Feature map of a map, of patch tokens (extra tokens dropped), or of a vector (1 x 1)."""
         if features.ndim == 4:
-            last = getattr(self.module, "output_fmt", "NCHW") == "NHWC"  # timm's Swin, for one
+            last = getattr(self.module, "output_fmt", "NCHW") == "NHWC"  # for example timm's Swin
             return rearrange(features, "n h w c -> n c h w") if last else features
         if features.ndim == 2:
             return rearrange(features, "n c -> n c 1 1")
         if features.ndim != 3:
             raise ValueError(
-                f"`module` must give a map, tokens or vectors, got shape {tuple(features.shape)}."
+                f"`module` must return a map, tokens or vectors, got shape {tuple(features.shape)}."
             )
         if self.patch_size is None:
-            raise ValueError("`module` gives tokens; name the pixels of each in `patch_size`.")
+            raise ValueError("`module` returns tokens; give the side of a patch in `patch_size`.")
         h, w = (pixels // patch for pixels, patch in zip(size, self.patch_size, strict=True))
         if h * w == 0 or not 0 <= features.shape[1] - h * w <= MOST_EXTRA:
             raise ValueError(
                 f"`patch_size` {self.patch_size} makes {h} x {w} tokens of frames of {size} "
-                f"pixels, but `module` gives {features.shape[1]}; name the right `patch_size`."
+                f"pixels, but `module` returns {features.shape[1]}; give the right `patch_size`."
             )
         return rearrange(features[:, -h * w :], "n (h w) c -> n c h w", h=h)
 
 
 def _run(module: Any, pixels: Float[Tensor, "n 3 height width"]) -> object:
-    """The module's own output, from whichever method makes its features."""
+    """Output of the module, from the method that computes its features."""
     if type(module).__name__ in KINDS:
         return KINDS[type(module).__name__].encode(module, pixels)
     if _is_diffusers(module) and hasattr(module, "mid_block") and hasattr(module, "time_proj"):
@@ -134,7 +136,7 @@ def _run(module: Any, pixels: Float[Tensor, "n 3 height width"]) -> object:
 
 
 def _middle(unet: Any, pixels: Float[Tensor, "n 3 height width"]) -> object:
-    """What the middle block of a diffusers UNet makes of frames without noise."""
+    """Output of the middle block of a diffusers UNet for frames without noise."""
     outputs: list[object] = []
     hook = unet.mid_block.register_forward_hook(lambda *call: outputs.append(call[-1]))
     try:
@@ -145,7 +147,7 @@ def _middle(unet: Any, pixels: Float[Tensor, "n 3 height width"]) -> object:
 
 
 def _tensor(output: object, module: nn.Module) -> Tensor:
-    """The features in a module's output."""
+    """Features in a module's output."""
     if isinstance(output, Tensor):
         return output
     fields = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
@@ -157,8 +159,9 @@ def _tensor(output: object, module: nn.Module) -> Tensor:
     if fields.get("feature_maps"):
         return fields["feature_maps"][-1]
     raise ValueError(
-        f"`module` must give a tensor or one of {', '.join(MAPS)}, latent_dist, feature_maps; got "
-        f"{type(output).__name__} from {type(module).__name__}. Give the part that makes features."
+        f"`module` must return a tensor or one of {', '.join(MAPS)}, latent_dist, feature_maps, "
+        f"got {type(output).__name__} from {type(module).__name__}; pass the submodule that "
+        "computes the features."
     )
 
 
@@ -187,15 +190,15 @@ def _patch_size(module: nn.Module) -> tuple[int, int] | None:
 def _colours(
     module: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation to normalise colours in [0, 1] with."""
+    """Mean and standard deviation that normalise colours in [0, 1]."""
     middle = (0.5, 0.5, 0.5) if _is_diffusers(module) else None
     values = []
     for name, given in (("mean", mean), ("std", std)):
         value = next((v for v in (given, _pretrained(module, name), middle) if v is not None), None)
         if value is None:
             raise ValueError(
-                f"`{name}` must be given: {type(module).__name__} does not name the `{name}` of "
-                "the colours it was trained on; its image processor or model card does."
+                f"`{name}` must be given: the config of {type(module).__name__} has no `{name}`; "
+                "look it up in its image processor or model card."
             )
         if len(value) != 3:
             raise ValueError(f"`{name}` must hold 3 numbers, one per colour, got {value}.")
@@ -206,7 +209,7 @@ def _colours(
 
 
 def _pair(size: Any) -> tuple[int, int] | None:
-    """Height and width from one number, two, or none."""
+    """Height and width from one number or two; None from none."""
     if not size:
         return None
     height, width = (size, size) if isinstance(size, int) else size

@@ -1,4 +1,4 @@
-"""The gate of imagined evaluation: which rollouts to believe, by the model's own confidence."""
+"""Gate of the evaluation in imagination: selects rollouts to trust by the model's confidence."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from worldmodel.monitors.verdict import Level
 from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
 
 ALPHA = 0.2
-"""Share of nominal rollouts the gate may stop: it picks rollouts to believe, it raises no alarm."""
+"""Fraction of nominal rollouts that the gate may stop; higher than for alarms of a monitor."""
 
 
 def rollout_signals(rollout: EpisodeRollouts, horizon: int) -> EpisodeSignals:
-    """What the gate sees of a rollout: its confidence in the first `horizon` imagined frames."""
-    seen = (rollout.horizon > 0) & (rollout.horizon <= horizon)
-    return EpisodeSignals(confidence=confidence_maps(rollout)[seen], horizon=rollout.horizon[seen])
+    """Input of the gate: confidence of the first `horizon` imagined frames of a rollout."""
+    rows = (rollout.horizon > 0) & (rollout.horizon <= horizon)
+    return EpisodeSignals(confidence=confidence_maps(rollout)[rows], horizon=rollout.horizon[rows])
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Stops a rollout whose confidence ever falls below what is usual at its horizon."""
+    """Gate that stops a rollout if its confidence is unusually low at any horizon."""
 
     monitor: RuntimeMonitor
     horizon: int
-    """Longest rollout, in frames, it was fitted on; it looks no further."""
+    """Longest horizon it was fitted on, in frames; later frames are ignored."""
 
     def lets_through(self, rollout: EpisodeRollouts) -> bool:
-        """Whether the rollout may be believed."""
+        """Whether to trust the rollout."""
         watched = self.monitor.watch(rollout_signals(rollout, self.horizon))
         return bool(watched.levels.max() < Level.NOTICE)
 
     def save(self, folder: Path) -> None:
-        """Write it into `folder`."""
+        """Write the gate into `folder`."""
         self.monitor.save(folder)
         (folder / "gate.json").write_text(json.dumps({"horizon": self.horizon}) + "\n")
 
     @classmethod
     def load(cls, folder: Path, *, model_hash: str | None = None) -> Gate:
-        """Read what `save` wrote; `model_hash` is the `fingerprint` of the model it is to gate.
+        """Read what `save` wrote; `model_hash` is the `fingerprint` of the model in use.
 
         Raises:
-            OSError: nothing there.
-            ValueError: a file is corrupt, or the gate was fitted for another model.
+            OSError: There is no gate in `folder`.
+            ValueError: A file is corrupt, or the gate was fitted for another model.
         """
         monitor = RuntimeMonitor.load(folder, model_hash=model_hash)
         try:
@@ -71,13 +71,13 @@ def fit_gate(
     *,
     metadata: MonitorMetadata | None = None,
 ) -> Gate:
-    """Fit the gate on nominal rollouts from the first frame of episodes.
+    """Fit the gate to nominal rollouts from the first frame of each episode.
 
     Args:
-        model: the world model.
-        calibration: episodes no part of the model was trained on; they set the threshold.
-        reference: episodes that say what is usual; none may be in both.
-        metadata: what model and data it is fitted on, and for how long it is good.
+        model: The world model.
+        calibration: Held-out episodes, which set the threshold.
+        reference: Reference episodes, none of which is in `calibration`.
+        metadata: Hashes of the model and the data, and expiry date.
     """
     shortest = min(batch.latents.shape[1] for batch in (*calibration, *reference))
     horizon = min(model.config.trained_horizon, shortest - 1)

@@ -1,4 +1,4 @@
-"""From which stated confidence on a model may be trusted, so that few of the trusted are wrong."""
+"""Confidence thresholds with a bounded fraction of errors among trusted predictions."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from worldmodel.rollouts.open_loop import EpisodeRollouts
 from worldmodel.rollouts.recalibrate import count_all
 
 RISKS = (0.05, 0.1, 0.2)
-"""Shares of wrong ones among the trusted that thresholds are sought for."""
+"""Bounds on the fraction of errors among trusted predictions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrustedShare:
-    """From which stated confidence on to trust, so that few of the trusted are wrong.
+    """Threshold on the stated confidence that bounds the errors among trusted predictions.
 
-    See `RiskControl`. The promise is about confidence as stated, which these episodes had no part
-    in; recalibrated confidence was fitted on them, so that it gets no promise from them.
+    See `RiskControl`. The guarantee holds for confidence as stated, because these episodes are
+    held out. It does not hold for recalibrated confidence, which was fitted to them.
     """
 
     alpha: float
-    """Expected share of wrong ones among an episode's trusted subpatches, at most."""
+    """Bound on the expected fraction of errors among the trusted subpatches of an episode."""
     epsilon: float = MONITOR_EPSILON
     confidence: str = "as stated"
     num_episodes: int
     num_needed: int
-    """Episodes that `alpha` needs."""
+    """Episodes required for `alpha`."""
     threshold: float | None
-    """Trust at or above; 2: trust nothing; None: too few episodes."""
+    """Trust confidence at or above it; 2: trust nothing; None: too few episodes."""
     share_trusted: float | None
-    """Of the subpatches of these episodes."""
+    """Trusted fraction of the subpatches of these episodes."""
 
 
 def trusted_shares(rollouts: Sequence[EpisodeRollouts]) -> list[TrustedShare]:
-    """Thresholds on stated confidence for each share of `RISKS`, all horizons and cameras together.
+    """Threshold on the stated confidence for each risk of `RISKS`, over all horizons and cameras.
 
-    `rollouts` must be of episodes that no part of the model was trained on.
+    `rollouts` must be of held-out episodes.
     """
     sums = count_all(rollouts, num_bins=NUM_BINS).episode_bins(epsilon=MONITOR_EPSILON).sums
     bins = ReliabilityBins(sums[sums[:, 0].any(axis=-1)])

@@ -1,1 +1,1 @@
-"""Recorded episodes as the model sees them."""
+"""Recorded episodes, resampled, resized and encoded for a model."""

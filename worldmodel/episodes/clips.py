@@ -1,4 +1,4 @@
-"""Windows of latents, read from the clip store's cache of them."""
+"""Windows of latents, read from the latent cache of a clip store."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from worldmodel.model import WorldModel
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Windows of episodes as latents, batched."""
+    """Batch of windows of episodes, as latents."""
 
     latents: Float[Tensor, "batch time view channel h w"]
     actions: Float[Tensor, "batch time action"]
     """Row t takes frame t to frame t + 1."""
     action_valid: Bool[Tensor, "batch time"]
     success: Float[Tensor, "batch time"]
-    """1 where the frame shows the task done, 0 where not, NaN where the source does not say."""
+    """Success label per frame: 1 if it shows the task done, else 0; NaN if unlabelled."""
     view_valid: Bool[Tensor, "batch time view"] | None = None
-    """False where a frame lacks a camera: its latents are zeros; None: all are there."""
+    """View mask, false for missing cameras, whose latents are zeros; None: all true."""
     starts_segment: Bool[Tensor, "batch time"] | None = None
-    """True where a frame does not follow the one before it; None: all do."""
+    """True where a frame does not follow its predecessor; None: all frames follow."""
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -44,15 +44,15 @@ class LatentBatch:
         return self._each(lambda value: value[items])
 
     def to(self, device: torch.device) -> LatentBatch:
-        """The same windows on another device."""
+        """Move the windows to another device."""
         return self._each(lambda value: value.to(device))
 
     def cut(self, num_frames: int, *, start: int = 0) -> LatentBatch:
-        """`num_frames` frames of every window, from frame `start` on."""
+        """Cut every window to `num_frames` frames, beginning at frame `start`."""
         return self._each(lambda value: value[:, start : start + num_frames])
 
     def as_pictures(self, items: Bool[Tensor, " batch"]) -> LatentBatch:
-        """The same windows, where in those of `items` no frame follows another."""
+        """Turn the windows in the mask `items` into single images: every frame starts a segment."""
         starts_segment = (
             torch.zeros_like(self.action_valid)
             if self.starts_segment is None
@@ -68,14 +68,14 @@ class LatentBatch:
 
 
 def success_per_frame(trajectory: Trajectory) -> np.ndarray:
-    """1 where a frame shows the task done, 0 where not, NaN where the source does not say."""
+    """Success label per frame: 1 if it shows the task done, else 0; NaN if unlabelled."""
     if "success" in trajectory.signals:
         return np.asarray(trajectory.signals["success"], dtype=np.float32)
     return np.full(len(trajectory), np.nan, dtype=np.float32)
 
 
 def collate_latents(items: list[LatentBatch]) -> LatentBatch:
-    """One batch of windows of equal length."""
+    """Concatenate windows of equal length to one batch."""
     names = ["latents", "actions", "action_valid", "success"]
     if any(item.view_valid is not None for item in items):
         items = [replace(item, view_valid=views_there(item)) for item in items]
@@ -88,17 +88,17 @@ def collate_latents(items: list[LatentBatch]) -> LatentBatch:
 
 
 def views_there(batch: LatentBatch) -> Bool[Tensor, "batch time view"]:
-    """Which frames have which camera, spelled out."""
+    """View mask of a batch, also if all views are present."""
     if batch.view_valid is not None:
         return batch.view_valid
     return torch.ones(batch.latents.shape[:3], dtype=torch.bool, device=batch.latents.device)
 
 
 class LatentClips(Dataset[LatentBatch]):
-    """Windows of `num_frames` frames of every episode, latents kept in memory in half precision.
+    """Data set of all windows of `num_frames` frames, with latents in memory in half precision.
 
-    With `short`, episodes of fewer frames are in too, single pictures among them: their windows run
-    on from the last frame to the first, which does not follow it.
+    With `short`, it includes episodes with fewer frames, even single images. Their windows wrap
+    around from the last frame to the first, where a new segment starts.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class LatentClips(Dataset[LatentBatch]):
         start = index - (int(self.ends[number - 1]) if number else 0)
         episode = self.episodes[number]
         if episode.latents.shape[1] < self.num_frames:
-            window = around(episode, start, self.num_frames)
+            window = wrap_window(episode, start, self.num_frames)
         else:
             window = episode.cut(self.num_frames, start=start)
         return replace(window, latents=window.latents.float())
@@ -126,26 +126,28 @@ class LatentClips(Dataset[LatentBatch]):
     collate = staticmethod(collate_latents)
 
 
-def around(episode: LatentBatch, start: int, num_frames: int) -> LatentBatch:
-    """Frames of a short episode from `start` on, from the first one again after the last."""
+def wrap_window(episode: LatentBatch, start: int, num_frames: int) -> LatentBatch:
+    """Window of a short episode from frame `start`, wrapping around at its end."""
     rows = torch.arange(start, start + num_frames) % episode.latents.shape[1]
     window = episode._each(lambda value: value[:, rows])
     return replace(window, starts_segment=(rows == 0)[None])
 
 
-def views_of(trajectory: Trajectory, cameras: Sequence[str]) -> Bool[Tensor, "time view"] | None:
-    """Which of the cameras each frame of an episode has; None if all.
+def view_mask_of(
+    trajectory: Trajectory, cameras: Sequence[str]
+) -> Bool[Tensor, "time view"] | None:
+    """View mask of an episode for `cameras`; None if it has all of them.
 
     Raises:
-        ValueError: if it has none of them.
+        ValueError: The episode has none of the cameras.
     """
     view_mask = torch.from_numpy(camera_mask(trajectory, cameras))
     return None if view_mask.all() else view_mask.expand(len(trajectory), -1)
 
 
-def labelled(latents: Tensor, trajectory: Trajectory, cameras: Sequence[str]) -> LatentBatch:
-    """Latents of a whole episode with its actions and labels, as a batch of one."""
-    view_mask = views_of(trajectory, cameras)
+def to_latent_batch(latents: Tensor, trajectory: Trajectory, cameras: Sequence[str]) -> LatentBatch:
+    """Batch of one episode from its latents, actions and success labels."""
+    view_mask = view_mask_of(trajectory, cameras)
     return LatentBatch(
         latents,
         torch.from_numpy(np.array(trajectory.actions))[None],
@@ -156,19 +158,19 @@ def labelled(latents: Tensor, trajectory: Trajectory, cameras: Sequence[str]) ->
 
 
 def encode_episode(model: WorldModel, trajectory: Trajectory) -> LatentBatch:
-    """A whole episode, as the model sees it, as a batch of one, latents in half precision."""
+    """Encode an episode as a batch of one, with latents in half precision."""
     trajectory = resample(trajectory, model.config.action_spec)
     cameras = model.config.cameras
     pixels = torch.from_numpy(stack_views(trajectory, cameras, slice(None)))
-    latents = model.encode(pixels, view_valid=views_of(trajectory, cameras))
-    return labelled(latents[None].half().cpu().clone(), trajectory, cameras)
+    latents = model.encode(pixels, view_valid=view_mask_of(trajectory, cameras))
+    return to_latent_batch(latents[None].half().cpu().clone(), trajectory, cameras)
 
 
 def latents_name(model: WorldModel) -> str:
-    """Name of a model's latents in a store: a hash of tokenizer, image size, cameras and rate."""
+    """Key of a model's latents in a store: hash of tokenizer, image size, cameras and rate."""
     config = model.config
-    made_by = [model.tokenizer.fingerprint(), config.image_size, config.cameras, config.rate_hz]
-    return hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
+    identity = [model.tokenizer.fingerprint(), config.image_size, config.cameras, config.rate_hz]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
 def cache_latents(
@@ -178,9 +180,9 @@ def cache_latents(
     *,
     until: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Encode the episodes of which the store does not hold latents yet, until told to end.
+    """Encode episodes without cached latents and store their latents under `latents_name`.
 
-    They are kept in the store, under a name that says how they were made.
+    `until` is called before each episode and stops the loop when it returns true.
     """
     key = latents_name(model)
     for name in tqdm(names, "latents"):
@@ -192,12 +194,12 @@ def cache_latents(
 
 
 def encode_store(model: WorldModel, store: ClipStore, names: Sequence[str]) -> list[LatentBatch]:
-    """Episodes of a store as latents, each encoded at most once in the life of the store."""
+    """Latents of episodes of a store; encodes only those that are not in its cache."""
     cache_latents(model, store, names)
     key, config = latents_name(model), model.config
     episodes = []
     for name in names:
         latents = torch.from_numpy(store.read_latents(key, name))[None]
         trajectory = resample(store.episode(name), config.action_spec)
-        episodes.append(labelled(latents, trajectory, config.cameras))
+        episodes.append(to_latent_batch(latents, trajectory, config.cameras))
     return episodes

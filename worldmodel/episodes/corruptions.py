@@ -1,9 +1,9 @@
-"""Frames made unlike those a model knows: the confidence head learns from them what it cannot do.
+"""Image corruptions of episodes, to train the confidence head on unfamiliar frames.
 
-Each clip gets one to three kinds of change, the same for all of its frames but for what moves in
-it. They imitate what goes wrong around a robot - light, colours, a moved camera, new things in
-view - without any knowledge of the scene. Common corruptions: Hendrycks & Dietterich 2019
-(arXiv:1903.12261); patches: DeVries & Taylor 2017 (arXiv:1708.04552).
+Each clip gets one to three corruptions, constant over time except for noise and moving patches.
+They imitate problems around a robot (light, colours, a moved camera, new objects) without knowledge
+of the scene. Common corruptions: Hendrycks & Dietterich 2019 (arXiv:1903.12261); patches: DeVries &
+Taylor 2017 (arXiv:1708.04552).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from worldmodel.datasets.clip_dataset import stack_views
 from worldmodel.datasets.resampling import resample
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.episodes.clips import LatentBatch, labelled, views_of
+from worldmodel.episodes.clips import LatentBatch, to_latent_batch, view_mask_of
 from worldmodel.model import WorldModel
 from worldmodel.networks.images import to_model, to_pixels
 
@@ -31,15 +31,15 @@ Pixels = Float[Tensor, "time 3 height width"]
 def corrupt(
     frames: UInt8[Tensor, "time view height width 3"], rng: np.random.Generator
 ) -> UInt8[Tensor, "time view height width 3"]:
-    """The same frames under one to three kinds of change drawn from `rng`, each camera its own."""
+    """Apply one to three random corruptions to the frames of each camera, independently."""
     views = [_corrupt_view(to_model(frames[:, view]), rng) for view in range(frames.shape[1])]
     return torch.stack([to_pixels(view) for view in views], dim=1)
 
 
 def _corrupt_view(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    number = rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])
-    chosen = rng.choice(len(CORRUPTIONS), number, replace=False)
-    for index in sorted(chosen.tolist()):  # patches last: a camera does not move them
+    count = rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])
+    chosen = rng.choice(len(CORRUPTIONS), count, replace=False)
+    for index in sorted(chosen.tolist()):  # in order: `move_camera` must not move the patches
         pixels = list(CORRUPTIONS.values())[index](pixels, rng).clamp(-1, 1)
     return pixels
 
@@ -47,16 +47,16 @@ def _corrupt_view(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 def corrupted_episode(
     model: WorldModel, trajectory: Trajectory, rng: np.random.Generator
 ) -> LatentBatch:
-    """Latents of a whole episode whose frames were corrupted, as `encode_episode` gives them."""
+    """Corrupt the frames of an episode and encode it like `encode_episode`."""
     trajectory = resample(trajectory, model.config.action_spec)
     cameras = model.config.cameras
     frames = corrupt(torch.from_numpy(stack_views(trajectory, cameras, slice(None))), rng)
-    latents = model.encode(frames, view_valid=views_of(trajectory, cameras))
-    return labelled(latents[None].half().cpu().clone(), trajectory, cameras)
+    latents = model.encode(frames, view_valid=view_mask_of(trajectory, cameras))
+    return to_latent_batch(latents[None].half().cpu().clone(), trajectory, cameras)
 
 
 def tint(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Another strength and colour of light, and another response of the camera to it."""
+    """Change brightness, colour of light and gamma."""
     gain = np.exp(rng.normal(0, 0.3)) * np.exp(rng.normal(0, 0.12, 3))
     gamma = np.exp(rng.normal(0, 0.25))
     light = ((pixels + 1) / 2).clamp_min(0) ** gamma * _column(gain, pixels)
@@ -64,14 +64,14 @@ def tint(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def recolour(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Colours mixed into one another: other materials."""
+    """Mix the colour channels, as if materials had changed."""
     mix = np.eye(3) + rng.normal(0, 0.25, (3, 3))
     mix /= mix.sum(axis=1, keepdims=True).clip(0.3)
     return torch.einsum("dc,tchw->tdhw", torch.as_tensor(mix, dtype=pixels.dtype), pixels)
 
 
 def texture(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """A pattern of stripes or checks on everything, as faint or strong as chance has it."""
+    """Add a pattern of stripes or checks of random strength."""
     height, width = pixels.shape[-2:]
     rows, columns = np.mgrid[:height, :width] / height
     angle, waves = rng.uniform(0, np.pi), rng.uniform(2, 12)
@@ -86,11 +86,11 @@ def texture(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def move_camera(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Turned, scaled, sheared and shifted pictures; the border is continued."""
+    """Rotate, scale, shear and shift the images, repeating border pixels."""
     angle = rng.normal(0, 0.2)
     scale, shear = np.exp(rng.normal(0, 0.12)), rng.normal(0, 0.12)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = scale * turn @ np.array([[1.0, shear], [0.0, 1.0]])
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = scale * rotation @ np.array([[1.0, shear], [0.0, 1.0]])
     rows = np.concatenate([matrix, rng.normal(0, 0.15, (2, 1))], axis=1)
     theta = torch.as_tensor(rows, dtype=pixels.dtype).expand(len(pixels), -1, -1)
     grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
@@ -98,20 +98,20 @@ def move_camera(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def blur(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """A lens out of focus."""
+    """Blur the images, like a lens out of focus."""
     small = [max(1, round(side / rng.uniform(1.5, 4))) for side in pixels.shape[-2:]]
     low = F.interpolate(pixels, small, mode="bilinear", antialias=True, align_corners=False)
     return F.interpolate(low, pixels.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def noise(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Sensor noise, fresh in every frame."""
+    """Add sensor noise, independent in every frame."""
     deviation = rng.uniform(0.03, 0.2)
     return pixels + deviation * torch.as_tensor(rng.standard_normal(pixels.shape)).to(pixels)
 
 
 def insert_patches(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """One to four things in view: of one colour, textured or cut from elsewhere; some move."""
+    """Insert one to four patches: plain, textured or copied from the image; some move."""
     pixels = pixels.clone()
     for _ in range(rng.integers(1, 5)):
         _insert(pixels, rng)
@@ -158,4 +158,4 @@ CORRUPTIONS: dict[str, Callable[[Pixels, np.random.Generator], Pixels]] = {
     "noise": noise,
     "insert_patches": insert_patches,
 }
-"""Name -> change, in the order they are applied."""
+"""Name -> corruption, in the order of application."""

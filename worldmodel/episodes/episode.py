@@ -1,4 +1,4 @@
-"""A recorded episode at the size the model works at."""
+"""Recorded episode with frames at the model's image size."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ from worldmodel.networks.images import resize, to_model, to_pixels
 def to_model_size(
     frames: UInt8[Tensor, "*batch h w 3"], model: WorldModel
 ) -> UInt8[Tensor, "*batch height width 3"]:
-    """Frames at the size the model works at: what the monitor is shown."""
+    """Resize frames to the model's image size, the input of the monitor."""
     return to_pixels(resize(to_model(frames), model.config.image_size))
 
 
 @dataclass(frozen=True)
 class Episode:
-    """A recorded episode, ready to be imagined and watched."""
+    """Recorded episode, ready for imagination and for the monitor."""
 
     name: str
     frames: UInt8[Tensor, "time view height width 3"]
-    """At the model's size."""
+    """Frames at the model's image size."""
     batch: LatentBatch
     stretch: float = 1.0
-    """Width over height of the source's frames, over that of the model's: 1 if only scaled."""
+    """Aspect ratio (width / height) of the source frames divided by that of the model's frames; 1
+    if resizing kept the aspect ratio."""
 
 
 MAX_STRETCH = 0.1
-"""Largest |log| of a stretch that rounding to the tokenizer's stride may bring about."""
+"""Largest |log(stretch)| that counts as rounding to the tokenizer's stride."""
 
 
 def unstretched(episode: Episode) -> UInt8[Tensor, "time view height width 3"]:
-    """The frames the monitor is shown: at the model's size, or in their own proportions.
+    """Frames for the monitor: at the model's size, or with the source's aspect ratio if it differs.
 
-    A camera of clearly other proportions is another camera, and squeezing its pictures would hide
-    that: the monitor's sensor check sees their shape and stops.
+    A clearly different aspect ratio means another camera. Resizing to the model's shape would hide
+    it; with the source's aspect ratio, the monitor's sensor check rejects the shape.
     """
     if abs(math.log(episode.stretch)) < MAX_STRETCH:
         return episode.frames
     height, width = episode.frames.shape[-3:-1]
-    own = (height, max(1, round(width * episode.stretch)))
-    return to_pixels(resize(to_model(episode.frames), own))
+    size = (height, max(1, round(width * episode.stretch)))
+    return to_pixels(resize(to_model(episode.frames), size))

@@ -1,4 +1,4 @@
-"""Episodes of any readable data set, made ready for a model: its cameras, its size, its actions."""
+"""Loading episodes of a data set for a model: its cameras, image size, actions and rate."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from worldmodel.datasets.dataset import Dataset
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.datasets.resampling import resample, resampled
 from worldmodel.datasets.trajectory import Frames, Trajectory
-from worldmodel.episodes.clips import labelled, views_of
+from worldmodel.episodes.clips import to_latent_batch, view_mask_of
 from worldmodel.episodes.episode import Episode, to_model_size
 from worldmodel.model import WorldModel
 
 LOG = logging.getLogger(__name__)
 CHUNK = 64
-"""Frames decoded and made small at once."""
+"""Number of frames decoded and resized at once."""
 
 
 def open_for(model: WorldModel, path: Path) -> Dataset:
-    """A data set, of any form that can be read, at the model's rate.
+    """Open a data set of any supported format, resampled to the model's rate.
 
     Raises:
-        ValueError: printing both specs, if its rate is no whole multiple of the model's.
+        ValueError: Its rate is not an integer multiple of the model's; the message has both specs.
     """
     return resampled(open_dataset(path), model.config.action_spec)
 
@@ -37,10 +37,10 @@ def open_for(model: WorldModel, path: Path) -> Dataset:
 def select_episodes(
     dataset: Dataset, *, only: str | None = None, limit: int | None = None
 ) -> list[str]:
-    """Ids that match the shell pattern `only` ("train/*"), at most the first `limit` of them.
+    """Ids that match the shell pattern `only` (such as "train/*"), at most the first `limit`.
 
     Raises:
-        ValueError: if that leaves none.
+        ValueError: No episode matches, or `limit` is less than 1.
     """
     names = [name for name in dataset.episode_ids if only is None or fnmatchcase(name, only)]
     if not names:
@@ -53,40 +53,40 @@ def select_episodes(
     return names[:limit]
 
 
-def choose_cameras(model: WorldModel, dataset: Dataset) -> tuple[str, ...]:
-    """The model's own cameras if the data set has any of them, else as many of its first.
+def choose_cameras(model: WorldModel, source: Dataset | Trajectory) -> tuple[str, ...]:
+    """Cameras of a data set or episode to use for the model's cameras.
 
-    Warns if one is missing or stands in for another.
+    These are the model's cameras if the source has any of them, else the source's first cameras, as
+    many as the model has. Warns if a camera is missing or substituted.
 
     Raises:
-        ValueError: if it has none of them, and too few others.
+        ValueError: The source has none of the model's cameras and fewer cameras than the model.
     """
-    wanted, found = model.config.cameras, dataset.cameras
-    if missing := [name for name in wanted if name not in found]:
-        if len(missing) == len(wanted):
-            return stand_ins(wanted, dataset)
-        LOG.warning("note: %s has no cameras named %s.", dataset.path, ", ".join(missing))
-    return wanted
-
-
-def stand_ins(wanted: Sequence[str], dataset: Dataset) -> tuple[str, ...]:
-    """As many of a data set's first cameras as are wanted."""
-    found = dataset.cameras
-    if len(found) < len(wanted):
+    cameras = model.config.cameras
+    if isinstance(source, Trajectory):
+        name, available = f"Episode {source.episode_id!r}", tuple(source.frames)
+    else:
+        name, available = str(source.path), source.cameras
+    missing = [camera for camera in cameras if camera not in available]
+    if len(missing) < len(cameras):
+        if missing:
+            LOG.warning("note: %s has no cameras named %s.", name, ", ".join(missing))
+        return cameras
+    if len(available) < len(cameras):
         raise ValueError(
-            f"The model needs {len(wanted)} cameras, {', '.join(wanted)}; "
-            f"{dataset.path} has {len(found)}: {', '.join(found)}."
+            f"The model needs {len(cameras)} cameras, {', '.join(cameras)}; "
+            f"{name} has {len(available)}: {', '.join(available)}."
         )
-    taken = found[: len(wanted)]
+    substitutes = available[: len(cameras)]
     LOG.warning(
-        "note: %s has no cameras named %s; %s stand in for them.",
-        dataset.path, ", ".join(wanted), ", ".join(taken),
+        "note: %s has no cameras named %s; using %s instead.",
+        name, ", ".join(cameras), ", ".join(substitutes),
     )  # fmt: skip
-    return taken
+    return substitutes
 
 
-def shrunk(frames: Frames, model: WorldModel) -> UInt8[Tensor, "time height width 3"]:
-    """All frames of a camera at the model's size."""
+def resize_video(frames: Frames, model: WorldModel) -> UInt8[Tensor, "time height width 3"]:
+    """Decode all frames of a camera and resize them to the model's image size."""
     parts = [
         to_model_size(torch.tensor(frames[start : start + CHUNK]), model)
         for start in range(0, len(frames), CHUNK)
@@ -94,21 +94,32 @@ def shrunk(frames: Frames, model: WorldModel) -> UInt8[Tensor, "time height widt
     return torch.cat(parts)
 
 
-def load_episode(model: WorldModel, trajectory: Trajectory, cameras: Sequence[str]) -> Episode:
-    """A trajectory at the model's rate and size, with its latents and the model's actions.
+def load_episode(
+    model: WorldModel, trajectory: Trajectory, cameras: Sequence[str] | None = None
+) -> Episode:
+    """Resample, resize and encode an episode for a model.
+
+    Args:
+        model: The world model.
+        trajectory: An episode of a data set, such as `dataset.episode(0)`.
+        cameras: One camera of the episode per camera of the model, in the model's order; default:
+            `choose_cameras(model, trajectory)`.
 
     Raises:
-        ValueError: printing both specs, if its actions or rate are not the model's and no lossless
-            conversion exists.
+        ValueError: The episode lacks the cameras, or its actions or rate have no lossless
+            conversion to the model's; the message then has both specs.
     """
+    cameras = choose_cameras(model, trajectory) if cameras is None else cameras
     trajectory = resample(trajectory, model.config.action_spec)
-    view_mask = views_of(trajectory, cameras)
-    views = {c: shrunk(trajectory.frames[c], model) for c in cameras if c in trajectory.frames}
+    view_mask = view_mask_of(trajectory, cameras)
+    views = {
+        c: resize_video(trajectory.frames[c], model) for c in cameras if c in trajectory.frames
+    }
     first = next(iter(views))
     black = torch.zeros_like(views[first])
     frames = torch.stack([views.get(name, black) for name in cameras], dim=1)
     latents = model.encode(frames, view_valid=view_mask)[None].half().cpu().clone()
-    batch = labelled(latents, trajectory, cameras)
+    batch = to_latent_batch(latents, trajectory, cameras)
     height, width = trajectory.frames[first].size
     model_height, model_width = model.config.image_size
     stretch = width * model_height / (height * model_width)
@@ -116,7 +127,7 @@ def load_episode(model: WorldModel, trajectory: Trajectory, cameras: Sequence[st
 
 
 def load_named(model: WorldModel, dataset: Dataset, names: Sequence[str]) -> list[Episode]:
-    """Some episodes of a data set, ready for the model."""
+    """Load the episodes `names` of a data set for a model."""
     cameras = choose_cameras(model, dataset)
     with tqdm(names, "episodes", unit="episode") as bar:
         return [load_episode(model, dataset.episode(name), cameras) for name in bar]
@@ -125,5 +136,5 @@ def load_named(model: WorldModel, dataset: Dataset, names: Sequence[str]) -> lis
 def load_episodes(
     model: WorldModel, dataset: Dataset, *, only: str | None = None, limit: int | None = None
 ) -> list[Episode]:
-    """The episodes that `select_episodes` chooses, ready for the model."""
+    """Load the episodes that `select_episodes` returns for a model."""
     return load_named(model, dataset, select_episodes(dataset, only=only, limit=limit))

@@ -1,8 +1,8 @@
 """The network of C3 and WorldGym, built from our blocks to run their published checkpoints.
 
 C3: Mei et al. 2025 (arXiv:2512.05927); WorldGym: Quevedo et al. 2025 (arXiv:2506.00613). It is a
-causal space-time diffusion transformer with v-prediction and the sigmoid noise schedule. There are
-three differences to `Dynamics`: it does not read the previous frame, its context is at a low noise
+causal space-time diffusion transformer with v-prediction and the sigmoid noise schedule. It
+differs from `Dynamics` in three ways: it does not read the previous frame, its context is at a low noise
 level (timestep 14, scaled but without noise), and its window is truncated, not slid. C3 adds a
 confidence head: more blocks on detached features, conditioned on the error level ε.
 """

@@ -173,7 +173,7 @@ class FrameInputs:
     """View mask, false for missing views, whose latents are ignored; None: all true."""
 
     def without_missing(self) -> FrameInputs:
-        """Set missing views to zero, so that NaN there cannot reach a gradient."""
+        """Set missing views to zero, so that their NaN cannot reach a gradient."""
         if self.view_valid is None:
             return self
         noisy, previous = (only_valid(x, self.view_valid) for x in (self.noisy, self.previous))

@@ -203,8 +203,8 @@ class Tokenizer(nn.Module):
 class BottleneckInput:
     """Bottleneck features of a tokenizer: the input of its encoder's last convolution.
 
-    Runs on a copy of the encoder that stops there, in a memory format for fast convolutions. There
-    are no hooks, so it is safe to call from several threads.
+    Runs a truncated copy of the encoder, in a memory format for fast convolutions. It uses no
+    hooks, so it is safe to call from several threads.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -23,7 +23,7 @@ class Preset:
     frame_stride: int = 1
     """The model sees every `frame_stride`-th frame, at a rate lower by that factor."""
     action_chunk: str = "sum"
-    """How actions between two frames are combined: "sum" composes them into one (pose changes
+    """Combination of the actions between two frames: "sum" composes them into one (pose changes
     only), "encode" concatenates them."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenizer_loss: TokenizerLoss = field(default_factory=TokenizerLoss)
