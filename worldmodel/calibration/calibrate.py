@@ -92,8 +92,7 @@ def calibrate(
         metadata: Hash of the model and expiry date; None: no hash and no expiry.
 
     Raises:
-        ValueError: The frames have another aspect ratio than the model's: the monitor would stop on
-            every frame.
+        ValueError: The frames have another aspect ratio than the model's.
     """
     held_out = load_named(model, plan.data, plan.calibration)
     if unstretched(held_out[0]) is not held_out[0].frames:

@@ -51,8 +51,8 @@ def safe_streams() -> Iterator[None]:
     for stream in streams:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    sys.stdout = SafeStream(streams[0], progress=False)  # type: ignore[assignment]
-    sys.stderr = SafeStream(streams[1], progress=True)  # type: ignore[assignment]
+    sys.stdout = SafeStream(streams[0], progress=False)
+    sys.stderr = SafeStream(streams[1], progress=True)
     try:
         yield
     finally:

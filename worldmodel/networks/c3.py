@@ -2,9 +2,9 @@
 
 C3: Mei et al. 2025 (arXiv:2512.05927); WorldGym: Quevedo et al. 2025 (arXiv:2506.00613). It is a
 causal space-time diffusion transformer with v-prediction and the sigmoid noise schedule. It
-differs from `Dynamics` in three ways: it does not read the previous frame, its context is at a low noise
-level (timestep 14, scaled but without noise), and its window is truncated, not slid. C3 adds a
-confidence head: more blocks on detached features, conditioned on the error level ε.
+differs from `Dynamics` in three ways: it does not read the previous frame, its context is at a low
+noise level (timestep 14, scaled but without noise), and its window is truncated, not slid. C3 adds
+a confidence head: more blocks on detached features, conditioned on the error level ε.
 """
 
 from __future__ import annotations
