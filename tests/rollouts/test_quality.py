@@ -1,11 +1,23 @@
 """Image quality of rollouts: PSNR and its bootstrap interval."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from worldmodel.rollouts.quality import RESAMPLES, bootstrap_interval, psnr_per_frame
+from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.episodes.load import load_episode
+from worldmodel.model import WorldModel
+from worldmodel.rollouts.open_loop import START, roll_out
+from worldmodel.rollouts.quality import (
+    RESAMPLES,
+    bootstrap_interval,
+    image_quality,
+    psnr_per_frame,
+)
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -32,3 +44,35 @@ def test_bootstrap_interval_equals_scipy() -> None:
     )
     interval = bootstrap_interval(values, np.random.default_rng(0))
     assert interval == pytest.approx(tuple(reference.confidence_interval), abs=1e-12)
+
+
+def test_quality_compares_the_same_frame_imagined_copied_and_under_the_next_episodes_actions(
+    make_model: Callable[..., WorldModel], make_trajectory: Callable[..., Trajectory]
+) -> None:
+    """Three episodes of 12 frames, too short for ten frames ahead."""
+    model = make_model()
+    episodes = [
+        load_episode(model, make_trajectory(f"e{seed}", 12, seed), model.config.cameras)
+        for seed in range(3)
+    ]
+    batches = [episode.batch for episode in episodes]
+    swapped = [replace(batches[i], actions=batches[j].actions) for i, j in ((0, 1), (1, 2), (2, 0))]
+    rollouts, shuffled = (roll_out(model, each) for each in (batches, swapped))
+    rows = image_quality(model, episodes, rollouts, rng=np.random.default_rng(0))
+    assert [row.step for row in rows] == [1, 5]
+    for row, ahead in zip(rows, (4, 8), strict=True):
+        psnr = {"imagined": [], "copied": [], "shuffled": []}
+        for i, episode in enumerate(episodes):
+            candidates = {
+                "imagined": model.decode(rollouts[i].imagined[ahead, 0]),
+                "copied": episode.frames[START - 1, 0],
+                "shuffled": model.decode(shuffled[i].imagined[ahead, 0]),
+            }
+            for name, frame in candidates.items():
+                error = (frame.double() - episode.frames[ahead, 0].double()).square().mean()
+                psnr[name].append(10 * np.log10(255**2 / max(float(error), 1e-3)))
+        for name, values in psnr.items():
+            assert getattr(row, name) == pytest.approx(np.mean(values), abs=1e-3)
+        assert abs(row.imagined - row.shuffled) > 0.01  # the actions matter
+        assert row.gain[0] == pytest.approx(row.imagined - row.copied)
+        assert row.loss_when_shuffled[0] == pytest.approx(row.imagined - row.shuffled)
