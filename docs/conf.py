@@ -1,6 +1,10 @@
 """Sphinx settings."""
 
 import importlib.metadata
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))  # `benchmarks` is not installed
 
 project = "worldmodel"
 version = release = importlib.metadata.version("worldmodel")

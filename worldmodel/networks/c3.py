@@ -91,7 +91,7 @@ class C3Config:
 
     @property
     def views(self) -> int:
-        """Number of cameras: always one."""
+        """Number of cameras, always one."""
         return 1
 
     @property
