@@ -141,6 +141,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     keep_traceback = TRACEBACK in argv
     argv = [word for word in argv if word != TRACEBACK]
+    with safe_streams():
+        return exit_code(lambda: answer(argv), keep_traceback=keep_traceback)
+
+
+def answer(argv: Sequence[str]) -> int:
+    """Print the version, a completion script or a help page, or run the command asked for."""
     if argv and argv[0] == "--version":
         print(f"worldmodel {version('worldmodel')}")
         return 0
@@ -149,8 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if page := help_page(argv):
         print(page)
         return 0
-    with safe_streams():
-        return exit_code(lambda: dispatch(argv), keep_traceback=keep_traceback)
+    return dispatch(argv)
 
 
 def exit_code(action: Callable[[], int], *, keep_traceback: bool = False) -> int:
