@@ -59,6 +59,27 @@ def test_a_clip_holds_the_rows_and_frames_of_its_window(store: ClipStore) -> Non
         np.testing.assert_array_equal(clip.frames[:, 0].numpy(), trajectory.frames["front"][window])
 
 
+def test_a_camera_that_an_episode_lacks_is_black_and_marked(
+    tmp_path: Path, make_trajectory: Callable[..., Trajectory]
+) -> None:
+    store = ClipStore.create(
+        tmp_path / "s.zarr",
+        cameras=["front", "wrist"],
+        action_spec=CANONICAL,
+        rate_hz=5.0,
+        encoding="raw",
+    )
+    whole = make_trajectory("whole")
+    front = whole.frames["front"]
+    store.add(replace(whole, frames={"front": front, "wrist": front}))
+    store.add(replace(whole, episode_id="one view", frames={"wrist": front}))
+    clips = ClipDataset(store, cameras=["front", "wrist"], num_frames=12)
+    batch = collate([clips[0], clips[1]])
+    assert batch.view_valid.tolist() == [[True, True], [False, True]]
+    assert not batch.frames[1, :, 0].any()
+    np.testing.assert_array_equal(batch.frames[1, :, 1].numpy(), front[0:12])
+
+
 def test_views_come_in_the_order_asked_for(
     tmp_path: Path, make_trajectory: Callable[..., Trajectory]
 ) -> None:

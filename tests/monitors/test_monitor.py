@@ -297,6 +297,18 @@ def test_memory_is_constant(monitor: RuntimeMonitor) -> None:
     assert after - before < 4096  # one more frame per update would be 80 kB
 
 
+def test_siblings_share_no_camera(monitor: RuntimeMonitor) -> None:
+    """One robot's camera freezes while another's, seen in turn with it, goes on."""
+    stuck, healthy = monitor.sibling(), monitor.sibling()
+    rng = np.random.default_rng(16)
+    frame = draw_frame(rng)
+    causes = []
+    for _ in range(4):
+        causes.append(stuck.update(frame, ACTION).causes)
+        assert "sensor.frozen" not in healthy.update(draw_frame(rng), ACTION).causes
+    assert causes[-1] == ("sensor.frozen",)
+
+
 def test_without_reference_the_calibration_episodes_are_split() -> None:
     rng = np.random.default_rng(14)
     every = [draw_episode(rng) for _ in range(38)]
