@@ -104,8 +104,10 @@ def test_info_of_real_folders(
     info = json.loads(capsys.readouterr().out)
     form, num_episodes, num_frames, num_cameras = REAL[folder]
     assert list(info) == [
-        "form", "num_episodes", "rate_hz", "cameras", "action_spec", "episodes",
+        "form", "num_episodes", "rate_hz", "cameras", "action_spec", "undeclared", "notes",
+        "episodes",
     ]  # fmt: skip
+    assert (info["undeclared"] is not None) == (folder == "droid_lerobot_v3")
     assert (info["form"], info["num_episodes"], info["rate_hz"]) == (form, num_episodes, 5.0)
     assert len(info["cameras"]) == num_cameras
     assert sum(episode["num_frames"] for episode in info["episodes"]) == num_frames
@@ -145,9 +147,16 @@ def test_real_folders_convert_without_loss_of_numbers(
 ) -> None:
     from worldmodel.datasets.open_dataset import open_dataset
 
-    target = tmp_path / "target.zarr"
-    assert main(["data", "convert", str(real_data / folder), str(target), "--height", "48"]) == 0
-    source, store = open_dataset(real_data / folder), ClipStore.open(target)
+    target, spec = tmp_path / "target.zarr", None
+    argv = ["data", "convert", str(real_data / folder), str(target), "--height", "48"]
+    if folder == "droid_lerobot_v3":  # its columns have no names
+        assert main(argv) == 2
+        spec = tmp_path / "spec.toml"
+        spec.write_text('columns = ["observation.state"]\ngripper = "closed_is_one"\n')
+        argv += ["--action-spec", str(spec)]
+    assert main(argv) == 0
+    source = open_dataset(real_data / folder, action_spec=spec)
+    store = ClipStore.open(target)
     assert store.episode_ids == source.episode_ids
     for name in source.episode_ids[:2]:
         before, after = source.episode(name), store.episode(name)

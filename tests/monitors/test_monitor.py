@@ -395,8 +395,3 @@ def test_damaged_monitor_is_refused_with_a_reason(
         RuntimeMonitor.load(tmp_path)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith("calibrate it again.")
-
-
-def test_a_missing_monitor_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"monitor\.json is missing; run `worldmodel cal"):
-        RuntimeMonitor.load(tmp_path)

@@ -325,3 +325,8 @@ def test_save_interrupted_between_its_files_is_refused(
 def test_a_date_needs_a_time_zone() -> None:
     with pytest.raises(ValueError, match="`expires` must have a time zone, got 2030-01-01"):
         MonitorMetadata(expires=datetime(2030, 1, 1))
+
+
+def test_a_missing_monitor_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"monitor\.json is missing; run `worldmodel cal"):
+        RuntimeMonitor.load(tmp_path)
