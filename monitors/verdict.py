@@ -42,7 +42,7 @@ class Verdict:
     level: Level
     causes: tuple[str, ...] = ()
     """Causes of the level, the leading one first. A change of the scene: "lighting", "background",
-    "clutter", "target", "embodiment", "camera", "unknown", or "appearance" without a cause model.
+    "clutter", "object", "end_effector", "camera", "unknown", or "appearance" without a cause model.
     Action and model: "action_out_of_range", "action_unfamiliar", "action_ignored",
     "model_disagreement", "low_confidence". Faults: "sensor.*", "monitor.*". "held": hysteresis
     keeps an earlier, higher level."""

@@ -27,8 +27,6 @@ from worldmodel.report.html import Table
 
 Results = Mapping[Cell, Sequence[Watched]]
 
-CAUSE_OF = {"object": "target", "end_effector": "embodiment"}
-"""Factor -> its cause, if their names differ."""
 STRONG = (2, 3)
 """Severities that count in the tables of causes."""
 SEEN = WATCH_HORIZON + SMOOTHED["surprise"] + MonitorConfig.calm_steps - 1
@@ -213,7 +211,7 @@ def right_causes(truth: str) -> tuple[str, ...]:
     """Right causes for a row of the table."""
     kind, _, name = truth.partition(": ")
     if kind == KINDS["looks"]:
-        return (CAUSE_OF.get(name, name),)
+        return (name,)
     actions = ("action_out_of_range", "action_unfamiliar")
     return actions if kind == KINDS["policy"] else (*actions, "action_ignored")
 

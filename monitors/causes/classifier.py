@@ -1,4 +1,4 @@
-"""Cause classifier: lighting, background, clutter, target, embodiment or camera.
+"""Cause classifier: lighting, background, clutter, object, end effector or camera.
 
 Faults around a robot have no labelled examples, so the model is trained on edited nominal episodes
 with one change each. It computes descriptors of each frame's departure from nominal frames,
@@ -27,6 +27,8 @@ from worldmodel.monitors.errors import require_fitted
 UNKNOWN = "unknown"
 CLIP_LENGTHS = (1, 3, 8)
 """Numbers of frames over which training descriptors of edited clips are averaged."""
+FORMER_NAMES = {"target": "object", "embodiment": "end_effector"}
+"""Name of a cause in earlier versions -> its name now, that of the simulator's factor."""
 LIKELY = 0.5
 """Smallest probability at which a cause is named."""
 STANDS_OUT = 1.0
@@ -176,7 +178,8 @@ class CauseModel:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> CauseModel:
         """Inverse of `arrays`."""
         model = cls()
-        model.causes_ = tuple(arrays["causes"].tobytes().decode().split("\n"))
+        stored = arrays["causes"].tobytes().decode().split("\n")
+        model.causes_ = tuple(FORMER_NAMES.get(name, name) for name in stored)
         model.views_ = [
             ViewCauses(
                 ViewReference.from_arrays(_below(arrays, f"{number}.reference.")),

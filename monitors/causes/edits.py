@@ -345,8 +345,8 @@ EDITS: dict[str, Callable[[EditedScene, np.random.Generator], Video | None]] = {
     "lighting": relight,
     "background": repaint,
     "clutter": strew,
-    "target": swap_target,
-    "embodiment": refit_arm,
+    "object": swap_target,
+    "end_effector": refit_arm,
     "camera": move_camera,
     "unknown": distort,
 }

@@ -60,8 +60,7 @@ def watched(cell: Cell, *, seed: int, cause: str | None) -> Watched:
 
 
 def right_name(cell: Cell) -> str | None:
-    names = {"object": "target", "end_effector": "embodiment"}
-    kinds = {"looks": names.get(cell.name, cell.name), "wiring": "action_ignored"}
+    kinds = {"looks": cell.name, "wiring": "action_ignored"}
     return {**kinds, "policy": "action_out_of_range"}.get(cell.kind)
 
 

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,17 @@ import torch
 
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
+from worldmodel.datasets.dataset import FileDataset
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes.clips import encode_episode
 from worldmodel.episodes.episode import Episode, unstretched
-from worldmodel.episodes.load import choose_cameras, load_episode, load_episodes, select_episodes
+from worldmodel.episodes.load import (
+    choose_cameras,
+    load_episode,
+    load_episodes,
+    open_for,
+    select_episodes,
+)
 from worldmodel.model import WorldModel
 from worldmodel.training.objectives import LatentBatch
 
@@ -143,3 +151,21 @@ def test_the_monitor_gets_frames_with_the_aspect_ratio_of_the_source() -> None:
     square = Episode("square", frames, batch, stretch=0.5)
     assert unstretched(rounded) is frames
     assert unstretched(square).shape == (2, 1, 16, 16, 3)
+
+
+def test_undeclared_actions_are_refused(
+    make_model: Callable[..., WorldModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undeclared = FileDataset(
+        form="lerobot",
+        path=tmp_path,
+        cameras=("front",),
+        action_spec=CANONICAL,
+        episode_ids=(),
+        load=lambda _: pytest.fail("no episode may be read"),
+        summarize=lambda _: pytest.fail("no episode may be read"),
+        undeclared="info.json does not declare what its numbers mean.",
+    )
+    monkeypatch.setattr("worldmodel.episodes.load.open_dataset", lambda _: undeclared)
+    with pytest.raises(ValueError, match="does not declare what its numbers mean"):
+        open_for(make_model(), tmp_path)

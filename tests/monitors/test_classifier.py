@@ -17,8 +17,8 @@ SHIFTS = {
     "lighting": {"light": (0.5, 0.45, 0.4)},
     "background": {"table": (0.3, 0.35, 0.55)},
     "clutter": {"things": 5},
-    "target": {"target": (0.15, 0.3, 0.9)},
-    "embodiment": {"arm": (0.9, 0.55, 0.1)},
+    "object": {"target": (0.15, 0.3, 0.9)},
+    "end_effector": {"arm": (0.9, 0.55, 0.1)},
     "camera": {"turn": 0.5},
 }
 
@@ -133,7 +133,7 @@ def test_memory_does_not_grow(model: CauseModel) -> None:
 
 
 def test_arrays_restore_the_model(model: CauseModel) -> None:
-    episode = one_view(90, **SHIFTS["target"])
+    episode = one_view(90, **SHIFTS["object"])
     copy = CauseModel.from_arrays(model.arrays())
     assert watched(copy, episode).posterior() == watched(model, episode).posterior()
     assert copy.where() == model.where()
@@ -223,3 +223,11 @@ def test_bad_input_is_refused(model: CauseModel) -> None:
         CauseModel().fit(nominal, {"lighting": nominal})
     with pytest.raises(ValueError, match="stronger"):
         CauseModel().fit(nominal * 2, {"lighting": nominal, "camera": []})
+
+
+def test_names_of_earlier_versions_become_those_of_the_factors() -> None:
+    arrays = {
+        "causes": np.frombuffer(b"lighting\ntarget\nembodiment", np.uint8),
+        "num_views": np.array([0]),
+    }
+    assert CauseModel.from_arrays(arrays).causes_ == ("lighting", "object", "end_effector")

@@ -63,8 +63,8 @@ def test_scene_is_segmented_into_its_parts(scene: EditedScene) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_edits_keep_the_rest_unchanged(scene: EditedScene, seed: int) -> None:
-    assert not changed(scene, "target", seed)[scene.arm].any()
-    assert not changed(scene, "embodiment", seed)[scene.target].any()
+    assert not changed(scene, "object", seed)[scene.arm].any()
+    assert not changed(scene, "end_effector", seed)[scene.target].any()
     assert not changed(scene, "background", seed)[scene.arm | scene.target].any()
 
 
@@ -73,8 +73,8 @@ def test_edits_change_the_named_part(scene: EditedScene, seed: int) -> None:
     table = scene.surfaces[0] & ~scene.arm & ~scene.target
     assert changed(scene, "background", seed)[table].mean() > 0.3
     assert changed(scene, "lighting", seed)[table].mean() > 0.5
-    assert changed(scene, "target", seed)[scene.target].mean() > 0.5
-    assert changed(scene, "embodiment", seed)[scene.arm].mean() > 0.01
+    assert changed(scene, "object", seed)[scene.target].mean() > 0.5
+    assert changed(scene, "end_effector", seed)[scene.arm].mean() > 0.01
     assert 0.002 < changed(scene, "clutter", seed).mean() < 0.3
     assert changed(scene, "unknown", seed).mean() > 0.02
     assert changed(scene, "camera", seed).mean() > 0.02

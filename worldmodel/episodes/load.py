@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from worldmodel.datasets.dataset import Dataset
+from worldmodel.datasets.dataset import Dataset, notes_of, require_declared
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.datasets.resampling import resample, resampled
 from worldmodel.datasets.trajectory import Frames, Trajectory
@@ -28,10 +28,17 @@ CHUNK = 64
 def open_for(model: WorldModel, path: Path) -> Dataset:
     """Open a data set of any supported format, resampled to the model's rate.
 
+    Notes of the reader on what it left out are logged.
+
     Raises:
-        ValueError: Its rate is not an integer multiple of the model's; the message has both specs.
+        ValueError: Its rate is not an integer multiple of the model's (the message has both specs),
+            or its source does not declare what its actions mean.
     """
-    return resampled(open_dataset(path), model.config.action_spec)
+    dataset = open_dataset(path)
+    require_declared(dataset)
+    for note in notes_of(dataset):
+        LOG.warning("note: %s", note)
+    return resampled(dataset, model.config.action_spec)
 
 
 def select_episodes(
