@@ -85,17 +85,17 @@ def main() -> None:
         print(f"\n{table.to_text()}")
     print(f"\n{false_alarms(result)}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(result.as_dict(), indent=1))
+        arguments.json.write_text(json.dumps(result.as_dict(), indent=1), encoding="utf-8")
     if arguments.card:
         folder = checkpoint_folder(config.model)
-        (folder / "README.md").write_text(card(checkpoint.model, result, folder))
+        (folder / "README.md").write_text(card(checkpoint.model, result, folder), encoding="utf-8")
 
 
 def card(model: WorldModel, result: DemoResult, folder: Path) -> str:
     """Text of the model card."""
     stored = model.config.provenance
     recipe, attributes = stored["recipe"], stored["data_attributes"]
-    calibration = json.loads((folder / "monitor" / "calibration.json").read_text())
+    calibration = json.loads((folder / "monitor" / "calibration.json").read_text(encoding="utf-8"))
     loops = {name.removesuffix("_loop"): r for name, r in recipe.items() if name.endswith("_loop")}
     steps = ", ".join(
         f"{name} {r['steps']} steps of {r['batch_size']}" for name, r in loops.items()

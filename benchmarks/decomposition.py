@@ -216,8 +216,10 @@ def main() -> None:
     text = "\n\n".join(parts) + "\n"
     print(text)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "decomposition.md").write_text(text)
-    (RESULTS / "decomposition.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "decomposition.md").write_text(text, encoding="utf-8")
+    (RESULTS / "decomposition.json").write_text(
+        json.dumps(result, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

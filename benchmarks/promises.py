@@ -288,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(text)
     if not options.quick:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "promises.md").write_text(text)
+        (options.out / "promises.md").write_text(text, encoding="utf-8")
     kept = all(row.kept in (None, True) for row in rows)
     print("Every guarantee holds." if kept else "A guarantee is VIOLATED.")
     return 0 if kept else 1

@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 def cpu_info() -> str:
     """Contents of /proc/cpuinfo; empty on other systems than Linux."""
     file = Path("/proc/cpuinfo")
-    return file.read_text() if file.is_file() else ""
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def processor() -> str:

@@ -197,10 +197,11 @@ def main() -> None:
     text = table(rows, facts)
     print(text)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "sampler_quality.md").write_text(text)
+    (arguments.out / "sampler_quality.md").write_text(text, encoding="utf-8")
     stored = {**facts, "copied_db": {h: mean_and_interval(v) for h, v in experiment.copied.items()}}
     (arguments.out / "sampler_quality.json").write_text(
-        json.dumps({**stored, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+        json.dumps({**stored, "rows": [asdict(row) for row in rows]}, indent=1) + "\n",
+        encoding="utf-8",
     )
 
 

@@ -32,7 +32,9 @@ class Form:
 
 def _is_clip_store(path: Path) -> bool:
     try:
-        attributes = json.loads((path / "zarr.json").read_text()).get("attributes", {})
+        attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8")).get(
+            "attributes", {}
+        )
     except (OSError, ValueError):
         return False
     return attributes.get("worldmodel_form") == "clip-store"

@@ -51,7 +51,7 @@ def documented() -> dict[str, set[str]]:
 
 def commands(page: Path) -> list[list[str]]:
     """The arguments of every complete `worldmodel` command in the console blocks of a page."""
-    blocks = re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL)
+    blocks = re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     words = [shlex.split(line, comments=True) for line in lines if line.startswith("worldmodel ")]
     return [line[1:] for line in words if "..." not in line]
@@ -74,7 +74,7 @@ def test_every_documented_member_exists() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_named_modules_and_imports_exist(page: Path) -> None:
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     names = {
         name.rstrip(".")
         for name in re.findall(r"\b(?:worldmodel|benchmarks)(?:\.[a-zA-Z]\w*)+", text)
@@ -87,8 +87,8 @@ def test_named_modules_and_imports_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_named_files_exist(page: Path) -> None:
-    named = re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", page.read_text())
-    links = re.findall(r"\]\((?!http|#)([\w./-]+)", page.read_text())
+    named = re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", page.read_text(encoding="utf-8"))
+    links = re.findall(r"\]\((?!http|#)([\w./-]+)", page.read_text(encoding="utf-8"))
     missing = [name for name in named if not (ROOT / name).exists()]
     missing += [link for link in links if not (page.parent / link).exists()]
     assert missing == []

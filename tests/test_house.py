@@ -44,7 +44,7 @@ MAX_MODULES = 25
 
 def imported(path: Path) -> Iterator[str]:
     """Modules of the package that a file imports anywhere, without the leading `worldmodel.`."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -191,7 +191,7 @@ def test_tests_are_no_package() -> None:
 
 @pytest.mark.parametrize("path", SOURCES + TESTS, ids=name)
 def test_files_and_functions_stay_small(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert text.count("\n") <= 400
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

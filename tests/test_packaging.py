@@ -57,7 +57,7 @@ def loaded(code: str) -> set[str]:
 
 def imports(path: Path) -> Iterator[str]:
     """Third-party packages that a file imports anywhere."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

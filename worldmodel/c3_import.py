@@ -178,7 +178,7 @@ def read_settings(file: Path) -> dict[str, int]:
     if not file.is_file():
         return {}
     try:
-        stored = yaml.safe_load(file.read_text())
+        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
         settings = {
             name: int(stored[theirs]) for name, theirs in SETTINGS.items() if stored.get(theirs)
         }

@@ -244,7 +244,9 @@ class WorldModel(nn.Module):
 
     def _write(self, partial: Path, dtype: torch.dtype) -> None:
         """Write all files of the checkpoint into a new folder."""
-        (partial / "config.json").write_text(json.dumps(self.config.as_dict(), indent=2) + "\n")
+        (partial / "config.json").write_text(
+            json.dumps(self.config.as_dict(), indent=2) + "\n", encoding="utf-8"
+        )
         stored = {
             name: value.to(dtype if value.is_floating_point() else value.dtype).contiguous()
             for name, value in self._own_state().items()
@@ -284,7 +286,7 @@ class WorldModel(nn.Module):
 def read_config(folder: Path) -> ModelConfig:
     """Read the config of a checkpoint folder."""
     try:
-        stored = json.loads((folder / "config.json").read_text())
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(stored, dict):
             raise TypeError(f"it must hold a JSON object, got a {type(stored).__name__}")
         return ModelConfig.from_dict(stored)

@@ -95,14 +95,16 @@ def run(command: Command) -> int:
     if not results:
         raise ValueError(f"`--only` {command.only} matches no method.")
     written = json.dumps([result.as_dict() for result in results], indent=1)
-    (command.out / "results.json").write_text(written + "\n")
+    (command.out / "results.json").write_text(written + "\n", encoding="utf-8")
     facts = {
         "hardware": hardware(),
         "versions": versions("worldmodel", "torch", "numpy", "scipy"),
         "commit": git_commit(),
         "date": today(),
     }
-    (command.out / "provenance.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (command.out / "provenance.json").write_text(
+        json.dumps(facts, indent=1) + "\n", encoding="utf-8"
+    )
     files = draw(results, groups, command.out)
     if command.json:
         print(written)
@@ -111,7 +113,7 @@ def run(command: Command) -> int:
     more_file = command.out / "extras.json"
     if command.data is None and results[0].method == SHIPPED and not more_file.is_file():
         extra = extras(comparisons[0], marked=command.marked, seed=command.seed + MARKED_SEED)
-        more_file.write_text(json.dumps(extra.as_dict(), indent=1) + "\n")
+        more_file.write_text(json.dumps(extra.as_dict(), indent=1) + "\n", encoding="utf-8")
         files.append(more_file)
         for more in tables(extra):
             print(f"\n{more.to_text()}")
@@ -129,13 +131,13 @@ def check_settings(command: Command) -> None:
     settings = {k: v for k, v in asdict(command).items() if k not in ignored}
     text = json.dumps(settings, indent=1, default=str) + "\n"
     file = command.out / "settings.json"
-    if file.is_file() and file.read_text() != text:
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
         raise ValueError(
             f"{command.out} holds results of other settings ({file}); use the same settings or "
             "give another `--out`."
         )
     command.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
 
 
 def tabletop(command: Command) -> Comparison:

@@ -265,13 +265,15 @@ def main() -> None:
     text = table(results, networks, facts)
     print(text)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "baselines.md").write_text(text)
+    (arguments.out / "baselines.md").write_text(text, encoding="utf-8")
     stored = {
         **facts,
         "rows": [asdict(r) for r in results],
         "networks": [asdict(n) for n in networks],
     }
-    (arguments.out / "baselines.json").write_text(json.dumps(stored, indent=1) + "\n")
+    (arguments.out / "baselines.json").write_text(
+        json.dumps(stored, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

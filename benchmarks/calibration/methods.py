@@ -218,9 +218,9 @@ def run(
             pooled = pool_forecasts([c.methods()[name]() for c in comparisons])
             result = evaluate_method(name, pooled, merged, seed=comparisons[0].seed + number)
             unfinished = file.with_suffix(".partial")
-            unfinished.write_text(json.dumps(result.as_dict(), indent=1) + "\n")
+            unfinished.write_text(json.dumps(result.as_dict(), indent=1) + "\n", encoding="utf-8")
             unfinished.replace(file)
-        results.append(MethodResult.from_dict(json.loads(file.read_text())))
+        results.append(MethodResult.from_dict(json.loads(file.read_text(encoding="utf-8"))))
     return results
 
 

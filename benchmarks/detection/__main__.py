@@ -72,14 +72,16 @@ def run(command: Command) -> int:
     all_tables = tables(results, calibration.monitor.alarm_rule_)
     plain = [{"caption": t.caption, "columns": t.columns, "rows": t.rows} for t in all_tables]
     written = json.dumps(plain, indent=1)
-    (command.out / "tables.json").write_text(written + "\n")
+    (command.out / "tables.json").write_text(written + "\n", encoding="utf-8")
     facts = {
         "hardware": hardware(),
         "versions": versions("worldmodel", "torch", "numpy", "scipy"),
         "commit": git_commit(),
         "date": today(),
     }
-    (command.out / "provenance.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (command.out / "provenance.json").write_text(
+        json.dumps(facts, indent=1) + "\n", encoding="utf-8"
+    )
     titles = (
         "Detection", "Shifts", "Signals", "Benign change", "Causes at the alarm",
         "Causes soon after", "Causes overall", "Harm",

@@ -400,9 +400,11 @@ def main() -> int:
     text = report(rows, named, facts)
     print(text)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "real_data_monitor.md").write_text(text)
+    (options.out / "real_data_monitor.md").write_text(text, encoding="utf-8")
     stored = {**facts, "rows": [row.as_dict() for row in rows], "causes": named}
-    (options.out / "real_data_monitor.json").write_text(json.dumps(stored, indent=1) + "\n")
+    (options.out / "real_data_monitor.json").write_text(
+        json.dumps(stored, indent=1) + "\n", encoding="utf-8"
+    )
     return 0
 
 

@@ -152,27 +152,27 @@ def run(
         if not file.is_file():
             rows = watch_cell(model, calibration, cell, number, config)
             part = file.with_suffix(".part")
-            part.write_text(json.dumps([asdict(row) for row in rows]))
+            part.write_text(json.dumps([asdict(row) for row in rows]), encoding="utf-8")
             os.replace(part, file)
     return {cell: [Watched(**r) for r in read_rows(folder / cell.file)] for cell, _ in cells}
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """Read the results of a cell."""
-    return list(json.loads(file.read_text()))
+    return list(json.loads(file.read_text(encoding="utf-8")))
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Store the settings beside the results; raise if `folder` holds other settings."""
     file = folder / "settings.json"
     if file.is_file():
-        if json.loads(file.read_text()) != settings:
+        if json.loads(file.read_text(encoding="utf-8")) != settings:
             raise ValueError(f"{folder} holds results of other settings; give another `--out`.")
         return
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no results; give another `--out`.")
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings))
+    file.write_text(json.dumps(settings), encoding="utf-8")
 
 
 def watch_cell(

@@ -357,8 +357,10 @@ def main(arguments: list[str] | None = None) -> int:
     print(text)
     options.out.mkdir(parents=True, exist_ok=True)
     content = {**facts, "faults": [asdict(r) for r in rows], "calm": [asdict(c) for c in unfaulted]}
-    (options.out / "sensor_faults.json").write_text(json.dumps(content, indent=1) + "\n")
-    (options.out / "sensor_faults.md").write_text(text)
+    (options.out / "sensor_faults.json").write_text(
+        json.dumps(content, indent=1) + "\n", encoding="utf-8"
+    )
+    (options.out / "sensor_faults.md").write_text(text, encoding="utf-8")
     kept = all(row.named == row.episodes for row in rows)
     print(
         "Every fault is detected with the right cause."

@@ -379,8 +379,10 @@ def main() -> int:
     print(report.text())
     if not options.quick:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "service.md").write_text(report.text())
-        (options.out / "service.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
+        (options.out / "service.md").write_text(report.text(), encoding="utf-8")
+        (options.out / "service.json").write_text(
+            json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8"
+        )
     kept = all(check.kept for check in report.checks)
     print("Every check passed." if kept else "A check FAILED.")
     return 0 if kept else 1

@@ -172,8 +172,10 @@ def main() -> None:
     if not options.quick:
         RESULTS.mkdir(exist_ok=True)
         content = {"about": about, "rows": [asdict(row) for row in rows]}
-        (RESULTS / "confidence_cost.json").write_text(json.dumps(content, indent=2) + "\n")
-        (RESULTS / "confidence_cost.md").write_text(table(rows) + "\n")
+        (RESULTS / "confidence_cost.json").write_text(
+            json.dumps(content, indent=2) + "\n", encoding="utf-8"
+        )
+        (RESULTS / "confidence_cost.md").write_text(table(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -365,8 +365,10 @@ def main() -> None:
     if not options.quick:
         RESULTS.mkdir(exist_ok=True)
         content = {"about": about, "rows": [asdict(row) for row in rows], "long": long}
-        (RESULTS / "imagination.json").write_text(json.dumps(content, indent=2) + "\n")
-        (RESULTS / "imagination.md").write_text(table(rows) + "\n")
+        (RESULTS / "imagination.json").write_text(
+            json.dumps(content, indent=2) + "\n", encoding="utf-8"
+        )
+        (RESULTS / "imagination.md").write_text(table(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -398,9 +398,11 @@ def main() -> int:
     print(text)
     if not options.quick:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "monitor_latency.md").write_text(text)
+        (options.out / "monitor_latency.md").write_text(text, encoding="utf-8")
         content = {**facts, "runs": runs}
-        (options.out / "monitor_latency.json").write_text(json.dumps(content, indent=1) + "\n")
+        (options.out / "monitor_latency.json").write_text(
+            json.dumps(content, indent=1) + "\n", encoding="utf-8"
+        )
     return 0 if kept else 1
 
 

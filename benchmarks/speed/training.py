@@ -254,12 +254,12 @@ def main() -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     slug = "-".join(name.lower().split())
     file = options.out / f"training-{slug}.json"
-    results = json.loads(file.read_text()) if file.is_file() else {}
+    results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     results[options.preset] = run(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=2) + "\n")
+    file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     text = table(results, has_gpu=device.type == "cuda")
-    file.with_suffix(".md").write_text(text)
+    file.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
 
 

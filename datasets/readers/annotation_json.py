@@ -74,7 +74,7 @@ def _annotation_file(root: Path, episode_id: str) -> Path:
 def _read(file: Path) -> dict[str, Any]:
     """Read an annotation and check its required keys."""
     try:
-        annotation = json.loads(file.read_text())
+        annotation = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid JSON ({error}); copy it again.") from error
     content = annotation if isinstance(annotation, dict) else {}

@@ -37,9 +37,9 @@ def chunk(store: ClipStore, name: str) -> Path:
 
 
 def edit(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     change(content)
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(content), encoding="utf-8")
 
 
 def metadata(store: ClipStore, name: str) -> Path:

@@ -365,7 +365,9 @@ def flip(path: Path) -> None:
 
 def edit(**change: object) -> object:
     def apply(path: Path) -> None:
-        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        path.write_text(
+            json.dumps({**json.loads(path.read_text(encoding="utf-8")), **change}), encoding="utf-8"
+        )
 
     return apply
 

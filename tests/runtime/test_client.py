@@ -59,7 +59,7 @@ def test_other_things_are_not_packed(value: object) -> None:
 def test_the_file_stands_alone(tmp_path: Path) -> None:
     """Copied beside a robot's code it imports nothing of ours; and it stays short."""
     source = Path(monitor_client.__file__)
-    assert len(source.read_text().splitlines()) <= 150
+    assert len(source.read_text(encoding="utf-8").splitlines()) <= 150
     shutil.copy(source, tmp_path)
     code = "import sys, client; print(*{name.split('.')[0] for name in sys.modules})"
     told = subprocess.run(

@@ -68,7 +68,7 @@ class Calibration:
             "watch_start": self.watch_start,
         }
         rollouts = {**horizons, "curves_sha256": hashlib.sha256(curves).hexdigest()}
-        (folder / "rollouts.json").write_text(json.dumps(rollouts) + "\n")
+        (folder / "rollouts.json").write_text(json.dumps(rollouts) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, model: WorldModel, *, model_hash: str | None = None) -> Calibration:
@@ -92,7 +92,7 @@ class Calibration:
         )
         try:
             curves = (folder / RECALIBRATION).read_bytes()
-            rollouts = json.loads((folder / "rollouts.json").read_text())
+            rollouts = json.loads((folder / "rollouts.json").read_text(encoding="utf-8"))
             horizon, written = int(rollouts["horizon"]), rollouts.get("curves_sha256")
             watch_horizon = int(rollouts.get("watch_horizon", horizon))  # 0.1.0 had one horizon
             watch_start = int(rollouts.get("watch_start", START))
@@ -126,7 +126,7 @@ def save_calibration(
     with replaced_folder(folder) as part:
         calibration.save(part)
         gate.save(part / "gate")
-        (part / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        (part / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def load_calibration(
@@ -161,7 +161,7 @@ def read_record(monitor: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return dict(json.loads(file.read_text()))
+        return dict(json.loads(file.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}); calibrate again.") from error
 

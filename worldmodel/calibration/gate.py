@@ -46,7 +46,9 @@ class Gate:
     def save(self, folder: Path) -> None:
         """Write the gate into `folder`."""
         self.monitor.save(folder)
-        (folder / "gate.json").write_text(json.dumps({"horizon": self.horizon}) + "\n")
+        (folder / "gate.json").write_text(
+            json.dumps({"horizon": self.horizon}) + "\n", encoding="utf-8"
+        )
 
     @classmethod
     def load(cls, folder: Path, *, model_hash: str | None = None) -> Gate:
@@ -58,7 +60,10 @@ class Gate:
         """
         monitor = RuntimeMonitor.load(folder, model_hash=model_hash)
         try:
-            return cls(monitor, int(json.loads((folder / "gate.json").read_text())["horizon"]))
+            return cls(
+                monitor,
+                int(json.loads((folder / "gate.json").read_text(encoding="utf-8"))["horizon"]),
+            )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"The gate in {folder} cannot be read; calibrate it again.") from error
 

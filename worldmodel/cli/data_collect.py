@@ -29,8 +29,9 @@ class Command:
     """First shifted or faulty frame; 0: the whole episode."""
     seed: int = 0
     """Seed of the collection; every episode derives its own seed from it."""
-    renderer: str = "auto"
-    """"ray" (any machine), "gl" (needs EGL or OSMesa) or "auto" ("gl" where it works)."""
+    renderer: str = "ray"
+    """"ray" (any machine; the shipped checkpoint was trained on it), "gl" (needs EGL or OSMesa) or
+    "auto" ("gl" where it works)."""
     size: int = 64
     """Height and width of the frames in pixels."""
     num_steps: int = 40

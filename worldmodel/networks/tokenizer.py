@@ -196,7 +196,7 @@ class Tokenizer(nn.Module):
         """Write the autoencoder in diffusers' format, and `whitening.json` next to it."""
         nn.Module.to(copy.deepcopy(self.autoencoder), dtype).save_pretrained(folder)
         (folder / WHITENING).write_text(
-            json.dumps({"mean": self.mean.tolist(), "std": self.std.tolist()})
+            json.dumps({"mean": self.mean.tolist(), "std": self.std.tolist()}), encoding="utf-8"
         )
 
 

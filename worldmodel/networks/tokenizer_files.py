@@ -96,7 +96,7 @@ def read_whitening(folder: Path, autoencoder: Any) -> tuple[Tensor, Tensor]:
         except ValueError as error:
             raise ValueError(f"No usable autoencoder in {str(folder)!r}: {error}") from error
     try:
-        stored = json.loads(file.read_text())
+        stored = json.loads(file.read_text(encoding="utf-8"))
         mean, std = (torch.tensor(stored[name], dtype=torch.float32) for name in ("mean", "std"))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{str(file)!r} must hold the lists `mean` and `std`.") from error

@@ -97,7 +97,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 def read_api_key(file: Path | None) -> str | None:
     """API key in `file`, or in the environment if `file` is None; None if neither is set."""
-    key = os.environ.get(KEY_VARIABLE) if file is None else file.read_text()
+    key = os.environ.get(KEY_VARIABLE) if file is None else file.read_text(encoding="utf-8")
     if key is None:
         return None
     key = key.strip()
