@@ -15,10 +15,6 @@ IMAGE_PIXELS = 2**26
 """Pixels of one image or video frame (8192 x 8192)."""
 ARRAY_BYTES = 2**34
 """Bytes of one array in memory (16 GiB)."""
-EPISODES = 10**7
-"""Episodes of one data set."""
-JSON_BYTES = 2**28
-"""Bytes of one JSON file (256 MiB)."""
 
 
 def factor() -> float:
