@@ -18,12 +18,12 @@ LEARNED = ["range_", "spread_", "knots_", "centre_", "scale_", "weights_"]
 Examples = Float64[np.ndarray, "n d"]
 
 
-class CurveRegression:
+class AdditiveRegression:
     """Class probabilities from descriptors clipped to the range of the examples."""
 
     def fit(
         self, examples: Examples, classes: Int64[np.ndarray, " n"], *, number: int
-    ) -> CurveRegression:
+    ) -> AdditiveRegression:
         """Fit to examples of `number` classes; non-empty classes have equal weight."""
         self.range_ = np.quantile(examples, [TAIL, 1 - TAIL], axis=0)
         self.spread_ = examples.std(axis=0) + 1e-6
@@ -57,7 +57,7 @@ class CurveRegression:
         return {name: getattr(self, name) for name in LEARNED}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> CurveRegression:
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> AdditiveRegression:
         """Inverse of `arrays`."""
         regression = cls()
         for name in LEARNED:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int, UInt8
 
-from worldmodel.monitors.causes.additive_regression import CurveRegression
+from worldmodel.monitors.causes.additive_regression import AdditiveRegression
 from worldmodel.monitors.causes.descriptors import (
     FAR,
     GRID,
@@ -75,7 +75,7 @@ class ViewCauses:
     """Fitted reference and classifier of one camera."""
 
     reference: ViewReference
-    regression: CurveRegression
+    regression: AdditiveRegression
     nominal: Float64[np.ndarray, "2 d"]
     """Mean and standard deviation of the nominal descriptors."""
 
@@ -183,7 +183,7 @@ class CauseModel:
         model.views_ = [
             ViewCauses(
                 ViewReference.from_arrays(_below(arrays, f"{number}.reference.")),
-                CurveRegression.from_arrays(_below(arrays, f"{number}.regression.")),
+                AdditiveRegression.from_arrays(_below(arrays, f"{number}.regression.")),
                 arrays[f"{number}.nominal"],
             )
             for number in range(int(arrays["num_views"][0]))
@@ -244,7 +244,7 @@ def _learn_view(
     ]
     spread = np.concatenate(rows).std(axis=0)
     floor = np.sqrt(plain.var(axis=0) + (NARROW * spread) ** 2 + 1e-12)
-    view = ViewCauses(reference, CurveRegression(), np.stack([plain.mean(axis=0), floor]))
+    view = ViewCauses(reference, AdditiveRegression(), np.stack([plain.mean(axis=0), floor]))
     usual = np.median([view.deviation(row) for row in plain])
     seen = [np.array([row for row in some if view.deviation(row) >= usual]) for some in rows]
     if sum(len(some) > 0 for some in seen) < 2:

@@ -36,7 +36,7 @@ MIX_UPS: dict[str, tuple[Callable[[Thumbnails], Thumbnails], str]] = {
 
 
 @dataclass(frozen=True)
-class MixUp:
+class SetupFault:
     """One wiring or mounting fault."""
 
     kind: str
@@ -85,7 +85,7 @@ class CameraSetupCheck:
         middle = sum(map(len, episodes[::2]))
         halves = [(every[:middle], every[middle:]), (every[middle:], every[:middle])]
         self.mean_, self.deviation_ = _moments(every)
-        self.weights_: dict[MixUp, Float64[np.ndarray, " d"]] = {}
+        self.weights_: dict[SetupFault, Float64[np.ndarray, " d"]] = {}
         self.reach_ = np.zeros(every.shape[1])
         if len(episodes) < EPISODES:
             return self
@@ -107,7 +107,7 @@ class CameraSetupCheck:
                 self.weights_[mix_up] = weights
         return self
 
-    def find(self, views: UInt8[np.ndarray, "view height width 3"]) -> MixUp | None:
+    def find(self, views: UInt8[np.ndarray, "view height width 3"]) -> SetupFault | None:
         """The most likely fault of a frame; None if none is detected."""
         require_fitted(self, "weights_")
         frame = thumbnails(views[None])
@@ -122,7 +122,7 @@ class CameraSetupCheck:
         best = max(likely, key=likely.__getitem__, default=None)
         return best if best is not None and likely[best] > 0 else None
 
-    def _score(self, mix_up: MixUp, frame: Thumbnails) -> float:
+    def _score(self, mix_up: SetupFault, frame: Thumbnails) -> float:
         """Discriminant score: at or below -1 with the fault, at or above 1 surely without."""
         return float(frame[0, list(mix_up.views)].ravel() @ self.weights_[mix_up])
 
@@ -192,8 +192,8 @@ def _discriminant(difference: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray,
     return weights / scale if scale > 0 else np.zeros_like(mean)
 
 
-def _candidates(num_views: int) -> list[MixUp]:
+def _candidates(num_views: int) -> list[SetupFault]:
     """All faults possible with this many views."""
     kinds = [kind for kind in MIX_UPS if kind != "cameras"]
-    single = [MixUp(kind, (view,)) for view in range(num_views) for kind in kinds]
-    return single + [MixUp("cameras", pair) for pair in combinations(range(num_views), 2)]
+    single = [SetupFault(kind, (view,)) for view in range(num_views) for kind in kinds]
+    return single + [SetupFault("cameras", pair) for pair in combinations(range(num_views), 2)]

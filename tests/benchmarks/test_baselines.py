@@ -19,7 +19,7 @@ from benchmarks.calibration.baselines import (
 )
 from benchmarks.calibration.rescore import ScoredFrame, by_segment, rescore, segment_batches
 from benchmarks.calibration.score_curves import ScoreConfidence, fit_scores, with_confidence
-from worldmodel.episodes.clips import LatentBatch, views_there
+from worldmodel.episodes.clips import LatentBatch, full_view_mask
 from worldmodel.imagination import DynamicsRollout
 from worldmodel.model import WorldModel
 from worldmodel.monitors.reliability.measures import bin_forecasts, expected_calibration_error
@@ -54,7 +54,7 @@ def case(make_model: Callable[..., WorldModel]) -> Case:
 
 def missing_one_view(episode: LatentBatch) -> LatentBatch:
     """The same without its second view from the third frame on."""
-    view_mask = views_there(episode)
+    view_mask = full_view_mask(episode)
     view_mask[:, 2:, 1] = False
     latents = episode.latents.masked_fill(~view_mask[..., None, None, None], 0)
     return replace(episode, latents=latents, view_valid=view_mask)

@@ -44,7 +44,7 @@ def test_frames_of_an_image_clip_are_independent(make_dynamics: Build) -> None:
     """The first clip holds single images, the second is a video; frame 2 of both is edited."""
     dynamics = make_dynamics()
     batch = collate_latents([episode(6, 1), episode(6, 2)])
-    batch = batch.as_pictures(torch.tensor([True, False]))
+    batch = batch.as_single_frames(torch.tensor([True, False]))
     before, after = estimates(dynamics, batch), estimates(dynamics, edited(batch, 2))
     others = [0, 1, 3, 4, 5]
     assert torch.equal(before[0, others], after[0, others])
@@ -55,7 +55,7 @@ def test_frames_of_an_image_clip_are_independent(make_dynamics: Build) -> None:
 
 def test_an_image_is_denoised_as_the_first_frame_of_a_clip(make_dynamics: Build) -> None:
     dynamics, clip = make_dynamics(), episode(5)
-    pictures = estimates(dynamics, clip.as_pictures(torch.tensor([True])))
+    pictures = estimates(dynamics, clip.as_single_frames(torch.tensor([True])))
     for frame in range(4):
         first = estimates(dynamics, clip.cut(2, start=frame))
         torch.testing.assert_close(pictures[:, frame], first[:, 0])
@@ -89,7 +89,7 @@ def test_images_train_every_weight_with_a_loss_in_latent_units(
     dynamics = make_dynamics()
     objective = DynamicsObjective(dynamics, own_context=own_context, passes=2, pure_noise=1.0)
     batch = collate_latents([episode(5, seed) for seed in range(3)])
-    pictures = batch.as_pictures(torch.ones(3, dtype=torch.bool))
+    pictures = batch.as_single_frames(torch.ones(3, dtype=torch.bool))
     loss, _ = objective(pictures, step_randomness(0))
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in dynamics.parameters())

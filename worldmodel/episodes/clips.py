@@ -51,7 +51,7 @@ class LatentBatch:
         """Cut every window to `num_frames` frames, beginning at frame `start`."""
         return self._each(lambda value: value[:, start : start + num_frames])
 
-    def as_pictures(self, items: Bool[Tensor, " batch"]) -> LatentBatch:
+    def as_single_frames(self, items: Bool[Tensor, " batch"]) -> LatentBatch:
         """Turn the windows in the mask `items` into single images: every frame starts a segment."""
         starts_segment = (
             torch.zeros_like(self.action_valid)
@@ -78,16 +78,16 @@ def collate_latents(items: list[LatentBatch]) -> LatentBatch:
     """Concatenate windows of equal length to one batch."""
     names = ["latents", "actions", "action_valid", "success"]
     if any(item.view_valid is not None for item in items):
-        items = [replace(item, view_valid=views_there(item)) for item in items]
+        items = [replace(item, view_valid=full_view_mask(item)) for item in items]
         names.append("view_valid")
     if any(item.starts_segment is not None for item in items):
         none = torch.zeros(1, dtype=torch.bool)
-        items = [item.as_pictures(none) for item in items]
+        items = [item.as_single_frames(none) for item in items]
         names.append("starts_segment")
     return LatentBatch(**{name: torch.cat([vars(item)[name] for item in items]) for name in names})
 
 
-def views_there(batch: LatentBatch) -> Bool[Tensor, "batch time view"]:
+def full_view_mask(batch: LatentBatch) -> Bool[Tensor, "batch time view"]:
     """View mask of a batch, also if all views are present."""
     if batch.view_valid is not None:
         return batch.view_valid

@@ -90,7 +90,7 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def judge_episodes(
+def classify_episodes(
     model: WorldModel, gate: Gate, episodes: Sequence[Episode], *, seed: int
 ) -> PolicyOutcomes:
     """Imagine whole episodes from their first frame and classify their success.
@@ -181,7 +181,7 @@ def evaluate(
         seed: Seed of the rollouts and of the permutation test.
     """
     judged = {
-        name: judge_episodes(model, gate, episodes, seed=seed)
+        name: classify_episodes(model, gate, episodes, seed=seed)
         for name, episodes in tqdm(recorded.items(), "evaluate")
     }
     return compare_policies(judged, generator=np.random.default_rng(seed))

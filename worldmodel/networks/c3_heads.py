@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from worldmodel.networks.head_trunk import ConfidenceConfig, TrunkAndOutput, mean_over
+from worldmodel.networks.head_trunk import ConfidenceConfig, TrunkAndOutput, masked_mean
 from worldmodel.networks.scoring_rules import brier, logarithmic, spherical
 
 BINARY = {"brier": brier, "logarithmic": logarithmic, "spherical": spherical}
@@ -58,7 +58,7 @@ class FixedScale(TrunkAndOutput):
         """Scoring rule averaged over the scales; `generator` is not used."""
         reached = (error[..., None] <= error.new_tensor(self.scales)).to(error.dtype)
         score = self.rule(self.numbers(features, horizon).sigmoid(), reached)
-        return mean_over(score.mean(-1), counted)
+        return masked_mean(score.mean(-1), counted)
 
 
 class ContinuousScale(TrunkAndOutput):
@@ -104,4 +104,6 @@ class ContinuousScale(TrunkAndOutput):
         draw = torch.rand(len(features), generator=generator, device=generator.device).to(error)
         epsilon = low * (high / low) ** draw
         reached = (error <= epsilon[:, None, None]).to(error.dtype)
-        return mean_over(self.rule(self._probability(features, horizon, epsilon), reached), counted)
+        return masked_mean(
+            self.rule(self._probability(features, horizon, epsilon), reached), counted
+        )

@@ -23,7 +23,7 @@ from worldmodel.networks.head_trunk import (
     ConfidenceConfig,
     Familiarity,
     TrunkAndOutput,
-    mean_over,
+    masked_mean,
 )
 from worldmodel.networks.scoring_rules import (
     categorical_brier,
@@ -45,7 +45,7 @@ __all__ = [
     "Head",
     "MultiClass",
     "build_head",
-    "mean_over",
+    "masked_mean",
     "shares_below",
 ]
 
@@ -114,11 +114,11 @@ class Intervals(TrunkAndOutput):
             cdf = log_masses.exp().cumsum(-1)[..., :-1]
             # Equal weights: uniform in log error.
             weights = torch.full_like(self.levels, 1 / len(self.levels))
-            return mean_over(threshold_crps(cdf, self.levels, error, weights), counted)
+            return masked_mean(threshold_crps(cdf, self.levels, error, weights), counted)
         interval = torch.bucketize(error, self.levels)
         if self.rule == "logarithmic":
-            return mean_over(categorical_logarithmic(log_masses, interval), counted)
-        return mean_over(CATEGORICAL[self.rule](log_masses.exp(), interval), counted)
+            return masked_mean(categorical_logarithmic(log_masses, interval), counted)
+        return masked_mean(CATEGORICAL[self.rule](log_masses.exp(), interval), counted)
 
 
 class Distribution(Intervals):

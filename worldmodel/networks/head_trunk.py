@@ -212,12 +212,12 @@ class TrunkAndOutput(nn.Module):
         self.trunk.familiarity.fit(features)
 
 
-def mean_over(
+def masked_mean(
     values: Float[Tensor, "batch tokens channel"], counted: Bool[Tensor, "batch tokens"] | None
 ) -> Float[Tensor, ""]:
     """Mean over the tokens in the mask `counted` (None: all); 0 if the mask is empty.
 
-    >>> mean_over(torch.tensor([[[1.0], [5.0]]]), torch.tensor([[True, False]]))
+    >>> masked_mean(torch.tensor([[[1.0], [5.0]]]), torch.tensor([[True, False]]))
     tensor(1.)
     """
     if counted is None:

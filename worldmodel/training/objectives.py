@@ -14,7 +14,7 @@ from worldmodel.episodes.clips import LatentBatch
 from worldmodel.imagination import frames, to_tokens
 from worldmodel.model import WorldModel
 from worldmodel.networks.c3 import C3Network
-from worldmodel.networks.confidence_heads import mean_over
+from worldmodel.networks.confidence_heads import masked_mean
 from worldmodel.networks.dynamics import (
     Dynamics,
     Estimate,
@@ -142,7 +142,9 @@ class DynamicsObjective(nn.Module):
         context = latents = batch.latents
         b, t = latents.shape[:2]
         if self.image_share:
-            batch = batch.as_pictures(randomness.uniform(b).to(latents.device) < self.image_share)
+            batch = batch.as_single_frames(
+                randomness.uniform(b).to(latents.device) < self.image_share
+            )
         # All processes decide alike: a step takes as long as its slowest process.
         if randomness.random.random() < self.own_context:
             passes = 1 + randomness.random.randrange(min(self.passes, t - 1))
@@ -279,7 +281,7 @@ class ConfidenceObjective(nn.Module):
                     features, horizon, error, generator=randomness.generator, counted=counted
                 )
             )
-            errors.append(mean_over(error, counted))
+            errors.append(masked_mean(error, counted))
         figures = {"mean_error": torch.stack(errors).mean()}
         return torch.stack(losses).mean(), figures
 

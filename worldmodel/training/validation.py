@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldmodel.episodes.clips import LatentBatch, collate_latents, views_there
+from worldmodel.episodes.clips import LatentBatch, collate_latents, full_view_mask
 from worldmodel.model import WorldModel
 from worldmodel.monitors.reliability.counts import Reliability
 from worldmodel.monitors.reliability.measures import expected_calibration_error
@@ -48,7 +48,7 @@ class HeldOut:
     def at(self, horizon: int) -> tuple[Float[Tensor, "batch view channel h w"], Tensor]:
         """True latents at a horizon, and the mask [batch, view] of valid cameras."""
         frame = self.start + horizon - 1
-        return self.clips.latents[:, frame], views_there(self.clips)[:, frame]
+        return self.clips.latents[:, frame], full_view_mask(self.clips)[:, frame]
 
 
 def held_out(episodes: Sequence[LatentBatch], *, start: int, horizon: int) -> HeldOut | None:
