@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -54,11 +55,11 @@ class VideoFrames:
 
 
 @dataclass(frozen=True)
-class JpegFrames:
-    """One JPEG image per frame, decoded bit for bit as TensorFlow does (fast integer transform)."""
+class EncodedFrames(ABC):
+    """One encoded image per frame."""
 
     payloads: tuple[bytes, ...]
-    where: str = "a list of JPEG images"
+    where: str = "a list of images"
     """Source of the images, for error messages."""
 
     def __len__(self) -> int:
@@ -70,6 +71,20 @@ class JpegFrames:
         if start == stop:
             return np.empty((0, *self.size, 3), np.uint8)
         return np.stack([self._decode(index) for index in range(start, stop)])
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width, _ = self._decode(0).shape
+        return height, width
+
+    @abstractmethod
+    def _decode(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+        """RGB pixels of one frame."""
+
+
+class JpegFrames(EncodedFrames):
+    """JPEG images, decoded bit for bit as TensorFlow does (fast integer transform)."""
 
     def jpeg(self, index: int) -> bytes:
         """JPEG bytes of one frame, unchanged; a JPEG writer can copy them."""
@@ -83,30 +98,9 @@ class JpegFrames:
         except ValueError as error:
             raise ValueError(f"{self.where}: frame {index} is no JPEG image ({error}).") from error
 
-    @cached_property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        height, width, _ = self._decode(0).shape
-        return height, width
 
-
-@dataclass(frozen=True)
-class PngFrames:
-    """One PNG image per frame, colours as stored."""
-
-    payloads: tuple[bytes, ...]
-    where: str = "a list of PNG images"
-    """Where the images come from, for error messages."""
-
-    def __len__(self) -> int:
-        return len(self.payloads)
-
-    def __getitem__(self, window: slice) -> UInt8[np.ndarray, "time height width 3"]:
-        """RGB frames of a contiguous window."""
-        start, stop = contiguous(window, len(self))
-        if start == stop:
-            return np.empty((0, *self.size, 3), np.uint8)
-        return np.stack([self._decode(index) for index in range(start, stop)])
+class PngFrames(EncodedFrames):
+    """PNG images, colours as stored."""
 
     def _decode(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
         from PIL import Image, UnidentifiedImageError
@@ -118,14 +112,8 @@ class PngFrames:
         except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
             raise ValueError(f"{self.where}: frame {index} is no PNG image ({error}).") from error
 
-    @cached_property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        height, width, _ = self._decode(0).shape
-        return height, width
 
-
-def encoded_frames(payloads: tuple[bytes, ...], where: str) -> JpegFrames | PngFrames:
+def encoded_frames(payloads: tuple[bytes, ...], where: str) -> EncodedFrames:
     """Frames of encoded images; the signature of the first image decides the type."""
     is_png = payloads[0].startswith(PNG_SIGNATURE)
     return PngFrames(payloads, where) if is_png else JpegFrames(payloads, where)

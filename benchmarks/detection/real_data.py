@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 import tempfile
@@ -30,13 +29,13 @@ import torch
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
+from benchmarks.detection.folds import SETS, ValueAndInterval, folds, share
 from benchmarks.markdown import markdown_table
 from benchmarks.provenance import RESULTS, git_commit, hardware, today, versions
 from worldmodel.calibration.features import FrameFeatures
 from worldmodel.calibration.fit_monitor import fit_causes
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.episodes.episode import to_model_size
-from worldmodel.evaluation.statistics import wilson_interval
 from worldmodel.model import WorldModel
 from worldmodel.monitors.alarm_rule import MonitorConfig
 from worldmodel.monitors.channels.signals import EpisodeSignals
@@ -49,13 +48,6 @@ from worldmodel.training.loop import fit as train
 from worldmodel.training.presets import SMOKE
 from worldmodel.training.tokenizer_objective import TokenizerObjective
 
-SETS = {
-    "DROID": ("droid", "", 3, 6),
-    "Bridge WorldGym": ("bridge_worldgym", "", 2, 4),
-    "Bridge RLDS": ("bridge_rlds/1.0.0", "train/", 5, 3),
-}
-"""Name -> folder; prefix of the episode ids (the val split of the RLDS sample repeats its train
-split); held-out episodes per fit, of 11, 10 and 25; number of shuffles."""
 FRAMES = 10
 SIGNALS = ("all", "appearance", "region", "colour")
 PLAIN = ("mean colour", "motion", "sharpness")
@@ -64,8 +56,6 @@ of the mean change between frames, and between neighbouring pixels."""
 SHIPPED, TRAINED = "shipped tabletop tokenizer", "tokenizer trained on the reference half"
 
 Frames = UInt8[np.ndarray, "time 1 height width 3"]
-ValueAndInterval = tuple[float, float, float]
-"""Value and its 95% interval."""
 Recording = tuple[str, Frames]
 """Episode name, and all frames of one of its cameras."""
 
@@ -163,14 +153,6 @@ class DatasetComparison:
         }
 
 
-def share(alarms: dict[int, list[bool]]) -> ValueAndInterval:
-    """Mean alarm rate and a conservative Wilson interval, from rounded numbers of episodes."""
-    rates = [np.mean(under_fits) for under_fits in alarms.values()]
-    total, n = float(np.sum(rates)), len(rates)
-    low = wilson_interval(math.floor(total + 1e-9), n).low
-    return total / n, low, wilson_interval(math.ceil(total - 1e-9), n).high
-
-
 def recordings(root: Path, model: WorldModel) -> dict[str, list[Recording]]:
     """Frames of every camera of every dataset, at the model's size."""
     groups: dict[str, list[Recording]] = {}
@@ -203,16 +185,6 @@ def cut_clips(
         start = round(part * (len(frames) - FRAMES))
         clips.append(with_signals(episode, frames[start : start + FRAMES], features))
     return clips
-
-
-def folds(name: str, count: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield (fitted, held-out) episode indices in random order; incomplete folds are dropped."""
-    *_, held, repeats = SETS[name.rsplit(" ", 1)[0]]
-    rng = np.random.default_rng(0)
-    for _ in range(repeats):
-        order = rng.permutation(count).tolist()
-        for k in range(0, count - held + 1, held):
-            yield order[:k] + order[k + held :], order[k : k + held]
 
 
 def compare(

@@ -140,7 +140,7 @@ def _feature(given: Mapping[str, Any]) -> Feature:
 
 
 def _problems(info: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with the declarations, one clause each."""
+    """Problems of the declarations, one clause each."""
     version = str(info["codebase_version"])[:2]
     if version not in FIELDS:
         yield f"`codebase_version` is {info['codebase_version']!r}, expected v2.0, v2.1 or v3.0"

@@ -31,7 +31,7 @@ from worldmodel.datasets.readers.annotation_json import SPEC as ANNOTATED
 from worldmodel.datasets.readers.tfds import Builder
 from worldmodel.datasets.readers.tfrecord import Values
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.datasets.video import JpegFrames, PngFrames, encoded_frames
+from worldmodel.datasets.video import EncodedFrames, encoded_frames
 
 FORM = "rlds"
 MARK = "features.json and dataset_info.json"
@@ -125,12 +125,12 @@ def _lit_cameras(builder: Builder, episode_id: str) -> set[str]:
     return {name.removeprefix(IMAGES) for name in names if _is_lit(_images(where, record, name))}
 
 
-def _is_lit(frames: JpegFrames | PngFrames) -> bool:
+def _is_lit(frames: EncodedFrames) -> bool:
     last = len(frames) - 1
     return any(frames[i : i + 1].any() for i in sorted({0, last // 2, last}))
 
 
-def _images(where: str, record: dict[str, Values], name: str) -> JpegFrames | PngFrames:
+def _images(where: str, record: dict[str, Values], name: str) -> EncodedFrames:
     """The images of one camera."""
     payloads = record.get(name)
     if not isinstance(payloads, list) or not payloads:
