@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from jaxtyping import Int64, UInt8
 
-from worldmodel.datasets import budgets
+from worldmodel import budgets
 
 ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 """PyAV converts colours in as many threads as there are cores since 17; before, always in one."""

@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from worldmodel.datasets import budgets
+from worldmodel import budgets
 
 INCOMING = ".incoming-"
 """Name prefix of an incomplete folder."""

@@ -23,7 +23,8 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 
 ORDER = (
-    "extras",
+    "budgets extras",
+    "structured_files",
     "datasets monitors networks checkpoint",
     "imagination",
     "model",

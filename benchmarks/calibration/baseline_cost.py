@@ -230,7 +230,7 @@ def main() -> None:
     model = WorldModel.load(arguments.model)
     members = [WorldModel.load(folder) for folder in arguments.members]
     store = ClipStore.open(arguments.data)
-    names = untouched_episodes(model, store)[: arguments.episodes]
+    names = untouched_episodes(model, store)[0][: arguments.episodes]
     episodes = [
         replace(episode, batch=episode.batch.cut(arguments.frames))
         for episode in load_named(model, store, names)

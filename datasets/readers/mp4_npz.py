@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from worldmodel.datasets import budgets
+from worldmodel import budgets
 from worldmodel.datasets.actions import ActionSpec, DeltaPose, commanded_actions
 from worldmodel.datasets.dataset import EpisodeSummary, FileDataset
 from worldmodel.datasets.trajectory import Trajectory

@@ -242,7 +242,7 @@ def test_a_large_reference_is_thinned_evenly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("worldmodel.calibration.choose_episodes.MAX_REFERENCE", 3)
-    names = reference_episodes(make_model(), make_store([6] * 9))
+    names, _ = reference_episodes(make_model(), make_store([6] * 9))
     assert names == ["episode-0", "episode-4", "episode-8"]
 
 

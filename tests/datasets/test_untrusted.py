@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from worldmodel.datasets import budgets
+from worldmodel import budgets
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory

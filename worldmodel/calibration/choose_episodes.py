@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from worldmodel.calibration.calibrated import read_record
 from worldmodel.datasets.dataset import Dataset
+from worldmodel.episodes.usable import usable_episodes
 from worldmodel.model import WorldModel
 from worldmodel.rollouts.open_loop import START
 
@@ -73,31 +74,43 @@ def warn_if_seen(model: WorldModel, dataset: Dataset, names: Sequence[str], moni
             )  # fmt: skip
 
 
-def untouched_episodes(model: WorldModel, dataset: Dataset) -> list[str]:
-    """Ids of held-out episodes, which no part of the model was trained on.
+def untouched_episodes(
+    model: WorldModel, dataset: Dataset, *, skip_bad: bool = False
+) -> tuple[list[str], dict[str, str]]:
+    """Ids of held-out episodes, which no part of the model was trained on, and of unreadable ones.
 
     Raises:
         ValueError: There are none.
     """
     seen = trained_on(model, dataset)
-    names = long_enough(dataset, [name for name in dataset.episode_ids if name not in seen])
+    names = [name for name in dataset.episode_ids if name not in seen]
+    names, left_out = usable_episodes(model, dataset, names, skip_bad=skip_bad)
+    names = long_enough(dataset, names)
     if not names:
         raise ValueError(
             f"{dataset.path} holds no held-out episode: the model was trained on all of them; "
             "calibrate on other episodes."
         )
-    return names
+    return names, left_out
 
 
-def reference_episodes(model: WorldModel, dataset: Dataset) -> list[str]:
-    """Ids of reference episodes: those the dynamics were trained on, or all if there are none."""
+def reference_episodes(
+    model: WorldModel, dataset: Dataset, *, skip_bad: bool = False
+) -> tuple[list[str], dict[str, str]]:
+    """Ids of reference episodes, and of unreadable ones, which are left out.
+
+    They are those the dynamics were trained on, or all if there are none.
+    """
     names = list(dataset.episode_ids)
     if trained_on(model, dataset):
         learned = set(model.config.provenance["split"]["dynamics"])
         names = [name for name in names if name in learned]
+    names, unread = usable_episodes(model, dataset, names, skip_bad=skip_bad, decode=False)
     names = long_enough(dataset, names)
-    chosen = np.linspace(0, len(names) - 1, min(len(names), MAX_REFERENCE)).round().astype(int)
-    return [names[i] for i in chosen]
+    places = np.linspace(0, len(names) - 1, min(len(names), MAX_REFERENCE)).round().astype(int)
+    chosen = [names[i] for i in places]
+    chosen, undecoded = usable_episodes(model, dataset, chosen, skip_bad=skip_bad)
+    return chosen, unread | undecoded
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,8 @@ class Plan:
     calibration: Sequence[str]
     reference_data: Dataset
     reference: Sequence[str]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Episode that cannot be read -> reason."""
 
     def __post_init__(self) -> None:
         if len(self.reference) < 2:
@@ -117,22 +132,27 @@ class Plan:
             )
 
 
-def plan_calibration(model: WorldModel, data: Dataset, reference: Dataset | None = None) -> Plan:
+def plan_calibration(
+    model: WorldModel, data: Dataset, reference: Dataset | None = None, *, skip_bad: bool = False
+) -> Plan:
     """Choose episodes such that thresholds depend only on episodes unseen by model and channels.
+
+    With `skip_bad`, episodes that cannot be read are left out first, so that the alarm rates are
+    those that the remaining episodes support.
 
     Raises:
         ValueError: Too few episodes are left, or an episode is in both sets.
     """
-    names = untouched_episodes(model, data)
+    names, left_out = untouched_episodes(model, data, skip_bad=skip_bad)
     if reference is None and trained_on(model, data):
         reference = data
     if reference is None:
-        return Plan(data, names[1::2], data, names[::2])
-    reference_names = reference_episodes(model, reference)
+        return Plan(data, names[1::2], data, names[::2], left_out)
+    reference_names, also = reference_episodes(model, reference, skip_bad=skip_bad)
     same = reference.path.resolve() == data.path.resolve()
     if same and set(reference_names) & set(names):
         raise ValueError(
             "`reference` must hold other episodes than `data`; without `reference`, every second "
             "episode of `data` is a reference episode."
         )
-    return Plan(data, names, reference, reference_names)
+    return Plan(data, names, reference, reference_names, left_out | also)

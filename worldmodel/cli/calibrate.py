@@ -49,6 +49,9 @@ class Command:
     """Imagined frames per segment, before the rollout restarts from real frames."""
     out: Path | None = None
     """Folder of the monitor; None: `monitor` in the checkpoint, the default of `watch`."""
+    skip_bad: bool = False
+    """Leave out episodes that cannot be read, and name them; default: stop at the first. Decodes
+    every episode once more, beforehand."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -74,7 +77,8 @@ def run(command: Command) -> int:
     model = WorldModel.load(command.model)
     check_trained(model.config.provenance, folder, "confidence")
     reference = None if command.reference is None else open_for(model, command.reference)
-    plan = plan_calibration(model, open_for(model, command.data), reference)
+    data = open_for(model, command.data)
+    plan = plan_calibration(model, data, reference, skip_bad=command.skip_bad)
     config = monitor_config(len(plan.calibration), command.alpha, command.delta)
     note_limits(command, plan, config, trained_horizon=model.config.trained_horizon)
     metadata = MonitorMetadata(model_hash=fingerprint(folder), expires=expires)
@@ -116,6 +120,7 @@ def make_record(command: Command, plan: Plan, fitted: CalibrationResult) -> dict
         "calibration": list(plan.calibration),
         "reference_data": str(plan.reference_data.path),
         "reference": list(plan.reference),
+        "left_out": dict(plan.left_out),
         "recalibration": command.recalibration,
         "horizon": command.horizon,
         "delta": command.delta,

@@ -65,6 +65,9 @@ class Command:
     width: float = 0.2
     """With `decompose`: spread of the intent's actions around the recorded ones, in standard
     deviations of the training actions."""
+    skip_bad: bool = False
+    """Leave out episodes that cannot be read, and name them; default: stop at the first. Decodes
+    every episode once more, beforehand."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -76,6 +79,7 @@ def run(command: Command) -> int:
     from worldmodel.checkpoint import check_trained, checkpoint_folder
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes.load import open_for, select_episodes
+    from worldmodel.episodes.usable import usable_episodes
     from worldmodel.model import WorldModel
     from worldmodel.rollouts.log import open_log, read_rollouts, steps, write_rollout
 
@@ -89,7 +93,8 @@ def run(command: Command) -> int:
     has_trust = command.monitor is not None or monitor.exists()
     calibration = load_calibration(model, folder, monitor) if has_trust else None
     dataset = open_for(model, command.data)
-    names = select_episodes(dataset, only=command.only, limit=command.episodes)
+    chosen = select_episodes(dataset, only=command.only, limit=command.episodes)
+    names, left_out = usable_episodes(model, dataset, chosen, skip_bad=command.skip_bad)
     names = long_enough(dataset, names, start=command.start)
     own_monitor = monitor if calibration else None
     attributes = attributes_of(command, model, folder, own_monitor, sampling)
@@ -102,7 +107,7 @@ def run(command: Command) -> int:
         rows = steps(model, episode, rollouts)
         write_rollout(log, episode.name, rows, dataset.summary(episode.name), more)
     assert log is not None
-    print_result(command, read_rollouts(log), is_recalibrated=calibration is not None)
+    print_result(command, read_rollouts(log), left_out, is_recalibrated=calibration is not None)
     return 0
 
 
@@ -181,7 +186,7 @@ def imagine_episodes(
     """Load and imagine episodes one by one, and split their uncertainty if requested."""
     from tqdm import tqdm
 
-    from worldmodel.episodes.load import choose_cameras, load_episode
+    from worldmodel.episodes.load import choose_cameras, load_by_name
     from worldmodel.rollouts.decomposition import Intent, decompose_rollout
     from worldmodel.rollouts.open_loop import roll_out
     from worldmodel.rollouts.recalibrate import recalibrated
@@ -189,7 +194,7 @@ def imagine_episodes(
     cameras = choose_cameras(model, dataset)
     with tqdm(names, "imagine", unit="episode") as bar:
         for name in bar:
-            episode = load_episode(model, dataset.episode(name), cameras)
+            episode = load_by_name(model, dataset, name, cameras)
             seed = command.seed + SEED_STRIDE * dataset.episode_ids.index(name)
             (rollouts,) = roll_out(
                 model, [episode.batch], start=command.start, horizon=command.horizon, seed=seed,
@@ -208,7 +213,11 @@ def imagine_episodes(
 
 
 def print_result(
-    command: Command, rollouts: Sequence[LoggedRollout], *, is_recalibrated: bool
+    command: Command,
+    rollouts: Sequence[LoggedRollout],
+    left_out: dict[str, str],
+    *,
+    is_recalibrated: bool,
 ) -> None:
     """Print the PSNR of imagined frames and the calibration of their confidence, per horizon."""
     from worldmodel.report.format import with_interval
@@ -220,7 +229,7 @@ def print_result(
     calibration = calibration_table(rollouts, horizons=list(psnr))
     if command.json:
         table = [{"horizon": h, **asdict(psnr[h]), **calibration[h].as_dict()} for h in psnr]
-        facts = {"log": str(command.out), "rollouts": len(rollouts)}
+        facts = {"log": str(command.out), "rollouts": len(rollouts), "left_out": left_out}
         facts |= {"recalibrated": is_recalibrated, "table": table}
         print(json.dumps(facts | (split_facts(rollouts) if command.decompose else {})))
         return

@@ -43,6 +43,9 @@ class Command:
     """Seed of the world model's predictions."""
     monitor: Path | None = None
     """Folder that `worldmodel calibrate` wrote; None: `monitor` in the checkpoint."""
+    skip_bad: bool = False
+    """Leave out episodes that cannot be read, and name them; default: stop at the first. Decodes
+    every episode once more, beforehand."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -53,6 +56,7 @@ def run(command: Command) -> int:
     from worldmodel.calibration.choose_episodes import warn_if_seen
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes.load import open_for, select_episodes
+    from worldmodel.episodes.usable import usable_episodes
     from worldmodel.rollouts.log import log_attributes, write_rollout
     from worldmodel.runtime.fleet import fleet_drift, largest_alarm_score
     from worldmodel.runtime.watch import VERDICT, summarize_watch
@@ -62,7 +66,8 @@ def run(command: Command) -> int:
     checkpoint = Checkpoint.load(command.model, monitor=command.monitor)
     model, calibration = checkpoint.model, checkpoint.calibration
     dataset = open_for(model, command.data)
-    names = select_episodes(dataset, only=command.only)
+    chosen = select_episodes(dataset, only=command.only)
+    names, left_out = usable_episodes(model, dataset, chosen, skip_bad=command.skip_bad)
     warn_if_seen(model, dataset, names, checkpoint.monitor_folder)
     note_long_episodes(calibration, dataset, names)
     now = datetime.now(UTC)
@@ -87,7 +92,7 @@ def run(command: Command) -> int:
         summaries[name] = summarize_watch(**verdicts)
         alarm_scores[name] = largest_alarm_score(calibration.monitor.alarm_rule_, rows)
     drift = fleet_drift(calibration.monitor.alarm_rule_, alarm_scores)
-    print_result(command, summaries, drift, rate_hz=model.config.rate_hz)
+    print_result(command, summaries, drift, left_out, rate_hz=model.config.rate_hz)
     return int(any(summary.first_alarm is not None for summary in summaries.values()))
 
 
@@ -128,14 +133,14 @@ def watch_episodes(
 
     from tqdm import tqdm
 
-    from worldmodel.episodes.load import choose_cameras, load_episode
+    from worldmodel.episodes.load import choose_cameras, load_by_name
     from worldmodel.report.watch_view import open_view
     from worldmodel.runtime.watch import watched_steps
 
     cameras, rate_hz = choose_cameras(model, dataset), model.config.rate_hz
     with tqdm(names, "watch", unit="episode") as bar:
         for name in bar:
-            episode = load_episode(model, dataset.episode(name), cameras)
+            episode = load_by_name(model, dataset, name, cameras)
             (rollouts,) = calibration.claims(model, [episode.batch], seed=seed)
             shown = open_view(view, name, cameras=cameras, rate_hz=rate_hz) if view else None
             with shown or nullcontext() as show:
@@ -147,6 +152,7 @@ def print_result(
     command: Command,
     summaries: dict[str, WatchSummary],
     drift: DriftSummary | None,
+    left_out: dict[str, str],
     *,
     rate_hz: float,
 ) -> None:
@@ -159,7 +165,8 @@ def print_result(
         episodes = [summary_as_json(name, s, rate_hz) for name, s in summaries.items()]
         out = None if command.out is None else str(command.out)
         found = drift and asdict(drift)
-        print(json.dumps({"log": out, "episodes": episodes, "drift": found}))
+        facts = {"log": out, "episodes": episodes, "left_out": left_out, "drift": found}
+        print(json.dumps(facts))
         return
     rows = [
         (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from worldmodel.datasets.clip_dataset import found_cameras
 from worldmodel.datasets.dataset import Dataset, notes_of, require_declared
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.datasets.resampling import resample, resampled
@@ -69,6 +71,16 @@ def choose_cameras(model: WorldModel, source: Dataset | Trajectory) -> tuple[str
     Raises:
         ValueError: The source has none of the model's cameras and fewer cameras than the model.
     """
+    cameras, note = matching_cameras(model, source)
+    if note:
+        LOG.warning("note: %s", note)
+    return cameras
+
+
+def matching_cameras(
+    model: WorldModel, source: Dataset | Trajectory
+) -> tuple[tuple[str, ...], str | None]:
+    """As `choose_cameras`, and a sentence on missing or substituted cameras, if there are any."""
     cameras = model.config.cameras
     if isinstance(source, Trajectory):
         name, available = f"Episode {source.episode_id!r}", tuple(source.frames)
@@ -76,20 +88,17 @@ def choose_cameras(model: WorldModel, source: Dataset | Trajectory) -> tuple[str
         name, available = str(source.path), source.cameras
     missing = [camera for camera in cameras if camera not in available]
     if len(missing) < len(cameras):
-        if missing:
-            LOG.warning("note: %s has no cameras named %s.", name, ", ".join(missing))
-        return cameras
+        note = f"{name} has no cameras named {', '.join(missing)}." if missing else None
+        return cameras, note
     if len(available) < len(cameras):
         raise ValueError(
             f"The model needs {len(cameras)} cameras, {', '.join(cameras)}; "
             f"{name} has {len(available)}: {', '.join(available)}."
         )
     substitutes = available[: len(cameras)]
-    LOG.warning(
-        "note: %s has no cameras named %s; using %s instead.",
-        name, ", ".join(cameras), ", ".join(substitutes),
-    )  # fmt: skip
-    return substitutes
+    return substitutes, (
+        f"{name} has no cameras named {', '.join(cameras)}; using {', '.join(substitutes)} instead."
+    )
 
 
 def resize_video(frames: Frames, model: WorldModel) -> UInt8[Tensor, "time height width 3"]:
@@ -117,27 +126,76 @@ def load_episode(
             conversion to the model's; the message then has both specs.
     """
     cameras = choose_cameras(model, trajectory) if cameras is None else cameras
-    trajectory = resample(trajectory, model.config.action_spec)
+    trajectory, frames = read_frames(model, trajectory, cameras)
     view_mask = view_mask_of(trajectory, cameras)
-    views = {
-        c: resize_video(trajectory.frames[c], model) for c in cameras if c in trajectory.frames
-    }
-    first = next(iter(views))
-    black = torch.zeros_like(views[first])
-    frames = torch.stack([views.get(name, black) for name in cameras], dim=1)
     latents = model.encode(frames, view_valid=view_mask)[None].half().cpu().clone()
     batch = to_latent_batch(latents, trajectory, cameras)
-    height, width = trajectory.frames[first].size
+    shown = next(camera for camera in cameras if camera in trajectory.frames)
+    height, width = trajectory.frames[shown].size
     model_height, model_width = model.config.image_size
     stretch = width * model_height / (height * model_width)
     return Episode(trajectory.episode_id, frames, batch, stretch)
+
+
+def read_frames(
+    model: WorldModel, trajectory: Trajectory, cameras: Sequence[str]
+) -> tuple[Trajectory, UInt8[Tensor, "time view height width 3"]]:
+    """Resampled episode, and its frames at the model's size; missing cameras are black.
+
+    Raises:
+        ValueError: As `load_episode`.
+    """
+    trajectory = resample(trajectory, model.config.action_spec)
+    found = found_cameras(trajectory, cameras)
+    views = {camera: resize_video(trajectory.frames[camera], model) for camera in found}
+    black = torch.zeros_like(views[found[0]])
+    return trajectory, torch.stack([views.get(camera, black) for camera in cameras], dim=1)
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Context manager whose errors name an episode and the option that leaves it out.
+
+    Raises:
+        ValueError: instead of a `ValueError` or `OSError` inside.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"Episode {name!r} cannot be used: {as_sentence(error)} `--skip-bad` leaves such "
+            "episodes out."
+        ) from error
+
+
+def as_sentence(error: BaseException) -> str:
+    """Message of an error in one line that ends with a full stop.
+
+    >>> as_sentence(ValueError("a  fault"))
+    'a fault.'
+    """
+    text = " ".join(str(error).split())
+    return text if text.endswith(".") else f"{text}."
+
+
+def load_by_name(model: WorldModel, dataset: Dataset, name: str, cameras: Sequence[str]) -> Episode:
+    """Load an episode of a data set, and log what its reader left out.
+
+    Raises:
+        ValueError: It cannot be read or converted; the message names it.
+    """
+    with naming(name):
+        trajectory = dataset.episode(name)
+        for note in trajectory.notes:
+            LOG.warning("note: %s: %s", name, note)
+        return load_episode(model, trajectory, cameras)
 
 
 def load_named(model: WorldModel, dataset: Dataset, names: Sequence[str]) -> list[Episode]:
     """Load the episodes `names` of a data set for a model."""
     cameras = choose_cameras(model, dataset)
     with tqdm(names, "episodes", unit="episode") as bar:
-        return [load_episode(model, dataset.episode(name), cameras) for name in bar]
+        return [load_by_name(model, dataset, name, cameras) for name in bar]
 
 
 def load_episodes(
