@@ -8,7 +8,7 @@ from scipy.stats import bootstrap
 
 
 def mean_and_interval(values: Float64[np.ndarray, " episode"]) -> tuple[float, float, float]:
-    """Mean over episodes and its 95% percentile bootstrap interval.
+    """Mean over episodes, at least 2, and its 95% percentile bootstrap interval.
 
     >>> mean_and_interval(np.array([1.0, 1.0, 1.0]))
     (1.0, 1.0, 1.0)

@@ -71,8 +71,17 @@ class Collection:
         return f"{kind}-severity{self.severity}-seed{self.seed}-{index:05d}"
 
     def episode_seed(self, index: int) -> int:
-        """Seed of an episode; depends only on `seed` and `index`."""
-        return int(np.random.SeedSequence([self.seed, index]).generate_state(1, np.uint64)[0] >> 1)
+        """Seed of an episode's scene; episodes with the same seed are not independent.
+
+        Every factor, severity and onset has scenes of its own, so that statistics over cells pool
+        independent episodes. Tasks and policies share the scenes of an index, so that policies can
+        be compared on the same scenes: resample scenes there.
+        """
+        cell = (
+            () if self.factor == "nominal" else (*self.factor.encode(), self.severity, self.onset)
+        )
+        entropy = np.random.SeedSequence([self.seed, index], spawn_key=cell)
+        return int(entropy.generate_state(1, np.uint64)[0] >> 1)
 
 
 def collect(
@@ -124,7 +133,9 @@ def _open_or_create(path: Path, collection: Collection) -> ClipStore:
 
 def _provenance(collection: Collection) -> dict[str, str]:
     renderer = _environment(collection.task, collection.size, collection.renderer).renderer
+    # Up to 0.1.0, shifted episodes had the scenes of nominal ones; never continue such a store.
     return {
+        **({} if collection.factor == "nominal" else {"scenes": "own"}),
         "renderer": renderer.name,
         "renderer_driver": renderer.description,
         "mujoco_version": importlib.metadata.version("mujoco"),

@@ -67,7 +67,7 @@ class RiskControl:
         )  # + 1: in the next episode all may be wrong
         kept = np.flatnonzero(bound <= self.alpha)
         self.num_episodes_ = n
-        self.threshold_ = lower_edge(int(kept[0]), len(bound)) if len(kept) else TRUST_NOTHING
+        self.threshold_ = float(kept[0] / len(bound)) if len(kept) else TRUST_NOTHING
         return self
 
     def trusted(self, confidence: Float[np.ndarray, "*any"]) -> Bool[np.ndarray, "*any"]:
@@ -110,17 +110,3 @@ def worst_shares(bins: ReliabilityBins) -> Float64[np.ndarray, "*episode bins"]:
     count, correct = stricter_first[..., 0, :], stricter_first[..., 2, :]
     share = (count - correct) / np.maximum(count, 1.0)
     return np.maximum.accumulate(share, axis=-1)[..., ::-1]
-
-
-def lower_edge(index: int, num_bins: int) -> float:
-    """Smallest confidence that falls into a bin: index / num_bins, up to rounding.
-
-    >>> lower_edge(29, 100) >= 0.29, int(lower_edge(29, 100) * 100), int(0.29 * 100)
-    (True, 29, 28)
-    """
-    edge = index / num_bins
-    while int(edge * num_bins) < index:
-        edge = float(np.nextafter(edge, 1.0))
-    while index and int(np.nextafter(edge, 0.0) * num_bins) >= index:
-        edge = float(np.nextafter(edge, 0.0))
-    return edge

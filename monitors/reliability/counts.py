@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Float, Float64, Shaped
 
 from worldmodel.monitors.reliability.measures import (
     ReliabilityBins,
@@ -54,13 +54,18 @@ class Reliability:
     def update(
         self,
         confidence: Float[np.ndarray, " epsilon *any"],
-        correct: Bool[np.ndarray, " epsilon *any"],
+        correct: Shaped[np.ndarray, ...],
         *,
         episode: str,
         horizon: int = 1,
         camera: str = "main",
     ) -> None:
-        """Add forecasts P(error <= epsilon) per subpatch, and their outcomes."""
+        """Add forecasts P(error <= epsilon) per subpatch, and their outcomes, booleans.
+
+        Raises:
+            ValueError: An outcome is not boolean, a confidence is no probability, shapes differ,
+                or epsilons, horizon or camera are not those of the constructor.
+        """
         if len(confidence) != len(self.epsilons):
             raise ValueError(
                 f"`confidence` needs {len(self.epsilons)} rows (epsilons), got {len(confidence)}."
@@ -111,10 +116,11 @@ class CalibrationSummary:
     mean_confidence: float
     ece: float
     """Pooled expected calibration error."""
-    ece_interval: tuple[float, float]
+    ece_interval: tuple[float, float] | None
+    """None for a single episode; likewise below."""
     per_video_ece: float
     """Mean over videos of each video's calibration error, as in C3."""
-    per_video_ece_interval: tuple[float, float]
+    per_video_ece_interval: tuple[float, float] | None
     mce: float
     """Largest gap among bins with at least 0.1% of the forecasts."""
     brier: float
@@ -136,7 +142,9 @@ def summarize(
     def pooled_error(sample: ReliabilityBins) -> float:
         return float(expected_calibration_error(sample.pooled()))
 
-    def interval(measure: Callable[[ReliabilityBins], float]) -> tuple[float, float]:
+    def interval(measure: Callable[[ReliabilityBins], float]) -> tuple[float, float] | None:
+        if len(bins.sums) < 2:
+            return None
         return episode_bootstrap(bins, measure, rng=rng, num_resamples=num_resamples)
 
     return CalibrationSummary(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 from numpy.typing import ArrayLike
 
 from worldmodel.monitors.arrays import require_probabilities
@@ -65,21 +65,49 @@ def bin_forecasts(
 
 def bin_rows(
     confidence: Float[np.ndarray, " row *any"],
-    correct: Bool[np.ndarray, " row *any"],
+    correct: Shaped[np.ndarray, ...],
     *,
     num_bins: int,
 ) -> ReliabilityBins:
-    """Bin each row separately; the result has rows as leading axis."""
+    """Bin each row separately; the result has rows as leading axis.
+
+    Raises:
+        ValueError: An outcome is not boolean, a confidence is no probability, or shapes differ.
+    """
+    if correct.dtype != np.bool_:
+        raise ValueError(
+            f"`correct` must be boolean, got {correct.dtype}; compare errors with a tolerance."
+        )
+    if correct.shape != confidence.shape:
+        raise ValueError(
+            "`confidence` and `correct` must have the same shape, got "
+            f"{confidence.shape} and {correct.shape}."
+        )
     rows = len(confidence)
     stated = require_probabilities(confidence).reshape(rows, -1)
     came_true = correct.reshape(rows, -1).astype(np.float64)
-    bin_index = np.minimum((stated * num_bins).astype(np.intp), num_bins - 1)
+    bin_index = bin_indices(stated, num_bins)
     index = (bin_index + num_bins * np.arange(rows)[:, None]).ravel()
     columns = (np.ones_like(stated), stated, came_true, (stated - came_true) ** 2)
     sums = [np.bincount(index, column.ravel(), minlength=rows * num_bins) for column in columns]
     return ReliabilityBins(
         np.stack(sums, dtype=np.float64).reshape(4, rows, num_bins).swapaxes(0, 1)
     )
+
+
+def bin_indices(stated: Float64[np.ndarray, "*any"], num_bins: int) -> Int[np.ndarray, "*any"]:
+    """Index of the bin of each confidence; bin i begins at the float64 number i / `num_bins`.
+
+    The product `stated * num_bins` alone rounds 0.29, 0.57 and 0.58 into the bin below.
+
+    >>> bin_indices(np.array([0.28, 0.29, 0.57, 0.58, 1.0]), 100).tolist()
+    [28, 29, 57, 58, 99]
+    """
+    edges = np.arange(num_bins + 1) / num_bins
+    index = np.minimum((stated * num_bins).astype(np.intp), num_bins - 1)
+    index -= stated < edges[index]
+    index += stated >= edges[index + 1]
+    return np.minimum(index, num_bins - 1)
 
 
 def expected_calibration_error(bins: ReliabilityBins) -> Float64[np.ndarray, "*group"]:
@@ -167,9 +195,17 @@ def episode_bootstrap(
     """Bootstrap percentile interval of `measure` over episodes, the leading axis of `bins`.
 
     Episodes are resampled as units because their forecasts are dependent. Calibration errors are
-    never negative, which biases the interval upwards for few episodes.
+    never negative, which biases the interval upwards for few episodes. Episodes that share a scene
+    are not independent either: add their sums first, so that the leading axis is the scene.
+
+    Raises:
+        ValueError: There is only one episode, whose resamples are all the same.
     """
     num_episodes = len(bins.sums)
+    if num_episodes < 2:
+        raise ValueError(
+            f"`bins` must have at least 2 episodes for an interval, got {num_episodes}."
+        )
     draws = rng.integers(num_episodes, size=(num_resamples, num_episodes))
     values = [measure(ReliabilityBins(bins.sums[draw])) for draw in draws]
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])

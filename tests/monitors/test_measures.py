@@ -10,6 +10,7 @@ from sklearn.metrics import brier_score_loss
 from torchmetrics.functional.classification import binary_calibration_error
 
 from benchmarks.calibration.hidden_video_effect import errors, simulate
+from worldmodel.monitors.reliability.counts import summarize
 from worldmodel.monitors.reliability.measures import (
     ReliabilityBins,
     bin_forecasts,
@@ -159,6 +160,30 @@ def test_bootstrap_interval_has_the_width_of_the_episode_spread() -> None:
     low, high = episode_bootstrap(bins, frequency, rng=rng)
     assert low < frequency(bins) < high
     assert high - low == pytest.approx(2 * 1.96 * 0.015, rel=0.4)
+
+
+@pytest.mark.parametrize("num_bins", [3, 10, 15, 49, 100, 200])
+def test_every_edge_falls_into_the_bin_above(num_bins: int) -> None:
+    """0.29, 0.57 and 0.58 times 100 are below 29, 57 and 58 in double precision."""
+    for index in range(num_bins):
+        bins = bin_forecasts(np.array([index / num_bins]), np.array([True]), num_bins=num_bins)
+        assert bins.count.argmax() == index
+
+
+def test_outcomes_that_are_not_boolean_are_refused() -> None:
+    with pytest.raises(ValueError, match="`correct` must be boolean, got float64"):
+        bin_rows(np.full((1, 2), 0.5), np.array([[0.2, 2.0]]), num_bins=2)
+    with pytest.raises(ValueError, match=r"same shape, got \(1, 2\) and \(1, 1\)"):
+        bin_rows(np.full((1, 2), 0.5), np.ones((1, 1), dtype=bool), num_bins=2)
+
+
+def test_one_episode_has_no_interval() -> None:
+    bins = bin_rows(np.full((1, 4), 0.5), np.ones((1, 4), dtype=bool), num_bins=2)
+    with pytest.raises(ValueError, match="at least 2 episodes for an interval, got 1"):
+        episode_bootstrap(bins, lambda sample: 0.0, rng=np.random.default_rng(0))
+    summary = summarize(bins, rng=np.random.default_rng(0))
+    assert summary.ece_interval is None
+    assert summary.per_video_ece_interval is None
 
 
 @pytest.mark.parametrize("wrong", [1.5, -0.1, np.nan, np.inf])

@@ -11,7 +11,6 @@ from worldmodel.monitors.errors import NotFittedError
 from worldmodel.monitors.guarantees.risk_control import (
     TRUST_NOTHING,
     RiskControl,
-    lower_edge,
     risk_controls,
     worst_shares,
 )
@@ -174,8 +173,7 @@ def test_a_group_with_too_few_episodes_shares_the_threshold_of_all() -> None:
 def test_threshold_splits_forecasts_like_the_bins(num_bins: int) -> None:
     """Else a confidence rounded to hundredths could be trusted though its bin is not."""
     for index in range(num_bins):
-        edge = lower_edge(index, num_bins)
+        edge = index / num_bins
         around = np.array([np.nextafter(edge, 0.0), edge, np.nextafter(edge, 1.0)])
         bins = bin_forecasts(around, np.ones(3, dtype=bool), num_bins=num_bins)
         assert bins.count[index:].sum() == (around >= edge).sum()
-        assert edge == pytest.approx(index / num_bins, abs=1e-15)

@@ -54,7 +54,9 @@ def psnr_per_frame(
 def bootstrap_interval(
     values: Float64[np.ndarray, " episode"], rng: np.random.Generator
 ) -> tuple[float, float]:
-    """95% bootstrap interval of the mean over episodes."""
+    """95% bootstrap interval of the mean over episodes; a single one is refused."""
+    if len(values) < 2:
+        raise ValueError(f"`values` must hold at least 2 episodes, got {len(values)}.")
     # `scipy.stats.bootstrap` draws the same resamples but rounds the ends differently.
     resamples = values[rng.integers(len(values), size=(RESAMPLES, len(values)))]
     low, high = np.quantile(resamples.mean(axis=1), [0.025, 0.975])
