@@ -6,14 +6,14 @@ All episodes are new: model, monitor and recalibration were fitted on others.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from worldmodel.calibration.calibrated import Calibration, Checkpoint
+from worldmodel.calibration.calibrated import Checkpoint
 from worldmodel.calibration.features import FrameFeatures, signals
 from worldmodel.demo_config import DemoConfig
 from worldmodel.envs.collect import Collection
@@ -26,12 +26,13 @@ from worldmodel.monitors.metrics.detection import DetectionSummary, summarize_de
 from worldmodel.monitors.metrics.watched import WatchedEpisode
 from worldmodel.monitors.reliability.counts import CalibrationSummary, Reliability, summarize
 from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
-from worldmodel.rollouts.quality import QualityRow, image_quality
-from worldmodel.rollouts.recalibrate import recalibrated
+from worldmodel.rollouts.quality import CopyGain, QualityRow, copy_gains, image_quality
 from worldmodel.rollouts.reliability import count_reliability
 
 HORIZONS = (1, 4, 8, 16)
 """Horizons, in frames, of the calibration table."""
+SHIFTED = "shifted, all factors"
+"""Name of the group of all shifted episodes."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Group:
 
     episodes: Sequence[Episode]
     rollouts: Sequence[EpisodeRollouts]
+    """With the confidence as the model states it."""
+    shown: Sequence[EpisodeRollouts]
+    """With the confidence that logs and reports show (`Calibration.shown`)."""
     watched: Sequence[WatchedEpisode]
 
 
@@ -52,8 +56,10 @@ class DemoResult:
     quality: Sequence[QualityRow]
     calibration: Mapping[str, CalibrationSummary]
     """Row name of the calibration table -> figures."""
+    gains: Mapping[str, CopyGain]
+    """The same rows -> gain of the pictures over copying the last frame."""
     reliability: Mapping[str, Reliability]
-    """Reliability of the stated confidence, "nominal" and "shifted"."""
+    """Reliability of the shown confidence, "nominal" and "shifted"."""
     detection: Mapping[Key, DetectionSummary]
     evaluation: Evaluation
 
@@ -62,6 +68,7 @@ class DemoResult:
         return {
             "quality": [row.as_dict() for row in self.quality],
             "calibration": {name: row.as_dict() for name, row in self.calibration.items()},
+            "gain_over_copy": {name: asdict(gain) for name, gain in self.gains.items()},
             "detection": {f"{f}-{s}": row.as_dict() for (f, s), row in self.detection.items()},
             "evaluation": self.evaluation.as_dict(),
         }
@@ -80,16 +87,14 @@ def run_demo(checkpoint: Checkpoint, config: DemoConfig) -> DemoResult:
     evaluation = evaluate(checkpoint.model, checkpoint.gate, runs, seed=config.seed)
     nominal = groups[NOMINAL, 0]
     rng = np.random.default_rng(config.seed)
-    reliability = {
-        NOMINAL: count(nominal),
-        "shifted": count(merge([g for (name, _), g in groups.items() if name != NOMINAL])),
-    }
+    calibrated = table_groups(groups)
     return DemoResult(
         config=config,
         groups=groups,
         quality=image_quality(checkpoint.model, nominal.episodes, nominal.rollouts, rng=rng),
-        calibration=calibration_table(checkpoint.calibration, groups, reliability, rng),
-        reliability=reliability,
+        calibration=calibration_table(calibrated, rng),
+        gains=gain_table(checkpoint.model, calibrated),
+        reliability={name: count(calibrated[name]) for name in (NOMINAL, SHIFTED)},
         detection={
             key: summarize_detection(nominal.watched, group.watched)
             for key, group in groups.items()
@@ -121,7 +126,11 @@ def imagine_group(checkpoint: Checkpoint, episodes: Sequence[Episode], *, seed: 
         calibration.monitor.watch(signals(features, episode, claim))
         for episode, claim in zip(episodes, claims, strict=True)
     ]
-    return Group(episodes, rollouts, watched)
+    shown = [
+        calibration.shown(checkpoint.model, episode, rollout)
+        for episode, rollout in zip(episodes, rollouts, strict=True)
+    ]
+    return Group(episodes, rollouts, shown, watched)
 
 
 def merge(groups: Sequence[Group]) -> Group:
@@ -129,41 +138,58 @@ def merge(groups: Sequence[Group]) -> Group:
     return Group(
         [episode for group in groups for episode in group.episodes],
         [rollout for group in groups for rollout in group.rollouts],
+        [rollout for group in groups for rollout in group.shown],
         [watched for group in groups for watched in group.watched],
     )
 
 
 def count(group: Group) -> Reliability:
-    """Count stated confidence against outcomes at `HORIZONS`."""
+    """Count shown confidence against outcomes at `HORIZONS`."""
     names = [episode.name for episode in group.episodes]
-    return count_reliability(group.rollouts, names=names, horizons=HORIZONS)
+    return count_reliability(group.shown, names=names, horizons=HORIZONS)
+
+
+def table_groups(groups: Mapping[Key, Group]) -> dict[str, Group]:
+    """Groups of the calibration table: nominal, all shifts together, and each factor."""
+    shifted = {
+        factor: merge([groups[factor, severity] for severity in SEVERITIES]) for factor in SHIFTS
+    }
+    return {
+        NOMINAL: groups[NOMINAL, 0],
+        SHIFTED: merge(list(shifted.values())),
+        **{f"shifted: {factor}": group for factor, group in shifted.items()},
+    }
 
 
 def calibration_table(
-    calibration: Calibration,
-    groups: Mapping[Key, Group],
-    reliability: Mapping[str, Reliability],
-    rng: np.random.Generator,
+    groups: Mapping[str, Group], rng: np.random.Generator
 ) -> dict[str, CalibrationSummary]:
-    """Calibration of nominal episodes (stated and recalibrated, by horizon) and of each shift."""
+    """Calibration of the shown confidence per group, of nominal episodes also by horizon.
 
-    def row(counted: Reliability, horizon: int | None = None) -> CalibrationSummary:
-        return summarize(counted.episode_bins(horizon=horizon), rng=rng, num_resamples=200)
+    For comparison, the same of nominal and of all shifted episodes before recalibration.
+    """
 
-    def corrected(group: Group) -> Reliability:
-        rollouts = [recalibrated(rollout, calibration.recalibration) for rollout in group.rollouts]
-        return count(replace(group, rollouts=rollouts))
+    def row(group: Group, horizon: int | None = None) -> CalibrationSummary:
+        bins = count(group).episode_bins(horizon=horizon)
+        return summarize(bins, rng=rng, num_resamples=200)
 
-    stated = {"as stated": reliability[NOMINAL], "recalibrated": corrected(groups[NOMINAL, 0])}
-    table = {f"nominal, {kind}": row(counted) for kind, counted in stated.items()}
-    table |= {
-        f"nominal, {kind}, horizon {horizon}": row(counted, horizon)
-        for kind, counted in stated.items()
-        for horizon in HORIZONS
-    }
-    table["shifted, all factors"] = row(reliability["shifted"])
-    for factor in SHIFTS:
-        table[f"shifted: {factor}"] = row(
-            count(merge([groups[factor, severity] for severity in SEVERITIES]))
-        )
+    nominal = groups[NOMINAL]
+    table = {NOMINAL: row(nominal)}
+    table |= {f"{NOMINAL}, horizon {horizon}": row(nominal, horizon) for horizon in HORIZONS}
+    table |= {name: row(group) for name, group in groups.items() if name != NOMINAL}
+    for name in (NOMINAL, SHIFTED):
+        stated = replace(groups[name], shown=groups[name].rollouts)
+        table[f"before recalibration: {name}"] = row(stated)
     return table
+
+
+def gain_table(model: WorldModel, groups: Mapping[str, Group]) -> dict[str, CopyGain]:
+    """Gain over copying the last frame, for the rows of `calibration_table`."""
+
+    def row(group: Group, horizons: Sequence[int] = HORIZONS) -> CopyGain:
+        return CopyGain.of(copy_gains(model, group.episodes, group.rollouts, horizons))
+
+    gains = {name: row(group) for name, group in groups.items()}
+    by_horizon = {f"{NOMINAL}, horizon {h}": row(groups[NOMINAL], (h,)) for h in HORIZONS}
+    before = {f"before recalibration: {name}": gains[name] for name in (NOMINAL, SHIFTED)}
+    return gains | by_horizon | before

@@ -72,8 +72,11 @@ class Cell:
         return f"{self.kind}-{self.name}-{self.severity}-{self.onset}.json"
 
     def collection(self, seed: int) -> Collection:
-        """Recording settings. Every factor, fault, severity and onset has its own scenes; only the
-        two kinds of a fault, "wiring" and "policy", show the same episodes."""
+        """Recording settings.
+
+        Every factor, fault, severity and onset has its own scenes; only the two kinds of a fault,
+        "wiring" and "policy", show the same episodes.
+        """
         if self.kind == "nominal":
             return Collection(renderer="ray", seed=seed)
         if self.kind == "benign":

@@ -93,6 +93,19 @@ def two_cameras(seed: int, *, without_second: bool = False) -> EpisodeRollouts:
     )
 
 
+def test_only_segments_from_familiar_frames_are_recalibrated() -> None:
+    rollout = overconfident(0)
+    curves = fit_recalibration([overconfident(seed) for seed in range(3)])
+    whole = recalibrated(rollout, curves)
+    starts = np.arange(len(rollout.horizon)) - rollout.horizon
+    familiar = np.arange(len(rollout.horizon)) % 2 == 0
+    partly = recalibrated(rollout, curves, familiar=familiar)
+    for t, start in enumerate(starts):
+        expected = whole if familiar[start] else rollout
+        assert torch.equal(partly.confidence[t], expected.confidence[t])
+    assert not torch.equal(whole.confidence, rollout.confidence)
+
+
 def test_each_camera_has_its_own_curves(tmp_path: Path) -> None:
     """20 episodes of 1024 forecasts: a frequency is known to 0.004 (one standard error)."""
     rollouts = [two_cameras(seed) for seed in range(20)]

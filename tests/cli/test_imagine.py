@@ -19,6 +19,7 @@ from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.model import WorldModel
+from worldmodel.rollouts.log import RECALIBRATED
 
 Refused = Callable[..., str]
 
@@ -108,7 +109,7 @@ def test_a_monitor_recalibrates(
         expected = curves.predict(stated, horizon=int(horizon)) if horizon else stated
         seen = np.moveaxis(curved["confidence"][t], -1, 0)
         np.testing.assert_allclose(seen, expected, atol=1e-3)
-    assert RolloutLog.open(tmp_path / "curved").attributes["confidence"] == "recalibrated"
+    assert RolloutLog.open(tmp_path / "curved").attributes["confidence"] == RECALIBRATED
 
 
 def test_a_rollout_depends_on_the_seed_and_on_no_other_episode(

@@ -65,8 +65,10 @@ def test_its_numbers_are_those_that_imagine_prints(
         if row["horizon"] in (1, 4):
             low, high = row["ece_interval"]
             ece = f"{row['ece']:.3f} [{low:.3f}, {high:.3f}]"
-            expected = ["9", ece, f"{row['per_video_ece']:.3f}", f"{row['mce']:.3f}"]
-            assert cells(page, str(row["horizon"]))[:4] == expected
+            low, high = row["gain_interval"]
+            gain = f"{row['gain_db']:+.1f} [{low:+.1f}, {high:+.1f}]"
+            expected = ["9", ece, gain, f"{row['per_video_ece']:.3f}", f"{row['mce']:.3f}"]
+            assert cells(page, str(row["horizon"]))[:5] == expected
             assert f"{row['gain_db']:+.1f} dB at horizon {row['horizon']}" in page
 
 

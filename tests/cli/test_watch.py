@@ -21,6 +21,7 @@ from worldmodel.model import WorldModel
 from worldmodel.monitors.causes.edits import EDITS
 from worldmodel.monitors.replay import replay
 from worldmodel.monitors.verdict import Level
+from worldmodel.rollouts.log import RECALIBRATED
 from worldmodel.runtime.watch import logged_steps, summarize_watch
 
 Refused = Callable[..., str]
@@ -90,6 +91,23 @@ def test_frame_by_frame_is_what_the_monitor_says_of_the_whole(
         assert (read["latency_s"] > 0).all()
         assert ((read["trust_map"] >= 0) & (read["trust_map"] <= 1)).all()
         assert read["horizon"].tolist() == [0, 1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3]
+
+
+def test_the_log_shows_the_confidence_of_imagine_and_keeps_the_monitors_input(
+    calibrated: Path, scenes: Path, tmp_path: Path
+) -> None:
+    out, name = tmp_path / "log.zarr", "train/7"
+    watch(calibrated, scenes, "--only", name, "--out", out)
+    log, model = RolloutLog.open(out), WorldModel.load(calibrated)
+    calibration = Calibration.load(calibrated / "monitor", model)
+    (episode,) = load_episodes(model, open_dataset(scenes), only=name)
+    (rollouts,) = calibration.claims(model, [episode.batch], seed=0)
+    shown = calibration.shown(model, episode, rollouts).confidence
+    read = log.read(name)
+    np.testing.assert_allclose(read["stated_confidence"], rollouts.confidence, atol=2e-3)
+    np.testing.assert_allclose(read["confidence"], shown, atol=2e-3)
+    assert np.abs(read["confidence"] - read["stated_confidence"]).max() > 0.01
+    assert log.attributes["confidence"] == RECALIBRATED
 
 
 def test_a_broken_camera_is_a_fault_of_the_sensor(

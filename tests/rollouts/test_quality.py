@@ -14,7 +14,9 @@ from worldmodel.model import WorldModel
 from worldmodel.rollouts.open_loop import START, roll_out
 from worldmodel.rollouts.quality import (
     RESAMPLES,
+    CopyGain,
     bootstrap_interval,
+    copy_gains,
     image_quality,
     psnr_per_frame,
 )
@@ -76,3 +78,24 @@ def test_quality_compares_the_same_frame_imagined_copied_and_under_the_next_epis
         assert abs(row.imagined - row.shuffled) > 0.01  # the actions matter
         assert row.gain[0] == pytest.approx(row.imagined - row.copied)
         assert row.loss_when_shuffled[0] == pytest.approx(row.imagined - row.shuffled)
+
+
+def test_gain_over_a_copy_is_that_of_the_frames_at_the_horizons(
+    make_model: Callable[..., WorldModel], make_trajectory: Callable[..., Trajectory]
+) -> None:
+    model = make_model()
+    episode = load_episode(model, make_trajectory("e", 12, 0), model.config.cameras)
+    (rollout,) = roll_out(model, [episode.batch])
+    rows = [START, START + 3]  # horizons 1 and 4
+    pictures = model.decode(rollout.imagined[rows])[:, 0]
+    real, last = episode.frames[rows, 0], episode.frames[[START - 1] * 2, 0]
+    expected = (psnr_per_frame(pictures, real) - psnr_per_frame(last, real)).mean()
+    gains = copy_gains(model, [episode], [rollout], (1, 4))
+    assert gains == pytest.approx([expected])
+    assert CopyGain.of(gains).interval is None
+    assert len(copy_gains(model, [episode], [rollout], (99,))) == 0
+
+
+def test_one_episode_has_no_interval() -> None:
+    with pytest.raises(ValueError, match="at least 2 episodes, got 1"):
+        bootstrap_interval(np.zeros(1), np.random.default_rng(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,7 +18,8 @@ from worldmodel.monitors.alarm_rule import MonitorConfig
 from worldmodel.monitors.guarantees.episode_threshold import episodes_needed, smallest_alpha
 from worldmodel.monitors.reliability.counts import CalibrationSummary
 from worldmodel.monitors.validity import MonitorMetadata
-from worldmodel.rollouts.open_loop import roll_out_all
+from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out_all
+from worldmodel.rollouts.quality import CopyGain, copy_gain_table
 from worldmodel.rollouts.recalibrate import cross_fitted, fit_recalibration
 from worldmodel.rollouts.reliability import calibration_table
 
@@ -70,6 +72,18 @@ class CalibrationResult:
     (cross-fitted)."""
     trusted: list[TrustedShare]
     """One entry per risk of `RISKS`."""
+    gains: dict[int, CopyGain]
+    """Horizon -> gain of the pictures over copying the last frame."""
+
+
+def confidence_tables(
+    rollouts: Sequence[EpisodeRollouts], method: str
+) -> dict[str, dict[int, CalibrationSummary]]:
+    """Calibration per horizon: "as stated", and "recalibrated" with two or more episodes."""
+    tables = {"as stated": calibration_table(rollouts)}
+    if len(rollouts) > 1:
+        tables["recalibrated"] = calibration_table(cross_fitted(rollouts, method=method))
+    return tables
 
 
 def calibrate(
@@ -112,13 +126,12 @@ def calibrate(
         metadata=metadata,
     )
     calibration = Calibration(monitor, fit_recalibration(rollouts, method=method), horizon, ahead)
-    tables = {"as stated": calibration_table(rollouts)}
-    if len(rollouts) > 1:
-        tables["recalibrated"] = calibration_table(cross_fitted(rollouts, method=method))
+    tables = confidence_tables(rollouts, method)
     gate = fit_gate(
         model,
         [e.batch for e in held_out],
         [e.batch for e in reference[:: max(1, len(reference) // GATE_REFERENCE)]],
         metadata=calibration.monitor.metadata_,
     )
-    return CalibrationResult(calibration, gate, tables, trusted_shares(rollouts))
+    gains = copy_gain_table(model, held_out, rollouts, list(tables["as stated"]))
+    return CalibrationResult(calibration, gate, tables, trusted_shares(rollouts), gains)

@@ -127,6 +127,7 @@ def make_record(command: Command, plan: Plan, fitted: CalibrationResult) -> dict
         "alphas": {level.name.lower(): alpha for level, alpha in monitor.config.alphas.items()},
         "thresholds": {n.name.lower(): t for n, t in monitor.alarm_rule_.thresholds_.items()},
         "table": table_as_json(fitted.tables),
+        "gain_over_copy": {horizon: asdict(gain) for horizon, gain in fitted.gains.items()},
         "trusted": [asdict(row) for row in fitted.trusted],
     }
 
@@ -180,6 +181,11 @@ def print_result(fitted: CalibrationResult, record: dict[str, Any]) -> None:
         for stage, table in fitted.tables.items()
         for horizon, summary in table.items()
     }
+    gains = {
+        f"{stage}, horizon {horizon}": fitted.gains[horizon]
+        for stage, table in fitted.tables.items()
+        for horizon in table
+    }
     caption = (
         f"Calibration set: {len(record['calibration'])} episodes of {record['data']}. "
         f"Reference set: {len(record['reference'])} episodes of {record['reference_data']}.\n"
@@ -189,7 +195,7 @@ def print_result(fitted: CalibrationResult, record: dict[str, Any]) -> None:
         caption += "are applied to the other half."
     else:
         caption += "Recalibration cannot be checked with a single episode."
-    print(reliability_table(summaries, heading="confidence", caption=caption).to_text())
+    print(reliability_table(summaries, gains, heading="confidence", caption=caption).to_text())
     print(f"\n{trusted_table(fitted.trusted).to_text()}")
     print("\nLevel    alarm rate per nominal episode  threshold (spreads above the usual maximum)")
     for level, alpha in record["alphas"].items():

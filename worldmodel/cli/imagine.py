@@ -189,7 +189,6 @@ def imagine_episodes(
     from worldmodel.episodes.load import choose_cameras, load_by_name
     from worldmodel.rollouts.decomposition import Intent, decompose_rollout
     from worldmodel.rollouts.open_loop import roll_out
-    from worldmodel.rollouts.recalibrate import recalibrated
 
     cameras = choose_cameras(model, dataset)
     with tqdm(names, "imagine", unit="episode") as bar:
@@ -208,8 +207,8 @@ def imagine_episodes(
                     sampling=sampling,
                 )  # fmt: skip
                 more["decomposition"] = asdict(parts)
-            curves = calibration.recalibration if calibration else None
-            yield episode, recalibrated(rollouts, curves) if curves else rollouts, more
+            shown = calibration.shown(model, episode, rollouts) if calibration else rollouts
+            yield episode, shown, more
 
 
 def print_result(
@@ -247,8 +246,8 @@ def print_result(
     caption = (
         f"{len(rollouts)} rollouts in {command.out}. Mean PSNR in dB, its gain over the baseline "
         "that copies the last frame, and the pooled ECE of the "
-        f"{'recalibrated' if is_recalibrated else 'uncalibrated'} confidence, with 95% intervals "
-        "over resampled episodes."
+        f"confidence{', recalibrated for familiar frames' if is_recalibrated else ' as stated'}, "
+        "with 95% intervals over resampled episodes."
     )
     columns = ["horizon", "episodes", "imagined", "copy last frame", "gain", "pooled ECE"]
     print(Table(caption=caption, columns=columns, rows=rows).to_text())

@@ -70,8 +70,11 @@ def tables(result: DemoResult, rate_hz: float) -> list[Table]:
         quality_table(result),
         reliability_table(
             result.calibration,
+            result.gains,
             heading="forecasts",
-            caption=f"Calibration of the confidence at horizons 1, 4, 8 and 16. {CALIBRATION_NOTE}",
+            caption="Calibration of the confidence at horizons 1, 4, 8 and 16. The confidence is "
+            "recalibrated where a rollout starts from a frame that looks familiar to the monitor. "
+            f"Every episode has its own scene. {CALIBRATION_NOTE}",
         ),
         monitor_table(result, rate_hz),
         policy_table(result.evaluation),
@@ -84,7 +87,7 @@ def reliability_figure(reliability: dict[str, Reliability]) -> Figure:
     return Figure(
         drawing=reliability_diagram({name: counts.bins() for name, counts in reliability.items()}),
         alt="Observed frequency against stated confidence, nominal and shifted.",
-        caption="Reliability of the stated confidence, pooled over error tolerances and horizons. "
+        caption="Reliability of the confidence, pooled over error tolerances and horizons. "
         "On the diagonal, a confidence of 0.9 is right nine times in ten.",
     )
 
@@ -112,7 +115,7 @@ def alarm_score_figure(result: DemoResult, calibration: Calibration) -> Figure:
 
 def video(model: WorldModel, group: Group, index: int, caption: str) -> Video:
     """Real frames, imagined frames and confidence, side by side."""
-    episode, rollout = group.episodes[index], group.rollouts[index]
+    episode, rollout = group.episodes[index], group.shown[index]
     imagined = model.decode(rollout.imagined[:, 0]).numpy()
     confidence = confidence_maps(rollout)[:, 0]
     heatmaps = [overlay(frame, c) for frame, c in zip(imagined, confidence, strict=True)]

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 
 from worldmodel.monitors.reliability.counts import CalibrationSummary
 from worldmodel.report.html import Table
+from worldmodel.rollouts.quality import CopyGain
 
 CALIBRATION_NOTE = (
     "Pooled ECE: expected calibration error over all forecasts, with a 95% interval over resampled "
     "episodes. C3-style ECE: mean of each episode's own error, above 0 even for a perfectly "
     "calibrated forecaster. MCE: largest gap between confidence and observed frequency. Brier "
-    "skill: improvement over always forecasting the base rate."
+    "skill: improvement over always forecasting the base rate. Gain over copy: PSNR of the "
+    "imagined frames minus that of the last real frame; below 0, the pictures are worse than a "
+    "copy, however well calibrated their confidence is."
 )
 
 
@@ -37,16 +40,25 @@ def seconds(num_frames: int | float | None, rate_hz: float) -> str:
 
 
 def reliability_table(
-    summaries: Mapping[str, CalibrationSummary], *, heading: str, caption: str
+    summaries: Mapping[str, CalibrationSummary],
+    gains: Mapping[str, CopyGain],
+    *,
+    heading: str,
+    caption: str,
 ) -> Table:
-    """Calibration measures per row; `heading` names the first column."""
+    """Calibration measures per row, beside the gain of the pictures over copying the last frame.
+
+    `gains` has the names of `summaries`; `heading` names the first column.
+    """
     return Table(
         caption=caption,
         columns=(
-            heading, "episodes", "pooled ECE", "C3-style ECE", "MCE", "Brier", "Brier skill",
+            heading, "episodes", "pooled ECE", "gain over copy (dB)", "C3-style ECE", "MCE",
+            "Brier", "Brier skill",
         ),
         rows=[
-            (name, s.num_episodes, with_interval(s.ece, s.ece_interval, ".3f"), s.per_video_ece,
+            (name, s.num_episodes, with_interval(s.ece, s.ece_interval, ".3f"),
+             with_interval(gains[name].gain_db, gains[name].interval, "+.1f"), s.per_video_ece,
              s.mce, s.brier, f"{s.brier_skill:.2f}")
             for name, s in summaries.items()
         ],

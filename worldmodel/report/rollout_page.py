@@ -152,6 +152,7 @@ def calibration_blocks(
 ) -> list[Block]:
     """Reliability diagram and calibration table, per horizon."""
     summaries = calibration_table(rollouts)
+    psnr = psnr_table(rollouts, list(summaries))
     names = [rollout.name for rollout in rollouts]
     reliability = count_reliability(rollouts, names=names, horizons=list(summaries))
     curves = {f"horizon {h}": reliability.bins(horizon=h) for h in summaries}
@@ -160,11 +161,12 @@ def calibration_blocks(
             drawing=reliability_diagram(curves),
             alt="; ".join(f"horizon {h}: pooled ECE {s.ece:.3f}" for h, s in summaries.items())
             + ".",
-            caption=f"Reliability of the confidence ({attributes['confidence']}), pooled over "
+            caption=f"Reliability of the confidence, {attributes['confidence']}, pooled over "
             "error tolerances. On the diagonal, a confidence of 0.9 is right nine times in ten.",
         ),
         reliability_table(
             {str(h): summary for h, summary in summaries.items()},
+            {str(h): row.gain for h, row in psnr.items()},
             heading="horizon",
             caption=CALIBRATION_NOTE,
         ),

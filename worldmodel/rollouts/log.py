@@ -20,6 +20,9 @@ from worldmodel.episodes.episode import Episode
 from worldmodel.model import WorldModel
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 
+RECALIBRATED = "recalibrated where the rollout starts from a familiar frame"
+"""Name of the confidence in logs and reports of a calibrated model."""
+
 
 def steps(
     model: WorldModel, episode: Episode, rollouts: EpisodeRollouts
@@ -55,7 +58,10 @@ def commanded(episode: Episode, t: int) -> Float[np.ndarray, " a"]:
 def log_attributes(
     model: WorldModel, *, command: str, checkpoint: Path, monitor: Path | None, data: Path
 ) -> dict[str, Any]:
-    """Attributes of a log that describe its run; `imagine` recalibrates if there is a monitor."""
+    """Attributes of a log that describe its run.
+
+    With a monitor, the confidence is recalibrated where a rollout starts from a familiar frame.
+    """
     return {
         "command": command,
         "data": str(data),
@@ -64,7 +70,7 @@ def log_attributes(
         "monitor_hash": None if monitor is None else fingerprint(monitor),
         "rate_hz": model.config.rate_hz,
         "cameras": list(model.config.cameras),
-        "confidence": "recalibrated" if command == "imagine" and monitor else "as stated",
+        "confidence": "as stated" if monitor is None else RECALIBRATED,
         "epsilons": list(EPSILONS),
     }
 

@@ -48,7 +48,7 @@ def psnr_per_frame(
     a: UInt8[Tensor, "batch height width 3"], b: UInt8[Tensor, "batch height width 3"]
 ) -> Float[np.ndarray, " batch"]:
     """PSNR of each pair of images, in decibels."""
-    return psnr_db(a, b, dim=(1, 2, 3), floor=1e-3).cpu().numpy().astype(np.float64)
+    return psnr_db(a.cpu(), b.cpu(), dim=(1, 2, 3), floor=1e-3).numpy().astype(np.float64)
 
 
 def bootstrap_interval(
@@ -126,6 +126,62 @@ def _row(step: int, psnr: Float[np.ndarray, "3 episode"], rng: np.random.Generat
 
 
 @dataclass(frozen=True, kw_only=True)
+class CopyGain:
+    """PSNR of imagined frames minus that of the last real frame, in decibels, over episodes.
+
+    It stands beside every calibration error: confidence can be calibrated in pictures that are
+    worse than a copy.
+    """
+
+    num_episodes: int
+    gain_db: float
+    interval: tuple[float, float] | None
+    """95% bootstrap interval over episodes; None for a single one."""
+
+    @classmethod
+    def of(cls, gains: Float64[np.ndarray, " episode"], *, seed: int = 0) -> CopyGain:
+        """Mean and interval of the gains of episodes; `seed` draws the bootstrap resamples."""
+        rng = np.random.default_rng(seed)
+        interval = bootstrap_interval(gains, rng) if len(gains) > 1 else None
+        return cls(num_episodes=len(gains), gain_db=float(gains.mean()), interval=interval)
+
+
+@torch.inference_mode()
+def copy_gains(
+    model: WorldModel,
+    episodes: Sequence[Episode],
+    rollouts: Sequence[EpisodeRollouts],
+    horizons: Sequence[int],
+) -> Float64[np.ndarray, " episode"]:
+    """Mean gain of each episode over its views and frames at `horizons`, in decibels.
+
+    Episodes that reach none of them are left out.
+    """
+    gains = []
+    for episode, rollout in zip(episodes, rollouts, strict=True):
+        rows = np.flatnonzero(np.isin(rollout.horizon, horizons))
+        if not len(rows):
+            continue
+        imagined = model.decode(rollout.imagined[rows])
+        real, last = episode.frames[rows], episode.frames[rows - rollout.horizon[rows]]
+        valid = slice(None) if rollout.view_valid is None else rollout.view_valid[rows]
+        gain = psnr_per_frame(imagined[valid].flatten(0, -4), real[valid].flatten(0, -4))
+        gain -= psnr_per_frame(last[valid].flatten(0, -4), real[valid].flatten(0, -4))
+        gains.append(gain.mean())
+    return np.array(gains, dtype=np.float64)
+
+
+def copy_gain_table(
+    model: WorldModel,
+    episodes: Sequence[Episode],
+    rollouts: Sequence[EpisodeRollouts],
+    horizons: Sequence[int],
+) -> dict[int, CopyGain]:
+    """Horizon -> gain over copying the last frame; each must be reached by an episode."""
+    return {h: CopyGain.of(copy_gains(model, episodes, rollouts, (h,))) for h in horizons}
+
+
+@dataclass(frozen=True, kw_only=True)
 class PsnrRow:
     """PSNR at one horizon: means over episodes, in decibels."""
 
@@ -136,6 +192,13 @@ class PsnrRow:
     gain_db: float
     gain_interval: tuple[float, float] | None
     """95% bootstrap interval over episodes; None for a single episode."""
+
+    @property
+    def gain(self) -> CopyGain:
+        """Gain over the copy."""
+        return CopyGain(
+            num_episodes=self.num_episodes, gain_db=self.gain_db, interval=self.gain_interval
+        )
 
 
 def psnr_table(

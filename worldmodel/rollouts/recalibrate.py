@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64, Int
 
 from worldmodel.monitors.reliability.counts import Reliability
 from worldmodel.monitors.reliability.recalibration import CameraRecalibration, HorizonRecalibration
@@ -25,16 +25,33 @@ def restored_curves(arrays: Mapping[str, np.ndarray]) -> Curves:
     return (CameraRecalibration if is_multi_camera else HorizonRecalibration).from_arrays(arrays)
 
 
-def recalibrated(rollouts: EpisodeRollouts, curves: Curves) -> EpisodeRollouts:
-    """The rollouts with recalibrated confidence; frames that were not imagined keep theirs."""
+def recalibrated(
+    rollouts: EpisodeRollouts,
+    curves: Curves,
+    *,
+    familiar: Bool[np.ndarray, " time"] | None = None,
+) -> EpisodeRollouts:
+    """The rollouts with recalibrated confidence; frames that were not imagined keep theirs.
+
+    With `familiar`, only frames whose segment starts from a familiar real frame change: the curves
+    are those of nominal episodes, and elsewhere they make the confidence worse.
+    """
     confidence = rollouts.confidence.clone()
-    for horizon in np.unique(rollouts.horizon[rollouts.horizon > 0]):
-        rows = torch.from_numpy(rollouts.horizon == horizon)
+    chosen = rollouts.horizon > 0
+    if familiar is not None:
+        chosen &= familiar[start_frames(rollouts)]
+    for horizon in np.unique(rollouts.horizon[chosen]):
+        rows = torch.from_numpy(chosen & (rollouts.horizon == horizon))
         stated = rearrange(confidence[rows].float().numpy(), "t v ... level -> v level t ...")
         views = [_predict(curves, view, n, int(horizon)) for n, view in enumerate(stated)]
         mapped = rearrange(np.stack(views), "v level t ... -> t v ... level")
         confidence[rows] = torch.from_numpy(mapped).to(confidence.dtype)
     return replace(rollouts, confidence=confidence)
+
+
+def start_frames(rollouts: EpisodeRollouts) -> Int[np.ndarray, " time"]:
+    """Index of the last real frame before each frame's segment; the frame itself if it is real."""
+    return np.arange(len(rollouts.horizon)) - rollouts.horizon
 
 
 def _predict(

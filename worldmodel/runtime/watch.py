@@ -70,15 +70,18 @@ def watched_steps(
 ) -> Iterator[dict[str, Any]]:
     """Log entries, one per frame: rollout and verdict.
 
+    `confidence` is the one that reports show; `stated_confidence` is the monitor's input.
     `show` is called with every frame [view, height, width, 3] and its verdict.
     """
     channels = calibration.monitor.alarm_rule_.channels_.names
     config = model.config.dynamics
     map_shape = (config.views, config.height, config.width)
     verdicts = watch(calibration, episode, rollouts)
-    for step, verdict in zip(steps(model, episode, rollouts), verdicts, strict=True):
+    shown = steps(model, episode, calibration.shown(model, episode, rollouts))
+    for step, stated, verdict in zip(shown, rollouts.confidence, verdicts, strict=True):
         if show is not None:
             show(step["frame"], verdict)
+        step["stated_confidence"] = stated.numpy()
         yield {**step, **verdict_signals(verdict, channels, map_shape)}
 
 
@@ -103,7 +106,8 @@ def logged_steps(signals: Mapping[str, np.ndarray]) -> Iterator[RecordedStep]:
     The replayed verdicts equal the logged `verdict_signals` bit for bit, unless the camera has
     another aspect ratio than the model: the log then holds resized frames.
     """
-    claims, errors, horizons = (signals.get(name) for name in ("confidence", "error", "horizon"))
+    claims = signals.get("stated_confidence", signals.get("confidence"))  # 0.1.0: only "confidence"
+    errors, horizons = signals.get("error"), signals.get("horizon")
     for t, frame in enumerate(signals["frame"]):
         claim = None
         if claims is not None and errors is not None and horizons is not None:
