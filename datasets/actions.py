@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 from numpy.typing import ArrayLike
+
+from worldmodel.structured_files import checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,10 @@ class ActionSpec:
             raise ValueError(f"`scale` needs {self.dim} entries, got {len(self.scale)}.")
         if self.rows < 1 or self.dim % self.rows:
             raise ValueError(f"`rows` must divide `dim` {self.dim}, got {self.rows}.")
+        if not 0 < self.rate_hz < math.inf:
+            raise ValueError(f"`rate_hz` must be positive, got {self.rate_hz}.")
+        if not all(factor and math.isfinite(factor) for factor in self.scale):
+            raise ValueError(f"`scale` must hold finite numbers other than 0, got {self.scale}.")
 
     def side_by_side(self, rows: int) -> ActionSpec:
         """Spec of `rows` successive actions concatenated into one, at 1 / `rows` of the rate.
@@ -70,9 +78,15 @@ class ActionSpec:
         return {**asdict(self), "scale": list(self.scale)}
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> ActionSpec:
-        """The inverse of `as_dict`."""
-        return cls(**{**fields, "scale": tuple(fields["scale"])})
+    def from_dict(cls, fields: Mapping[str, Any], where: str = "The action spec") -> ActionSpec:
+        """The inverse of `as_dict`; `where` names the source of the fields in messages.
+
+        Raises:
+            ValueError: a field is missing, unknown or has another type.
+        """
+        if unknown := sorted(fields.keys() - cls.__dataclass_fields__.keys()):
+            raise ValueError(f"{where} has the unknown field {unknown[0]!r}.")
+        return checked(dict(fields), cls, where)
 
 
 CANONICAL = ActionSpec(

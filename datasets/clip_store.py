@@ -27,7 +27,12 @@ from jaxtyping import Float
 
 from worldmodel.datasets.actions import CANONICAL, ActionSpec
 from worldmodel.datasets.dataset import EpisodeSummary
-from worldmodel.datasets.stored_episode import EpisodeFormat, read_episode, write_episode
+from worldmodel.datasets.stored_episode import (
+    EpisodeFormat,
+    EpisodeRecord,
+    read_episode,
+    write_episode,
+)
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.datasets.zarr_folder import (
     create_root,
@@ -38,9 +43,9 @@ from worldmodel.datasets.zarr_folder import (
     numbered_folders,
     open_root,
     read_array,
-    read_attributes,
     remove_hidden_folders,
     rows_per_chunk,
+    typed_attributes,
 )
 
 FORM = "clip-store"
@@ -63,8 +68,9 @@ class ClipStore:
     def __init__(self, path: Path, attributes: Mapping[str, Any]) -> None:
         self.path = path
         self.attributes = dict(attributes)
-        self.format = EpisodeFormat.from_dict(attributes)
-        self._records: list[dict[str, Any]] = []
+        self.format = EpisodeFormat.from_dict(attributes, str(path))
+        self._records: list[tuple[str, EpisodeRecord]] = []
+        """Name of the folder, and attributes, of each episode."""
         self._positions: dict[str, int] = {}
         for folder in numbered_folders(path / "episodes"):
             self._register(folder)
@@ -122,7 +128,7 @@ class ClipStore:
     @property
     def notes(self) -> tuple[str, ...]:
         """Note on a store of an earlier version, whose damage cannot be found."""
-        first = self.path / "episodes" / self._records[0]["number"] if self._records else None
+        first = self.path / "episodes" / self._records[0][0] if self._records else None
         if first is None or has_checksums(first / "action"):
             return ()
         return (
@@ -156,15 +162,15 @@ class ClipStore:
 
     def summary(self, key: str | int) -> EpisodeSummary:
         """Length, instruction and success of one episode, without reading from disk."""
-        record = self._record(key)
+        _, record = self._record(key)
         return EpisodeSummary(
-            num_frames=record["num_frames"], instruction=record["task"], success=record["success"]
+            num_frames=record.num_frames, instruction=record.task, success=record.success
         )
 
     def episode(self, key: str | int) -> Trajectory:
         """One episode by id or position; frames and signals are read only when indexed."""
-        record = self._record(key)
-        return read_episode(self.path / "episodes" / record["number"], record, self.format)
+        number, record = self._record(key)
+        return read_episode(self.path / "episodes" / number, record, self.format)
 
     def add(self, trajectory: Trajectory) -> None:
         """Write one episode; raises ValueError if its id is already in the store."""
@@ -180,11 +186,11 @@ class ClipStore:
 
     def commit(self, staged: Path) -> None:
         """Append a staged episode to the store with a single rename."""
-        episode_id = read_attributes(staged)["episode_id"]
+        episode_id = typed_attributes(staged, EpisodeRecord).episode_id
         if episode_id in self:
             shutil.rmtree(staged)
             raise ValueError(f"{self.path} holds an episode {episode_id!r} already.")
-        number = next_number(record["number"] for record in self._records[-1:])
+        number = next_number(name for name, _ in self._records[-1:])
         self._register(staged.rename(self.path / "episodes" / number))
 
     def write_latents(
@@ -218,14 +224,14 @@ class ClipStore:
     def _latent_folder(self, name: str, key: str | int) -> Path:
         if not name or name != Path(name).name:
             raise ValueError(f"`name` must be a plain folder name, got {name!r}.")
-        return self.path / "latents" / name / self._record(key)["number"]
+        return self.path / "latents" / name / self._record(key)[0]
 
     def _register(self, folder: Path) -> None:
-        record = read_attributes(folder)
-        self._positions[record["episode_id"]] = len(self._records)
-        self._records.append({**record, "number": folder.name})
+        record = typed_attributes(folder, EpisodeRecord)
+        self._positions[record.episode_id] = len(self._records)
+        self._records.append((folder.name, record))
 
-    def _record(self, key: str | int) -> dict[str, Any]:
+    def _record(self, key: str | int) -> tuple[str, EpisodeRecord]:
         if isinstance(key, int):
             if not -len(self) <= key < len(self):
                 raise ValueError(

@@ -17,8 +17,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
+import msgspec
 import numpy as np
 import zarr
 
@@ -34,12 +35,25 @@ from worldmodel.datasets.zarr_folder import (
     read_rows,
     remove_hidden_folders,
     rows_per_chunk,
+    typed_attributes,
 )
+from worldmodel.structured_files import Count, decode_json
 
 FORM = "rollout-log"
 OPEN = ".open"
 FIRST_CAPACITY = 64
 LISTS = "lists_of_text"
+
+
+class RolloutAttributes(msgspec.Struct):
+    """Attributes of the group of a rollout."""
+
+    rollout_id: str
+    num_steps: Count
+    attributes: dict[str, Any] = {}
+    names: list[Annotated[str, msgspec.Meta(pattern=r"^[^/\\\0]*[^/\\\0.][^/\\\0]*$")]] = []
+    """Signal names, which are names of folders."""
+    lists_of_text: list[str] = []
 
 
 class RolloutWriter:
@@ -133,7 +147,7 @@ class RolloutLog:
         self.attributes = dict(attributes)
         self._folders: dict[str, Path] = {}
         for folder in numbered_folders(path / "rollouts"):
-            self._folders.setdefault(read_attributes(folder)["rollout_id"], folder)
+            self._folders.setdefault(typed_attributes(folder, RolloutAttributes).rollout_id, folder)
 
     @classmethod
     def create(cls, path: str | Path, *, attributes: Mapping[str, Any] | None = None) -> RolloutLog:
@@ -179,7 +193,9 @@ class RolloutLog:
             raise ValueError(f"Rollout {rollout_id!r} of {self.path} is closed; nothing to resume.")
         folder = self._folder(rollout_id)
         attributes = read_attributes(folder)
-        if attributes["num_steps"] == 0:  # the arrays of the first step may be incomplete
+        if (
+            typed_attributes(folder, RolloutAttributes).num_steps == 0
+        ):  # the arrays of the first step may be incomplete
             return RolloutWriter(
                 zarr.create_group(folder, overwrite=True, attributes=attributes), folder
             )
@@ -187,7 +203,7 @@ class RolloutLog:
 
     def attributes_of(self, rollout_id: str) -> dict[str, Any]:
         """Attributes that were passed to `begin`."""
-        return dict(read_attributes(self._folder(rollout_id))["attributes"])
+        return typed_attributes(self._folder(rollout_id), RolloutAttributes).attributes
 
     def read(self, rollout_id: str) -> dict[str, np.ndarray]:
         """Signal name -> array with one row per complete step; {} before the first.
@@ -195,14 +211,19 @@ class RolloutLog:
         Texts are returned as an array of strings, lists of texts as an object array of tuples.
         """
         folder = self._folder(rollout_id)
-        attributes = read_attributes(folder)
-        num_steps: int = attributes["num_steps"]
-        if num_steps == 0:
+        attributes = typed_attributes(folder, RolloutAttributes)
+        if attributes.num_steps == 0:
             return {}
-        window = slice(0, num_steps)
-        rows = {n: read_rows(open_array(folder / n), window) for n in attributes["names"]}
+        window = slice(0, attributes.num_steps)
+        rows = {name: read_rows(open_array(folder / name), window) for name in attributes.names}
+        for name, array in rows.items():
+            if len(array) != attributes.num_steps:
+                raise ValueError(
+                    f"{folder / name} has {len(array)} rows, expected {attributes.num_steps}; copy "
+                    "it again."
+                )
         return {
-            name: as_lists(array) if name in attributes[LISTS] else array
+            name: as_lists(array, folder / name) if name in attributes.lists_of_text else array
             for name, array in rows.items()
         }
 
@@ -243,11 +264,11 @@ def fits(given: np.dtype[Any], stored: np.dtype[Any]) -> bool:
     return np.can_cast(given, stored, "same_kind")
 
 
-def as_lists(texts: np.ndarray) -> np.ndarray:
-    """Decode JSON texts to an object array of tuples."""
+def as_lists(texts: np.ndarray, path: Path) -> np.ndarray:
+    """Decode JSON texts of an array to an object array of tuples."""
     lists = np.empty(len(texts), object)
     for i, text in enumerate(texts):
-        lists[i] = tuple(json.loads(text))
+        lists[i] = tuple(decode_json(str(text).encode(), list, f"{path}, row {i}"))
     return lists
 
 

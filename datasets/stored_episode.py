@@ -8,19 +8,70 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import zarr
 
-from worldmodel.datasets.actions import ActionSpec
+from worldmodel import budgets
+from worldmodel.datasets.actions import CANONICAL, ActionSpec
 from worldmodel.datasets.stored_frames import FRAME_CLASSES, write_frames
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.datasets.zarr_folder import new_array, open_array, read_array, read_attributes
+from worldmodel.datasets.zarr_folder import (
+    new_array,
+    open_array,
+    read_array,
+    read_rows,
+    typed_attributes,
+)
+from worldmodel.structured_files import Count, Positive, Rate, checked
 
 IMAGES = "observation.images."
+MAX_AXES = 32
 KINDS = "biufcSU"
 """Kinds of NumPy types that a signal may have: numbers, flags and text."""
+
+
+FolderName = Annotated[str, msgspec.Meta(pattern=r"^[^/\\\0]+$")]
+
+
+class StoredFormat(msgspec.Struct):
+    """Attributes of a store that define its episodes."""
+
+    cameras: list[FolderName]
+    action_spec: dict[str, Any]
+    rate_hz: Rate
+    encoding: str
+    row_spec: dict[str, Any] | None = None
+
+
+class EpisodeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Attributes of the group of an episode."""
+
+    episode_id: str
+    task: str
+    success: bool | None
+    source: str
+    num_frames: Positive
+    frame_sizes: dict[FolderName, tuple[Positive, Positive]]
+    """Camera -> height and width."""
+    has_state: bool
+    has_signals: bool
+
+
+class SignalPlace(msgspec.Struct):
+    """Place of a signal in the bytes of all signals."""
+
+    dtype: str
+    shape: list[Count]
+    offset: Count
+
+
+class SignalLayout(msgspec.Struct):
+    """Attributes of the array of signals."""
+
+    layout: dict[str, SignalPlace] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +103,16 @@ class EpisodeFormat:
         }
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> EpisodeFormat:
-        """The inverse of `as_dict`; ignores other keys."""
+    def from_dict(cls, fields: Mapping[str, Any], where: str) -> EpisodeFormat:
+        """The inverse of `as_dict`; ignores other keys. `where` names the source in messages."""
+        stored = checked(dict(fields), StoredFormat, where)
+        row_spec = stored.row_spec
         return cls(
-            cameras=tuple(fields["cameras"]),
-            action_spec=ActionSpec.from_dict(fields["action_spec"]),
-            rate_hz=float(fields["rate_hz"]),
-            encoding=fields["encoding"],
-            row_spec=ActionSpec.from_dict(fields["row_spec"]) if "row_spec" in fields else None,
+            cameras=tuple(stored.cameras),
+            action_spec=ActionSpec.from_dict(stored.action_spec, where),
+            rate_hz=stored.rate_hz,
+            encoding=stored.encoding,
+            row_spec=None if row_spec is None else ActionSpec.from_dict(row_spec, where),
         )
 
 
@@ -71,7 +124,7 @@ class StoredSignals(Mapping[str, np.ndarray]):
     """
 
     path: Path
-    layout: Mapping[str, Mapping[str, Any]]
+    layout: Mapping[str, SignalPlace]
     """Name -> NumPy `dtype`, `shape`, and `offset` of the first byte; an attribute of the array."""
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -116,28 +169,27 @@ def open_signals(path: Path) -> StoredSignals:
     Raises:
         ValueError: if the layout is damaged, or extends beyond the bytes.
     """
-    layout = read_attributes(path).get("layout", {})
-    num_bytes = open_array(path).shape[0]
+    num_bytes = prod(open_array(path).shape)
     try:
+        layout = typed_attributes(path, SignalLayout).layout
         for name, facts in layout.items():
             _, _, _, end = place(facts)
             if end > num_bytes:
                 raise ValueError(f"{name!r} ends at byte {end}, but there are {num_bytes}")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: its layout is damaged ({error}); copy it again.") from error
     return StoredSignals(path, layout)
 
 
-def place(facts: Mapping[str, Any]) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
+def place(facts: SignalPlace) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
     """Type, shape, start and stop byte of a signal.
 
     Raises:
-        ValueError: if they are invalid.
+        ValueError: if its type is not allowed.
     """
-    dtype, offset = np.dtype(str(facts["dtype"])), int(facts["offset"])
-    shape = tuple(int(size) for size in facts["shape"])
-    if dtype.kind not in KINDS or min(shape, default=0) < 0 or offset < 0:
-        raise ValueError(f"no signal is {dtype} of shape {shape} at byte {offset}")
+    dtype, shape, offset = np.dtype(facts.dtype), tuple(facts.shape), facts.offset
+    if dtype.kind not in KINDS or len(shape) > MAX_AXES:
+        raise ValueError(f"no signal is {dtype} of shape {shape}")
     return dtype, shape, offset, offset + prod(shape) * dtype.itemsize
 
 
@@ -186,23 +238,39 @@ def write_episode(folder: Path, trajectory: Trajectory, expected: EpisodeFormat)
         raise
 
 
-def read_episode(folder: Path, record: Mapping[str, Any], stored: EpisodeFormat) -> Trajectory:
+def read_episode(folder: Path, record: EpisodeRecord, stored: EpisodeFormat) -> Trajectory:
     """Open an episode from the attributes of its group; frames and signals stay on disk."""
-    frames_class = FRAME_CLASSES[stored.encoding]
+    frames_class, num_frames = FRAME_CLASSES[stored.encoding], record.num_frames
+    for camera, (height, width) in record.frame_sizes.items():
+        budgets.require(height * width, budgets.IMAGE_PIXELS, f"{folder}: frame of {camera}")
+    width = stored.row_spec.dim if stored.row_spec else CANONICAL.dim
     return Trajectory(
-        episode_id=record["episode_id"],
-        source=record["source"],
+        episode_id=record.episode_id,
+        source=record.source,
         frames={
-            camera: frames_class(folder / (IMAGES + camera), (height, width), record["num_frames"])
-            for camera, (height, width) in record["frame_sizes"].items()
+            camera: frames_class(folder / (IMAGES + camera), size, num_frames)
+            for camera, size in record.frame_sizes.items()
         },
-        actions=read_array(folder / "action"),
-        action_valid=read_array(folder / "action_valid"),
-        states=read_array(folder / "observation.state") if record["has_state"] else None,
+        actions=_read_rows(folder / "action", (num_frames, width), "float32"),
+        action_valid=_read_rows(folder / "action_valid", (num_frames,), "bool"),
+        states=_read_rows(folder / "observation.state", (num_frames, 10), "float32")
+        if record.has_state
+        else None,
         action_spec=stored.action_spec,
-        instruction=record["task"],
+        instruction=record.task,
         rate_hz=stored.rate_hz,
-        success=record["success"],
-        signals=open_signals(folder / "signals") if record["has_signals"] else {},
+        success=record.success,
+        signals=open_signals(folder / "signals") if record.has_signals else {},
         row_spec=stored.row_spec,
     )
+
+
+def _read_rows(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """An array with one row per frame."""
+    array = open_array(path)
+    if array.shape != shape or array.dtype != np.dtype(dtype):
+        raise ValueError(
+            f"{path} holds {array.dtype} of shape {array.shape}, expected {dtype} of {shape}; copy "
+            "it again."
+        )
+    return read_rows(array, slice(None))

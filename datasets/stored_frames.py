@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import msgspec
 import numpy as np
 import simplejpeg
 import zarr
@@ -14,7 +16,14 @@ from jaxtyping import UInt8
 
 from worldmodel.datasets.trajectory import Frames
 from worldmodel.datasets.video import contiguous
-from worldmodel.datasets.zarr_folder import new_array, open_array, read_rows, rows_per_chunk
+from worldmodel.datasets.zarr_folder import (
+    new_array,
+    open_array,
+    read_rows,
+    rows_per_chunk,
+    typed_attributes,
+)
+from worldmodel.structured_files import Count
 
 JPEG_QUALITY = 95
 JPEG_CHUNK_BYTES = 2**18
@@ -28,6 +37,13 @@ def encode_jpeg(frame: UInt8[np.ndarray, "height width 3"]) -> bytes:
     return simplejpeg.encode_jpeg(
         frame, quality=JPEG_QUALITY, colorspace="RGB", colorsubsampling="444"
     )
+
+
+class JpegLayout(msgspec.Struct):
+    """Attributes of the array of JPEG bytes."""
+
+    offsets: list[Count]
+    fastdct: bool
 
 
 class StoredJpegFrames:
@@ -49,7 +65,7 @@ class StoredJpegFrames:
 
     def __getitem__(self, window: slice) -> UInt8[np.ndarray, "time height width 3"]:
         start, stop = contiguous(window, len(self))
-        offsets = self._offsets[start : stop + 1]
+        offsets = self._jpegs.offsets[start : stop + 1]
         data = read_rows(self._blob, slice(offsets[0], offsets[-1]))
         frames = np.empty((stop - start, *self.size, 3), np.uint8)
         for i, frame in enumerate(frames):
@@ -63,21 +79,30 @@ class StoredJpegFrames:
 
     def jpeg(self, index: int) -> bytes:
         """The stored JPEG bytes of one frame."""
-        start, stop = self._offsets[index], self._offsets[index + 1]
+        start, stop = self._jpegs.offsets[index : index + 2]
         return read_rows(self._blob, slice(start, stop)).tobytes()
 
     @property
     def fastdct(self) -> bool:
         """Whether frames are decoded with the fast integer transform."""
-        return bool(self._blob.attrs["fastdct"])
+        return self._jpegs.fastdct
 
     @cached_property
     def _blob(self) -> zarr.Array[Any]:
         return open_array(self.path)
 
     @cached_property
-    def _offsets(self) -> list[int]:
-        return cast(list[int], self._blob.attrs["offsets"])
+    def _jpegs(self) -> JpegLayout:
+        """Offsets, which rise within the stored bytes."""
+        layout = typed_attributes(self.path, JpegLayout)
+        offsets, num_bytes = layout.offsets, self._blob.shape[0] if self._blob.shape else 0
+        rises = all(low < high for low, high in pairwise(offsets))
+        if len(offsets) != self.num_frames + 1 or not rises or offsets[-1] > num_bytes:
+            raise ValueError(
+                f"{self.path}: its `offsets` do not place {self.num_frames} frames in {num_bytes} "
+                "bytes; copy it again."
+            )
+        return layout
 
 
 class StoredRawFrames:
@@ -97,7 +122,14 @@ class StoredRawFrames:
 
     @cached_property
     def _pixels(self) -> zarr.Array[Any]:
-        return open_array(self.path)
+        array = open_array(self.path)
+        expected = (self.num_frames, *self.size, 3)
+        if array.shape != expected or array.dtype != np.uint8:
+            raise ValueError(
+                f"{self.path} holds {array.dtype} of shape {array.shape}, expected uint8 of "
+                f"{expected}; copy it again."
+            )
+        return array
 
 
 FRAME_CLASSES: dict[str, type[StoredJpegFrames] | type[StoredRawFrames]] = {

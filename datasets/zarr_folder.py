@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,14 +9,17 @@ from importlib.metadata import version
 from itertools import product
 from math import ceil, prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
+import msgspec
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from worldmodel import budgets
+from worldmodel.structured_files import Count, Positive, converted, read_json
 
+T = TypeVar("T")
 INCOMING = ".incoming-"
 """Name prefix of an incomplete folder."""
 PROCESS = uuid.uuid4().hex[:8]
@@ -33,16 +35,65 @@ TYPES = {
 """Data types that a stored array may have."""
 
 
+class ZarrNode(msgspec.Struct):
+    """Keys of the zarr.json of a group or array."""
+
+    attributes: dict[str, Any] = {}
+
+
+class CodecOptions(msgspec.Struct):
+    """Codecs inside a codec: those of shards."""
+
+    codecs: list[Codec] = []
+    index_codecs: list[Codec] = []
+
+
+class Codec(msgspec.Struct):
+    """A codec of an array."""
+
+    name: str
+    configuration: CodecOptions = msgspec.field(default_factory=CodecOptions)
+
+
+class ChunkShape(msgspec.Struct):
+    """Shape of the chunks of an array."""
+
+    chunk_shape: list[Positive]
+
+
+class ChunkGrid(msgspec.Struct):
+    """Grid of the chunks of an array."""
+
+    name: Literal["regular"]
+    configuration: ChunkShape
+
+
+class ArrayMetadata(msgspec.Struct):
+    """Keys of the zarr.json of an array."""
+
+    zarr_format: int
+    node_type: str
+    data_type: Any
+    shape: list[Count]
+    chunk_grid: ChunkGrid
+    codecs: list[Codec]
+
+
 def read_attributes(group: Path) -> dict[str, Any]:
     """Attributes of a Zarr v3 group, read without Zarr: a store opens thousands of them."""
-    file = group / "zarr.json"
     try:
-        attributes = json.loads(file.read_bytes()).get("attributes", {})
+        return read_json(group / "zarr.json", ZarrNode).attributes
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{group} is no Zarr v3 group: it has no zarr.json.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); copy it again.") from error
-    return dict(attributes)
+
+
+def typed_attributes(group: Path, kind: type[T]) -> T:
+    """Attributes of a Zarr v3 group as a declared type.
+
+    Raises:
+        ValueError: an attribute is missing or has another type.
+    """
+    return converted(read_attributes(group), kind, str(group / "zarr.json"))
 
 
 def create_root(
@@ -136,38 +187,39 @@ def open_array(path: Path) -> zarr.Array[Any]:
         _check_metadata(path)
         return zarr.open_array(path, mode="r", zarr_format=3)
     except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no readable Zarr array ({error}); copy it again.") from error
+        reason = str(error).removesuffix("; copy it again.")
+        raise ValueError(f"{path} is no readable Zarr array ({reason}); copy it again.") from error
 
 
 def _check_metadata(path: Path) -> None:
     """Raise unless zarr.json describes a plain array within the size budget."""
-    metadata = json.loads((path / "zarr.json").read_bytes())
-    if metadata.get("zarr_format") != 3 or metadata.get("node_type") != "array":
+    metadata = read_json(path / "zarr.json", ArrayMetadata)
+    if metadata.zarr_format != 3 or metadata.node_type != "array":
         raise ValueError("it is not of Zarr format 3")
-    if (kind := metadata["data_type"]) not in TYPES:
+    if not isinstance(kind := metadata.data_type, str) or kind not in TYPES:
         raise ValueError(f"its data type {str(kind)[:60]!r} is not allowed")
-    if unknown := codec_names(metadata["codecs"]) - CODECS:
+    if unknown := codec_names(metadata.codecs) - CODECS:
         raise ValueError(f"its codec {sorted(unknown)[0][:60]!r} is not allowed")
-    shape = [int(size) for size in metadata["shape"]]
-    if min(shape, default=0) < 0:
-        raise ValueError(f"its shape {shape} is negative")
+    chunk = metadata.chunk_grid.configuration.chunk_shape
+    if len(chunk) != len(metadata.shape):
+        raise ValueError(f"its chunks have {len(chunk)} axes, its shape has {len(metadata.shape)}")
     itemsize = 1 if kind == "string" else np.dtype(kind).itemsize
-    budgets.require(prod(shape) * itemsize, budgets.ARRAY_BYTES, "its shape in bytes")
+    for what, sizes in (("shape", metadata.shape), ("chunk shape", chunk)):
+        budgets.require(prod(sizes) * itemsize, budgets.ARRAY_BYTES, f"its {what} in bytes")
 
 
-def codec_names(codecs: Iterable[Mapping[str, Any]]) -> set[str]:
+def codec_names(codecs: Iterable[Codec]) -> set[str]:
     """Names of codecs, including those inside shards."""
     names: set[str] = set()
     for codec in codecs:
-        names.add(str(codec["name"]))
-        inner = codec.get("configuration", {})
-        names |= codec_names(inner.get("codecs", ())) | codec_names(inner.get("index_codecs", ()))
+        inner = codec.configuration
+        names |= {codec.name} | codec_names(inner.codecs) | codec_names(inner.index_codecs)
     return names
 
 
 def has_checksums(path: Path) -> bool:
     """Whether an array has checksums, which earlier versions did not write."""
-    return CHECKSUM in codec_names(json.loads((path / "zarr.json").read_bytes())["codecs"])
+    return CHECKSUM in codec_names(read_json(path / "zarr.json", ArrayMetadata).codecs)
 
 
 def read_rows(array: zarr.Array[Any], window: slice) -> np.ndarray:

@@ -51,10 +51,8 @@ def decode_json(data: bytes, kind: type[T], where: str, advice: str = "copy it a
     """JSON text as a declared type; `where` names its source in messages."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except RecursionError as error:
-        raise ValueError(f"{where} is nested too deeply; {advice}.") from error
-    except msgspec.ValidationError as error:
-        raise ValueError(f"{where}: {_field(error)}; {advice}.") from error
+    except (RecursionError, msgspec.ValidationError) as error:
+        raise _refusal(error, where, advice) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{where} is not valid JSON ({_malformed(data, error)}); {advice}."
@@ -112,11 +110,24 @@ def checked(found: Any, kind: type[T], where: str, advice: str = "copy it again"
     """
     try:
         _require_finite(found, "$")
+    except (RecursionError, msgspec.ValidationError) as error:
+        raise _refusal(error, where, advice) from error
+    return converted(found, kind, where, advice)
+
+
+def converted(found: Any, kind: type[T], where: str, advice: str = "copy it again") -> T:
+    """As `checked`, for a value from `decode_json`, whose numbers are finite already."""
+    try:
         return msgspec.convert(found, kind)
-    except RecursionError as error:
-        raise ValueError(f"{where} is nested too deeply; {advice}.") from error
-    except msgspec.ValidationError as error:
-        raise ValueError(f"{where}: {_field(error)}; {advice}.") from error
+    except (RecursionError, msgspec.ValidationError) as error:
+        raise _refusal(error, where, advice) from error
+
+
+def _refusal(error: Exception, where: str, advice: str) -> ValueError:
+    """Error for a value of another type, or nested too deeply."""
+    if isinstance(error, RecursionError):
+        return ValueError(f"{where} is nested too deeply; {advice}.")
+    return ValueError(f"{where}: {_field(error)}; {advice}.")
 
 
 def content(file: Path) -> bytes:

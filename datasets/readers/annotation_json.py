@@ -11,23 +11,27 @@ targets, which lead it.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from worldmodel.datasets.actions import ActionSpec, checked_rows
 from worldmodel.datasets.dataset import EpisodeSummary, FileDataset
+from worldmodel.datasets.file_names import below
 from worldmodel.datasets.poses import AchievedActions, PoseStates
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.datasets.video import VideoFrames, count_frames, matched_rows
+from worldmodel.structured_files import Count, converted, read_json
 
 FORM = "annotation-json"
 MARK = "annotation/<split>/<id>.json"
 CAMERAS = ("exterior_1_left", "exterior_2_left", "wrist_left")
-REQUIRED = {"texts": list, "success": int, "video_length": int, "videos": list, "states": list}
+MAX_TRIED = 20
+"""Annotations that are read to recognise the form."""
 SIGNALS = ("states", "joints", "observation.", "action.")
 """Key prefixes of numeric arrays."""
 
@@ -44,6 +48,23 @@ SPEC = ActionSpec(
 """Poses at 5 Hz; the action of a step is the pose reached at its end."""
 
 
+class Video(msgspec.Struct):
+    """Video of one camera."""
+
+    video_path: str
+    """Relative to the data set's folder."""
+
+
+class Annotation(msgspec.Struct):
+    """Keys of an annotation that the reader needs; its arrays are read apart."""
+
+    texts: list[str]
+    success: Literal[0, 1] | bool
+    video_length: Count
+    videos: list[Video]
+    states: list[Any]
+
+
 def matches(path: Path) -> bool:
     """Whether a folder has this form."""
     return any(path.glob("annotation/*/*.json"))
@@ -55,7 +76,7 @@ def open_annotation_json(path: Path) -> FileDataset:
         path.glob("annotation/*/*.json"),
         key=lambda file: (file.parent.name, len(file.stem), file.stem),
     )
-    _read(files[0])
+    require_one_readable(files, _read)
     return FileDataset(
         form=FORM,
         path=path,
@@ -67,40 +88,54 @@ def open_annotation_json(path: Path) -> FileDataset:
     )
 
 
+def require_one_readable(files: Sequence[Path], read: Callable[[Path], object]) -> None:
+    """Raise the first file's error if none of the first files can be read.
+
+    One damaged file must not hide the other episodes.
+    """
+    first: Exception | None = None
+    for file in files[:MAX_TRIED]:
+        try:
+            read(file)
+            return
+        except (OSError, ValueError) as error:
+            first = first or error
+    if first:
+        raise first
+
+
 def _annotation_file(root: Path, episode_id: str) -> Path:
     return root / "annotation" / f"{episode_id}.json"
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """Read an annotation and check its required keys."""
-    try:
-        annotation = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); copy it again.") from error
-    content = annotation if isinstance(annotation, dict) else {}
-    wrong = [key for key, kind in REQUIRED.items() if not isinstance(content.get(key), kind)]
-    if wrong:
-        raise ValueError(
-            f"{file} lacks {', '.join(wrong)} as Ctrl-World writes them for DROID; only "
-            "annotations with one 7-number pose per frame in `states` can be read."
-        )
-    return content
+def _read(file: Path) -> tuple[Annotation, dict[str, Any]]:
+    """Checked keys and all keys of an annotation."""
+    content = read_json(file, dict)
+    advice = (
+        "only annotations as Ctrl-World writes them for DROID, with one 7-number pose per frame in "
+        "`states`, can be read"
+    )
+    return converted(content, Annotation, str(file), advice), content
+
+
+def _summary(annotation: Annotation) -> EpisodeSummary:
+    return EpisodeSummary(
+        num_frames=annotation.video_length,
+        instruction=annotation.texts[0] if annotation.texts else "",
+        success=bool(annotation.success),
+    )
 
 
 def _summarize(root: Path, episode_id: str) -> EpisodeSummary:
-    annotation = _read(_annotation_file(root, episode_id))
-    return EpisodeSummary(
-        num_frames=annotation["video_length"],
-        instruction=str(annotation["texts"][0]) if annotation["texts"] else "",
-        success=bool(annotation["success"]),
-    )
+    return _summary(_read(_annotation_file(root, episode_id))[0])
 
 
 def _load(root: Path, episode_id: str) -> Trajectory:
     file = _annotation_file(root, episode_id)
-    annotation, summary = _read(file), _summarize(root, episode_id)
+    annotation, content = _read(file)
+    summary = _summary(annotation)
     try:
-        signals = _signals(annotation)
+        signals = _signals(content)
         poses = checked_rows(signals["states"], dim=7, what="states")
         if len(poses) != summary.num_frames:
             raise ValueError(f"{len(poses)} `states` for {summary.num_frames} frames.")
@@ -145,12 +180,9 @@ def _signals(annotation: dict[str, Any]) -> dict[str, np.ndarray]:
     return signals
 
 
-def _videos(root: Path, file: Path, annotation: dict[str, Any]) -> dict[str, Path]:
+def _videos(root: Path, file: Path, annotation: Annotation) -> dict[str, Path]:
     """Existing mp4 per camera; the number in the file name identifies the camera."""
-    try:
-        mp4s = [root / video["video_path"] for video in annotation["videos"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{file}: every entry of `videos` needs a `video_path`.") from error
+    mp4s = [below(root, video.video_path, str(file)) for video in annotation.videos]
     numbers = [int(mp4.stem) if mp4.stem.isdecimal() else -1 for mp4 in mp4s]
     if not set(numbers) <= set(range(len(CAMERAS))) or len(set(numbers)) < len(numbers):
         raise ValueError(

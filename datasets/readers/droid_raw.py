@@ -11,35 +11,50 @@ their serial number. Stereo recordings (SVO) are not read; export them with the 
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import h5py
+import msgspec
 import numpy as np
 
+from worldmodel import budgets
 from worldmodel.datasets.actions import checked_rows
 from worldmodel.datasets.dataset import EpisodeSummary, FileDataset
 from worldmodel.datasets.poses import AchievedActions, PoseStates
 from worldmodel.datasets.readers.annotation_json import SPEC as ANNOTATED
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.datasets.video import VideoFrames, count_frames, matched_rows
+from worldmodel.structured_files import read_json
 
 FORM = "droid-raw"
 MARK = "{success,failure}/<date>/<run>/trajectory.h5"
 OUTCOMES = {"success": True, "failure": False}
 STATE = "observation/robot_state"
 POSE, GRIPPER = "cartesian_position", "gripper_position"
-ROLES = {
-    "wrist_cam_serial": "wrist_left",
-    "ext1_cam_serial": "exterior_1_left",
-    "ext2_cam_serial": "exterior_2_left",
-}
-"""Metadata key of a camera's serial number -> name of the camera."""
 SPEC = replace(ANNOTATED, name="DROID raw", rate_hz=15.0)
+
+
+class Metadata(msgspec.Struct):
+    """Keys of a run's metadata that the reader needs."""
+
+    current_task: str | None = None
+    wrist_cam_serial: str | int | None = None
+    ext1_cam_serial: str | int | None = None
+    ext2_cam_serial: str | int | None = None
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Serial number of a camera -> its name."""
+        named = {
+            "wrist_left": self.wrist_cam_serial,
+            "exterior_1_left": self.ext1_cam_serial,
+            "exterior_2_left": self.ext2_cam_serial,
+        }
+        return {str(serial): name for name, serial in named.items() if serial is not None}
 
 
 def matches(path: Path) -> bool:
@@ -51,7 +66,7 @@ def open_droid_raw(path: Path) -> FileDataset:
     """Open a folder of recordings."""
     files = [file for outcome in OUTCOMES for file in path.glob(f"{outcome}/*/*/trajectory.h5")]
     runs = {str(file.parent.relative_to(path)): file.parent for file in sorted(files)}
-    cameras = sorted({camera for run in runs.values() for camera in _videos(run)})
+    cameras = sorted({camera for run in runs.values() for camera in _named_cameras(run)})
     return FileDataset(
         form=FORM,
         path=path,
@@ -63,23 +78,23 @@ def open_droid_raw(path: Path) -> FileDataset:
     )
 
 
-def _metadata(run: Path) -> Mapping[str, Any]:
+def _metadata(run: Path) -> Metadata:
     """Content of the run's metadata file; empty if the file is missing."""
-    for file in sorted(run.glob("metadata_*.json")):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is not valid JSON ({error}); copy it again.") from error
-        if isinstance(content, dict):
-            return content
-        raise ValueError(f"{file} must hold a JSON object.")
-    return {}
+    files = sorted(run.glob("metadata_*.json"))
+    return read_json(files[0], Metadata) if files else Metadata()
+
+
+def _named_cameras(run: Path) -> set[str]:
+    """Cameras of a run; none if its metadata are damaged, which the run itself reports."""
+    try:
+        return set(_videos(run))
+    except (OSError, ValueError):
+        return set()
 
 
 def _videos(run: Path) -> dict[str, Path]:
     """Camera -> mp4; stereo videos are left out."""
-    content = _metadata(run)
-    names = {str(content[key]): role for key, role in ROLES.items() if key in content}
+    names = _metadata(run).roles
     files = sorted((run / "recordings" / "MP4").glob("*.mp4"))
     mono = [file for file in files if "stereo" not in file.stem]
     return {names.get(file.stem, file.stem): file for file in mono}
@@ -92,23 +107,37 @@ def _rows(run: Path) -> dict[str, np.ndarray]:
 
     def keep(name: str, item: object) -> None:
         if isinstance(item, h5py.Dataset) and item.dtype.kind in "fiub" and item.ndim <= 2:
+            _require_stored(name, item)
             signals[name] = item[()]
 
     try:
         with h5py.File(file, "r") as content:
             content.visititems(keep)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{file} is not a readable HDF5 file ({error}); copy it again.") from error
     return signals
 
 
+def _require_stored(name: str, item: h5py.Dataset) -> None:
+    """Raise unless all values of an array lie in the file itself: HDF5 fills in what is missing."""
+    budgets.require(item.size * item.dtype.itemsize, budgets.ARRAY_BYTES, f"`{name}` in bytes")
+    if item.is_virtual or item.external:
+        raise ValueError(f"`{name}` lies in another file, which is not read")
+    if item.chunks is None:
+        is_whole = item.id.get_storage_size() >= item.size * item.dtype.itemsize
+    else:
+        sides = zip(item.shape, item.chunks, strict=True)
+        is_whole = item.id.get_num_chunks() == math.prod(-(-n // side) for n, side in sides)
+    if not is_whole:
+        raise ValueError(f"`{name}` is not stored completely")
+
+
 def _summarize(runs: Mapping[str, Path], episode_id: str) -> EpisodeSummary:
     run = runs[episode_id]
-    content = _metadata(run)
     lengths = [len(rows) for name, rows in _rows(run).items() if name.endswith(POSE) and rows.ndim]
     return EpisodeSummary(
         num_frames=lengths[0] if lengths else 0,
-        instruction=str(content.get("current_task", "")),
+        instruction=_metadata(run).current_task or "",
         success=OUTCOMES[episode_id.split("/")[0]],
     )
 

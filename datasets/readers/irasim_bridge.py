@@ -12,29 +12,41 @@ episode is not recorded.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from worldmodel.datasets.actions import checked_rows
 from worldmodel.datasets.dataset import EpisodeSummary, FileDataset
+from worldmodel.datasets.file_names import below
 from worldmodel.datasets.poses import AchievedActions, PoseStates
+from worldmodel.datasets.readers.annotation_json import MAX_TRIED
 from worldmodel.datasets.readers.annotation_json import SPEC as DROID
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.datasets.video import VideoFrames, count_frames, matched_rows
+from worldmodel.structured_files import read_json
 
 FORM = "irasim-bridge"
 MARK = "annotation/<split>/<id>.json with `state` and `continuous_gripper_state`"
 CAMERA = "image"
-KEYS = {"texts": list, "videos": list, "action": list, "state": list}
 GRIPPER = "continuous_gripper_state"
 
 SPEC = replace(DROID, name="Bridge states", gripper="open_is_one")
 """Poses at 5 Hz; the action of a step is the pose reached at its end."""
+
+
+class BridgeAnnotation(msgspec.Struct):
+    """Keys of an annotation."""
+
+    texts: list[str]
+    videos: list[Video]
+    action: list[Any]
+    state: list[Any]
+    continuous_gripper_state: list[float]
 
 
 def annotation_files(path: Path) -> list[Path]:
@@ -46,12 +58,13 @@ def annotation_files(path: Path) -> list[Path]:
 
 
 def matches(path: Path) -> bool:
-    """Whether the first annotation of a folder is of this form."""
-    files = annotation_files(path)
-    try:
-        return bool(files) and GRIPPER in json.loads(files[0].read_text(encoding="utf-8"))
-    except (OSError, TypeError, ValueError, RecursionError):
-        return False
+    """Whether the first readable annotation of a folder is of this form."""
+    for file in annotation_files(path)[:MAX_TRIED]:
+        try:
+            return GRIPPER in read_json(file, dict)
+        except (OSError, ValueError):
+            continue
+    return False
 
 
 def open_irasim_bridge(path: Path) -> FileDataset:
@@ -68,40 +81,33 @@ def open_irasim_bridge(path: Path) -> FileDataset:
     )
 
 
-def _read(root: Path, episode_id: str) -> tuple[Path, dict[str, Any]]:
+def _read(root: Path, episode_id: str) -> tuple[Path, BridgeAnnotation]:
     file = root / "annotation" / f"{episode_id}.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); copy it again.") from error
-    content = content if isinstance(content, dict) else {}
-    kinds = {**KEYS, GRIPPER: list}
-    if wrong := [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]:
-        raise ValueError(f"{file} lacks {', '.join(wrong)} as IRASim writes them for Bridge.")
-    return file, content
+    advice = "it must be as IRASim writes it for Bridge"
+    return file, read_json(file, BridgeAnnotation, advice)
 
 
 def _summarize(root: Path, episode_id: str) -> EpisodeSummary:
     _, content = _read(root, episode_id)
-    text = str(content["texts"][0]) if content["texts"] else ""
-    return EpisodeSummary(num_frames=len(content["state"]), instruction=text, success=None)
+    text = content.texts[0] if content.texts else ""
+    return EpisodeSummary(num_frames=len(content.state), instruction=text, success=None)
 
 
 def _load(root: Path, episode_id: str) -> Trajectory:
     file, content = _read(root, episode_id)
     try:
-        state = checked_rows(content["state"], dim=6, what="state")
-        gripper = checked_rows(np.reshape(content[GRIPPER], (-1, 1)), dim=1, what=GRIPPER)
-        stored = checked_rows(content["action"], dim=7, what="action")
+        state = checked_rows(content.state, dim=6, what="state")
+        gripper = np.array(content.continuous_gripper_state, np.float64)[:, None]
+        stored = checked_rows(content.action, dim=7, what="action")
         if not len(state) == len(gripper) == len(stored) + 1:
             raise ValueError(
                 f"{len(state)} `state`, {len(gripper)} `{GRIPPER}` and {len(stored)} `action` "
                 "rows; expected T, T and T - 1."
             )
-        mp4 = root / content["videos"][0]["video_path"]
+        if len(content.videos) != 1:
+            raise ValueError(f"`videos` has {len(content.videos)} entries, expected 1.")
+        mp4 = below(root, content.videos[0].video_path, "`videos`")
         num_rows, notes = matched_rows(len(state), {CAMERA: count_frames(mp4)})
-    except (IndexError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: `videos` needs one entry with a `video_path`.") from error
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     poses = np.concatenate([state, gripper], axis=1)[:num_rows]

@@ -15,17 +15,18 @@ are kept as stored.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from worldmodel import budgets
 from worldmodel.datasets.actions import ActionSpec, checked_rows
 from worldmodel.datasets.dataset import EpisodeSummary, FileDataset
 from worldmodel.datasets.poses import AchievedActions, PoseStates
@@ -34,6 +35,7 @@ from worldmodel.datasets.readers.lerobot_info import STATE, Info, camera_name
 from worldmodel.datasets.readers.pose_columns import PoseColumns, declared_poses
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.datasets.video import VideoFrames, frame_times, matched_rows
+from worldmodel.structured_files import Count, checked, read_json_lines
 
 FORM = "lerobot"
 MARK = "meta/info.json"
@@ -41,8 +43,35 @@ DROID = ("observation.state.cartesian_position", "observation.state.gripper_posi
 """Columns of the published DROID port: pose (m, extrinsic xyz, rad) and gripper, 1 = closed."""
 SUCCESS = "is_episode_successful"
 """Column with the success of an episode."""
+NEXT_SUCCESS = "next.success"
+"""Column that says after each step whether the task is done."""
+NUMBER_BYTES = 8
 OTHER = "other"
 """Split of the episodes that no split names."""
+
+
+class EpisodeLine(msgspec.Struct):
+    """A line of meta/episodes.jsonl (v2), or the common part of a row of meta/episodes (v3)."""
+
+    episode_index: Count
+    tasks: list[str] | None
+    length: Count | None = None
+    data_chunk: Count | None = msgspec.field(default=None, name="data/chunk_index")
+    data_file: Count | None = msgspec.field(default=None, name="data/file_index")
+
+    @property
+    def instruction(self) -> str:
+        """The first task."""
+        return self.tasks[0] if self.tasks else ""
+
+
+class VideoPlace(msgspec.Struct):
+    """Place of an episode in the videos of a camera (v3)."""
+
+    chunk_index: Count | None
+    file_index: Count | None
+    from_timestamp: float | None
+    to_timestamp: float | None
 
 
 def matches(path: Path) -> bool:
@@ -129,7 +158,7 @@ def _split_notes(episodes: Mapping[str, EpisodeRow]) -> list[str]:
 def _episodes(path: Path, info: Info) -> dict[str, EpisodeRow]:
     """Episodes by id, with the split as prefix, in the order of the metadata."""
     rows = _rows_v3(path, info) if info.version == "v3" else _rows_v2(path)
-    numbers = [row["episode_index"] for row in rows]
+    numbers = [row.episode_index for row, _ in rows]
     if len(rows) != info.total_episodes or numbers != list(range(len(rows))):
         raise ValueError(
             f"{path / 'meta'} lists {len(rows)} episodes, but {MARK} declares "
@@ -137,72 +166,76 @@ def _episodes(path: Path, info: Info) -> dict[str, EpisodeRow]:
         )
     build = _episode_v3 if info.version == "v3" else _episode_v2
     return {
-        f"{info.split_of(index) or OTHER}/{index}": build(path, info, rows[index])
+        f"{info.split_of(index) or OTHER}/{index}": build(path, info, *rows[index])
         for index in range(info.total_episodes)
     }
 
 
-def _rows_v3(path: Path, info: Info) -> list[dict[str, Any]]:
+def _rows_v3(path: Path, info: Info) -> list[tuple[EpisodeLine, dict[str, VideoPlace]]]:
+    """Rows of meta/episodes, with the places in the videos by camera."""
     columns = ["episode_index", "tasks", "length", "data/chunk_index", "data/file_index"]
-    for key in info.video_keys:
-        ends = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
-        columns += [f"videos/{key}/{end}" for end in ends]
-    files = sorted(path.glob("meta/episodes/*/*.parquet"))
-    return [row for file in files for row in _read_table(file, columns).to_pylist()]
+    ends = VideoPlace.__struct_fields__
+    columns += [f"videos/{key}/{end}" for key in info.video_keys for end in ends]
+    rows = []
+    for file in sorted(path.glob("meta/episodes/*/*.parquet")):
+        for number, row in enumerate(_read_table(file, columns).to_pylist()):
+            where = f"{file}, row {number}"
+            places = {
+                key: checked({end: row[f"videos/{key}/{end}"] for end in ends}, VideoPlace, where)
+                for key in info.video_keys
+            }
+            rows.append((checked(row, EpisodeLine, where), places))
+    return rows
 
 
-def _rows_v2(path: Path) -> list[dict[str, Any]]:
+def _rows_v2(path: Path) -> list[tuple[EpisodeLine, dict[str, VideoPlace]]]:
+    """Lines of meta/episodes.jsonl."""
     file = path / "meta" / "episodes.jsonl"
-    try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
-        return [
-            {"episode_index": int(r["episode_index"]), "length": int(r["length"]),
-             "tasks": list(r["tasks"])}
-            for r in rows
-        ]  # fmt: skip
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not as LeRobot v2 writes it ({error}).") from error
+    return [(line, {}) for line in read_json_lines(file, EpisodeLine)]
 
 
-def _episode_v3(path: Path, info: Info, row: dict[str, Any]) -> EpisodeRow:
+def _episode_v3(
+    path: Path, info: Info, row: EpisodeLine, places: Mapping[str, VideoPlace]
+) -> EpisodeRow:
     """Location of an episode from a row of meta/episodes."""
-    needed = ("length", "data/chunk_index", "data/file_index")
-    if empty := [name for name in needed if row[name] is None]:
+    length, chunk, file = row.length, row.data_chunk, row.data_file
+    if length is None or chunk is None or file is None:
         raise ValueError(
-            f"{path / 'meta/episodes'}: episode {row['episode_index']} has no {', '.join(empty)}."
+            f"{path / 'meta/episodes'}: episode {row.episode_index} has no length, "
+            "data/chunk_index or data/file_index."
         )
     videos = {}
-    for key in info.video_keys:
-        chunk, file, start, stop = (
-            row[f"videos/{key}/{end}"]
-            for end in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
-        )
-        if None not in (chunk, file, start):
+    for key, place in places.items():
+        numbers = (place.chunk_index, place.file_index, place.from_timestamp)
+        if None not in numbers:
             mp4 = info.path(
-                path, info.video_path, video_key=key, chunk_index=chunk, file_index=file
-            )
-            videos[camera_name(key)] = Part(path=mp4, start_s=start, stop_s=stop)
+                path, info.video_path,
+                video_key=key, chunk_index=place.chunk_index, file_index=place.file_index,
+            )  # fmt: skip
+            start = place.from_timestamp or 0.0
+            videos[camera_name(key)] = Part(path=mp4, start_s=start, stop_s=place.to_timestamp)
     return EpisodeRow(
-        index=row["episode_index"],
-        num_frames=row["length"],
-        instruction=row["tasks"][0] if row["tasks"] else "",
-        rows=info.path(
-            path, info.data_path,
-            chunk_index=row["data/chunk_index"], file_index=row["data/file_index"],
-        ),
+        index=row.episode_index,
+        num_frames=length,
+        instruction=row.instruction,
+        rows=info.path(path, info.data_path, chunk_index=chunk, file_index=file),
         videos=videos,
-    )  # fmt: skip
+    )
 
 
-def _episode_v2(path: Path, info: Info, row: dict[str, Any]) -> EpisodeRow:
+def _episode_v2(
+    path: Path, info: Info, row: EpisodeLine, _: Mapping[str, VideoPlace]
+) -> EpisodeRow:
     """Location of an episode from a line of meta/episodes.jsonl."""
-    index = row["episode_index"]
+    index = row.episode_index
+    if row.length is None:
+        raise ValueError(f"{path / 'meta/episodes.jsonl'}: episode {index} has no length.")
     place = {"episode_chunk": index // info.chunk_size, "episode_index": index}
     files = {k: info.path(path, info.video_path, video_key=k, **place) for k in info.video_keys}
     return EpisodeRow(
         index=index,
-        num_frames=row["length"],
-        instruction=row["tasks"][0] if row["tasks"] else "",
+        num_frames=row.length,
+        instruction=row.instruction,
         rows=info.path(path, info.data_path, **place),
         videos={
             camera_name(key): Part(path=file, start_s=0.0, stop_s=None)
@@ -222,6 +255,8 @@ def _read_table(file: Path, columns: list[str]) -> Any:
         missing = set(columns) - set(table.schema_arrow.names)
         if missing:
             raise ValueError(f"it lacks the columns {', '.join(sorted(missing))}")
+        claimed = table.metadata.num_rows * max(1, len(columns)) * NUMBER_BYTES
+        budgets.require(claimed, budgets.ARRAY_BYTES, "its table in bytes")
         return table.read(columns, use_threads=False)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         reason = " ".join(str(error).split())  # Arrow's messages have several lines
@@ -248,7 +283,7 @@ def _signals(info: Info, episode: EpisodeRow) -> dict[str, np.ndarray]:
 def _summarize(info: Info, episodes: dict[str, EpisodeRow], episode_id: str) -> EpisodeSummary:
     episode = episodes[episode_id]
     success = None
-    if SUCCESS in info.features:
+    if SUCCESS in info.features or NEXT_SUCCESS in info.features:
         success = _success(_signals(info, episode))
     return EpisodeSummary(
         num_frames=episode.num_frames, instruction=episode.instruction, success=success
@@ -256,8 +291,17 @@ def _summarize(info: Info, episodes: dict[str, EpisodeRow], episode_id: str) -> 
 
 
 def _success(signals: Mapping[str, np.ndarray]) -> bool | None:
-    """Success of the episode; None if it is not recorded."""
-    return bool(signals[SUCCESS].reshape(-1)[-1]) if SUCCESS in signals else None
+    """Success of the episode, as the last row says; None if it is not recorded.
+
+    Rewards are no successes: LeRobot does not declare from which value on the task is done.
+    """
+    for name in (SUCCESS, NEXT_SUCCESS):
+        rows = signals.get(name, np.empty(0)).reshape(-1)
+        if len(rows):
+            if rows[-1] not in (0, 1):
+                raise ValueError(f"`{name}` ends in {rows[-1]}, expected true or false.")
+            return bool(rows[-1])
+    return None
 
 
 def _load(

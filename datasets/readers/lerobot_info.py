@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+
+from worldmodel.datasets.file_names import below
+from worldmodel.structured_files import Count, Positive, Rate, read_json
 
 IMAGES = "observation.images."
 STATE, ACTION = "observation.state", "action"
@@ -22,8 +27,32 @@ FIELDS = {
     },
 }
 """Version -> template of file names -> fields that it may use."""
-LONGEST_PATH = 4096
-"""Longest file name from a template, in characters."""
+FORMAT = re.compile(r"|0?\d{1,2}d")
+"""Format of a number in a template, or none."""
+SPLIT = re.compile(r"\d{1,9}:\d{1,9}")
+
+
+class StoredFeature(msgspec.Struct):
+    """Declaration of a column or camera in meta/info.json."""
+
+    dtype: str
+    shape: list[Count] = []
+    names: list[Any] | dict[str, Any] | None = None
+    info: dict[str, Any] | None = None
+    video_info: dict[str, Any] | None = None
+
+
+class StoredInfo(msgspec.Struct):
+    """Keys of meta/info.json."""
+
+    codebase_version: str
+    total_episodes: Annotated[int, msgspec.Meta(ge=0, lt=100_000_000)]
+    fps: Rate
+    data_path: str
+    features: dict[str, StoredFeature]
+    splits: dict[str, str] = {}
+    video_path: str | None = None
+    chunks_size: Positive = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,37 +112,26 @@ class Info:
         Raises:
             ValueError: if the path leaves the data set, or is too long.
         """
-        name = template.format(**fields)
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or len(name) > LONGEST_PATH:
-            raise ValueError(
-                f"{root}: the template {template[:80]!r} in meta/info.json does not name a file "
-                "below the data set's folder."
-            )
-        return root / name
+        where = f"The template {template[:80]!r} in meta/info.json"
+        return below(root, template.format(**fields), where)
 
     @classmethod
     def read(cls, file: Path) -> Info:
         """Read and check a meta/info.json."""
-        try:
-            info = json.loads(file.read_text(encoding="utf-8"))
-            problems = list(_problems(info))
-            if problems:
-                raise ValueError(problems[0])
-            return cls(
-                version=str(info["codebase_version"])[:2],
-                total_episodes=int(info["total_episodes"]),
-                rate_hz=float(info["fps"]),
-                chunk_size=int(info.get("chunks_size", 1000)),
-                splits={split: _indices(text) for split, text in info["splits"].items()},
-                data_path=info["data_path"],
-                video_path=info.get("video_path") or "",
-                features={name: _feature(given) for name, given in info["features"].items()},
-            )
-        except KeyError as error:
-            raise ValueError(f"{file} is not LeRobot's: it lacks {error}.") from error
-        except (AttributeError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"{file} cannot be read as LeRobot writes it: {error}.") from error
+        info = read_json(file, StoredInfo, "it must be as LeRobot writes it")
+        problems = list(_problems(info))
+        if problems:
+            raise ValueError(f"{file} cannot be read as LeRobot writes it: {problems[0]}.")
+        return cls(
+            version=info.codebase_version[:2],
+            total_episodes=info.total_episodes,
+            rate_hz=info.fps,
+            chunk_size=info.chunks_size,
+            splits={split: _indices(text) for split, text in info.splits.items()},
+            data_path=info.data_path,
+            video_path=info.video_path or "",
+            features={name: _feature(given) for name, given in info.features.items()},
+        )
 
 
 def camera_name(key: str) -> str:
@@ -125,46 +143,54 @@ def camera_name(key: str) -> str:
     return key.removeprefix(IMAGES)
 
 
-def _feature(given: Mapping[str, Any]) -> Feature:
-    names = given.get("names")
-    if isinstance(names, Mapping):  # {"axes": [...]} or {"motors": [...]}
+def _feature(given: StoredFeature) -> Feature:
+    names = given.names
+    if isinstance(names, dict):  # {"axes": [...]} or {"motors": [...]}
         names = next(iter(names.values()), None)
-    facts = {**given.get("info", {}), **given.get("video_info", {})}
+    facts = {**(given.info or {}), **(given.video_info or {})}
     depth = facts.get("is_depth_map", False) or facts.get("video.is_depth_map", False)
     return Feature(
-        dtype=str(given["dtype"]),
-        shape=tuple(int(size) for size in given.get("shape", ())),
-        names=tuple(map(str, names)) if isinstance(names, Sequence) and names else None,
+        dtype=given.dtype,
+        shape=tuple(given.shape),
+        names=tuple(map(str, names)) if isinstance(names, list) and names else None,
         is_depth=bool(depth),
     )
 
 
-def _problems(info: dict[str, Any]) -> Iterator[str]:
+def _problems(info: StoredInfo) -> Iterator[str]:
     """Problems of the declarations, one clause each."""
-    version = str(info["codebase_version"])[:2]
+    version = info.codebase_version[:2]
     if version not in FIELDS:
-        yield f"`codebase_version` is {info['codebase_version']!r}, expected v2.0, v2.1 or v3.0"
+        yield f"`codebase_version` is {info.codebase_version!r}, expected v2.0, v2.1 or v3.0"
         return
-    has_video = any(feature.get("dtype") == "video" for feature in info["features"].values())
+    has_video = any(feature.dtype == "video" for feature in info.features.values())
     if not has_video:
         yield f"`features` declare no video such as `{IMAGES}front`"
     for key, fields in FIELDS[version].items():
-        parsed = list(Formatter().parse(info[key]))
+        try:
+            parsed = list(Formatter().parse(getattr(info, key) or ""))
+        except ValueError as error:
+            yield f"`{key}` is no template ({error})"
+            continue
         used = {field for _, field, _, _ in parsed if field is not None}
         if not used <= fields:
             yield (
                 f"`{key}` uses the unknown fields {', '.join(sorted(used - fields))} "
                 f"in place of {', '.join(sorted(fields - used))}"
             )
-        if any(spec and (len(spec) > 4 or "{" in spec) for _, _, spec, _ in parsed):
-            yield f"`{key}` asks for absurdly wide numbers"
-    if not 0 < float(info["fps"]) < 10_000:
-        yield f"`fps` must be positive, got {info['fps']}"
-    if not 0 <= int(info["total_episodes"]) < 100_000_000 or int(info.get("chunks_size", 1)) < 1:
-        yield f"`total_episodes` or `chunks_size` is out of range: {info['total_episodes']}"
-    for split, text in info["splits"].items():
-        if _indices(text).stop > info["total_episodes"]:
-            yield f"split {split!r} is {text!r}, but `total_episodes` is {info['total_episodes']}"
+        odd = [spec for _, _, spec, how in parsed if how or not FORMAT.fullmatch(spec or "")]
+        if odd:
+            yield f"`{key}` formats a field with {odd[0]!r}, expected a width such as 03d"
+    yield from _split_problems(info)
+
+
+def _split_problems(info: StoredInfo) -> Iterator[str]:
+    """Problems of the splits, one clause each."""
+    for split, text in info.splits.items():
+        if not SPLIT.fullmatch(text):
+            yield f"split {split!r} is {text[:80]!r}, expected first and last episode such as 0:11"
+        elif _indices(text).stop > info.total_episodes:
+            yield f"split {split!r} is {text!r}, but `total_episodes` is {info.total_episodes}"
 
 
 def _indices(text: str) -> range:

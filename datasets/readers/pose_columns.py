@@ -6,12 +6,15 @@ file (`--action-spec`). It is never guessed.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
+
+from worldmodel.structured_files import read_toml
 
 GRIPPERS = ("open_is_one", "closed_is_one", "open_is_minus_one")
 AXES = ("x", "y", "z", "roll", "pitch", "yaw")
@@ -29,6 +32,13 @@ columns = ["observation.state"]  # joined: x y z (m), roll pitch yaw (extrinsic 
 gripper = "closed_is_one"  # or "open_is_one", "open_is_minus_one"
 """
 """Draft of a file for `--action-spec`."""
+
+
+class StoredColumns(msgspec.Struct, forbid_unknown_fields=True):
+    """Content of a file for `--action-spec`."""
+
+    columns: Annotated[list[str], msgspec.Meta(min_length=1)]
+    gripper: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +62,12 @@ class PoseColumns:
         Raises:
             ValueError: if the file is invalid; names the file and the problem.
         """
-        try:
-            content = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file} is not valid TOML ({error}).") from error
-        unknown = sorted(set(content) - {"columns", "gripper"})
-        columns = content.get("columns")
-        names = isinstance(columns, list) and all(isinstance(name, str) for name in columns)
-        if unknown or not names or not columns or not isinstance(content.get("gripper"), str):
-            raise ValueError(
-                f"{file} must hold `columns` (a list of column names) and `gripper` (one of "
-                f"{', '.join(GRIPPERS)})" + (f", not {', '.join(unknown)}." if unknown else ".")
-            )
-        return cls(columns=tuple(columns), gripper=content["gripper"])
+        advice = (
+            f"it must hold `columns` (a list of column names) and `gripper` (one of "
+            f"{', '.join(GRIPPERS)}); only Cartesian poses can be declared, joints are not read"
+        )
+        stored = read_toml(file, StoredColumns, advice)
+        return cls(columns=tuple(stored.columns), gripper=stored.gripper)
 
     def poses(self, signals: Mapping[str, np.ndarray]) -> np.ndarray:
         """Pose rows of an episode.

@@ -3,17 +3,70 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import msgspec
 import numpy as np
 
 from worldmodel.datasets.readers.tfrecord import Values, parse_example, read_record, record_offsets
+from worldmodel.structured_files import read_json
+
+Digits = Annotated[str, msgspec.Meta(pattern=r"^-?\d{1,15}$")]
+"""A number as TFDS writes it to JSON."""
+
+
+class TfdsSplit(msgspec.Struct, rename="camel"):
+    """Entry of `splits` in dataset_info.json."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[\w.-]+$")]
+    shard_lengths: list[Digits] = []
+
+
+class DatasetInfo(msgspec.Struct, rename="camel"):
+    """Keys of dataset_info.json."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[\w.-]+$")]
+    splits: list[TfdsSplit]
+    file_format: str = "tfrecord"
+
+
+class Shape(msgspec.Struct):
+    """Shape of a tensor; a scalar has no dimensions."""
+
+    dimensions: list[Digits] = []
+
+
+class TensorType(msgspec.Struct):
+    """Shape and type of a tensor."""
+
+    shape: Shape = msgspec.field(default_factory=Shape)
+    dtype: str = "string"
+
+
+class Node(msgspec.Struct, rename="camel"):
+    """Node of features.json."""
+
+    python_class_name: str = ""
+    features_dict: FeaturesDict | None = None
+    sequence: Sequence | None = None
+    tensor: TensorType | None = None
+
+
+class FeaturesDict(msgspec.Struct):
+    """Named features."""
+
+    features: dict[str, Node]
+
+
+class Sequence(msgspec.Struct):
+    """A feature of every step."""
+
+    feature: Node
 
 
 @dataclass(frozen=True)
@@ -30,7 +83,12 @@ class Leaf:
 
     def __post_init__(self) -> None:
         if self.is_number:
-            np.dtype(self.dtype)  # a TypeError here, at the description, not at some later record
+            try:
+                kind = np.dtype(self.dtype).kind
+            except TypeError as error:
+                raise ValueError(f"`{self.name}` has the unknown type {self.dtype!r}") from error
+            if kind not in "biuf" or min(self.shape, default=0) < 0:
+                raise ValueError(f"`{self.name}` is {self.dtype} of shape {self.shape}")
 
     @property
     def is_number(self) -> bool:
@@ -60,25 +118,24 @@ class Builder:
     @classmethod
     def read(cls, path: Path) -> Builder:
         """Read and check both files."""
-        info, features = _read_json(path / "dataset_info.json"), _read_json(path / "features.json")
-        if (kind := info.get("fileFormat", "tfrecord")) != "tfrecord":
+        advice = "it must be as TFDS writes it"
+        info = read_json(path / "dataset_info.json", DatasetInfo, advice)
+        features = read_json(path / "features.json", Node, advice)
+        if (kind := info.file_format) != "tfrecord":
             raise ValueError(
                 f"{path} is stored as {kind!r}, which is not read; prepare it with "
                 "`tfds build --file_format=tfrecord`."
             )
         try:
-            found = {split["name"]: _shards(path, info["name"], split) for split in info["splits"]}
+            found = {split.name: _shards(path, info.name, split) for split in info.splits}
             leaves = {leaf.name: leaf for leaf in _leaves(features, "")}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} is not a TFDS folder: its dataset_info.json or features.json is not as "
-                f"TFDS writes it ({error!r})."
-            ) from error
+        except ValueError as error:
+            raise ValueError(f"{path} is no whole TFDS folder: {error}.") from error
         shards = {name: there for name, (there, _) in found.items()}
         notes = tuple(note for _, note in found.values() if note)
         if not any(shards.values()):
             raise ValueError(f"{path} holds none of its shards: {' '.join(notes)}")
-        return cls(info["name"], shards, leaves, notes)
+        return cls(info.name, shards, leaves, notes)
 
     @property
     def episode_ids(self) -> tuple[str, ...]:
@@ -105,29 +162,19 @@ class Builder:
             raise ValueError(f"{file}, record {row} is no tf.train.Example: {error}.") from error
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); copy it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a JSON object, got a {type(content).__name__}.")
-    return content
-
-
 LEAST_RECORD_BYTES = 16
 """Length and checksums around an empty record."""
 Shards = tuple[tuple[Path, int], ...]
 
 
-def _shards(path: Path, name: str, split: dict[str, Any]) -> tuple[Shards, str]:
+def _shards(path: Path, name: str, split: TfdsSplit) -> tuple[Shards, str]:
     """File and number of records of each shard of a split that exists, and a note on the others.
 
     File names may count other shards than dataset_info.json declares, after a partial download or
     a merge. Then the files themselves say how many records they hold.
     """
-    lengths = [int(length) for length in split["shardLengths"]]
-    stem = f"{name}-{split['name']}.tfrecord"
+    lengths = [int(length) for length in split.shard_lengths]
+    stem = f"{name}-{split.name}.tfrecord"
     pattern = re.compile(re.escape(stem) + r"-(\d{5})-of-(\d{5})")
     found = {
         (int(match[1]), int(match[2])): file
@@ -151,18 +198,17 @@ def _shards(path: Path, name: str, split: dict[str, Any]) -> tuple[Shards, str]:
     absent = f"shards {', '.join(map(str, missing[:8]))} of {total} are missing" if missing else ""
     other = f"dataset_info.json declares {len(lengths)} shards" if total != len(lengths) else ""
     clauses = "; ".join(clause for clause in (absent, other) if clause)
-    return there, f"Split {split['name']!r}: {clauses}; {len(there)} are read."
+    return there, f"Split {split.name!r}: {clauses}; {len(there)} are read."
 
 
-def _leaves(node: dict[str, Any], name: str) -> Iterator[Leaf]:
+def _leaves(node: Node, name: str) -> Iterator[Leaf]:
     """Leaves at or below a node of features.json."""
-    if "featuresDict" in node:
-        for key, child in node["featuresDict"]["features"].items():
+    if node.features_dict is not None:
+        for key, child in node.features_dict.features.items():
             yield from _leaves(child, f"{name}/{key}".lstrip("/"))
-    elif "sequence" in node:
-        yield from _leaves(node["sequence"]["feature"], name)
+    elif node.sequence is not None:
+        yield from _leaves(node.sequence.feature, name)
     else:
-        tensor = node.get("tensor", {})
-        shape = tensor.get("shape", {}).get("dimensions", [])
-        kind = node["pythonClassName"].rsplit(".", 1)[-1]
-        yield Leaf(name, kind, tuple(map(int, shape)), tensor.get("dtype", "string"))
+        tensor = node.tensor or TensorType()
+        kind = node.python_class_name.rsplit(".", 1)[-1]
+        yield Leaf(name, kind, tuple(map(int, tensor.shape.dimensions)), tensor.dtype)

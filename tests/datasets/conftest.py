@@ -10,6 +10,7 @@ from typing import Any
 
 import av
 import google_crc32c
+import h5py
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -279,3 +280,62 @@ def lerobot_folder(tmp_path: Path, poses: np.ndarray, write_mp4: Callable[..., n
 def write_table(file: Path, columns: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(pyarrow.table(columns), file)
+
+
+@pytest.fixture
+def lerobot_v2_folder(lerobot_folder: Path, write_mp4: Callable[..., np.ndarray]) -> Path:
+    """The second episode of the LeRobot folder, of 8 frames, as version 2.1 stores it."""
+    root = lerobot_folder.with_name("lerobot_v2")
+    info = json.loads((lerobot_folder / "meta/info.json").read_text())
+    info |= {
+        "codebase_version": "v2.1",
+        "total_episodes": 1,
+        "chunks_size": 1000,
+        "splits": {"train": "0:1"},
+        "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+        "video_path": "videos/{episode_chunk}/{video_key}/episode_{episode_index:06d}.mp4",
+    }
+    table = {**lerobot_rows(8, random_poses(8)), "episode_index": np.zeros(8, np.int64)}
+    write_table(root / "data/chunk-000/episode_000000.parquet", table)
+    write_mp4(root / "videos/0/observation.images.wrist/episode_000000.mp4", 8, rate=5)
+    (root / "meta").mkdir()
+    (root / "meta/info.json").write_text(json.dumps(info))
+    row = {"episode_index": 0, "tasks": ["stack"], "length": 8}
+    (root / "meta/episodes.jsonl").write_text(json.dumps(row) + "\n")
+    return root
+
+
+@pytest.fixture
+def irasim_folder(tmp_path: Path, write_mp4: Callable[..., np.ndarray], poses: np.ndarray) -> Path:
+    """One Bridge episode of 12 frames, as IRASim stores it."""
+    root = tmp_path / "irasim"
+    write_mp4(root / "videos/train/0/rgb.mp4", 12)
+    annotation = {
+        "texts": ["lift the cup"],
+        "videos": [{"video_path": "videos/train/0/rgb.mp4"}],
+        "state": poses[:, :6].tolist(),
+        "continuous_gripper_state": poses[:, 6].tolist(),
+        "action": np.zeros((11, 7)).tolist(),
+    }
+    file = root / "annotation/train/0.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(annotation))
+    return root
+
+
+@pytest.fixture
+def droid_raw_folder(
+    tmp_path: Path, write_mp4: Callable[..., np.ndarray], poses: np.ndarray
+) -> Path:
+    """A success and a failure of 12 frames each, as DROID was recorded."""
+    root = tmp_path / "droid_raw"
+    for outcome in ("success", "failure"):
+        run = root / outcome / "2024-01-01" / "run0"
+        write_mp4(run / "recordings/MP4/1.mp4", 12, rate=15)
+        metadata = {"wrist_cam_serial": "1", "current_task": "lift"}
+        (run / "metadata_a.json").write_text(json.dumps(metadata))
+        with h5py.File(run / "trajectory.h5", "w") as file:
+            file["observation/robot_state/cartesian_position"] = poses[:, :6]
+            file["observation/robot_state/gripper_position"] = poses[:, 6]
+            file["action/cartesian_position"] = poses[:, :6]
+    return root

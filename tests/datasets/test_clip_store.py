@@ -18,7 +18,7 @@ from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.dataset import Dataset
 from worldmodel.datasets.open_dataset import open_dataset
-from worldmodel.datasets.stored_episode import StoredSignals
+from worldmodel.datasets.stored_episode import SignalPlace, StoredSignals
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.datasets.video import JpegFrames
 from worldmodel.datasets.zarr_folder import read_attributes
@@ -209,7 +209,7 @@ import sys
 import numpy as np
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
-from worldmodel.datasets.stored_episode import StoredSignals
+from worldmodel.datasets.stored_episode import SignalPlace, StoredSignals
 from worldmodel.datasets.trajectory import Trajectory
 
 class Pixels:
@@ -291,7 +291,7 @@ def test_damaged_metadata_is_named(tmp_path: Path, make_trajectory: Make) -> Non
     store.add(make_trajectory("a"))
     file = store.path / "episodes" / "000000" / "zarr.json"
     file.write_text(file.read_text()[:50])
-    with pytest.raises(ValueError, match=re.escape(f"{file} is damaged")):
+    with pytest.raises(ValueError, match=re.escape(f"{file} is not valid JSON")):
         ClipStore.open(store.path)
 
 
@@ -319,7 +319,7 @@ def test_truncated_signals_are_named(tmp_path: Path, make_trajectory: Make) -> N
     store.add(make_trajectory("a"))
     path = store.path / "episodes" / "000000" / "signals"
     (path / "c" / "0").write_bytes(b"half")
-    layout = {"done": {"dtype": "|b1", "shape": [12], "offset": 0}}
+    layout = {"done": SignalPlace("|b1", [12], 0)}
     with pytest.raises(ValueError, match=re.escape(f"{path} is damaged")):
         StoredSignals(path, layout)["done"]
 

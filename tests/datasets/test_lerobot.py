@@ -78,15 +78,18 @@ def test_a_small_folder(lerobot_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda i: i.pop("fps"), "it lacks 'fps'"),
-        (lambda i: i.update(fps=0), "`fps` must be positive, got 0"),
+        (lambda i: i.pop("fps"), "object missing required field `fps`"),
+        (lambda i: i.update(fps=0), "`fps`: expected `float` > 0"),
         (
             lambda i: i.update(codebase_version="v1.6"),
             "`codebase_version` is 'v1.6', expected v2.0, v2.1 or v3.0",
         ),
-        (lambda i: i.update(video_path="/etc/{chunk_index}.mp4"), "does not name a file below"),
-        (lambda i: i.update(data_path="../{chunk_index}.parquet"), "does not name a file below"),
-        (lambda i: i.update(data_path="{chunk_index:0300000000d}"), "absurdly wide numbers"),
+        (lambda i: i.update(video_path="/etc/{chunk_index}.mp4"), "which is not below"),
+        (lambda i: i.update(data_path="../{chunk_index}.parquet"), "which is not below"),
+        (
+            lambda i: i.update(data_path="{chunk_index:0300000000d}"),
+            "a field with '0300000000d'",
+        ),
         (
             lambda i: i.update(data_path="data/{episode_chunk}.parquet"),
             "`data_path` uses the unknown fields episode_chunk",
@@ -98,7 +101,7 @@ def test_a_small_folder(lerobot_folder: Path) -> None:
         ),
         (lambda i: i["splits"].update(val="all"), "cannot be read as LeRobot writes it"),
         (lambda i: i.update(total_episodes=3), "lists 2 episodes, but .* declares 3"),
-        (lambda i: i.update(features=[]), "cannot be read as LeRobot writes it"),
+        (lambda i: i.update(features=[]), "`features`: expected `object`, got `array`"),
     ],
 )
 def test_wrong_declarations_are_refused(
@@ -162,7 +165,7 @@ def test_a_file_declares_what_the_columns_do_not(lerobot_folder: Path, tmp_path:
         ("columns = [", "is not valid TOML"),
         ('gripper = "closed_is_one"', "must hold `columns`"),
         ('columns = ["a"]\ngripper = "sideways"', "`gripper` must be one of"),
-        ('columns = ["a"]\ngripper = "open_is_one"\nunits = "mm"', "not units"),
+        ('columns = ["a"]\ngripper = "open_is_one"\nunits = "mm"', "unknown field `units`"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -184,7 +187,7 @@ def test_a_video_that_does_not_fit_the_rows_is_refused(lerobot_folder: Path) -> 
 @pytest.mark.parametrize("text", ["{", "[]", "3"])
 def test_a_broken_info_is_refused(lerobot_folder: Path, text: str) -> None:
     (lerobot_folder / "meta/info.json").write_text(text)
-    with pytest.raises(ValueError, match=r"info\.json cannot be read as LeRobot writes it"):
+    with pytest.raises(ValueError, match=r"info\.json.* it must be as LeRobot writes it"):
         open_lerobot(lerobot_folder)
 
 
@@ -194,7 +197,10 @@ def test_a_broken_info_is_refused(lerobot_folder: Path, text: str) -> None:
         (lambda c: c.pop("tasks"), "lacks the columns tasks"),
         (lambda c: c.pop(f"videos/{VIDEO}/from_timestamp"), "lacks the columns .*from_timestamp"),
         (lambda c: c.update(episode_index=[0, 2]), "numbered from 0"),
-        (lambda c: c.update({"data/file_index": [0, None]}), "episode 1 has no data/file_index"),
+        (
+            lambda c: c.update({"data/file_index": [0, None]}),
+            "episode 1 has no .*data/file_index",
+        ),
     ],
 )
 def test_a_wrong_list_of_episodes_is_refused(

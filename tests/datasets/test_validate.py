@@ -156,7 +156,7 @@ def test_one_bad_episode_does_not_hide_the_others(
     assert worst[0][0] == "train/1"
     assert worst[0][1] in ("unreadable", "undecodable")
     assert worst[1:] == [("train/2", "unreadable")]
-    assert any("train/2.json lacks" in one.message for one in found)
+    assert any("missing required field `success`" in one.message for one in found)
     assert "train/0" in {one.episode_id for one in found}
 
 
