@@ -48,7 +48,7 @@ SPEC = ActionSpec(
 """Poses at 5 Hz; the action of a step is the pose reached at its end."""
 
 
-class Video(msgspec.Struct):
+class VideoEntry(msgspec.Struct):
     """Video of one camera."""
 
     video_path: str
@@ -61,7 +61,7 @@ class Annotation(msgspec.Struct):
     texts: list[str]
     success: Literal[0, 1] | bool
     video_length: Count
-    videos: list[Video]
+    videos: list[VideoEntry]
     states: list[Any]
 
 

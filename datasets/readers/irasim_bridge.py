@@ -43,7 +43,7 @@ class BridgeAnnotation(msgspec.Struct):
     """Keys of an annotation."""
 
     texts: list[str]
-    videos: list[Video]
+    videos: list[VideoEntry]
     action: list[Any]
     state: list[Any]
     continuous_gripper_state: list[float]
