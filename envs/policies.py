@@ -31,6 +31,15 @@ MIXED = "mixed"
 """Name of the training mixture."""
 
 
+def policy_family(name: str) -> str:
+    """Family of a policy: its name without the level. Levels of one family are not independent.
+
+    >>> policy_family("noise_010"), policy_family("noise_030"), policy_family("clean")
+    ('noise', 'noise', 'clean')
+    """
+    return name.rstrip("0123456789").rstrip("_")
+
+
 def draw_policy(name: str, rng: np.random.Generator) -> PolicySpec:
     """The named policy, or a sample from the training mixture for "mixed".
 

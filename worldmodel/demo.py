@@ -19,8 +19,8 @@ from worldmodel.demo_config import DemoConfig
 from worldmodel.envs.collect import Collection
 from worldmodel.envs.factors import NOMINAL, SEVERITIES, SHIFTS
 from worldmodel.episodes.episode import Episode
-from worldmodel.evaluation.evaluate import Evaluation, evaluate
-from worldmodel.evaluation.simulate import Key, policy_episodes, simulate
+from worldmodel.evaluation.evaluate import Evaluation
+from worldmodel.evaluation.simulate import Key, evaluate_simulated, simulate
 from worldmodel.model import WorldModel
 from worldmodel.monitors.metrics.detection import DetectionSummary, summarize_detection
 from worldmodel.monitors.metrics.watched import WatchedEpisode
@@ -80,11 +80,10 @@ def run_demo(checkpoint: Checkpoint, config: DemoConfig) -> DemoResult:
         key: imagine_group(checkpoint, episodes, seed=config.seed)
         for key, episodes in tqdm(scenes(checkpoint.model, config).items(), "imagine")
     }
-    runs = policy_episodes(
-        checkpoint.model, config.policies, task=config.task, episodes=config.rollouts,
+    evaluation = evaluate_simulated(
+        checkpoint, config.policies, task=config.task, episodes=config.rollouts,
         seed=config.seed + 1, workers=config.workers,
     )  # fmt: skip
-    evaluation = evaluate(checkpoint.model, checkpoint.gate, runs, seed=config.seed)
     nominal = groups[NOMINAL, 0]
     rng = np.random.default_rng(config.seed)
     calibrated = table_groups(groups)

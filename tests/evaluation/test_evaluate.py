@@ -182,17 +182,39 @@ def test_the_gate_counts_only_trusted_rollouts(evaluation: Evaluation) -> None:
 
 def test_agreement_with_true_success(evaluation: Evaluation) -> None:
     imagined, gated = evaluation.imagined, evaluation.gated
-    # In quarters: imagined 1 3 0, true 3 2 0. Deviations times 3: -1 5 -4 and 4 1 -5.
-    assert imagined.pearson.value == pytest.approx((-4 + 5 + 20) / 42)
-    assert imagined.spearman.value == pytest.approx(0.5)  # ranks 2 3 1 and 3 2 1
+    # In quarters: imagined 1 3 0, true 3 2 0.
+    assert (imagined.pearson.value, imagined.spearman.value) == (None, None)  # three policies
     assert imagined.mean_absolute_error == pytest.approx((2 + 1 + 0) / 4 / 3)
     # a and b are in the wrong order; their true rates differ by 1/4 (imagined ones by 2/4).
     assert imagined.mmrv == pytest.approx((1 / 4 + 1 / 4 + 0) / 3)
     assert gated is not None
     assert gated.pearson.k == 2  # no rollout of c is trusted
-    assert gated.pearson.value == pytest.approx(-1)
-    assert gated.mean_absolute_error == pytest.approx((3 / 4 - 1 / 3 + 2 / 4) / 2)
+    assert gated.pearson.value is None
+    # Trusted episodes alone: imagined 1/3 and 2/2, true 2/3 and 1/2.
+    assert gated.mean_absolute_error == pytest.approx((1 / 3 + 1 / 2) / 2)
     assert evaluation.from_actions.mean_absolute_error == pytest.approx((1 + 1 + 1) / 4 / 3)
+
+
+def test_truth_beside_the_gate_is_that_of_the_same_episodes(evaluation: Evaluation) -> None:
+    a, b, c = (policy.true_of_trusted for policy in evaluation.policies)
+    assert a == wilson_interval(2, 3)
+    assert b == wilson_interval(1, 2)
+    assert c is None
+
+
+def test_shared_scenes_are_counted_once(model: WorldModel, gate: Gate) -> None:
+    recorded = {name: [episode(case) for case in cases] for name, cases in CASES.items()}
+    counts = [
+        (e.num_episodes, e.num_scenes, e.num_families)
+        for shared in (False, True)
+        for e in [
+            evaluate(
+                model, gate, recorded, shared_scenes=shared,
+                families={"a": "x", "b": "x", "c": "y"},
+            )
+        ]
+    ]  # fmt: skip
+    assert counts == [(12, 12, 2), (12, 4, 2)]
 
 
 def test_episodes_need_a_success_label(model: WorldModel, gate: Gate) -> None:

@@ -11,7 +11,9 @@ from scipy import stats
 from worldmodel.evaluation.statistics import (
     check_pairs,
     fisher_interval,
+    linear,
     mmrv,
+    mmrv_with_ties,
     pearson,
     permutation_p_value,
     spearman,
@@ -100,7 +102,7 @@ def test_permutation_p_value_is_exact_when_small(k: int, generator: np.random.Ge
         alternative="greater",
         vectorized=True,
     )
-    ours = pearson(imagined, real, generator=generator).p_value
+    ours = permutation_p_value(imagined, real, generator=generator)
     assert ours == pytest.approx(theirs.pvalue, abs=1e-12)
 
 
@@ -120,8 +122,8 @@ def test_sampled_p_value_is_never_zero(generator: np.random.Generator) -> None:
 
 
 def test_drop_one_range_by_hand(generator: np.random.Generator) -> None:
-    imagined, real = np.array([0.0, 0.1, 0.2, 1.0]), np.array([0.2, 0.1, 0.0, 1.0])
-    leave_out = [np.delete(np.arange(4), i) for i in range(4)]
+    imagined, real = np.array([0.0, 0.1, 0.2, 0.3, 1.0]), np.array([0.3, 0.2, 0.1, 0.0, 1.0])
+    leave_out = [np.delete(np.arange(5), i) for i in range(5)]
     for ours, theirs in ((pearson, stats.pearsonr), (spearman, stats.spearmanr)):
         values = [theirs(imagined[rest], real[rest]).statistic for rest in leave_out]
         result = ours(imagined, real, generator=generator)
@@ -129,10 +131,14 @@ def test_drop_one_range_by_hand(generator: np.random.Generator) -> None:
         assert result.drop_one[0] == pytest.approx(-1.0)  # one policy carries the whole agreement
 
 
-def test_three_policies_have_no_interval(generator: np.random.Generator) -> None:
-    imagined, real = np.array([0.1, 0.5, 0.6]), np.array([0.0, 0.7, 0.5])
-    assert pearson(imagined, real, generator=generator).interval is None
-    assert spearman(imagined, real, generator=generator).interval is None
+@pytest.mark.parametrize("k", [2, 3])
+def test_so_few_policies_have_no_correlation(k: int, generator: np.random.Generator) -> None:
+    """Two give 1 or -1 whatever they do, three nearly so."""
+    imagined, real = np.array([0.1, 0.5, 0.6])[:k], np.array([0.0, 0.7, 0.5])[:k]
+    for correlate in (pearson, spearman):
+        result = correlate(imagined, real, generator=generator)
+        assert (result.value, result.interval, result.p_value, result.drop_one) == (None,) * 4
+        assert result.k == k
 
 
 def test_a_perfect_correlation_claims_no_certainty(generator: np.random.Generator) -> None:
@@ -151,7 +157,7 @@ def test_a_constant_side_has_no_correlation(generator: np.random.Generator) -> N
 def test_dropping_the_only_policy_that_differs_leaves_no_range(
     generator: np.random.Generator,
 ) -> None:
-    result = pearson(np.array([0.0, 0.0, 0.0, 1.0]), np.linspace(0, 1, 4), generator=generator)
+    result = pearson(np.array([0.0] * 4 + [1.0]), np.linspace(0, 1, 5), generator=generator)
     assert result.value is not None
     assert result.drop_one is None
 
@@ -168,14 +174,14 @@ def test_fisher_interval_holds_its_level(generator: np.random.Generator) -> None
     assert covered / 2000 == pytest.approx(0.95, abs=0.02)
 
 
-def test_published_values_of_simpler(real_data: Path, generator: np.random.Generator) -> None:
+def test_published_values_of_simpler(real_data: Path) -> None:
     tasks = json.loads((real_data / "simpler_success_rates.json").read_text())["tasks"]
     assert len(tasks) == 6
     for task in tasks.values():
         imagined, real = np.array(task["simulated"]), np.array(task["real"])
         assert mmrv(imagined, real) == pytest.approx(task["mmrv"], abs=1e-4)
         assert mmrv(real, imagined) == pytest.approx(task["mmrv_swapped_arguments"], abs=1e-4)
-        r = pearson(imagined, real, generator=generator).value
+        r = linear(imagined, real)
         assert r == pytest.approx(task["pearson"], abs=1e-4)
 
 
@@ -190,8 +196,22 @@ def test_mmrv_ignores_the_scale_of_imagination(generator: np.random.Generator) -
     assert mmrv(imagined, real) == mmrv(imagined**3 / 2, real)
 
 
-def test_mmrv_charges_imagined_ties_to_the_policy_that_is_worse() -> None:
-    assert mmrv(np.zeros(2), np.array([0.0, 1.0])) == 0.5
+def test_mmrv_charges_imagined_ties_to_the_worse_policy_or_to_both() -> None:
+    imagined, real = np.array([0.5, 0.5, 0.9]), np.array([0.2, 0.6, 0.9])
+    assert mmrv(imagined, real) == pytest.approx(0.4 / 3)
+    assert mmrv_with_ties(imagined, real) == pytest.approx(0.8 / 3)
+    assert mmrv(np.zeros(4), np.array([0.0, 0.0, 1.0, 1.0])) == 0.5  # the better half goes free
+    assert mmrv_with_ties(np.zeros(4), np.array([0.0, 0.0, 1.0, 1.0])) == 1.0
+
+
+def test_mmrv_with_ties_equals_mmrv_without_ties(generator: np.random.Generator) -> None:
+    imagined, real = generator.random((2, 9))
+    assert mmrv_with_ties(imagined, real) == mmrv(imagined, real)
+
+
+def test_rounding_breaks_no_tie() -> None:
+    imagined, real = np.array([0.1 + 0.2, 0.3]), np.array([0.0, 1.0])
+    assert mmrv(imagined, real) == mmrv(imagined[::-1], real) == 0.5
 
 
 def test_unpaired_rates_are_refused(generator: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""Compare success rates of scripted policies in imagination and in the tabletop simulator."""
+"""Compare success rates of scripted policies, replayed in imagination, with the simulator's."""
 
 from __future__ import annotations
 
@@ -38,16 +38,14 @@ class Command:
 def run(command: Command) -> int:
     """Simulate and imagine every policy, classify success, and print the policy table."""
     from worldmodel.calibration.calibrated import Checkpoint
-    from worldmodel.evaluation.evaluate import evaluate
-    from worldmodel.evaluation.simulate import policy_episodes
+    from worldmodel.evaluation.simulate import evaluate_simulated
     from worldmodel.report.policy_tables import agreement_table, policy_table
 
     checkpoint = Checkpoint.load(command.model, stages=("confidence", "judge"))
-    episodes = policy_episodes(
-        checkpoint.model, command.policies, task=command.task, episodes=command.episodes,
+    evaluation = evaluate_simulated(
+        checkpoint, command.policies, task=command.task, episodes=command.episodes,
         seed=command.seed, workers=command.workers,
     )  # fmt: skip
-    evaluation = evaluate(checkpoint.model, checkpoint.gate, episodes, seed=command.seed)
     if command.json:
         print(json.dumps(evaluation.as_dict()))
         return 0

@@ -1,8 +1,10 @@
 """Policy evaluation in imagination, compared with true success rates.
 
 The recorded actions of every policy are replayed in the world model from the first real frame of
-each episode, and a success classifier reads the last imagined frames. Baseline: a classifier that
-sees the same actions and no image. If the baseline does as well, imagination adds nothing.
+each episode, and a success classifier reads the last imagined frames. The actions were chosen in
+the real scene, so the comparison shows agreement on replay. It is no prediction of how a policy
+would act on imagined frames. Baseline: a classifier that sees the same actions and no image. If the
+baseline does as well, imagination adds nothing.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from tqdm import tqdm
 
 from worldmodel.calibration.gate import Gate
 from worldmodel.episodes.episode import Episode
+from worldmodel.evaluation.resampling import Design, Outcomes, correlations, rates
 from worldmodel.evaluation.statistics import (
     Correlation,
     Proportion,
     SuccessBounds,
     mmrv,
-    pearson,
-    spearman,
+    mmrv_with_ties,
     success_bounds,
     wilson_interval,
 )
@@ -55,6 +57,8 @@ class PolicyResult:
 
     name: str
     true: Proportion
+    true_of_trusted: Proportion | None
+    """True success of the trusted episodes alone; None if the gate stopped all."""
     imagined: Proportion
     """All rollouts, trusted or not."""
     bounds: SuccessBounds
@@ -71,6 +75,8 @@ class Agreement:
     spearman: Correlation
     mmrv: float
     """Mean maximum rank violation; 0 is best."""
+    mmrv_with_ties: float
+    """The same with ties of predicted rates charged to both policies."""
     mean_absolute_error: float
 
 
@@ -79,9 +85,16 @@ class Evaluation:
     """Results of all policies, and the agreement of predicted with true success rates."""
 
     policies: tuple[PolicyResult, ...]
+    num_episodes: int
+    """Episodes of all policies together."""
+    num_scenes: int
+    """Scenes they start in; fewer than episodes if policies were run in the same scenes."""
+    num_families: int
+    """Families of policies."""
     imagined: Agreement
     gated: Agreement | None
-    """Over policies with at least one trusted rollout; None if fewer than two have one."""
+    """Trusted rollouts against the truth of the same episodes, over policies with at least one;
+    None if fewer than two have one."""
     from_actions: Agreement
 
     def as_dict(self) -> dict[str, Any]:
@@ -126,51 +139,87 @@ def share(outcomes: Bool[np.ndarray, " episode"]) -> Proportion:
 
 
 def agreement(
-    predicted: Sequence[Proportion], true: Sequence[Proportion], *, generator: np.random.Generator
+    predicted: Outcomes, true: Outcomes, design: Design, *, generator: np.random.Generator
 ) -> Agreement:
-    """Agreement of predicted with true success rates, one of each per policy."""
-    p, t = (np.array([rate.value for rate in rates]) for rates in (predicted, true))
+    """Agreement of predicted with true success rates, given the outcomes of each policy."""
+    p, t = rates(predicted), rates(true)
+    r, rank = correlations(predicted, true, design, generator=generator)
     return Agreement(
-        pearson=pearson(p, t, generator=generator),
-        spearman=spearman(p, t, generator=generator),
+        pearson=r,
+        spearman=rank,
         mmrv=mmrv(p, t),
+        mmrv_with_ties=mmrv_with_ties(p, t),
         mean_absolute_error=float(np.abs(p - t).mean()),
     )
 
 
+def gated_agreement(
+    judged: Sequence[PolicyOutcomes], design: Design, *, generator: np.random.Generator
+) -> Agreement | None:
+    """Agreement over trusted episodes; None if fewer than two policies have one."""
+    kept = [i for i, outcome in enumerate(judged) if outcome.trusted.any()]
+    if len(kept) < 2:
+        return None
+    imagined, true = (
+        [np.where(judged[i].trusted, getattr(judged[i], side), np.nan) for i in kept]
+        for side in ("imagined", "true")
+    )
+    return agreement(imagined, true, design.chosen(kept), generator=generator)
+
+
 def compare_policies(
-    judged: Mapping[str, PolicyOutcomes], *, generator: np.random.Generator
+    judged: Mapping[str, PolicyOutcomes],
+    *,
+    generator: np.random.Generator,
+    families: Mapping[str, str] | None = None,
+    shared_scenes: bool = False,
 ) -> Evaluation:
     """Policy table and agreement metrics.
 
     Args:
         judged: Policy -> outcomes; at least two policies.
-        generator: Draws the permutations of the permutation test.
+        generator: Draws resamples and permutations.
+        families: Policy -> family, for example "noise" for all noise levels of one policy; None:
+            the policies are independent.
+        shared_scenes: Whether episode i of every policy starts in the same scene.
     """
     results = tuple(
         PolicyResult(
             name=name,
             true=share(outcome.true),
+            true_of_trusted=share(outcome.true[outcome.trusted]) if outcome.trusted.any() else None,
             imagined=share(outcome.imagined),
             bounds=success_bounds(outcome.imagined, outcome.trusted),
             from_actions=share(outcome.from_actions),
         )
         for name, outcome in judged.items()
     )
-    true = [r.true for r in results]
-    gated = [(r.bounds.gated, r.true) for r in results if r.bounds.gated is not None]
+    design = Design([families[n] if families else n for n in judged], shared_scenes)
+    outcomes = list(judged.values())
+    true, imagined, from_actions = (
+        [getattr(outcome, side).astype(np.float64) for outcome in outcomes]
+        for side in ("true", "imagined", "from_actions")
+    )
+    lengths = [len(episodes) for episodes in true]
     return Evaluation(
         policies=results,
-        imagined=agreement([r.imagined for r in results], true, generator=generator),
-        gated=agreement([g for g, _ in gated], [t for _, t in gated], generator=generator)
-        if len(gated) >= 2
-        else None,
-        from_actions=agreement([r.from_actions for r in results], true, generator=generator),
+        num_episodes=sum(lengths),
+        num_scenes=max(lengths) if shared_scenes else sum(lengths),
+        num_families=design.num_families,
+        imagined=agreement(imagined, true, design, generator=generator),
+        gated=gated_agreement(outcomes, design, generator=generator),
+        from_actions=agreement(from_actions, true, design, generator=generator),
     )
 
 
 def evaluate(
-    model: WorldModel, gate: Gate, recorded: Mapping[str, Sequence[Episode]], *, seed: int = 0
+    model: WorldModel,
+    gate: Gate,
+    recorded: Mapping[str, Sequence[Episode]],
+    *,
+    seed: int = 0,
+    families: Mapping[str, str] | None = None,
+    shared_scenes: bool = False,
 ) -> Evaluation:
     """Evaluate policies in imagination, given their recorded episodes.
 
@@ -178,10 +227,18 @@ def evaluate(
         model: The world model, with trained success classifiers.
         gate: Selects the rollouts to trust.
         recorded: Policy -> its episodes with success labels; at least two policies.
-        seed: Seed of the rollouts and of the permutation test.
+        seed: Seed of the rollouts, the resamples and the permutation test.
+        families: Policy -> family, for example "noise" for all noise levels of one policy; None:
+            the policies are independent.
+        shared_scenes: Whether episode i of every policy starts in the same scene.
     """
     judged = {
         name: classify_episodes(model, gate, episodes, seed=seed)
         for name, episodes in tqdm(recorded.items(), "evaluate")
     }
-    return compare_policies(judged, generator=np.random.default_rng(seed))
+    return compare_policies(
+        judged,
+        generator=np.random.default_rng(seed),
+        families=families,
+        shared_scenes=shared_scenes,
+    )

@@ -8,9 +8,12 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from worldmodel.calibration.calibrated import Checkpoint
 from worldmodel.envs.collect import Collection, record
+from worldmodel.envs.policies import policy_family
 from worldmodel.episodes.episode import Episode
 from worldmodel.episodes.load import load_episode
+from worldmodel.evaluation.evaluate import Evaluation, evaluate
 from worldmodel.model import WorldModel
 
 Key = tuple[str, int]
@@ -27,7 +30,7 @@ def policy_episodes(
     seed: int,
     workers: int,
 ) -> dict[str, list[Episode]]:
-    """Simulated episodes of each policy, in the same scenes for all policies."""
+    """Simulated episodes of each policy; episode i of every policy starts in the same scene."""
     base = Collection(task=task, renderer="ray", seed=seed)
     plan = [(name, replace(base, policy=name), episodes) for name in policies]
     return simulate(model, plan, workers=workers)
@@ -43,3 +46,26 @@ def simulate(
     for (name, _, _), trajectory in zip(jobs, tqdm(recorded, "simulate", len(jobs)), strict=True):
         episodes[name].append(load_episode(model, trajectory, model.config.cameras))
     return episodes
+
+
+def evaluate_simulated(
+    checkpoint: Checkpoint,
+    policies: Sequence[str],
+    *,
+    task: str,
+    episodes: int,
+    seed: int,
+    workers: int,
+) -> Evaluation:
+    """Simulate policies in the same scenes and evaluate them in imagination."""
+    recorded = policy_episodes(
+        checkpoint.model, policies, task=task, episodes=episodes, seed=seed, workers=workers
+    )
+    return evaluate(
+        checkpoint.model,
+        checkpoint.gate,
+        recorded,
+        seed=seed,
+        families={name: policy_family(name) for name in policies},
+        shared_scenes=True,
+    )

@@ -16,8 +16,12 @@ from scipy import stats
 
 Rates = Float[np.ndarray, " policy"]
 
+LEAST_POLICIES = 4
+"""Fewest policies with a correlation, and fewest families with an interval of it."""
 EXACT_POLICIES = 8
 """Up to this many policies (8! = 40320 orders) the permutation test is exact."""
+ROUNDING = 1e-9
+"""Rates that differ by less are equal, such as 0.3 and 0.1 + 0.2."""
 SAMPLED_ORDERS = 20_000
 """Random orders for more policies; the smallest p-value is 1 / `SAMPLED_ORDERS`."""
 
@@ -87,12 +91,15 @@ def success_bounds(
 
 @dataclass(frozen=True)
 class Correlation:
-    """Correlation over `k` policies; fields are None where they are undefined."""
+    """Correlation over `k` policies; fields are None where they are undefined.
+
+    Three policies or fewer have no correlation: two give 1 or -1 whatever they do.
+    """
 
     value: float | None
-    """None if the imagined or the real rate is the same for all policies."""
+    """None for fewer than `LEAST_POLICIES`, or if one rate is the same for all policies."""
     interval: tuple[float, float] | None
-    """None for k <= 3, and for |value| = 1, where the formula gives a width of zero."""
+    """None without a value, and for |value| = 1, where the formula gives a width of zero."""
     p_value: float | None
     """Two-sided p-value of the permutation test."""
     drop_one: tuple[float, float] | None
@@ -105,10 +112,14 @@ def pearson(
 ) -> Correlation:
     """Pearson correlation with the interval of Fisher 1921.
 
-    `generator` draws the permutations if there are more than `EXACT_POLICIES` policies.
+    `generator` draws the permutations if there are more than `EXACT_POLICIES` policies. Interval
+    and p-value assume independent policies; those of `resampling.correlations` do not.
     """
     check_pairs(imagined, real)
-    value, k = linear(imagined, real), len(real)
+    k = len(real)
+    if k < LEAST_POLICIES:
+        return Correlation(None, None, None, None, k)
+    value = linear(imagined, real)
     return Correlation(
         value=value,
         interval=fisher_interval(value, k, variance=1.0, confidence=confidence),
@@ -126,7 +137,10 @@ def spearman(
     `generator` as in `pearson`.
     """
     check_pairs(imagined, real)
-    value, k = monotone(imagined, real), len(real)
+    k = len(real)
+    if k < LEAST_POLICIES:
+        return Correlation(None, None, None, None, k)
+    value = monotone(imagined, real)
     variance = 1.0 if value is None else 1 + value**2 / 2
     ranks = stats.rankdata(imagined), stats.rankdata(real)
     return Correlation(
@@ -143,13 +157,35 @@ def mmrv(imagined: Rates, real: Rates) -> float:
 
     For each policy, the largest difference in real success to a policy that imagination ranks on
     the wrong side of it; then the mean over policies. Swapping the arguments changes the result.
+    The published definition charges a tie in imagination to the worse of the two policies only, so
+    a predictor that cannot tell policies apart pays less than one that ranks them wrongly; see
+    `mmrv_with_ties`. Rates that differ by rounding are ties.
 
     >>> round(mmrv(np.array([0.1, 0.2, 0.9]), np.array([0.5, 0.2, 0.9])), 3)
     0.2
     """
     check_pairs(imagined, real)
-    misordered = (imagined[:, None] < imagined) != (real[:, None] < real)
+    ahead, truly_ahead = (order(rates) < 0 for rates in (imagined, real))
+    return float(((ahead != truly_ahead) * np.abs(real[:, None] - real)).max(axis=1).mean())
+
+
+def mmrv_with_ties(imagined: Rates, real: Rates) -> float:
+    """MMRV that charges a tie in imagination to both policies, as if it were ranked wrongly.
+
+    At least `mmrv`, and equal to it if imagination ties no two policies.
+
+    >>> mmrv(np.zeros(2), np.array([0.0, 1.0])), mmrv_with_ties(np.zeros(2), np.array([0.0, 1.0]))
+    (0.5, 1.0)
+    """
+    check_pairs(imagined, real)
+    misordered = order(imagined) != order(real)
     return float((misordered * np.abs(real[:, None] - real)).max(axis=1).mean())
+
+
+def order(rates: Rates) -> Float[np.ndarray, "policy policy"]:
+    """Sign of each rate minus each other; 0 for rates that differ by rounding only."""
+    difference = rates[:, None] - rates
+    return np.where(np.abs(difference) < ROUNDING, 0.0, np.sign(difference))
 
 
 def check_pairs(imagined: np.ndarray, real: np.ndarray) -> None:
