@@ -32,6 +32,10 @@ MAX_DELAY = 10
 """Limit of the median delay, in episodes, for a shift of one standard deviation."""
 ENOUGH = 59
 """Minimum number of calibration episodes for which that limit applies."""
+BETWEEN = 0.6
+"""Autocorrelation of the scores of neighbouring episodes of a fleet."""
+PER_ROBOT = 10
+"""Episodes per robot, whose scores share a robot's offset of one standard deviation."""
 CHUNK = 50_000
 """Episodes per simulated batch."""
 
@@ -186,6 +190,28 @@ def informed(rng: np.random.Generator, fleets: int, *, shift: float, onset: int)
     return first
 
 
+def dependent_fleets(rng: np.random.Generator, size: PromiseSize) -> Iterator[PromiseRow]:
+    """Guarantee (c) where episodes are not exchangeable, with and without blocks of them."""
+    n, blocks = ENOUGH, ENOUGH + NUM_FLEET // 2
+
+    def rate(scores: np.ndarray) -> np.ndarray:
+        return np.isfinite(alarms(scores, n))
+
+    for length in (1, 5, 10, 20):
+        steps = rng.standard_normal((size.fleets, blocks * length))
+        steps[:, 1:] *= np.sqrt(1 - BETWEEN**2)
+        scores = lfilter([1.0], [1.0, -BETWEEN], steps, axis=1)
+        means = scores.reshape(size.fleets, blocks, length).mean(axis=2)
+        what = f"(c) AR({BETWEEN:g}) between episodes, blocks of {length}"
+        yield share(what, None, n, rate(means), limit=ALPHA if length == 20 else None)
+    robots = rng.standard_normal((size.fleets, blocks, 1))
+    scores = robots + rng.standard_normal((size.fleets, blocks, PER_ROBOT))
+    what = f"(c) other robots, {PER_ROBOT} episodes each"
+    whole = scores.reshape(size.fleets, -1)[:, : n + NUM_FLEET]
+    yield share(f"{what}, by episode", None, n, rate(whole))
+    yield share(f"{what}, by robot", None, n, rate(scores.mean(axis=2)), limit=ALPHA)
+
+
 def capital(ranks: np.ndarray, size: int) -> np.ndarray:
     """Capital of `FleetDrift`'s bets after each column of ranks among `size`."""
     stakes = np.full((len(ranks), len(SHIFTS)), 1 / len(SHIFTS))
@@ -237,6 +263,7 @@ def measure(size: PromiseSize, seed: int) -> list[PromiseRow]:
     for group, simulate in enumerate((promise_a, promise_b, promise_c, broken)):
         for number, phi in enumerate(PHIS):
             rows += simulate(np.random.default_rng((seed, group, number)), phi, size)
+    rows += dependent_fleets(np.random.default_rng((seed, 8)), size)
     return rows + list(other_shifts(np.random.default_rng((seed, 9)), size))
 
 

@@ -6,10 +6,11 @@ from itertools import permutations
 import numpy as np
 import pytest
 from jaxtyping import Float
+from scipy.signal import lfilter
 from scipy.stats import norm
 
 from worldmodel.monitors.errors import NotFittedError
-from worldmodel.monitors.guarantees.drift import SHIFTS, FleetDrift, payoffs, settled
+from worldmodel.monitors.guarantees.drift import SHIFTS, FleetDrift, block_means, payoffs, settled
 
 ALPHA = 0.05
 
@@ -82,6 +83,56 @@ def test_false_alarms_stay_below_alpha(n: int) -> None:
     scores = np.random.default_rng(0).gumbel(size=(1500, n + 200))
     rate = np.mean(np.isfinite(first_alarms(scores, n)))
     assert 0.005 < rate <= ALPHA + 3 * np.sqrt(ALPHA * (1 - ALPHA) / 1500)
+
+
+def autocorrelated(rng: np.random.Generator, num_fleets: int, num_episodes: int) -> np.ndarray:
+    """Scores [fleet, episode]: stationary AR(1) of 0.6 between neighbouring episodes."""
+    steps = rng.standard_normal((num_fleets, num_episodes))
+    steps[:, 1:] *= 0.8
+    return lfilter([1.0], [1.0, -0.6], steps, axis=1)
+
+
+def by_blocks(scores: np.ndarray, size: int) -> np.ndarray:
+    blocks = [i // size for i in range(scores.shape[1])]
+    return np.stack([block_means(row, blocks, size=size) for row in scores])
+
+
+LIMIT = ALPHA + 3 * np.sqrt(ALPHA * (1 - ALPHA) / 400)
+
+
+def test_blocks_keep_alpha_where_episodes_resemble_their_neighbours() -> None:
+    """400 fleets, 59 calibration units and 100 of the fleet, seed 6: 3 standard errors."""
+    rng = np.random.default_rng(6)
+    alone = np.isfinite(first_alarms(autocorrelated(rng, 400, 159), 59)).mean()
+    blocks = by_blocks(autocorrelated(rng, 400, 20 * 159), 20)
+    assert np.isfinite(first_alarms(blocks, 59)).mean() <= LIMIT
+    assert alone > 0.3
+
+
+def test_blocks_of_a_robot_keep_alpha_where_robots_differ() -> None:
+    """Every robot has 10 episodes in a row, and an offset of 1 standard deviation."""
+    rng = np.random.default_rng(7)
+    robots = rng.standard_normal((400, 159, 1))
+    scores = (robots + rng.standard_normal((400, 159, 10))).reshape(400, -1)
+    assert np.isfinite(first_alarms(by_blocks(scores, 10), 59)).mean() <= LIMIT
+    assert np.isfinite(first_alarms(scores[:, :259], 59)).mean() > 0.2
+
+
+def test_blocks_of_a_day_over_the_same_robots_keep_alpha() -> None:
+    """Three robots with fixed offsets, in turn; days differ by 1 standard deviation."""
+    rng = np.random.default_rng(8)
+    days = rng.standard_normal((400, 159, 1))
+    robots = np.tile(rng.standard_normal((400, 1, 3)), (1, 1, 3))
+    scores = (days + robots + rng.standard_normal((400, 159, 9))).reshape(400, -1)
+    assert np.isfinite(first_alarms(by_blocks(scores, 9), 59)).mean() <= LIMIT
+
+
+def test_smaller_blocks_and_surplus_episodes_do_not_count() -> None:
+    days = ["mo", "tu", "mo", "we", "tu", "mo"]
+    means = block_means(np.array([1.0, 2.0, 3.0, 50.0, 4.0, 60.0]), days, size=2)
+    assert means.tolist() == [2.0, 3.0]
+    with pytest.raises(ValueError, match="got size 0 and 1 blocks for 2 scores"):
+        block_means(np.zeros(2), ["mo"], size=0)
 
 
 def test_equal_scores_add_no_false_alarms() -> None:

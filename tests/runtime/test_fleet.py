@@ -91,7 +91,9 @@ def test_drift_is_found_after_the_episode_that_fleet_drift_finds_it_at(
     assert drift.sentence() == (
         f"Fleet drift: detected after {drift.num_episodes} episodes, at {found[0]} (evidence "
         f"{drift.capital:.3g}, alarm at 20, alpha 0.05; 1 without a score skipped): the "
-        "calibration is stale for this fleet; calibrate again."
+        "calibration is stale for this fleet; calibrate again. Alpha holds if episodes are "
+        "exchangeable with those of the calibration: same robots, and no dependence between "
+        "neighbours in time; else use --drift-block."
     )
 
 
@@ -111,3 +113,28 @@ def test_a_monitor_without_maxima_tests_nothing(calibration: list[EpisodeSignals
     old = AlarmRule(CONFIG).fit(calibration, reference=calibration[:4])
     old.maxima_ = None
     assert fleet_drift(old, {"a": 1.0}) is None
+
+
+def test_blocks_compare_means_of_consecutive_episodes(
+    calibration: list[EpisodeSignals], alarm_rule: AlarmRule
+) -> None:
+    rng = np.random.default_rng(1)
+    episodes = [draw(rng) for _ in range(80)]
+    rule = AlarmRule(CONFIG).fit(episodes, reference=calibration)
+    assert rule.maxima_ is not None
+    assert len(rule.maxima_) == 53
+    high = float(rule.maxima_.max()) + 1
+    drift = fleet_drift(rule, {str(i): high for i in range(41)}, block=2)
+    assert drift is not None
+    assert drift.found_after is not None
+    assert int(drift.found_after) + 1 == drift.num_episodes
+    assert drift.num_episodes % 2 == 0
+    assert "Alpha holds if blocks of 2 consecutive episodes are exchangeable" in drift.sentence()
+    calm = fleet_drift(rule, {"only": high}, block=2)
+    assert calm is not None
+    assert (calm.num_episodes, calm.capital) == (0, 1.0)
+    message = (
+        "`--drift-block` 3 leaves 17 blocks of the 53 calibration episodes, but the test needs"
+    )
+    with pytest.raises(ValueError, match=message):
+        fleet_drift(rule, {"only": high}, block=3)

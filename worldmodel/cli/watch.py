@@ -43,6 +43,9 @@ class Command:
     """Seed of the world model's predictions."""
     monitor: Path | None = None
     """Folder that `worldmodel calibrate` wrote; None: `monitor` in the checkpoint."""
+    drift_block: int = 1
+    """Consecutive episodes per score of the drift test; above 1 where neighbouring episodes
+    resemble each other, for example those of a day."""
     skip_bad: bool = False
     """Leave out episodes that cannot be read, and name them; default: stop at the first. Decodes
     every episode once more, beforehand."""
@@ -58,13 +61,14 @@ def run(command: Command) -> int:
     from worldmodel.episodes.load import open_for, select_episodes
     from worldmodel.episodes.usable import usable_episodes
     from worldmodel.rollouts.log import log_attributes, write_rollout
-    from worldmodel.runtime.fleet import fleet_drift, largest_alarm_score
+    from worldmodel.runtime.fleet import check_block, fleet_drift, largest_alarm_score
     from worldmodel.runtime.watch import VERDICT, summarize_watch
 
     check_new(command.out)
     check_view(command.view, command.out)
     checkpoint = Checkpoint.load(command.model, monitor=command.monitor)
     model, calibration = checkpoint.model, checkpoint.calibration
+    check_block(calibration.monitor.alarm_rule_, command.drift_block)
     dataset = open_for(model, command.data)
     chosen = select_episodes(dataset, only=command.only)
     names, left_out = usable_episodes(model, dataset, chosen, skip_bad=command.skip_bad)
@@ -91,7 +95,8 @@ def run(command: Command) -> int:
         verdicts = {key: [row[key] for row in rows] for key in VERDICT}
         summaries[name] = summarize_watch(**verdicts)
         alarm_scores[name] = largest_alarm_score(calibration.monitor.alarm_rule_, rows)
-    drift = fleet_drift(calibration.monitor.alarm_rule_, alarm_scores)
+    rule = calibration.monitor.alarm_rule_
+    drift = fleet_drift(rule, alarm_scores, block=command.drift_block)
     print_result(command, summaries, drift, left_out, rate_hz=model.config.rate_hz)
     return int(any(summary.first_alarm is not None for summary in summaries.values()))
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Float64
 
 from worldmodel.monitors.alarm_rule import AlarmRule
-from worldmodel.monitors.guarantees.drift import FleetDrift
+from worldmodel.monitors.guarantees.drift import FleetDrift, block_means
+from worldmodel.monitors.guarantees.episode_threshold import episodes_needed
 from worldmodel.runtime.watch import SCORE
 
 
@@ -38,6 +40,8 @@ class DriftSummary:
     """Evidence of drift (capital of the test, 1 at the start); 1 / alpha reports drift."""
     num_episodes: int
     """Tested episodes; the test ends when it reports drift."""
+    block: int
+    """Consecutive episodes per tested score; 1: every episode is tested by itself."""
     num_left_out: int
     """Skipped episodes, in which no channel had a score."""
     found_after: str | None
@@ -50,10 +54,24 @@ class DriftSummary:
         if self.num_left_out:
             figures += f"; {self.num_left_out} without a score skipped"
         if self.found_after is None:
-            return f"Fleet drift: not detected in {self.num_episodes} episodes ({figures})."
+            result = f"not detected in {self.num_episodes} episodes ({figures})."
+        else:
+            result = (
+                f"detected after {self.num_episodes} episodes, at {self.found_after} ({figures}): "
+                "the calibration is stale for this fleet; calibrate again."
+            )
+        return f"Fleet drift: {result} {self.condition()}"
+
+    def condition(self) -> str:
+        """Condition under which alpha holds, as one sentence."""
+        if self.block > 1:
+            return (
+                f"Alpha holds if blocks of {self.block} consecutive episodes are exchangeable with "
+                "those of the calibration."
+            )
         return (
-            f"Fleet drift: detected after {self.num_episodes} episodes, at {self.found_after} "
-            f"({figures}): the calibration is stale for this fleet; calibrate again."
+            "Alpha holds if episodes are exchangeable with those of the calibration: same robots, "
+            "and no dependence between neighbours in time; else use --drift-block."
         )
 
 
@@ -64,28 +82,48 @@ NOT_TESTED = (
 """Sentence for people if `fleet_drift` returns None."""
 
 
+def check_block(alarm_rule: AlarmRule, block: int) -> None:
+    """Raise unless the calibration episodes fill enough blocks of `block` for the drift test."""
+    if block < 1:
+        raise ValueError(f"`--drift-block` must be at least 1 episode, got {block}.")
+    needed = episodes_needed(alarm_rule.config.alpha_notice)
+    if alarm_rule.maxima_ is not None and (found := len(alarm_rule.maxima_) // block) < needed:
+        raise ValueError(
+            f"`--drift-block` {block} leaves {found} blocks of the {len(alarm_rule.maxima_)} "
+            f"calibration episodes, but the test needs {needed}; use smaller blocks or calibrate "
+            "on more episodes."
+        )
+
+
 def fleet_drift(
-    alarm_rule: AlarmRule, alarm_scores: Mapping[str, float | None]
+    alarm_rule: AlarmRule, alarm_scores: Mapping[str, float | None], *, block: int = 1
 ) -> DriftSummary | None:
     """Test for drift, given the `largest_alarm_score` of each episode.
 
     None for an old monitor, which has no alarm scores of its calibration set. The test has the
-    alpha of any alarm in a nominal episode.
+    alpha of any alarm in a nominal episode. With `block` above 1, it compares means of so many
+    consecutive episodes; an incomplete last block is not tested.
     """
     if alarm_rule.maxima_ is None:
         return None
-    drift = FleetDrift(alarm_rule.config.alpha_notice).fit(alarm_rule.maxima_)
-    left_out, found_after = 0, None
-    for name, alarm_score in alarm_scores.items():
-        if alarm_score is None:
-            left_out += 1
-        elif drift.update(alarm_score):
-            found_after = name
-            break
+    check_block(alarm_rule, block)
+    scored = {name: score for name, score in alarm_scores.items() if score is not None}
+    drift = FleetDrift(alarm_rule.config.alpha_notice).fit(consecutive(alarm_rule.maxima_, block))
+    names = list(scored)
+    found = (drift.update(score) for score in consecutive(np.array(list(scored.values())), block))
+    number = next((i for i, is_found in enumerate(found, 1) if is_found), None)
+    last = None if number is None else names[block * number - 1]
+    before = list(alarm_scores.values())[: list(alarm_scores).index(last) if last else None]
     return DriftSummary(
         alpha=drift.alpha,
         capital=drift.capital_,
-        num_episodes=drift.num_episodes_,
-        num_left_out=left_out,
-        found_after=found_after,
+        num_episodes=block * drift.num_episodes_,
+        num_left_out=before.count(None),
+        found_after=last,
+        block=block,
     )
+
+
+def consecutive(scores: Float[np.ndarray, " episode"], block: int) -> Float64[np.ndarray, " block"]:
+    """Means of `block` consecutive episodes each."""
+    return block_means(scores, [i // block for i in range(len(scores))], size=block)
