@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from worldmodel.calibration.gate import Gate
 from worldmodel.episodes.episode import Episode
-from worldmodel.evaluation.resampling import Design, Outcomes, correlations, rates
+from worldmodel.evaluation.pigeonhole import Design, Outcomes, correlations, rates
 from worldmodel.evaluation.statistics import (
     Correlation,
     Proportion,

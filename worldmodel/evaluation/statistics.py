@@ -113,7 +113,7 @@ def pearson(
     """Pearson correlation with the interval of Fisher 1921.
 
     `generator` draws the permutations if there are more than `EXACT_POLICIES` policies. Interval
-    and p-value assume independent policies; those of `resampling.correlations` do not.
+    and p-value assume independent policies; those of `pigeonhole.correlations` do not.
     """
     check_pairs(imagined, real)
     k = len(real)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from worldmodel.evaluation.resampling import (
+from worldmodel.evaluation.pigeonhole import (
     RESAMPLES,
     Design,
     correlations,
