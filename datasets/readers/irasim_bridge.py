@@ -24,7 +24,7 @@ from worldmodel.datasets.actions import checked_rows
 from worldmodel.datasets.dataset import EpisodeSummary, FileDataset
 from worldmodel.datasets.file_names import below
 from worldmodel.datasets.poses import AchievedActions, PoseStates
-from worldmodel.datasets.readers.annotation_json import MAX_TRIED
+from worldmodel.datasets.readers.annotation_json import MAX_TRIED, VideoEntry
 from worldmodel.datasets.readers.annotation_json import SPEC as DROID
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.datasets.video import VideoFrames, count_frames, matched_rows
