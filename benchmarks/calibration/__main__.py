@@ -71,7 +71,7 @@ def run(command: Command) -> int:
     from benchmarks.calibration.extras import extras, tables
     from benchmarks.calibration.methods import SHIPPED
     from benchmarks.calibration.methods import run as compare
-    from benchmarks.calibration.tables import draw, table
+    from benchmarks.calibration.tables import draw, gain_table, table
     from benchmarks.provenance import git_commit, hardware, today, versions
     from worldmodel.envs.factors import SHIFTS
 
@@ -110,6 +110,8 @@ def run(command: Command) -> int:
         print(written)
         return 0
     print(table(results).to_text())
+    if command.data is None:
+        print(f"\n{gain_table(comparisons[0].gains(merged)).to_text()}")
     more_file = command.out / "extras.json"
     if command.data is None and results[0].method == SHIPPED and not more_file.is_file():
         extra = extras(comparisons[0], marked=command.marked, seed=command.seed + MARKED_SEED)

@@ -98,9 +98,9 @@ def prepared(
     evaluated = load_named(model, dataset, names)
     horizon = get_preset(preset).horizon
     return BenchmarkData(
-        banks=make_banks(model, learn, passes=8, horizon=horizon, seed=seed),
+        learn=partial(make_banks, model, learn, passes=8, horizon=horizon, seed=seed),
         calibrate=calibrate,
-        corrupted=calibrate,
+        corrupt=lambda: calibrate,
         groups={LEFT_OUT: imagined(model, evaluated, seed=seed + len(PARTS))},
         seconds_per_frame=seconds_per_frame(model, evaluated),
     )

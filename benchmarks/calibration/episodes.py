@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 
@@ -58,16 +59,26 @@ class RolledEpisodes:
 class BenchmarkData:
     """Data shared by all compared methods."""
 
-    banks: Mapping[str, FeatureBank]
-    """Training data of heads: "velocity", "one_step", "rollout" and "corrupted"."""
+    learn: Callable[[], Mapping[str, FeatureBank]]
+    """Makes `banks` at first use."""
     calibrate: RolledEpisodes
     """Calibration set: nominal episodes that neither the model nor a head was trained on."""
-    corrupted: RolledEpisodes
-    """Copies of calibration episodes with corrupted frames."""
+    corrupt: Callable[[], RolledEpisodes]
+    """Makes `corrupted` at first use."""
     groups: Mapping[str, RolledEpisodes]
     """Group -> evaluation episodes."""
     seconds_per_frame: float
     """CPU seconds per imagined frame, in batches, without confidence."""
+
+    @cached_property
+    def banks(self) -> Mapping[str, FeatureBank]:
+        """Training data of heads: "velocity", "one_step", "rollout" and "corrupted"."""
+        return self.learn()
+
+    @cached_property
+    def corrupted(self) -> RolledEpisodes:
+        """Copies of calibration episodes with corrupted frames."""
+        return self.corrupt()
 
 
 def imagined(model: WorldModel, episodes: Sequence[Episode], *, seed: int) -> RolledEpisodes:
@@ -162,13 +173,19 @@ def tabletop_data(
         rolled = imagined(model, episodes, seed=seed + 10_000 * number)
         groups[key[0]] = groups[key[0]].joined(rolled) if key[0] in groups else rolled
     calibrate = by_key[PARTS[1], 0]
-    changed = corrupted(model, calibrate, np.random.default_rng(seed))
+    learn = partial(
+        make_banks, model, by_key[PARTS[0], 0], passes=3, horizon=model.config.trained_horizon,
+        seed=seed,
+    )  # fmt: skip
+
+    def corrupt_episodes() -> RolledEpisodes:
+        changed = corrupted(model, calibrate, np.random.default_rng(seed))
+        return imagined(model, changed, seed=seed)
+
     return BenchmarkData(
-        banks=make_banks(
-            model, by_key[PARTS[0], 0], passes=3, horizon=model.config.trained_horizon, seed=seed
-        ),
+        learn=learn,
         calibrate=imagined(model, calibrate, seed=seed),
-        corrupted=imagined(model, changed, seed=seed),
+        corrupt=corrupt_episodes,
         groups=groups,
         seconds_per_frame=seconds_per_frame(model, calibrate),
     )

@@ -16,19 +16,21 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from benchmarks.calibration.appearance_discount import AppearanceDiscount
 from benchmarks.calibration.baselines import BASELINES, Baseline, divided_by_motion, ensemble
 from benchmarks.calibration.episodes import BenchmarkData, RolledEpisodes
 from benchmarks.calibration.heads import ABLATION, HeadRecipe, restated, train_head
-from benchmarks.calibration.measures import CalibrationRow, IntervalEstimate, measure
+from benchmarks.calibration.measures import HORIZONS, CalibrationRow, IntervalEstimate, measure
 from benchmarks.calibration.rescore import Scores
 from benchmarks.calibration.score_curves import fit_scores, with_confidence
-from worldmodel.calibration.features import FrameFeatures
+from worldmodel.calibration.features import FrameFeatures, looks_familiar
 from worldmodel.model import WorldModel
 from worldmodel.monitors.alarm_rule import AlarmRule
 from worldmodel.rollouts.open_loop import EpisodeRollouts
+from worldmodel.rollouts.quality import CopyGain, copy_gains
 from worldmodel.rollouts.recalibrate import fit_recalibration, recalibrated
 
 SHIPPED = "the model's own head"
@@ -81,6 +83,8 @@ class Comparison:
         methods: dict[str, Method] = {SHIPPED: self.shipped}
         for curve in ("isotonic", "platt", "beta", "temperature"):
             methods[f"{SHIPPED}, {curve}"] = partial(self.recalibrated, curve)
+        if self.alarm_rule is not None:
+            methods[f"{SHIPPED}, isotonic, familiar frames only"] = self.shown
         for recipe in self.recipes:
             methods[recipe.name] = partial(self.head, recipe)
         if self.alarm_rule is not None:
@@ -108,6 +112,36 @@ class Comparison:
             },
             shipped.cost,
         )
+
+    def shown(self) -> MethodForecasts:
+        """Own head, recalibrated where a segment starts from a familiar frame, as in reports."""
+        assert self.alarm_rule is not None, "`methods` includes this only with an alarm rule"
+        curves, features = (
+            fit_recalibration(self.data.calibrate.rollouts),
+            FrameFeatures(self.model),
+        )
+        shipped = self.shipped()
+        forecasts = {
+            name: [
+                recalibrated(
+                    rollout,
+                    curves,
+                    familiar=looks_familiar(features, self.alarm_rule, episode, rollout),
+                )
+                for episode, rollout in zip(self.data.groups[name].episodes, group, strict=True)
+            ]
+            for name, group in shipped.forecasts.items()
+        }
+        return MethodForecasts(forecasts, shipped.cost)
+
+    def gains(self, merged: Mapping[str, Sequence[str]]) -> dict[str, CopyGain]:
+        """Gain of the pictures over copying the last frame, per group, merged ones included."""
+        per_group = {
+            name: copy_gains(self.model, group.episodes, group.rollouts, HORIZONS)
+            for name, group in self.data.groups.items()
+        }
+        pooled = {name: np.concatenate([per_group[p] for p in ps]) for name, ps in merged.items()}
+        return {name: CopyGain.of(gains) for name, gains in (per_group | pooled).items()}
 
     def head(self, recipe: HeadRecipe) -> MethodForecasts:
         """Head trained for this comparison."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.calibration.measures import HORIZONS, CalibrationRow, IntervalEstimate
 from benchmarks.calibration.methods import MethodResult
+from worldmodel.report.format import with_interval
 from worldmodel.report.html import Table
+from worldmodel.rollouts.quality import CopyGain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +44,21 @@ def table(results: Sequence[MethodResult]) -> Table:
     )
     columns = ["method", "episodes", "n", "ECE", "C3-style ECE", "MCE", "Brier", "skill", "pi"]
     return Table(caption=caption, columns=[*columns, "AUSE", "cost"], rows=rows)
+
+
+def gain_table(gains: Mapping[str, CopyGain]) -> Table:
+    """Gain of the pictures over copying the last frame: the same for every method."""
+    return Table(
+        caption="PSNR of imagined frames minus that of the last real frame, in dB, mean over the "
+        f"frames at horizons {', '.join(map(str, HORIZONS))}, with 95% bootstrap intervals over "
+        "episodes, each of which has its own scene. Below 0, the pictures are worse than a copy, "
+        "however well calibrated their confidence is.",
+        columns=["episodes", "n", "gain over copy (dB)"],
+        rows=[
+            (name, gain.num_episodes, with_interval(gain.gain_db, gain.interval, "+.1f"))
+            for name, gain in gains.items()
+        ],
+    )
 
 
 def cell(figure: IntervalEstimate) -> str | None:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,9 +84,9 @@ def comparison(
     ]
     rolled = imagined(model, episodes, seed=0)
     data = BenchmarkData(
-        banks=make_banks(model, episodes[:2], passes=1, horizon=8, seed=0),
+        learn=partial(make_banks, model, episodes[:2], passes=1, horizon=8, seed=0),
         calibrate=rolled,
-        corrupted=rolled,
+        corrupt=lambda: rolled,
         groups={"calm": rolled, "odd": imagined(model, episodes[3:], seed=1)},
         seconds_per_frame=1.0,
     )
@@ -107,6 +108,15 @@ def test_every_method_is_judged_once_and_kept(comparison: Comparison, tmp_path: 
     again = run([comparison], merged, tmp_path, only=only)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
     assert json.dumps([r.as_dict() for r in again]) == json.dumps([r.as_dict() for r in results])
+
+
+def test_gains_over_a_copy_are_pooled_by_episode(comparison: Comparison) -> None:
+    gains = comparison.gains({"both": ("calm", "odd")})
+    assert {name: gain.num_episodes for name, gain in gains.items()} == {
+        "calm": 6, "odd": 3, "both": 9,
+    }  # fmt: skip
+    pooled = (6 * gains["calm"].gain_db + 3 * gains["odd"].gain_db) / 9
+    assert gains["both"].gain_db == pytest.approx(pooled)
 
 
 def test_recalibration_helps_on_the_episodes_it_was_fitted_on(

@@ -11,31 +11,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Bool, UInt8
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
-from torch import Tensor
 
-from worldmodel.calibration.features import FrameFeatures
+from worldmodel.calibration.features import FrameFeatures, looks_familiar
 from worldmodel.calibration.gate import Gate
 from worldmodel.checkpoint import check_trained, checkpoint_folder, fingerprint, replaced_folder
 from worldmodel.episodes.clips import LatentBatch
 from worldmodel.episodes.episode import Episode
 from worldmodel.model import WorldModel
-from worldmodel.monitors.channels.channel_set import LOOKS
-from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.validity import MonitorMetadata, staleness
-from worldmodel.monitors.verdict import Level
 from worldmodel.rollouts.open_loop import START, EpisodeRollouts, roll_out
-from worldmodel.rollouts.recalibrate import (
-    Curves,
-    recalibrated,
-    restored_curves,
-    start_frames,
-)
+from worldmodel.rollouts.recalibrate import Curves, recalibrated, restored_curves
 
 LOG = logging.getLogger(__name__)
 WATCH_HORIZON = 4
@@ -77,25 +66,8 @@ class Calibration:
         It is recalibrated where a segment starts from a frame that looks familiar to the monitor,
         and as stated elsewhere: the curves hold for nominal episodes only.
         """
-        starts = np.unique(start_frames(rollouts)[rollouts.horizon > 0])
-        familiar = np.zeros(len(rollouts.horizon), dtype=bool)
-        if len(starts):
-            familiar[starts] = self._looks_familiar(model, episode.frames[starts])
+        familiar = looks_familiar(FrameFeatures(model), self.monitor.alarm_rule_, episode, rollouts)
         return recalibrated(rollouts, self.recalibration, familiar=familiar)
-
-    def _looks_familiar(
-        self, model: WorldModel, frames: UInt8[Tensor, "time view height width 3"]
-    ) -> Bool[np.ndarray, " time"]:
-        """Whether the appearance of each frame alone raises no alarm; true without such signals."""
-        rule = self.monitor.alarm_rule_
-        pooled, positions = FrameFeatures(model).of_episode(frames)
-        scores = rule.channels_.scores(
-            EpisodeSignals(pooled=pooled, positions=positions, frames=frames.numpy())
-        )
-        looks = {name: score for name, score in scores.items() if name in LOOKS}
-        if not looks:
-            return np.ones(len(frames), dtype=bool)
-        return np.asarray(rule.levels(rule.alarm_score(looks)) == Level.TRUST)
 
     def save(self, folder: Path) -> None:
         """Write all files into `folder`."""

@@ -8,18 +8,22 @@ from functools import cache
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from safetensors.torch import save
 from torch import Tensor
 
 from worldmodel.episodes.episode import Episode
 from worldmodel.model import WorldModel
+from worldmodel.monitors.alarm_rule import AlarmRule
 from worldmodel.monitors.channels.action import recent_actions
+from worldmodel.monitors.channels.channel_set import LOOKS
 from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.channels.surprise import error_ratio
+from worldmodel.monitors.verdict import Level
 from worldmodel.networks.images import resize, to_model
 from worldmodel.networks.tokenizer import BottleneckInput
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
+from worldmodel.rollouts.recalibrate import start_frames
 
 MONITOR_EPSILON = 0.5
 """Error level, in latent standard deviations, of the confidence that the monitor uses."""
@@ -112,3 +116,24 @@ def signals(features: FrameFeatures, episode: Episode, rollouts: EpisodeRollouts
         error_ratio=error_ratio(error, confidence, np.array(EPSILONS)),
         actions=recent_actions(actions),
     )
+
+
+def looks_familiar(
+    features: FrameFeatures, rule: AlarmRule, episode: Episode, rollouts: EpisodeRollouts
+) -> Bool[np.ndarray, " time"]:
+    """Whether the appearance of each frame that a segment starts from raises no alarm.
+
+    True for all of them if the monitor has no signal of appearance; False for other frames.
+    """
+    starts = np.unique(start_frames(rollouts)[rollouts.horizon > 0])
+    familiar = np.zeros(len(rollouts.horizon), dtype=bool)
+    if not len(starts):
+        return familiar
+    frames = episode.frames[starts]
+    pooled, positions = features.of_episode(frames)
+    scores = rule.channels_.scores(
+        EpisodeSignals(pooled=pooled, positions=positions, frames=frames.numpy())
+    )
+    looks = {name: score for name, score in scores.items() if name in LOOKS}
+    familiar[starts] = rule.levels(rule.alarm_score(looks)) == Level.TRUST if looks else True
+    return familiar
