@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -49,6 +50,19 @@ def git_commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or "unknown"
+
+
+def note_if_looked_at(seed: int) -> None:
+    """Print a note if the log of looks names `seed`: a published figure needs a fresh one."""
+    looks = (RESULTS / "looks.md").read_text(encoding="utf-8")
+    looked_at = looks.partition("## Reserved")[0]
+    rows = [line.split("|") for line in looked_at.splitlines() if line.startswith("|")]
+    if any(str(seed) in row[1].replace(",", " ").split() for row in rows):
+        print(
+            f"note: figures of seed {seed} were looked at before (benchmarks/results/looks.md); "
+            "a published figure needs a fresh seed.",
+            file=sys.stderr,
+        )
 
 
 def today() -> str:

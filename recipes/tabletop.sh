@@ -18,4 +18,4 @@ shipped=worldmodel/checkpoints/tabletop
 python recipes/ship_checkpoint.py runs/tabletop/model "$shipped"
 worldmodel calibrate --model "$shipped" --data runs/tabletop-calibration.zarr \
     --reference runs/tabletop-train.zarr --valid-days None
-python -m benchmarks.checkpoint_quality --model "$shipped" --card
+python -m benchmarks.checkpoint_quality --model "$shipped" --nominal 80 --shifted 20 --rollouts 24 --seed 9100003 --card

@@ -72,13 +72,14 @@ def run(command: Command) -> int:
     from benchmarks.calibration.methods import SHIPPED
     from benchmarks.calibration.methods import run as compare
     from benchmarks.calibration.tables import draw, gain_table, table
-    from benchmarks.provenance import git_commit, hardware, today, versions
+    from benchmarks.provenance import git_commit, hardware, note_if_looked_at, today, versions
     from worldmodel.envs.factors import SHIFTS
 
     if min(command.nominal, command.shifted, command.steps, command.marked) < 2:
         raise ValueError("`--nominal`, `--shifted`, `--steps` and `--marked` must be at least 2.")
     if command.learn < LEAST_LEARN:
         raise ValueError(f"`--learn` must be at least {LEAST_LEARN}, got {command.learn}.")
+    note_if_looked_at(command.seed)
     check_settings(command)
     merged: dict[str, tuple[str, ...]] = {}
     groups: tuple[str, ...]

@@ -47,7 +47,7 @@ def run(command: Command) -> int:
     from benchmarks.detection.run import DetectionConfig, load_watcher
     from benchmarks.detection.run import run as measure
     from benchmarks.detection.tables import tables
-    from benchmarks.provenance import git_commit, hardware, today, versions
+    from benchmarks.provenance import git_commit, hardware, note_if_looked_at, today, versions
     from worldmodel.report.html import Section, write_report
 
     if not command.severities:
@@ -67,6 +67,7 @@ def run(command: Command) -> int:
         seed=command.seed,
         workers=command.workers,
     )
+    note_if_looked_at(command.seed)
     model, calibration = load_watcher(command.model, command.monitor)
     results = measure(model, calibration, config, command.out)
     all_tables = tables(results, calibration.monitor.alarm_rule_)
@@ -83,7 +84,7 @@ def run(command: Command) -> int:
         json.dumps(facts, indent=1) + "\n", encoding="utf-8"
     )
     titles = (
-        "Detection", "Shifts", "Signals", "Benign change", "Causes at the alarm",
+        "Detection", "Weakest cells", "Shifts", "Signals", "Benign change", "Causes at the alarm",
         "Causes soon after", "Causes overall", "Harm",
     )  # fmt: skip
     sections = [Section(title, [table]) for title, table in zip(titles, all_tables, strict=True)]

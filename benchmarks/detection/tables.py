@@ -21,7 +21,7 @@ from worldmodel.calibration.calibrated import WATCH_HORIZON
 from worldmodel.evaluation.statistics import wilson_interval
 from worldmodel.monitors.alarm_rule import AlarmRule, MonitorConfig
 from worldmodel.monitors.channels.channel_set import SIGNALS, SMOOTHED
-from worldmodel.monitors.metrics.detection import auroc, summarize_detection
+from worldmodel.monitors.metrics.detection import DetectionSummary, auroc, summarize_detection
 from worldmodel.monitors.verdict import Level
 from worldmodel.report.html import Table
 
@@ -50,6 +50,7 @@ def tables(results: Results, alarm_rule: AlarmRule) -> list[Table]:
     """All tables, in reading order."""
     return [
         detection(results, alarm_rule),
+        weakest(results, alarm_rule),
         pooled(results),
         by_signal(results),
         false_alarms(results),
@@ -92,13 +93,46 @@ def detection(results: Results, alarm_rule: AlarmRule) -> Table:
     n, m = len(calm), max(len(w) for _, w in shifted_cells(results))
     return Table(
         caption=f"Detection: {m} episodes per row against {n} nominal ones (base rate "
-        f"{m / (n + m):.2f}), from the onset frame on. AUROC of the episode's largest alarm score, "
+        f"{m / (n + m):.2f}), from the onset frame on. Every episode of a row has its own scene, "
+        "and no two rows share one, except that the two kinds of a fault show the same episodes. "
+        "AUROC of the episode's largest alarm score, "
         "with 95% intervals; AUPR: average precision; detected: share with any alarm, with "
         "thresholds from nominal calibration episodes alone, 95% Wilson interval; delay: median "
         "frames from onset to alarm. Fault behind the policy: the robot executes another action "
         "than the policy's, which the monitor sees.",
         columns=("shift", "severity", "onset", "AUROC", "AUPR", "FPR@95", "detected", "delay"),
         rows=rows,
+    )
+
+
+def weakest(results: Results, alarm_rule: AlarmRule) -> Table:
+    """Table of the lowest AUROC over the onsets, per shift and severity."""
+    calm = [row.as_episode(alarm_rule) for row in nominal_of(results)]
+    cells: dict[tuple[str, str], dict[int, list[DetectionSummary]]] = {}
+    for cell, watched in shifted_cells(results):
+        odd = [row.as_episode(alarm_rule) for row in watched]
+        by_severity = cells.setdefault((cell.kind, cell.name), {})
+        summary = summarize_detection(calm, odd, onset=cell.onset)
+        by_severity.setdefault(cell.severity, []).append(summary)
+    severities = sorted({severity for by_severity in cells.values() for severity in by_severity})
+
+    def lowest(summaries: Sequence[DetectionSummary]) -> str:
+        d = min(summaries, key=lambda summary: summary.auroc)
+        mark = " (chance)" if d.auroc_interval[0] <= 0.5 <= d.auroc_interval[1] else ""
+        return interval(d.auroc, *d.auroc_interval) + mark
+
+    return Table(
+        caption="Weakest cells: lowest AUROC over the onsets, with the 95% interval of that cell. "
+        "Chance: the interval contains 0.5. The object row rests on noise-free rendering: the "
+        "colour signal alone detects changed objects (table of single signals).",
+        columns=("shift", *(f"severity {severity}" for severity in severities)),
+        rows=[
+            (
+                f"{KINDS[kind]}: {name}",
+                *(lowest(found[s]) if s in found else "-" for s in severities),
+            )
+            for (kind, name), found in cells.items()
+        ],
     )
 
 
@@ -116,8 +150,8 @@ def pooled(results: Results) -> Table:
         cells = (rate(len(delays), len(odd)), f"{middle:g}", f"{late:.3g}")
         rows.append((f"{KINDS[kind]}: {name}", str(len(odd)), *cells))
     return Table(
-        caption="Severities 2 and 3 and both onsets pooled: detected share with 95% Wilson "
-        "interval; frames from onset to alarm, median and 0.9 quantile.",
+        caption="Severities 2 and 3 and both onsets pooled, n episodes in n scenes: detected share "
+        "with 95% Wilson interval; frames from onset to alarm, median and 0.9 quantile.",
         columns=("shift", "n", "detected", "delay, median", "delay, 0.9 quantile"),
         rows=rows,
     )
@@ -189,15 +223,17 @@ def causes(results: Results, find_cause: Callable[[Watched, int], str | None], w
                 line[cause] = line.get(cause, 0) + 1
     columns = sorted({cause for line in counts.values() for cause in line})
     rows = []
-    right = wrong = total = 0
+    totals: dict[str, np.ndarray] = {}
     for truth, line in counts.items():
         n, good = sum(line.values()), sum(line.get(c, 0) for c in right_causes(truth))
         other = n - good - sum(line.get(c, 0) for c in NO_FACTOR)
-        right, wrong, total = right + good, wrong + other, total + n
+        kind = truth.partition(": ")[0]
+        totals[kind] = np.add(totals.get(kind, 0), (n, good, other))
         cells = (str(line.get(cause, "")) for cause in columns)
         rows.append((truth, str(n), *cells, rate(good, n), rate(other, n)))
-    rows.append(("all", str(total), *("" for _ in columns), rate(right, total),
-                 rate(wrong, total)))  # fmt: skip
+    # No total over both kinds of a fault: they show the same episodes.
+    for kind, (n, good, other) in ((k, sums.tolist()) for k, sums in totals.items()):
+        rows.append((f"{kind}: all", str(n), *("" for _ in columns), rate(good, n), rate(other, n)))
     return Table(
         caption=f"First cause {when}, severities 2 and 3, both onsets, detected episodes. Right "
         f"cause, and another factor ({', '.join(NO_FACTOR)} name none), with 95% Wilson "

@@ -32,7 +32,8 @@ class RiskControl:
 
     The theorem needs a loss that never rises with the threshold, but the share of wrong subpatches
     may rise. The loss is therefore its maximum over all thresholds at least as strict, an upper
-    bound.
+    bound. The guarantee holds for every curve, but the bound may be far off: if the most confident
+    subpatches are often wrong, nothing is trusted, however right the others are.
     """
 
     def __init__(self, alpha: float) -> None:

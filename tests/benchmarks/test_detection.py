@@ -80,7 +80,11 @@ def test_the_plan_has_every_shift_severity_and_onset() -> None:
 
 
 def test_tables_of_a_perfect_monitor(results: dict[Cell, list[Watched]]) -> None:
-    detection, both, signals, benign, at_once, soon, most, harm = tables(results, alarm_rule())
+    detection, weak, both, signals, benign, at_once, soon, most, harm = tables(
+        results, alarm_rule()
+    )
+    assert len(weak.rows) == len(LOOKS) + 2 * len(ACTIONS)
+    assert all(str(cell).startswith("1.00 [") for row in weak.rows for cell in row[1:])
     assert len(detection.rows) == 6 * (len(LOOKS) + 2 * len(ACTIONS))
     for row in detection.rows:
         assert str(row[3]).startswith("1.00 [")
@@ -103,8 +107,18 @@ def test_tables_of_a_perfect_monitor(results: dict[Cell, list[Watched]]) -> None
 def test_a_wrong_name_counts_as_wrong(results: dict[Cell, list[Watched]]) -> None:
     cell = Cell(kind="looks", name="camera", severity=3, onset=0)
     spoilt = {**results, cell: [watched(cell, seed=0, cause="lighting")] * 2}
-    row = next(r for r in tables(spoilt, alarm_rule())[5].rows if r[0] == "scene: camera")
+    row = next(r for r in tables(spoilt, alarm_rule())[6].rows if r[0] == "scene: camera")
     assert str(row[-1]).startswith("0.25")
+
+
+def test_the_weakest_cell_is_named_with_its_severity(results: dict[Cell, list[Watched]]) -> None:
+    """One onset of one severity looks nominal: its AUROC is that of chance."""
+    calm = results[Cell(kind="nominal", name="nominal")]
+    weak = Cell(kind="looks", name="clutter", severity=1, onset=0)
+    spoilt = {**results, weak: calm[: len(results[weak])]}
+    row = next(r for r in tables(spoilt, alarm_rule())[1].rows if r[0] == "scene: clutter")
+    assert str(row[1]).endswith(" (chance)")
+    assert all(str(cell).startswith("1.00") for cell in row[2:])
 
 
 def test_what_is_held_is_no_alarm_of_its_own() -> None:

@@ -100,6 +100,14 @@ def test_more_episodes_bring_the_share_close_to_alpha() -> None:
     assert trusted.mean() > 0.5
 
 
+def test_wrong_ones_at_the_top_leave_nothing_to_trust() -> None:
+    """Of 100 subpatches, 95 at 0.9 are right and 5 at 0.99 wrong: trusting all would keep 0.1."""
+    confidence = np.array([0.9] * 95 + [0.99] * 5)
+    control = RiskControl(0.1).fit([confidence] * 200, [confidence < 0.95] * 200)
+    assert control.threshold_ == TRUST_NOTHING
+    assert not control.trusted(confidence).any()
+
+
 def test_forecasts_and_their_sums_give_the_same_threshold() -> None:
     """Against the definition: the least hundredth at which all shares, and one more, are few."""
     rng = np.random.default_rng(5)
