@@ -141,7 +141,12 @@ class RuntimeMonitor:
         self._stale = staleness(self.metadata_, self.today())
 
     def update(
-        self, observation: object, action: object, imagined: PredictionCheck | None = None
+        self,
+        observation: object,
+        action: object,
+        imagined: PredictionCheck | None = None,
+        *,
+        started: float | None = None,
     ) -> Verdict:
         """Judge one step.
 
@@ -153,9 +158,11 @@ class RuntimeMonitor:
             action: Canonical action commanded at this frame, [7], or None. If the model's frames
                 are several commands apart: all of them, concatenated.
             imagined: The world model's prediction of this frame; None: ask `claims`, if set.
+            started: Reading of `clock` from which the latency and the deadline count, for example
+                before the observation was decoded; None: now.
         """
         require_fitted(self, "alarm_rule_")
-        started = self.clock()
+        started = self.clock() if started is None else started
         self._num_frames += 1
         try:
             verdict = self._judge_step(observation, action, imagined)

@@ -18,6 +18,7 @@ EXTRAS = {
     "huggingface_hub": ("the Hugging Face hub client", "model"),
     "matplotlib": ("Matplotlib", "report"),
     "mujoco": ("MuJoCo", "tabletop"),
+    "prometheus_client": ("the Prometheus client", "model"),
     "pyarrow": ("PyArrow", "data"),
     "ray": ("Ray", "ray"),
     "rerun": ("Rerun", "view"),

@@ -27,6 +27,9 @@ BOMB = b"\xdd" + (16 * MIB - 5).to_bytes(4, "big") + b"\x80" * (16 * MIB - 5)
 """msgpack of a list of 16 million empty maps."""
 FRAME_HEAD = b"\x82\xfe\xff\xff"
 """Start of a websocket message of 65,535 bytes."""
+PONG, PING, FRAGMENT = b"\x8a\x80\0\0\0\0", b"\x89\x80\0\0\0\0", b"\x00\x80\0\0\0\0"
+"""Websocket frames without content: six bytes each."""
+FIRST_FRAGMENT = b"\x02\x80\0\0\0\0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +186,12 @@ PEERS: dict[str, tuple[Callable[[str, str], str], str]] = {
     "silent within a message": (RawConnection(first=FRAME_HEAD), CLOSED),
     "a handshake byte by byte": (RawConnection(opens=False, drips=b"G"), CLOSED),
     "a message byte by byte": (RawConnection(first=FRAME_HEAD, drips=b"x"), CLOSED),
+    "floods with pongs": (RawConnection(deaf=PONG * 10_000), CLOSED),
+    "floods with pings": (RawConnection(deaf=PING * 10_000), CLOSED),
+    "floods with empty fragments": (
+        RawConnection(first=FIRST_FRAGMENT, deaf=FRAGMENT * 10_000),
+        CLOSED,
+    ),
     "reads no answer": (RawConnection(deaf=b"\x82\x81\0\0\0\0\x90" * 1000), CLOSED),
 }
 """Misbehaviour -> peer, and the required start of the response."""

@@ -42,6 +42,7 @@ import psutil
 
 from benchmarks.provenance import RESULTS, git_commit, hardware, today, versions
 from benchmarks.service.abuse import ACTION, HEAVY, PEERS, SLOW, Outcome, abuse, upgrade
+from benchmarks.service.flooder import KEY
 from benchmarks.service.tables import Check, Latency, ServiceReport, Usage, leaks, usage
 from worldmodel.calibration.calibrated import load_calibration
 from worldmodel.checkpoint import checkpoint_folder
@@ -52,13 +53,14 @@ from worldmodel.monitors.verdict import Verdict
 from worldmodel.runtime.client import MonitorClient, MonitorError
 from worldmodel.runtime.live import online_monitor
 
-KEY = "benchmark"
 PATIENCE_S = 60.0
 """Timeout of any answer."""
 NUM_PICTURES = 8
 """Distinct frames per robot."""
 NUM_KILLED = 5
 """Robots connected when the service is killed."""
+ONE_ADDRESS = ("--max-sessions-per-address", "32", "--max-connects-per-minute", "1000000")
+"""All peers are on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +88,8 @@ class RobotRun:
 @contextmanager
 def service(model: str, out: Path, *options: str) -> Iterator[tuple[str, psutil.Process]]:
     """Start the service on a free port; yields its address and process."""
-    command = [sys.executable, "-m", "worldmodel", "serve", "--model", model, *options]
-    command += ["--listen", "127.0.0.1:0", "--out", str(out)]
+    command = [sys.executable, "-m", "worldmodel", "serve", "--model", model, *ONE_ADDRESS]
+    command += ["--listen", "127.0.0.1:0", "--out", str(out), *options]
     environment = {**os.environ, "WORLDMODEL_API_KEY": KEY}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -1,123 +1,38 @@
 """The monitor behind a websocket: the same verdicts, one session per robot, and no way to hang."""
 
-import asyncio
 import select
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import msgpack
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
-from worldmodel.monitors import EpisodeSignals, MonitorConfig, RuntimeMonitor
+from tests.monitor_service import (
+    ABOUT,
+    ACTION,
+    CAMERAS,
+    SHAPE,
+    UPGRADE,
+    Served,
+    ask,
+    closed,
+    draw_frames,
+    features,
+    serving,
+    talk,
+)
+from worldmodel.monitors import RuntimeMonitor
 from worldmodel.monitors.alert_log import read_alerts
 from worldmodel.monitors.verdict import Verdict
 from worldmodel.runtime import server as service
 from worldmodel.runtime.client import MonitorClient, MonitorError, pack
-from worldmodel.runtime.server import MonitorService, ServiceConfig, read_api_key, split_address
+from worldmodel.runtime.server import ServiceConfig, read_api_key, split_address
 from worldmodel.runtime.session import WatchSession
-from worldmodel.runtime.wire import unpack
-
-CAMERAS = ("front", "wrist")
-SHAPE = (2, 16, 16, 3)
-ACTION = np.array([0.01, 0, 0, 0, 0, 0, 1], np.float32)
-CONFIG = MonitorConfig(alpha_notice=0.2, alpha_degrade=0.1, alpha_stop=0.05, calm_steps=3)
-ABOUT: dict[str, object] = {"cameras": CAMERAS}
-"""What the service says of itself."""
-UPGRADE = (
-    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
-"""A websocket's opening request."""
-Served = Callable[..., str]
-
-
-def features(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Brightness of 4 x 4 patches of every view."""
-    patches = frame.reshape(2, 4, 4, 4, 4, 3).mean(axis=(2, 4)).astype(np.float32)
-    return patches.mean(axis=(1, 2)).ravel(), patches
-
-
-def draw_frames(rng: np.random.Generator, num_frames: int, bright: float = 0.0) -> np.ndarray:
-    return rng.normal(100 + bright, 25, (num_frames, *SHAPE)).clip(0, 255).astype(np.uint8)
-
-
-def draw_episode(rng: np.random.Generator) -> EpisodeSignals:
-    pooled, positions = zip(*map(features, draw_frames(rng, 10)), strict=True)
-    return EpisodeSignals(pooled=np.stack(pooled), positions=np.stack(positions))
-
-
-@pytest.fixture(scope="module")
-def fitted() -> RuntimeMonitor:
-    rng = np.random.default_rng(0)
-    return RuntimeMonitor(CONFIG, features=features).fit(
-        [draw_episode(rng) for _ in range(19)],
-        reference=[draw_episode(rng) for _ in range(20)],
-        frame_shape=SHAPE,
-    )
-
-
-@contextmanager
-def serving(monitor: RuntimeMonitor, **settings: object) -> Iterator[str]:
-    """A service on a free port of this machine, in a thread; its address."""
-    config = ServiceConfig(**{"host": "127.0.0.1", "port": 0, **settings})
-    server = MonitorService(
-        lambda log: WatchSession(monitor.sibling(), CAMERAS, log), {**ABOUT}, config
-    )
-    ready, address, handles = threading.Event(), [], []
-
-    def announce(host: str, port: int) -> None:
-        address.append(f"ws://{host}:{port}")
-        ready.set()
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        handles.extend([asyncio.get_running_loop(), stop])
-        await server.run(stop, announce)
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    assert ready.wait(30)
-    try:
-        yield address[0]
-    finally:
-        loop, stop = handles
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(30)
-        assert not thread.is_alive()
-
-
-@pytest.fixture
-def served(fitted: RuntimeMonitor) -> Iterator[Served]:
-    """`served(max_sessions=..., ...)`: the address of a service of the fitted monitor."""
-    with ExitStack() as stack:
-        yield lambda **settings: stack.enter_context(serving(fitted, **settings))
-
-
-@contextmanager
-def talk(address: str) -> Iterator[ClientConnection]:
-    """A connection whose metadata is already read."""
-    with connect(address, compression=None, close_timeout=1) as connection:
-        unpack(connection.recv(timeout=30))
-        yield connection
-
-
-def ask(connection: ClientConnection, message: bytes) -> dict[str, object]:
-    connection.send(message)
-    return unpack(connection.recv(timeout=30))
-
-
-def closed(connection: ClientConnection) -> tuple[int, str]:
-    """Code and reason of the close that the server must send."""
-    with pytest.raises(ConnectionClosed) as ending:
-        connection.recv(timeout=30)
-    assert ending.value.rcvd is not None
-    return ending.value.rcvd.code, ending.value.rcvd.reason
 
 
 def same(mine: dict[str, object], wanted: Verdict) -> bool:
@@ -299,7 +214,7 @@ def test_capture_times_beside_the_cameras_reach_the_monitor(fitted: RuntimeMonit
 
     def causes(frame: np.ndarray, time_s: object) -> list[str]:
         observation = {**dict(zip(CAMERAS, frame, strict=True)), "time_s": time_s}
-        return unpack(session.answer(pack({"observation": observation})))["causes"]
+        return session.answer(pack({"observation": observation}))["causes"]
 
     frames = draw_frames(np.random.default_rng(8), 4)
     assert "sensor.late" not in causes(frames[0], 10.0)
@@ -330,7 +245,7 @@ def test_verdicts_are_on_disk_at_once(served: Served, tmp_path: Path) -> None:
 def test_a_verdict_that_cannot_be_logged_is_a_stop(fitted: RuntimeMonitor, tmp_path: Path) -> None:
     session = WatchSession(fitted.sibling(), CAMERAS, tmp_path)
     (frame,) = draw_frames(np.random.default_rng(5), 1)
-    reply = unpack(session.answer(pack({"observation": frame})))
+    reply = session.answer(pack({"observation": frame}))
     assert (reply["level"], reply["causes"]) == ("stop", ["monitor.log"])
 
 

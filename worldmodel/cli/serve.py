@@ -37,6 +37,15 @@ class Command:
     """Folder for the verdicts, one JSON lines file per session; None: write no files."""
     max_sessions: int = 32
     """Largest number of simultaneous sessions."""
+    max_sessions_per_address: int = 8
+    """Largest number of simultaneous sessions of one client address."""
+    max_connects_per_minute: int = 120
+    """Largest number of connections that one client address opens in a minute."""
+    tls_cert: Path | None = None
+    """PEM file with a certificate and its chain, to encrypt the traffic; robots then connect to
+    wss://HOST:PORT. None: no encryption."""
+    tls_key: Path | None = None
+    """PEM file with the private key of the certificate, without passphrase."""
     api_key_file: Path | None = None
     """File with the API key that robots must send; None: environment variable
     WORLDMODEL_API_KEY."""
@@ -57,6 +66,7 @@ def run(command: Command) -> int:
         ServiceConfig,
         read_api_key,
         split_address,
+        tls_context,
     )
 
     host, port = split_address(command.listen)
@@ -65,7 +75,10 @@ def run(command: Command) -> int:
         host=host,
         port=port,
         api_key=read_api_key(command.api_key_file),
+        tls=tls_context(command.tls_cert, command.tls_key),
         max_sessions=command.max_sessions,
+        max_sessions_per_address=command.max_sessions_per_address,
+        max_connects_per_minute=command.max_connects_per_minute,
         out=command.out,
     )
     checkpoint = Checkpoint.load(command.model, monitor=command.monitor)
@@ -113,14 +126,14 @@ def service_metadata(checkpoint: Checkpoint, monitor: RuntimeMonitor) -> dict[st
 
 
 async def serve_until_told(service: MonitorService) -> None:
-    """Serve until SIGINT or SIGTERM, then close every connection."""
+    """Print the address and serve until SIGINT or SIGTERM, then close every connection."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    scheme = "ws" if service.config.tls is None else "wss"
+
+    def announce(host: str, port: int) -> None:
+        where = f"[{host}]" if ":" in host else host
+        print(f"Listening at {scheme}://{where}:{port}; Ctrl-C ends it.", flush=True)
+
     await service.run(stop, on_ready=announce)
-
-
-def announce(host: str, port: int) -> None:
-    """Print the address at which robots connect."""
-    where = f"[{host}]" if ":" in host else host
-    print(f"Listening at ws://{where}:{port}; Ctrl-C ends it.", flush=True)
