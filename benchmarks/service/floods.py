@@ -6,7 +6,7 @@
 The flooding process has the lowest priority and the address 127.0.0.2; it reconnects as soon as it
 is cut off. The robot has 127.0.0.1 and pauses for 20 ms after each answer. Rounds with and without
 flood alternate, because the speed of a shared machine drifts. Exit code 1 if an answer is lost or
-wrong, or if a flood raises the robot's median latency by more than half.
+wrong, or if a flood more than doubles the robot's median latency.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.runtime.client import MonitorClient
 
 NONE = "none"
-MAX_RATIO = 1.5
+MAX_RATIO = 2.0
 """Largest allowed median latency, relative to the rounds without flood."""
 ROBOT = 7
 """Number of the robot whose frames are sent."""
@@ -90,7 +90,7 @@ def one_round(rounds: FloodRounds, address: str, monitor: RuntimeMonitor, steps:
         run = drive(client, ROBOT, lambda step: step < steps, gap_s=0.02)
     lost = steps - len(run.verdicts)
     rounds.wrong += lost + sum(count_wrong(monitor, ROBOT, run))
-    rounds.waits_ms += [1e3 * wait for wait in run.waits_s]
+    rounds.waits_ms += [round(1e3 * wait, 2) for wait in run.waits_s]
 
 
 def measure(name: str, *, num_rounds: int, steps: int) -> list[FloodRounds]:
@@ -147,7 +147,7 @@ def main() -> int:
         (options.out / "service_floods.md").write_text(text(results, facts), encoding="utf-8")
         record = {"facts": facts, "rounds": [asdict(rounds) for rounds in results]}
         file = options.out / "service_floods.json"
-        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(record) + "\n", encoding="utf-8")
     calm, *floods = (float(np.median(rounds.waits_ms)) for rounds in results)
     kept = max(floods) <= MAX_RATIO * calm and not any(rounds.wrong for rounds in results)
     print("Every check passed." if kept else "A check FAILED.")
