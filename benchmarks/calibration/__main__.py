@@ -21,6 +21,7 @@ from worldmodel import cli
 
 if TYPE_CHECKING:
     from benchmarks.calibration.methods import Comparison
+    from worldmodel.report.html import Table
 
 LEAST_LEARN = 20
 """Minimum number of episodes to fit the confidence of events."""
@@ -33,7 +34,8 @@ class Command:
     """Compared methods, data and output folder."""
 
     out: Path = Path("runs/benchmark-calibration")
-    """Output folder: results.json, extras.json, provenance.json, errors.png, reliability.png."""
+    """Output folder: results.json, extras.json, provenance.json, tables.md (of the first complete
+    run), errors.png, reliability.png."""
     model: str = "tabletop"
     """Calibrated tabletop checkpoint: folder or shipped name."""
     learn: int = 100
@@ -110,18 +112,32 @@ def run(command: Command) -> int:
     if command.json:
         print(written)
         return 0
-    print(table(results).to_text())
+    all_tables = [table(results)]
     if command.data is None:
-        print(f"\n{gain_table(comparisons[0].gains(merged)).to_text()}")
+        all_tables.append(gain_table(comparisons[0].gains(merged)))
     more_file = command.out / "extras.json"
     if command.data is None and results[0].method == SHIPPED and not more_file.is_file():
         extra = extras(comparisons[0], marked=command.marked, seed=command.seed + MARKED_SEED)
         more_file.write_text(json.dumps(extra.as_dict(), indent=1) + "\n", encoding="utf-8")
         files.append(more_file)
-        for more in tables(extra):
-            print(f"\n{more.to_text()}")
+        all_tables += tables(extra)
+    files += show(command, all_tables, facts)
     print("\nWritten:", ", ".join(str(file) for file in (command.out / "results.json", *files)))
     return 0
+
+
+def show(command: Command, all_tables: Sequence[Table], facts: dict[str, str]) -> list[Path]:
+    """Print the tables; keep those of the first complete run as tables.md."""
+    from benchmarks.markdown import results_page
+
+    texts = [each.to_text() for each in all_tables]
+    print("\n\n".join(texts))
+    page = command.out / "tables.md"
+    if page.is_file():
+        return []
+    text = results_page("Confidence methods", "benchmarks.calibration", facts, texts)
+    page.write_text(text, encoding="utf-8")
+    return [page]
 
 
 def check_settings(command: Command) -> None:

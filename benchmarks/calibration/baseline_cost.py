@@ -40,7 +40,7 @@ from worldmodel.monitors.metrics.rank_correlation import (
 )
 from worldmodel.monitors.reliability.measures import bin_forecasts, expected_calibration_error
 from worldmodel.rollouts.open_loop import EPSILONS, START, EpisodeRollouts, roll_out
-from worldmodel.rollouts.quality import psnr_per_frame
+from worldmodel.rollouts.quality import CopyGain, copy_gains, psnr_per_frame
 
 HORIZONS = (1, 4, 8, 16)
 HEAD = "confidence head"
@@ -174,6 +174,12 @@ def quality(name: str, model: WorldModel, episodes: Sequence[Episode]) -> Member
     return MemberRow(name=name, error=error, psnr_db=psnr)
 
 
+def gain_over_copy(model: WorldModel, episodes: Sequence[Episode]) -> CopyGain:
+    """Gain of the checkpoint's pictures over copying the last frame."""
+    rollouts = roll_out(model, [episode.batch for episode in episodes])
+    return CopyGain.of(copy_gains(model, episodes, rollouts, HORIZONS))
+
+
 def table(
     results: Sequence[BaselineRow], networks: Sequence[MemberRow], facts: dict[str, Any]
 ) -> str:
@@ -244,18 +250,14 @@ def main() -> None:
         )
     ]
     results = rows(model, members, episodes)
-    loops = [
-        {
-            part: member.config.provenance["recipe"][part]
-            for part in ("dynamics_loop", "rollout_loop")
-        }
-        for member in members
-    ]
-    steps = {f"{d['steps']}+{r['steps']}" for d, r in (loop.values() for loop in loops)}
+    recipes = [member.config.provenance["recipe"] for member in members]
+    steps = {f"{r['dynamics_loop']['steps']}+{r['rollout_loop']['steps']}" for r in recipes}
+    gain = gain_over_copy(model, episodes[1::2])
     facts = {
         "checkpoint": arguments.model,
         "data": f"{arguments.data.name}, nominal, unseen",
         "episodes": f"{len(names)} of {arguments.frames} frames, half fitting, half evaluation",
+        "gain of the checkpoint's pictures over copying the last frame": f"{gain.gain_db:+.1f} dB",
         "steps of the further members": " and ".join(sorted(steps)),
         "hardware": hardware(),
         "versions": versions("torch", "numpy", "scipy"),

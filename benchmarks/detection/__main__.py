@@ -15,13 +15,17 @@ from pathlib import Path
 
 from worldmodel import cli
 
+REPORT = "Detection by the runtime monitor"
+"""Title of the report."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """Model, monitor, number of episodes and output folder."""
 
     out: Path = Path("runs/benchmark-detection")
-    """Output folder: one file per group of episodes, tables.json, provenance.json, report.html."""
+    """Output folder: one file per group of episodes, tables.json, tables.md, provenance.json,
+    report.html."""
     model: str = "tabletop"
     """Calibrated tabletop checkpoint: folder or shipped name."""
     monitor: Path | None = None
@@ -47,6 +51,7 @@ def run(command: Command) -> int:
     from benchmarks.detection.run import DetectionConfig, load_watcher
     from benchmarks.detection.run import run as measure
     from benchmarks.detection.tables import tables
+    from benchmarks.markdown import results_page
     from benchmarks.provenance import git_commit, hardware, note_if_looked_at, today, versions
     from worldmodel.report.html import Section, write_report
 
@@ -88,12 +93,15 @@ def run(command: Command) -> int:
         "Causes soon after", "Causes overall", "Harm",
     )  # fmt: skip
     sections = [Section(title, [table]) for title, table in zip(titles, all_tables, strict=True)]
-    write_report(command.out / "report.html", "Detection by the runtime monitor", sections)
+    write_report(command.out / "report.html", REPORT, sections)
+    texts = [table.to_text() for table in all_tables]
+    page = results_page(REPORT, "benchmarks.detection", facts, texts)
+    (command.out / "tables.md").write_text(page, encoding="utf-8")
     if command.json:
         print(written)
         return 0
-    print("\n\n".join(table.to_text() for table in all_tables))
-    print(f"\nWritten: {command.out / 'tables.json'}, {command.out / 'report.html'}")
+    print("\n\n".join(texts))
+    print(f"\nWritten: {command.out / 'tables.md'}, {command.out / 'report.html'}")
     return 0
 
 
