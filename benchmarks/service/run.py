@@ -291,7 +291,7 @@ def killed(address: str, process: psutil.Process, out: Path, steps: int) -> list
     unanswered = sum(
         len(logged) - len(received) for received, logged in zip(answers, logs, strict=True)
     )
-    notified = sum("no connection" in run.failure for run in runs)
+    notified = sum("No connection" in run.failure for run in runs)
     slowest = max(run.failed_after_s for run in runs)
     return [
         Check(
