@@ -153,6 +153,9 @@ class WorldModel(nn.Module):
         chunk: int = 64,
     ) -> Float[Tensor, "time view channel h w"]:
         """Encode frames of any size as whitened latents; zeros where `view_valid` is false."""
+        if frames.ndim != 5 or frames.shape[-1] != 3:
+            expected = "(time, view, height, width, 3)"
+            raise ValueError(f"`frames` must have shape {expected}, got {tuple(frames.shape)}.")
         views = frames.shape[1]
         if views != self.config.dynamics.views:
             raise ValueError(
@@ -208,13 +211,10 @@ class WorldModel(nn.Module):
             `rows - start + 1` imagined frames per rollout.
 
         Raises:
-            ValueError: Wrong shape or NaN in `actions`, wrong number of seeds, or no camera.
+            ValueError: Wrong shape of `context` or `actions`, NaN in `actions`, wrong number of
+                seeds, or no camera.
         """
-        width = self.config.dynamics.action_dim
-        if actions.shape[-1] != width:
-            raise ValueError(
-                f"`actions` must be rows of {width} numbers, got rows of {actions.shape[-1]}."
-            )
+        self._check_shapes(context, actions)
         known = torch.ones(actions.shape[:2], dtype=torch.bool, device=actions.device)
         inputs = RolloutInputs(
             context=context,
@@ -229,6 +229,26 @@ class WorldModel(nn.Module):
             self.dynamics, self.confidence, inputs,
             sampling=sampling or self.sampling, epsilon=levels,
         )  # fmt: skip
+
+    def _check_shapes(self, context: Tensor, actions: Tensor) -> None:
+        dynamics = self.config.dynamics
+        latent = dynamics.views, dynamics.channels, dynamics.height, dynamics.width
+        width = dynamics.action_dim
+        if actions.ndim == 3 and actions.shape[-1] != width:
+            raise ValueError(
+                f"`actions` must be rows of {width} numbers, got rows of {actions.shape[-1]}."
+            )
+        if context.ndim != 6 or context.shape[2:] != latent:
+            expected = ", ".join(map(str, ("batch", "start", *latent)))
+            raise ValueError(
+                f"`context` must have shape ({expected}), got {tuple(context.shape)}; `encode` "
+                "makes latents of frames."
+            )
+        if actions.ndim != 3 or len(actions) != len(context):
+            raise ValueError(
+                f"`actions` must have shape ({len(context)}, rows, {width}) for "
+                f"{len(context)} rollouts, got {tuple(actions.shape)}."
+            )
 
     def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write `config.json`, `weights.safetensors` and `tokenizer/` into `folder`.

@@ -252,6 +252,30 @@ def test_imagining_with_actions_of_another_width_is_refused(make_model: Build) -
         make_model().imagine(torch.zeros(1, 1, 1, 2, 4, 4), torch.zeros(1, 3, 8))
 
 
+@pytest.mark.parametrize(
+    ("context", "actions", "text"),
+    [
+        ((1, 2, 1, 2, 8, 8), (1, 3, 7), r"`context` must have shape .*got \(1, 2, 1, 2, 8, 8\)"),
+        ((1, 2, 2, 4, 4), (1, 3, 7), r"`context` must have shape .*got \(1, 2, 2, 4, 4\)"),
+        ((1, 2, 1, 2, 4, 5), (1, 3, 7), r"`context` must have shape .*got \(1, 2, 1, 2, 4, 5\)"),
+        (None, (2, 3, 7), r"`actions` must have shape \(1, rows, 7\) .*got \(2, 3, 7\)"),
+        (None, (3, 7), r"`actions` must have shape \(1, rows, 7\) .*got \(3, 7\)"),
+    ],
+)
+def test_wrong_shapes_are_found_before_anything_is_imagined(
+    make_model: Build,
+    context: tuple[int, ...] | None,
+    actions: tuple[int, ...],
+    text: str,
+) -> None:
+    """Both shapes are printed; without the test's type checks, as users call it."""
+    model = make_model()
+    dynamics = model.config.dynamics
+    latent = dynamics.views, dynamics.channels, dynamics.height, dynamics.width
+    with pytest.raises(ValueError, match=text):
+        model._check_shapes(torch.zeros(context or (1, 2, *latent)), torch.zeros(actions))
+
+
 @torch.no_grad()
 def test_encoding_is_resizing_then_the_tokenizer_whatever_the_chunk(make_model: Build) -> None:
     model = make_model()
