@@ -220,6 +220,7 @@ def plain_rollout(
     window: int,
     num_steps: int = 10,
     epsilon: float = 0.5,
+    guidance: float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
     """Roll out frame by frame, recomputing everything at every step; frames and confidence.
 
@@ -231,6 +232,7 @@ def plain_rollout(
         window: Maximum number of frames of the network, including the sampled one.
         num_steps: DDIM steps.
         epsilon: Error threshold of the confidence.
+        guidance: Weight of the velocity with actions; one minus it is the weight without.
     """
     alphas = sigmoid_alphas().to(context)
     timesteps = torch.linspace(-1, 999, num_steps + 1).long().flip(0).tolist()
@@ -244,9 +246,8 @@ def plain_rollout(
             levels[:, -1] = t
             end = x.shape[1] + 1
             threshold = torch.full(inputs.shape[:2], epsilon, device=x.device).to(x)
-            velocity, logits = network(
-                inputs, levels, actions[:, end - inputs.shape[1] : end], threshold
-            )
+            rows = actions[:, end - inputs.shape[1] : end]
+            velocity, logits = guided(network, inputs, levels, rows, threshold, guidance)
             v, a = velocity[:, -1:], alphas[t]
             clean = a.sqrt() * current - (1 - a).sqrt() * v
             estimated = ((1 / a).sqrt() * current - clean) / (1 / a - 1).sqrt()
@@ -256,3 +257,48 @@ def plain_rollout(
             confidence.append(logits[:, -1:].sigmoid())
         x = torch.cat((x, current), dim=1)
     return x[:, context.shape[1] :], torch.cat(confidence, 1) if confidence else None
+
+
+def guided(
+    network: PlainDiT,
+    inputs: Tensor,
+    levels: Tensor,
+    actions: Tensor,
+    epsilon: Tensor,
+    guidance: float,
+) -> tuple[Tensor, Tensor | None]:
+    """Velocity under guidance: without actions, every row is zeros and a final one."""
+    velocity, logits = network(inputs, levels, actions, epsilon)
+    if guidance == 1:
+        return velocity, logits
+    null = torch.cat((torch.zeros_like(actions[..., 1:]), torch.ones_like(actions[..., :1])), -1)
+    without, _ = network(inputs, levels, null, epsilon)
+    return (1 - guidance) * without + guidance * velocity, logits
+
+
+@torch.no_grad()
+def plain_flow_rollout(
+    network: PlainDiT,
+    context: Tensor,
+    actions: Tensor,
+    noise: Tensor,
+    *,
+    window: int,
+    num_steps: int = 10,
+    guidance: float = 1.0,
+) -> Tensor:
+    """Frames of a network trained by flow matching; the arguments of `plain_rollout`."""
+    times = torch.linspace(1, 0, num_steps + 1).tolist()
+    x = context
+    for frame in range(noise.shape[1]):
+        current = noise[:, frame : frame + 1]
+        for t, t_next in itertools.pairwise(times):
+            inputs = torch.cat((x, current), dim=1)[:, -window:]
+            levels = torch.full(inputs.shape[:2], 0.01, device=x.device)
+            levels[:, -1] = t
+            end = x.shape[1] + 1
+            rows = actions[:, end - inputs.shape[1] : end]
+            velocity, _ = guided(network, inputs, 1000 * levels, rows, levels, guidance)
+            current = current - (t - t_next) * velocity[:, -1:]
+        x = torch.cat((x, current), dim=1)
+    return x[:, context.shape[1] :]

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.speed.plain_reference import ROTARY, PlainConfig, PlainDiT, plain_rollout
+from benchmarks.speed.plain_reference import (
+    ROTARY,
+    PlainConfig,
+    PlainDiT,
+    plain_flow_rollout,
+    plain_rollout,
+)
 from worldmodel.c3_import import load_c3
 from worldmodel.imagination import imagine_published
 from worldmodel.networks.c3 import PUBLISHED, C3Config, C3Network
@@ -22,10 +28,12 @@ Make = Callable[..., tuple[PlainDiT, C3Network]]
 
 @pytest.fixture
 def both(tmp_path: Path) -> Make:
-    """`both(confidence_layers, rotary)`: a plain network and its import."""
+    """`both(confidence_layers, rotary, objective)`: a plain network and its import."""
 
     def make(
-        confidence_layers: int = 1, rotary: tuple[str, str] = ("standard", "standard")
+        confidence_layers: int = 1,
+        rotary: tuple[str, str] = ("standard", "standard"),
+        objective: str = "ddpm",
     ) -> tuple[PlainDiT, C3Network]:
         config = replace(SMALL, confidence_layers=confidence_layers, rotary=rotary)
         plain = PlainDiT(config).randomize(seed=1)
@@ -34,7 +42,7 @@ def both(tmp_path: Path) -> Make:
         torch.save(plain.state_dict(), tmp_path / "plain.pt")
         imported = load_c3(
             tmp_path / "plain.pt", heads=2, window=WINDOW, height=HEIGHT, width=WIDTH,
-            spatial_rotary=rotary[0], temporal_rotary=rotary[1],
+            spatial_rotary=rotary[0], temporal_rotary=rotary[1], objective=objective,
         )  # fmt: skip
         return plain, imported
 
@@ -120,6 +128,41 @@ def test_a_rollout_equals_the_plain_rollout(
     if stated is not None:
         torch.testing.assert_close(confidence[..., 0], stated, atol=1e-4, rtol=0)
         assert stated.std() > 0.05
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("objective", ["ddpm", "flow_matching"])
+def test_a_guided_rollout_equals_the_plain_rollout(
+    both: Make, objective: str, weight: float
+) -> None:
+    """Without actions, the whole window has the null action, so both need their own past."""
+    plain, imported = both(0, objective=objective)
+    case = Case.draw(start=2, frames=5)
+    inputs = (plain, case.context, case.actions, case.noise)
+    if objective == "ddpm":
+        expected, _ = plain_rollout(*inputs, window=WINDOW, guidance=weight)
+    else:
+        expected = plain_flow_rollout(*inputs, window=WINDOW, guidance=weight)
+    found, _ = case.imagine(imported, sampling=replace(PUBLISHED, guidance=weight))
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+    others = [case.imagine(imported, sampling=replace(PUBLISHED, guidance=w))[0] for w in (2, 0.5)]
+    assert all((found - other).abs().max() > 1e-2 for other in others)
+
+
+def test_a_guided_stale_window_equals_the_exact_one_until_it_slides(both: Make) -> None:
+    _, imported = both(0)
+    case = Case.draw(start=1, frames=5)
+    guided = replace(PUBLISHED, guidance=3.0)
+    exact, _ = case.imagine(imported, sampling=guided)
+    stale, _ = case.imagine(imported, sampling=replace(guided, window="stale"))
+    torch.testing.assert_close(stale[:, : WINDOW - 1], exact[:, : WINDOW - 1], atol=1e-4, rtol=0)
+    assert (stale - exact)[:, WINDOW:].abs().max() > 1e-3
+
+
+def test_a_network_with_confidence_is_not_guided(both: Make) -> None:
+    _, imported = both(1)
+    with pytest.raises(ValueError, match="`guidance` must be 1 for a C3 network with a confidence"):
+        Case.draw(start=1).imagine(imported, sampling=replace(PUBLISHED, guidance=3.0))
 
 
 def test_the_action_of_the_first_frame_is_used(both: Make) -> None:
@@ -232,7 +275,6 @@ def test_frames_of_another_size_are_refused(both: Make) -> None:
     ("change", "match"),
     [
         ({"method": "heun"}, '`method` must be "ddim"'),
-        ({"guidance": 2.0}, "`guidance` must be 1"),
         ({"num_steps": 1001}, "`num_steps` must be at most 1000"),
     ],
 )
@@ -251,6 +293,7 @@ def test_unsupported_samplers_are_refused(
         ({"height": 5}, "`patch` 2 must divide the latent size 5x32"),
         ({"window": 1}, "`window` must be at least 2"),
         ({"temporal_rotary": "none"}, "`temporal_rotary` must be one of"),
+        ({"objective": "gan"}, "`objective` must be one of"),
     ],
 )
 def test_impossible_shapes_are_refused(change: dict[str, object], match: str) -> None:

@@ -1,10 +1,10 @@
 """The network of C3 and WorldGym, built from our blocks to run their published checkpoints.
 
 C3: Mei et al. 2025 (arXiv:2512.05927); WorldGym: Quevedo et al. 2025 (arXiv:2506.00613). It is a
-causal space-time diffusion transformer with v-prediction and the sigmoid noise schedule. It
-differs from `Dynamics` in three ways: it does not read the previous frame, its context is at a low
-noise level (timestep 14, scaled but without noise), and its window is truncated, not slid. C3 adds
-a confidence head: more blocks on detached features, conditioned on the error level ε.
+causal space-time diffusion transformer that predicts a velocity (see `c3_objectives`). It differs
+from `Dynamics` in three ways: it does not read the previous frame, its context is at a low noise
+level (but without noise), and its window is truncated, not slid. C3 adds a confidence head: more
+blocks on detached features, conditioned on the error level ε.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ from worldmodel.networks.attention import (
     rotary_angles,
     write_time,
 )
+from worldmodel.networks.c3_objectives import OBJECTIVES, Objective
 from worldmodel.networks.cache import TemporalCache
 from worldmodel.networks.sampler import Sampling
 
 ROTARY = ("standard", "pixel", "legacy")
-CONTEXT_LEVEL = 14.0
-"""Noise level of context frames, as a timestep."""
 PUBLISHED = Sampling(num_steps=10, method="ddim")
 """Sampler of the publications."""
 
@@ -69,6 +68,8 @@ class C3Config:
     cosine of one frequency with the sine of the next)."""
     temporal_rotary: str = "standard"
     """Rotary position embedding in time, with the same choices."""
+    objective: str = "ddpm"
+    """Training objective: "ddpm" (v-prediction, sigmoid schedule) or "flow_matching"."""
     height: int = 32
     """Latent height in positions."""
     width: int = 32
@@ -88,6 +89,10 @@ class C3Config:
         for name in ("spatial_rotary", "temporal_rotary"):
             if getattr(self, name) not in ROTARY:
                 raise ValueError(f"`{name}` must be one of {ROTARY}, got {getattr(self, name)!r}.")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(
+                f"`objective` must be one of {tuple(OBJECTIVES)}, got {self.objective!r}."
+            )
 
     @property
     def views(self) -> int:
@@ -214,6 +219,11 @@ class C3Network(nn.Module):
         return self.embed.weight.dtype
 
     @property
+    def objective(self) -> Objective:
+        """What the velocity means, and the noise levels of the sampler."""
+        return OBJECTIVES[self.config.objective]
+
+    @property
     def places(self) -> Tensor:
         """Rotary position embeddings within a frame."""
         config = self.config
@@ -264,8 +274,8 @@ class C3Network(nn.Module):
         """Velocity and confidence of all frames at once.
 
         Args:
-            noisy: Noisy frames; context frames are scaled to `CONTEXT_LEVEL`, without noise.
-            level: Timesteps, 0 to 999.
+            noisy: Noisy frames; context frames as `objective.as_context` makes them.
+            level: Timesteps, 0 to 1000.
             actions: The action that led to each frame; zeros for the first.
             epsilon: Error level of each frame; None: no confidence.
 
@@ -332,6 +342,17 @@ def run_stack(
         else:
             x = mix_time(x, temporal, modulation, times, mask, past)
     return x
+
+
+def null_actions(actions: Float[Tensor, "*batch action"]) -> Tensor:
+    """WorldGym's stand-in for "no action": zeros and a final one, as all zeros mean "stay".
+
+    >>> null_actions(torch.tensor([[0.5, 0.2, 0.0]]))
+    tensor([[0., 0., 1.]])
+    """
+    null = torch.zeros_like(actions)
+    null[..., -1] = 1
+    return null
 
 
 def causal_mask(time: int, device: torch.device) -> Tensor:

@@ -5,6 +5,9 @@ within a frame. Keys and values of past frames therefore do not depend on the fr
 and the cache is exact while the window grows. Once the window slides, the remaining frames have
 attended to a frame that left it. `window="exact"` recomputes them, once per frame and not once per
 step; `window="stale"` keeps them, an approximation of constant cost.
+
+Guidance follows WorldGym: a second rollout in the same batch has the null action at every frame of
+its window, which also needs its own keys and values.
 """
 
 from __future__ import annotations
@@ -15,14 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldmodel.networks.attention import Rotary
-from worldmodel.networks.c3 import CONTEXT_LEVEL, C3Network, causal_mask, run_stack, split
+from worldmodel.networks.c3 import C3Network, causal_mask, null_actions, run_stack, split
 from worldmodel.networks.cache import TemporalCache
 from worldmodel.networks.dynamics import FrameInputs
-from worldmodel.networks.noise_schedule import SigmoidDiffusion
 from worldmodel.networks.rollout import ImaginedFrame
 from worldmodel.networks.sampler import Draw, Sampling, sample
-
-SCHEDULE = SigmoidDiffusion()
 
 
 class C3Rollout:
@@ -38,8 +38,11 @@ class C3Rollout:
     ) -> None:
         if sampling.method == "heun":
             raise ValueError('`method` must be "ddim" for a C3 network, got "heun".')
-        if sampling.guidance != 1:
-            raise ValueError(f"`guidance` must be 1 for a C3 network, got {sampling.guidance}.")
+        if sampling.guidance != 1 and network.has_confidence:
+            raise ValueError(
+                "`guidance` must be 1 for a C3 network with a confidence head, which never learned "
+                f"to predict without an action, got {sampling.guidance}."
+            )
         if sampling.window == "stale" and network.config.temporal_rotary != "standard":
             raise ValueError(
                 '`window` must be "exact" unless `temporal_rotary` is "standard", got "stale" with '
@@ -55,6 +58,8 @@ class C3Rollout:
         self.weights = network.stack.weights()
         self.confidence_weights = network.confidence.weights() if network.has_confidence else []
         self.places = network.places
+        self.objective = network.objective
+        self.guided = sampling.guidance != 1
         self.fresh = False
         """Whether the caches and `waiting` together hold exactly the frames of `latents`."""
         self.waiting: Step | None = None
@@ -79,18 +84,21 @@ class C3Rollout:
             self.waiting = step
         elif self.fresh:
             step.write()
-        return ImaginedFrame(step.latent[:, 0], step.hidden[:, 0].float(), confidence)
+        features = step.hidden[: len(action), 0].float()  # those with the action
+        return ImaginedFrame(step.latent[:, 0], features, confidence)
 
     def restart(self) -> None:
         """Recompute the caches from the frames in the window."""
         network, time = self.network, self.latents.shape[1]
         for cache in (self.cache, self.confidence_cache):
             cache.restart()
-        level = self.latents.new_full(self.latents.shape[:2], CONTEXT_LEVEL)
-        condition = network.condition(level, self.actions)
+        actions = self.with_null(self.actions)
+        condition = network.condition(
+            actions.new_full(actions.shape[:2], self.objective.context_timestep), actions
+        )
         tables = self.places, network.times(0, time, min(time + 1, network.config.window))
         hidden = run_stack(
-            network.tokens(self.latents * SCHEDULE.signal(CONTEXT_LEVEL)), self.weights,
+            self.tokens(self.objective.as_context(self.latents)), self.weights,
             split(network.stack.modulations(condition)), tables,
             mask=causal_mask(time, condition.device), cache=self.cache,
             only_write=not len(self.epsilon),
@@ -101,6 +109,14 @@ class C3Rollout:
                 hidden, network.confidence.modulations(self.for_each_level(condition)), tables
             )
         self.fresh = True
+
+    def with_null(self, actions: Float[Tensor, "batch time action"]) -> Tensor:
+        """Actions, and with guidance the null actions of a second rollout after them."""
+        return torch.cat((actions, null_actions(actions))) if self.guided else actions
+
+    def tokens(self, latents: Float[Tensor, "batch time 1 channel height width"]) -> Tensor:
+        """Tokens of frames, twice with guidance."""
+        return self.network.tokens(torch.cat((latents, latents)) if self.guided else latents)
 
     def write_confidence(
         self,
@@ -131,12 +147,15 @@ class Step:
     """The sampled frame."""
 
     def __init__(self, rollout: C3Rollout, action: Float[Tensor, "batch 1 action"]) -> None:
-        network = rollout.network
-        self.rollout, self.network = rollout, network
-        # The last level is that of the frame as part of the past.
-        self.levels = [*SCHEDULE.levels(rollout.sampling.num_steps)[:-1], float(CONTEXT_LEVEL)]
-        level = action.new_tensor(self.levels).expand(len(action), -1)
-        condition = network.condition(level, action.expand(-1, len(self.levels), -1))
+        network, objective = rollout.network, rollout.objective
+        self.rollout, self.network, self.objective = rollout, network, objective
+        self.levels = objective.schedule.levels(rollout.sampling.num_steps)[:-1]
+        # The last timestep is that of the frame as part of the past.
+        timesteps = [*map(objective.timestep, self.levels), objective.context_timestep]
+        actions = rollout.with_null(action).expand(-1, len(timesteps), -1)
+        condition = network.condition(
+            actions.new_tensor(timesteps).expand(len(actions), -1), actions
+        )
         self.modulations = network.stack.modulations(condition)
         if len(rollout.epsilon):
             head_condition = rollout.for_each_level(condition[:, -2:])
@@ -153,7 +172,7 @@ class Step:
         return self._tables[key]
 
     def denoise(self, noisy: Tensor, level: float) -> Tensor:
-        """Estimated clean latent from the predicted velocity: z = signal x - sigma v."""
+        """Estimated clean latent from the predicted velocity."""
         network, rollout = self.network, self.rollout
         index = self.levels.index(level)
         modulations = self.modulations[:, index : index + 1]
@@ -163,18 +182,21 @@ class Step:
             self.hidden = self.pass_with(past, noisy, modulations)
         else:
             self.hidden = run_stack(
-                network.tokens(noisy), rollout.weights, parts,
+                rollout.tokens(noisy), rollout.weights, parts,
                 self.tables(rollout.cache.position, 1), cache=rollout.cache,
             )  # fmt: skip
-        velocity = network.stack.read_out(self.hidden, parts[-1])
-        return SCHEDULE.signal(level) * noisy - SCHEDULE.sigma(level) * velocity.to(noisy.dtype)
+        velocity = network.stack.read_out(self.hidden, parts[-1]).to(noisy.dtype)
+        if rollout.guided:
+            known, unknown = velocity.chunk(2)
+            velocity = unknown + rollout.sampling.guidance * (known - unknown)
+        return self.objective.clean(noisy, velocity, level)
 
     def pass_with(self, past: Step, noisy: Tensor, modulations: Tensor) -> Tensor:
         """Hidden state of this frame, in a pass that also caches the previous frame."""
         rollout, first = self.rollout, self.rollout.cache.position
-        pair = torch.cat((past.latent * SCHEDULE.signal(CONTEXT_LEVEL), noisy), dim=1)
+        pair = torch.cat((self.objective.as_context(past.latent), noisy), dim=1)
         hidden = run_stack(
-            self.network.tokens(pair), rollout.weights,
+            rollout.tokens(pair), rollout.weights,
             split(torch.cat((past.modulations[:, -1:], modulations), dim=1)),
             self.tables(first, 2), mask=causal_mask(first + 2, noisy.device)[-2:],
             cache=rollout.cache,
@@ -201,7 +223,7 @@ class Step:
         """Write the sampled frame into the caches in a separate pass."""
         rollout, tables = self.rollout, self.tables(self.rollout.cache.position, 1)
         hidden = run_stack(
-            self.network.tokens(self.latent * SCHEDULE.signal(CONTEXT_LEVEL)), rollout.weights,
+            rollout.tokens(self.objective.as_context(self.latent)), rollout.weights,
             split(self.modulations[:, -1:]), tables,
             cache=rollout.cache, only_write=not len(rollout.epsilon),
         )  # fmt: skip
