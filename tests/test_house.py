@@ -25,7 +25,7 @@ BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 ORDER = (
     "budgets extras",
     "structured_files",
-    "datasets monitors networks checkpoint",
+    "datasets monitors networks checkpoint c3_files",
     "imagination",
     "model",
     "c3_import episodes",

@@ -13,77 +13,127 @@ Their names -> our names, and changes of layout:
 
 from __future__ import annotations
 
-import pickle
-import re
-import struct
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from worldmodel.c3_files import (
+    PUBLIC_FILES,
+    PublicFile,
+    check_run_config,
+    newest_checkpoint,
+    public_file,
+    read_run_config,
+    read_state,
+)
 from worldmodel.datasets.actions import ActionSpec
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.networks.c3 import PUBLISHED, C3Config, C3Network
 from worldmodel.networks.confidence_heads import ConfidenceConfig
+from worldmodel.networks.sampler import Sampling
 from worldmodel.networks.tokenizer import Tokenizer
 
-FILE = re.compile(r"ckpt_\d+\.pt")
-"""File names of checkpoints in the folder of a C3 run."""
-STRIDE = 8
-"""Pixels per latent position of all tokenizers these networks were trained on."""
-UNREADABLE = (
-    EOFError, LookupError, RuntimeError, SafetensorError, ValueError, pickle.UnpicklingError,
-    struct.error,
-)  # fmt: skip
-"""Errors of `torch.load` and safetensors for corrupt files and for pickles with code."""
-SETTINGS = {"heads": "heads", "window": "n_frames", "height": "input_h", "width": "input_w"}
-"""Config field missing in a state dict -> its name in the config.yaml of a C3 run."""
+
+@dataclass(frozen=True)
+class ImportedC3:
+    """A C3 or WorldGym network and the sampler it was published with."""
+
+    network: C3Network
+    """In eval mode."""
+    sampling: Sampling
+    """Steps of the run's config.yaml, and the guidance of the public file."""
 
 
-def load_c3(
+def load_c3(path: str | Path, **settings: Any) -> C3Network:
+    """Load a C3 or WorldGym network from its checkpoint; the arguments are those of `import_c3`."""
+    return import_c3(path, **settings).network
+
+
+def import_c3(  # noqa: PLR0913 - all settings of a network, keyword-only
     path: str | Path,
     *,
     heads: int | None = None,
     window: int | None = None,
     height: int | None = None,
     width: int | None = None,
-    spatial_rotary: str = "standard",
-    temporal_rotary: str = "standard",
-) -> C3Network:
-    """Load a C3 or WorldGym network from its checkpoint, in eval mode.
+    spatial_rotary: str | None = None,
+    temporal_rotary: str | None = None,
+    objective: str | None = None,
+) -> ImportedC3:
+    """Load a C3 or WorldGym network from its checkpoint, and its sampler.
 
     Args:
         path: A `.pt` or `.safetensors` file with a state dict, at the top level or under "ema"
-            (preferred) or "model"; or the folder of a C3 run, to load its newest `ckpt_*.pt`.
+            (preferred), "model" or "state_dict"; or the folder of a C3 run, to load its newest
+            `ckpt_*.pt`.
         heads: Attention heads. Default: from the config.yaml next to the file, else 16, as
             published.
         window: Maximum number of frames in the window. Default: from the config.yaml, else 10 with
             a confidence head (C3) and 20 without (WorldGym).
         height: Latent height in positions. Default: from the config.yaml, else 32.
-        width: Latent width in positions, same default.
-        spatial_rotary: Rotary position embedding within a frame, see `C3Config`.
-        temporal_rotary: Rotary position embedding in time.
+        width: Latent width in positions.
+        spatial_rotary: Rotary position embedding within a frame, see `C3Config`. Default: that of
+            the public file, if the file is one; "standard" with a confidence head.
+        temporal_rotary: Rotary position embedding in time, same default.
+        objective: Training objective, see `C3Config`; same default, "ddpm" with a confidence head.
 
     Raises:
-        ValueError: The file cannot be read without running code from it, or its weights are not
-            those of a C3 or WorldGym network.
+        ValueError: The file cannot be read without running code from it, its weights are not those
+            of a C3 or WorldGym network, or nothing tells a setting that has no default.
     """
     file = newest_checkpoint(Path(path))
-    state = read_state(file)
-    settings = read_settings(file.parent / "config.yaml")
-    arguments = {"heads": heads, "window": window, "height": height, "width": width}
-    settings |= {name: value for name, value in arguments.items() if value is not None}
-    fields: dict[str, Any] = shape_of(state, file) | published(state) | settings
-    config = C3Config(**fields, spatial_rotary=spatial_rotary, temporal_rotary=temporal_rotary)
-    model = C3Network(config)
-    model.load_state_dict(converted(model, state, file))
-    return model.eval()
+    run = read_run_config(file)
+    state = read_state(file, use_ema=run.use_ema is not False)
+    shape = shape_of(state, file)
+    check_run_config(run, shape, file)
+    known = public_file(file, shape)
+    given = {"heads": heads, "window": window, "height": height, "width": width}
+    untold = {"spatial_rotary": spatial_rotary, "temporal_rotary": temporal_rotary}
+    untold["objective"] = objective or run.objective
+    fields: dict[str, Any] = shape | published(state) | run.shape
+    fields |= {name: value for name, value in given.items() if value is not None}
+    fields |= settle(untold, known, file)
+    network = build(C3Config(**fields), state, file)
+    sampling = replace(
+        PUBLISHED,
+        num_steps=run.sampling_timesteps or PUBLISHED.num_steps,
+        guidance=run.cfg or (known.guidance if known else 1.0),
+    )
+    return ImportedC3(network, sampling)
+
+
+def build(config: C3Config, state: Mapping[str, Tensor], file: Path) -> C3Network:
+    """Network with the weights of a state dict, in eval mode."""
+    with torch.device("meta"):  # shapes are compared before memory is taken
+        expected = C3Network(config)
+    weights = converted(expected, state, file)
+    network = C3Network(config)
+    network.load_state_dict(weights)
+    return network.eval()
+
+
+def settle(
+    untold: Mapping[str, str | None], known: PublicFile | None, file: Path
+) -> dict[str, str]:
+    """Settings that weights do not tell: as given, else as known of the file.
+
+    Raises:
+        ValueError: One is neither given nor known: a wrong one gives wrong pictures and no error.
+    """
+    missing = [name for name, value in untold.items() if value is None]
+    if missing and known is None:
+        options = " and ".join(f"`{name}`" for name in missing)
+        raise ValueError(
+            f"Nothing in {str(file)!r} tells {options} of this WorldGym network, and a wrong one "
+            "gives wrong pictures without an error: pass them (docs/reference.md lists what public "
+            f"files need), or keep the name of a public file ({', '.join(PUBLIC_FILES)})."
+        )
+    return {name: value or getattr(known, name) for name, value in untold.items()}
 
 
 def as_world_model(
@@ -92,6 +142,8 @@ def as_world_model(
     *,
     action_spec: ActionSpec,
     camera: str = "image",
+    sampling: Sampling = PUBLISHED,
+    pairing: str = "next",
     source: str = "",
 ) -> WorldModel:
     """Build a world model around an imported network, to imagine, calibrate and save.
@@ -105,6 +157,8 @@ def as_world_model(
         tokenizer: Its autoencoder; its whitening is overwritten.
         action_spec: Specification of its actions.
         camera: Name of the camera it was trained on.
+        sampling: Its sampler, from `import_c3`.
+        pairing: See `ModelConfig`.
         source: Origin of both, recorded in the provenance.
 
     Raises:
@@ -122,8 +176,10 @@ def as_world_model(
         image_size=(shape.height * stride, shape.width * stride),
         cameras=(camera,),
         action_spec=action_spec,
-        num_steps=PUBLISHED.num_steps,
-        sampler=PUBLISHED.method,
+        num_steps=sampling.num_steps,
+        sampler=sampling.method,
+        guidance=sampling.guidance,
+        pairing=pairing,
         trained_horizon=shape.window - 1,
         provenance={"imported": source, "stages": stages},
     )
@@ -132,60 +188,6 @@ def as_world_model(
         model = WorldModel(config, tokenizer)
     model.dynamics = network
     return model.eval()
-
-
-def newest_checkpoint(path: Path) -> Path:
-    """Path of the checkpoint file: `path`, or the newest checkpoint in the folder `path`."""
-    if path.is_file():
-        return path
-    checkpoints = [file for file in path.glob("ckpt_*.pt") if FILE.fullmatch(file.name)]
-    if not checkpoints:
-        raise ValueError(
-            f"No checkpoint at {str(path)!r}: give a .pt or .safetensors file, or a folder with "
-            "ckpt_*.pt files."
-        )
-    return max(checkpoints, key=lambda file: int(file.stem.removeprefix("ckpt_")))
-
-
-def read_state(file: Path) -> dict[str, Tensor]:
-    """Read the state dict in a file without running any code in it."""
-    try:
-        if file.suffix == ".safetensors":
-            stored: Any = load_file(file)
-        else:
-            # Memory-mapped, so that an optimizer state next to the weights is not read.
-            stored = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
-    except UNREADABLE as error:
-        raise ValueError(
-            f"{str(file)!r} cannot be read as weights alone: it is corrupt or holds more than "
-            "tensors. Save the network's state_dict() with torch.save and pass that file."
-        ) from error
-    for name in ("ema", "model"):
-        if isinstance(stored, Mapping) and isinstance(stored.get(name), Mapping):
-            stored = stored[name]
-            break
-    if not isinstance(stored, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in stored.items()
-    ):
-        raise ValueError(f"{str(file)!r} must hold a state dict, got a {type(stored).__name__}.")
-    return {name.removeprefix("module."): value for name, value in stored.items()}
-
-
-def read_settings(file: Path) -> dict[str, int]:
-    """Settings of the network's shape in the config.yaml of a C3 run; empty without the file."""
-    import yaml
-
-    if not file.is_file():
-        return {}
-    try:
-        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
-        settings = {
-            name: int(stored[theirs]) for name, theirs in SETTINGS.items() if stored.get(theirs)
-        }
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{str(file)!r} cannot be read as a config: {error}.") from error
-    sides = [name for name in ("height", "width") if name in settings]
-    return settings | {name: settings[name] // STRIDE for name in sides}
 
 
 def shape_of(state: Mapping[str, Tensor], file: Path) -> dict[str, int]:

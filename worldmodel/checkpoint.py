@@ -44,7 +44,8 @@ def check_trained(provenance: Mapping[str, Any], source: str | Path, *stages: st
     if missing and "imported" in provenance:
         raise ValueError(
             f"The model in {str(source)!r} is an imported checkpoint without a confidence head, "
-            "which this command needs; in Python, `WorldModel.imagine` works without it."
+            "which this command needs; train one on your episodes: `worldmodel train --stage "
+            f"confidence --model {source} --data STORE`."
         )
     if missing:
         raise ValueError(

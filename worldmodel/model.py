@@ -58,6 +58,11 @@ class ModelConfig:
     """Sampler steps per imagined frame."""
     sampler: str = "euler"
     """Sampler: "euler", "heun" or "ddim", see `Sampling`."""
+    guidance: float = 1.0
+    """Guidance weight of the sampler, see `Sampling`."""
+    pairing: str = "next"
+    """Action row of an episode that the network sees with frame t + 1: "next", row t, which leads
+    to it; or "same", row t + 1, which was commanded at it (training of C3 and WorldGym)."""
     trained_horizon: int = 16
     """Longest horizon in the training of the confidence head, in frames."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -69,11 +74,18 @@ class ModelConfig:
                 f"`dynamics` takes actions of {self.dynamics.action_dim} numbers, `action_spec` "
                 f"has {self.action_spec.dim}."
             )
-        Sampling(num_steps=self.num_steps, method=self.sampler)  # raises if invalid
+        if self.pairing not in ("next", "same"):
+            raise ValueError(f'`pairing` must be "next" or "same", got {self.pairing!r}.')
+        _ = self.sampling  # raises if invalid
 
     @property
     def rate_hz(self) -> float:
         return self.action_spec.rate_hz
+
+    @property
+    def sampling(self) -> Sampling:
+        """Sampler of the checkpoint."""
+        return Sampling(num_steps=self.num_steps, method=self.sampler, guidance=self.guidance)
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to plain JSON values."""
@@ -142,7 +154,13 @@ class WorldModel(nn.Module):
     @property
     def sampling(self) -> Sampling:
         """Default sampler of the checkpoint."""
-        return Sampling(num_steps=self.config.num_steps, method=self.config.sampler)
+        return self.config.sampling
+
+    @property
+    def has_confidence(self) -> bool:
+        """False for an imported WorldGym network, until a confidence head is trained for it."""
+        record = self.config.provenance
+        return "imported" not in record or "confidence" in record.get("stages", ())
 
     @torch.inference_mode()
     def encode(

@@ -211,7 +211,7 @@ def sigmoid_alphas(num_timesteps: int = 1000) -> Tensor:
 
 
 @torch.no_grad()
-def plain_rollout(
+def plain_rollout(  # noqa: PLR0913 - all settings of a rollout
     network: PlainDiT,
     context: Tensor,
     actions: Tensor,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,16 @@ from worldmodel.cli import main
 from worldmodel.datasets.open_dataset import open_dataset
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.datasets.trajectory import Trajectory
+from worldmodel.episodes.load import load_episode
 from worldmodel.imagination import imagine_published
+from worldmodel.networks.confidence_heads import ConfidenceConfig
 from worldmodel.networks.images import resize, to_model
+from worldmodel.runtime.live import OnlinePredictor
+from worldmodel.training.config import LoopConfig
+from worldmodel.training.presets import PRESETS
 
 SIZES = ["--heads", "2", "--window", "4", "--height", "8", "--width", "8"]
+UNTOLD = ["--spatial-rotary", "pixel", "--temporal-rotary", "standard", "--objective", "ddpm"]
 Refused = Callable[..., str]
 
 
@@ -130,19 +137,120 @@ def test_latents_go_without_the_shift(checkpoint: Path, vae: Path, tmp_path: Pat
     torch.testing.assert_close(model.encode(frames)[:, 0], wanted, atol=1e-5, rtol=0)
 
 
-def test_without_a_confidence_head_imagine_is_refused(
-    vae: Path, scenes: Path, tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def worldgym(vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A WorldGym network without confidence, imported with guidance."""
+    plain = save_checkpoint(tmp_path / "plain.pt", confidence_layers=0)
+    options = ["--camera", "front", "--guidance", "3", *UNTOLD]
+    assert bring(plain, vae, tmp_path / "model", *options) == 0
+    printed = capsys.readouterr().out
+    assert "WorldGym, no confidence" in printed
+    assert "rotary positions pixel in space and standard in time, ddpm in 10 steps, guid" in printed
+    return tmp_path / "model"
+
+
+def test_what_the_file_does_not_tell_is_asked_for(
+    vae: Path, tmp_path: Path, refused: Refused
 ) -> None:
     plain = save_checkpoint(tmp_path / "plain.pt", confidence_layers=0)
-    assert bring(plain, vae, tmp_path / "model") == 0
-    assert "WorldGym, no confidence" in capsys.readouterr().out
+    words = ["import", plain, "--tokenizer", vae, "--out", tmp_path / "model", *SIZES]
+    line = refused(*words, "--actions", "canonical", "--temporal-rotary", "standard")
+    assert "tells `spatial_rotary` and `objective` of this WorldGym network" in line
+    assert not (tmp_path / "model").exists()
     line = refused(
-        "imagine", "--model", tmp_path / "model", "--data", scenes, "--out", tmp_path / "log.zarr"
+        "import", save_checkpoint(tmp_path / "c3.pt"), "--tokenizer", vae, "--out",
+        tmp_path / "model", *SIZES, "--actions", "canonical", "--guidance", "3",
+    )  # fmt: skip
+    assert line == "`--guidance` must be 1 for a network with a confidence head, got 3.0."
+
+
+def test_without_a_confidence_head_frames_are_imagined_and_confidence_is_not_invented(
+    worldgym: Path,
+    scenes: Path,
+    tmp_path: Path,
+    refused: Refused,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = WorldModel.load(worldgym)
+    assert (model.sampling.guidance, model.sampling.num_steps) == (3.0, 10)
+    data = ["--model", str(worldgym), "--data", str(scenes)]
+    out = ["--episodes", "1", "--num-steps", "2", "--out", str(tmp_path / "log.zarr")]
+    assert main(["imagine", *data, *out, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "note: the model has no confidence" in printed.err
+    assert "guidance is unreliable" not in printed.err
+    row = json.loads(printed.out)["table"][0]
+    assert "imagined_db" in row
+    assert "ece" not in row
+    assert main(["imagine", *data, *out]) == 0  # the table
+    log = RolloutLog.open(tmp_path / "log.zarr")
+    rollout = log.read("train/0")
+    assert log.attributes["confidence"] == "none"
+    assert np.isnan(rollout["confidence"][4:]).all()
+    assert main(["report", str(log.path), "--out", str(tmp_path / "page.html")]) == 0
+    assert "Calibration" not in (tmp_path / "page.html").read_text()
+    maps = ["--heatmaps", tmp_path / "maps", "--out", tmp_path / "page.html"]
+    assert "no confidence to show" in refused("report", log.path, *maps)
+    line = refused("calibrate", *data)
+    assert f"`worldmodel train --stage confidence --model {worldgym} --data STORE`" in line
+
+
+def test_a_confidence_head_is_trained_on_it_and_then_calibrated(
+    worldgym: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = LoopConfig(steps=3, batch_size=2)
+    tiny = replace(
+        PRESETS["smoke"], confidence_loop=loop, horizon=2, longest_start=1, clip_frames=4,
+        pair_stride=2, corrupted_copies=0, confidence=ConfidenceConfig(hidden=8),
+    )  # fmt: skip
+    monkeypatch.setitem(PRESETS, "tiny", tiny)
+    before = WorldModel.load(worldgym)
+    words = ["--preset", "tiny", "--stage", "confidence", "--model", str(worldgym)]
+    run = tmp_path / "run"
+    assert main(["train", *words, "--data", str(scenes), "--out", str(run)]) == 0
+    model = WorldModel.load(run / "model")
+    assert model.has_confidence
+    assert (model.sampling, model.config.provenance["stages"]) == (
+        before.sampling,
+        ["tokenizer", "dynamics", "confidence"],
     )
-    assert line == (
-        f"The model in '{tmp_path / 'model'}' is an imported checkpoint without a confidence "
-        "head, which this command needs; in Python, `WorldModel.imagine` works without it."
-    )
+    weights = model.dynamics.state_dict()
+    assert all(torch.equal(w, weights[n]) for n, w in before.dynamics.state_dict().items())
+    data = ["--model", str(run / "model"), "--data", str(scenes)]
+    assert main(["calibrate", *data, "--horizon", "2"]) == 0
+    out = ["--out", str(tmp_path / "log.zarr"), "--horizon", "2", "--only", "train/0"]
+    assert main(["imagine", *data, *out]) == 0
+    confidence = RolloutLog.open(tmp_path / "log.zarr").read("train/0")["confidence"]
+    assert np.isfinite(confidence).all()
+
+
+def test_a_frame_is_paired_with_the_action_that_the_training_paired_it_with(
+    vae: Path, scenes: Path, checkpoint: Path, tmp_path: Path, refused: Refused
+) -> None:
+    bring(checkpoint, vae, tmp_path / "next", "--camera", "front")
+    bring(checkpoint, vae, tmp_path / "same", "--camera", "front", "--pairing", "same")
+    models = {name: WorldModel.load(tmp_path / name) for name in ("next", "same")}
+    trajectory = open_dataset(scenes).episode("train/0")
+    episodes = {name: load_episode(model, trajectory) for name, model in models.items()}
+    stored = torch.from_numpy(np.array(trajectory.actions))
+    actions, valid = episodes["same"].batch.actions[0], episodes["same"].batch.action_valid[0]
+    assert torch.equal(episodes["next"].batch.actions[0], stored)
+    assert torch.equal(actions[:-2], stored[1:-1])
+    assert valid[:-2].all()
+    assert not valid[-2:].any()  # nothing is commanded at the last frame
+    context = models["same"].encode(episodes["same"].frames[:1])[None]
+    found = models["same"].imagine(context, actions[None, :4], epsilon=())
+    row = stored[:5].clone()
+    row[0] = 0  # unknown
+    network = models["next"].dynamics
+    published = imagine_published(network, context, row[None])
+    assert torch.equal(found.latents, published.latents)
+    data = ["--model", tmp_path / "same", "--data", scenes, "--out", tmp_path / "log.zarr"]
+    assert main([str(w) for w in ("imagine", *data, "--num-steps", 1, "--episodes", 1)]) == 0
+    logged = RolloutLog.open(tmp_path / "log.zarr").read("train/0")["action"]
+    np.testing.assert_array_equal(logged[1:-1], stored[1:-1])
+    with pytest.raises(ValueError, match="cannot run live"):
+        OnlinePredictor(models["same"], start=4, horizon=4)
 
 
 def test_wrong_input_is_one_sentence_and_leaves_nothing(

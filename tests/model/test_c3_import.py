@@ -4,6 +4,7 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.speed.plain_reference import PlainConfig, PlainDiT
-from worldmodel.c3_import import load_c3
+from worldmodel.c3_files import PUBLIC_SHAPE, PublicFile, public_file
+from worldmodel.c3_import import import_c3, load_c3
 from worldmodel.networks.c3 import C3Config
 
 SMALL = {"heads": 2, "window": 4, "height": 4, "width": 4}
@@ -51,6 +53,18 @@ FORMS: dict[str, Callable[[State], object]] = {
     "weights without average": lambda s: {"model": s, "step": 7},
     "from several GPUs": lambda s: {f"module.{name}": value for name, value in s.items()},
     "both": lambda s: {"ema": {f"module.{name}": value for name, value in s.items()}},
+    "compiled": lambda s: {f"_orig_mod.{name}": value for name, value in s.items()},
+    "compiled on several GPUs": lambda s: {
+        f"module._orig_mod.{name}": value for name, value in s.items()
+    },
+    "compiled blocks": lambda s: {
+        name.replace("s_block.", "s_block._orig_mod."): value for name, value in s.items()
+    },
+    "state_dict": lambda s: {"state_dict": s, "epoch": 3},
+    "state_dict of a wrapper": lambda s: {
+        "state_dict": {f"model._orig_mod.{name}": value for name, value in s.items()}
+    },
+    "wrapped twice": lambda s: {"ema": {"state_dict": s, "decay": 0.999}},
 }  # fmt: skip
 
 
@@ -95,12 +109,16 @@ def test_of_a_run_the_last_checkpoint_is_read_as_its_config_says(
     assert load_c3(tmp_path, window=7, heads=4).config.window == 7  # arguments override the config
 
 
+UNTOLD = {"spatial_rotary": "pixel", "temporal_rotary": "standard", "objective": "ddpm"}
+
+
 @pytest.mark.parametrize(("confidence_layers", "window"), [(0, 20), (2, 10)])
 def test_what_nothing_tells_is_as_published(
     tmp_path: Path, confidence_layers: int, window: int
 ) -> None:
     torch.save(weights(confidence_layers=confidence_layers, dim=64), tmp_path / "alone.pt")
-    config = load_c3(tmp_path / "alone.pt").config
+    given = {} if confidence_layers else UNTOLD | {"spatial_rotary": "standard"}
+    config = load_c3(tmp_path / "alone.pt", **given).config
     assert (config.heads, config.window, config.height, config.width) == (16, window, 32, 32)
     assert config.confidence_layers == confidence_layers
     assert (config.spatial_rotary, config.temporal_rotary) == ("standard", "standard")
@@ -203,9 +221,126 @@ def test_no_file_is_no_checkpoint(tmp_path: Path) -> None:
             load_c3(place)
 
 
-@pytest.mark.parametrize("text", ["heads: [", "- a\n- b", "heads: many", "just words"])
-def test_a_damaged_config_is_refused(state: State, tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("heads: [", "is not readable YAML"),
+        ("- a\n- b", "expected `object`, got `array`"),
+        ("heads: many", "`heads`: expected `int | null`, got `str`"),
+        ("just words", "expected `object`, got `str`"),
+        ("heads: 0", "`heads`: expected `int` >= 1"),
+        ("timesteps: 500", "`timesteps` must be 1000"),
+        ("horizon: 4", r"`horizon` must be 1 \(frames are sampled one by one"),
+        ("vae_type: cosmos", "`vae_type` must be sd"),
+        ("frame_skip: 2", "`frame_skip` must be 1"),
+        ("layers: 2", "`layers` is 2, but the weights in ckpt_1.pt have 1"),
+        ("action_dim: 10", "`action_dim` is 10, but the weights"),
+        ("patch_size: 4", "`patch_size` is 4, but the weights"),
+        ("model_dim: 99", "`model_dim` is 99, but the weights"),
+        ("enable_confidence_prediction: false", "_prediction` is False, but the weights"),
+    ],
+)
+def test_a_config_that_is_damaged_or_unsupported_is_refused(
+    state: State, tmp_path: Path, text: str, match: str
+) -> None:
     torch.save(state, tmp_path / "ckpt_1.pt")
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"config\.yaml' cannot be read as a config"):
+    with pytest.raises(ValueError, match=rf"config\.yaml.*{match}"):
         load_c3(tmp_path)
+
+
+def test_a_config_sets_window_steps_and_average(
+    state: State, expected: Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save({"model": state, "ema": weights(9)}, tmp_path / "ckpt_1.pt")
+    (tmp_path / "config.yaml").write_text(
+        "n_frames: 9\nwindow_len: 5\nsampling_timesteps: 7\nuse_ema: false\nhorizon: 1\n"
+        "timesteps: 1000\nvae_type: SD\nrope: golden\nseed: 1\n"
+    )
+    imported = import_c3(tmp_path, **SMALL)
+    assert import_c3(tmp_path, heads=2, height=4, width=4).network.config.window == 5
+    assert (imported.sampling.num_steps, imported.sampling.guidance) == (7, 1.0)
+    assert torch.equal(velocity_of(tmp_path / "ckpt_1.pt"), expected)
+    assert "unknown keys are ignored: rope." in caplog.text
+
+
+def test_of_a_nameless_worldgym_file_the_untold_is_asked_for(tmp_path: Path) -> None:
+    torch.save(weights(confidence_layers=0), tmp_path / "plain.pt")
+    text = "tells `spatial_rotary` and `temporal_rotary` and `objective` of this WorldGym network"
+    with pytest.raises(ValueError, match=text):
+        load_c3(tmp_path / "plain.pt", **SMALL)
+    with pytest.raises(ValueError, match="tells `objective` of this"):
+        load_c3(tmp_path / "plain.pt", **SMALL, **UNTOLD | {"objective": None})
+    config = load_c3(tmp_path / "plain.pt", **SMALL, **UNTOLD).config
+    assert {name: getattr(config, name) for name in UNTOLD} == UNTOLD
+    torch.save(weights(confidence_layers=0), tmp_path / "bridge_v2_ckpt.pt")
+    with pytest.raises(ValueError, match="or keep the name of a public file"):
+        load_c3(tmp_path / "bridge_v2_ckpt.pt", **SMALL)  # the name is chance: another shape
+
+
+@pytest.mark.parametrize(
+    ("name", "spatial", "guidance"),
+    [
+        ("bridge_v2_ckpt.pt", "pixel", 1.0),
+        ("200k_20frame_cfg_bridgev2_ckpt.pt", "standard", 3.0),
+        ("mixed_openx_9robots_20frames_0p1actiondropout_580ksteps.pt", "standard", 3.0),
+    ],
+)
+def test_public_files_are_known_by_name_and_shape(name: str, spatial: str, guidance: float) -> None:
+    known = public_file(Path(name), PUBLIC_SHAPE | {"confidence_layers": 0})
+    assert known == PublicFile(spatial_rotary=spatial, guidance=guidance)
+    assert (known.temporal_rotary, known.objective) == ("standard", "ddpm")
+
+
+def repeated(state: State) -> State:
+    """A tensor of a terabyte, from one number."""
+    return state | {"x_proj.weight": torch.zeros(1).expand(2**30, 2, 8, 8)}
+
+
+def sparse(state: State) -> State:
+    return state | {"x_proj.bias": torch.zeros(2**12, 2**12).to_sparse()}
+
+
+@pytest.mark.parametrize(
+    ("claim", "match"),
+    [
+        (repeated, r"x_proj.weight claims 5.498e\+11 bytes, but the file holds 4 of it"),
+        (sparse, "x_proj.bias must be a dense tensor of floats"),
+        (lambda s: s | {"x_proj.bias": torch.zeros(16, dtype=torch.int64)}, "tensor of floats"),
+    ],
+)
+def test_claimed_sizes_are_checked_before_memory_is_taken(
+    state: State, tmp_path: Path, claim: Callable[[State], State], match: str
+) -> None:
+    torch.save(claim(state), tmp_path / "claim.pt")
+    with pytest.raises(ValueError, match=match):
+        load_c3(tmp_path / "claim.pt", **SMALL)
+
+
+def test_a_wide_first_layer_alone_takes_no_memory(tmp_path: Path) -> None:
+    """400 kB of weights that would make a network of terabytes."""
+    wide = {"x_proj.weight": torch.zeros(100_000, 1, 1, 1), "x_proj.bias": torch.zeros(100_000)}
+    torch.save(wide | {"action_embedder.weight": torch.zeros(1, 1)}, tmp_path / "wide.pt")
+    with pytest.raises(ValueError, match=r"wide\.pt': x_proj.weight has|is missing"):
+        load_c3(tmp_path / "wide.pt", heads=1, **UNTOLD)
+
+
+def test_a_compressed_archive_is_refused(state: State, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "plain.pt")
+    with (
+        ZipFile(tmp_path / "plain.pt") as plain,
+        ZipFile(tmp_path / "bomb.pt", "w", ZIP_DEFLATED) as bomb,
+    ):
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name))
+    with pytest.raises(ValueError, match="cannot be read as weights alone"):
+        load_c3(tmp_path / "bomb.pt", **SMALL)
+
+
+def test_two_networks_in_one_state_dict_are_refused(state: State, tmp_path: Path) -> None:
+    both = {
+        f"{part}.{name}": value for part in ("model", "teacher") for name, value in state.items()
+    }
+    torch.save({"state_dict": both}, tmp_path / "both.pt")
+    with pytest.raises(ValueError, match=r"several networks \(under 'model.', 'teacher.'\)"):
+        load_c3(tmp_path / "both.pt", **SMALL)

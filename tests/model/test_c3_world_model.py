@@ -43,7 +43,10 @@ def network(tmp_path: Path) -> Callable[[int], C3Network]:
             channels=3, dim=24, layers=2, heads=2, action_dim=7, confidence_layers=confidence_layers
         )
         torch.save(PlainDiT(config).randomize(0).state_dict(), tmp_path / "network.pt")
-        return load_c3(tmp_path / "network.pt", heads=2, window=3, height=4, width=4)
+        return load_c3(
+            tmp_path / "network.pt", heads=2, window=3, height=4, width=4,
+            spatial_rotary="standard", temporal_rotary="standard", objective="ddpm",
+        )  # fmt: skip
 
     return make
 
@@ -126,6 +129,7 @@ def test_only_a_network_with_a_head_states_confidence(imported: Make) -> None:
     own, none = imported(1), imported(0)
     assert (own.states_confidence, none.states_confidence) == (True, False)
     assert own.confidence is None
+    assert (own.has_confidence, none.has_confidence) == (True, False)
     check_trained(own.config.provenance, "own", "confidence")
     with pytest.raises(ValueError, match="imported checkpoint without a confidence head"):
         check_trained(none.config.provenance, "none", "confidence")

@@ -145,8 +145,8 @@ def test_a_guided_rollout_equals_the_plain_rollout(
         expected = plain_flow_rollout(*inputs, window=WINDOW, guidance=weight)
     found, _ = case.imagine(imported, sampling=replace(PUBLISHED, guidance=weight))
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
-    others = [case.imagine(imported, sampling=replace(PUBLISHED, guidance=w))[0] for w in (2, 0.5)]
-    assert all((found - other).abs().max() > 1e-2 for other in others)
+    other, _ = case.imagine(imported, sampling=replace(PUBLISHED, guidance=2.0))
+    assert (found - other).abs().max() > 1e-2
 
 
 def test_a_guided_stale_window_equals_the_exact_one_until_it_slides(both: Make) -> None:

@@ -87,7 +87,14 @@ def run(command: Command) -> int:
         raise ValueError("`--start` and `--horizon` must be at least 1, `--seed` at least 0.")
     folder = checkpoint_folder(command.model)
     model = WorldModel.load(folder)
-    check_trained(model.config.provenance, folder, "confidence")
+    if not model.has_confidence and "imported" in model.config.provenance:
+        print(
+            "note: the model has no confidence: rollouts are logged without. To train a confidence "
+            f"head on your episodes: `worldmodel train --stage confidence --model {folder}`.",
+            file=sys.stderr,
+        )
+    else:
+        check_trained(model.config.provenance, folder, "confidence")
     sampling = choose_sampling(command, model)
     monitor = command.monitor or folder / "monitor"
     has_trust = command.monitor is not None or monitor.exists()
@@ -147,9 +154,10 @@ def choose_sampling(command: Command, model: WorldModel) -> Sampling:
             f"({own.num_steps} x {own.method}); with another one its calibration is void.",
             file=sys.stderr,
         )
-    if sampling.guidance != 1 and not model.config.provenance.get("recipe", {}).get(
-        "action_dropout"
-    ):
+    dropout = model.config.provenance.get("recipe", {}).get("action_dropout")
+    if "imported" in model.config.provenance:
+        dropout = own.guidance != 1  # as its publication samples it
+    if sampling.guidance != 1 and not dropout:
         print(
             "note: the checkpoint was trained without action dropout and cannot predict without an "
             "action; guidance is unreliable.",
@@ -225,9 +233,11 @@ def print_result(
     from worldmodel.rollouts.reliability import calibration_table
 
     psnr = psnr_table(rollouts, HORIZONS)
-    calibration = calibration_table(rollouts, horizons=list(psnr))
+    has_confidence = any(rollout.has_confidence for rollout in rollouts)
+    calibration = calibration_table(rollouts, horizons=list(psnr)) if has_confidence else {}
     if command.json:
-        table = [{"horizon": h, **asdict(psnr[h]), **calibration[h].as_dict()} for h in psnr]
+        stated = {h: calibration[h].as_dict() if calibration else {} for h in psnr}
+        table = [{"horizon": h, **asdict(psnr[h]), **stated[h]} for h in psnr]
         facts = {"log": str(command.out), "rollouts": len(rollouts), "left_out": left_out}
         facts |= {"recalibrated": is_recalibrated, "table": table}
         print(json.dumps(facts | (split_facts(rollouts) if command.decompose else {})))
@@ -239,7 +249,9 @@ def print_result(
             f"{psnr[h].imagined_db:.1f}",
             f"{psnr[h].copy_db:.1f}",
             with_interval(psnr[h].gain_db, psnr[h].gain_interval, "+.1f"),
-            with_interval(calibration[h].ece, calibration[h].ece_interval, ".3f"),
+            with_interval(calibration[h].ece, calibration[h].ece_interval, ".3f")
+            if calibration
+            else "-",
         )
         for h in psnr
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -28,7 +28,8 @@ class LatentBatch:
 
     latents: Float[Tensor, "batch time view channel h w"]
     actions: Float[Tensor, "batch time action"]
-    """Row t takes frame t to frame t + 1."""
+    """Row t is the action that the model sees with frame t + 1: the one that takes frame t to frame
+    t + 1, unless its `pairing` is "same"."""
     action_valid: Bool[Tensor, "batch time"]
     success: Float[Tensor, "batch time"]
     """Success label per frame: 1 if it shows the task done, else 0; NaN if unlabelled."""
@@ -145,13 +146,27 @@ def view_mask_of(
     return None if view_mask.all() else view_mask.expand(len(trajectory), -1)
 
 
-def to_latent_batch(latents: Tensor, trajectory: Trajectory, cameras: Sequence[str]) -> LatentBatch:
+def paired_actions(
+    trajectory: Trajectory, pairing: str
+) -> tuple[Float32[np.ndarray, "time action"], Bool[np.ndarray, " time"]]:
+    """Actions of an episode and their mask, moved up by one row if the `pairing` is "same"."""
+    actions, valid = np.array(trajectory.actions), np.array(trajectory.action_valid)
+    if pairing == "same":
+        actions, valid = np.roll(actions, -1, axis=0), np.roll(valid, -1)
+        actions[-1], valid[-1] = 0, False
+    return actions, valid
+
+
+def to_latent_batch(
+    latents: Tensor, trajectory: Trajectory, cameras: Sequence[str], *, pairing: str
+) -> LatentBatch:
     """Batch of one episode from its latents, actions and success labels."""
     view_mask = view_mask_of(trajectory, cameras)
+    actions, valid = paired_actions(trajectory, pairing)
     return LatentBatch(
         latents,
-        torch.from_numpy(np.array(trajectory.actions))[None],
-        torch.from_numpy(np.array(trajectory.action_valid))[None],
+        torch.from_numpy(actions)[None],
+        torch.from_numpy(valid)[None],
         torch.from_numpy(success_per_frame(trajectory))[None],
         None if view_mask is None else view_mask[None],
     )
@@ -163,7 +178,8 @@ def encode_episode(model: WorldModel, trajectory: Trajectory) -> LatentBatch:
     cameras = model.config.cameras
     pixels = torch.from_numpy(stack_views(trajectory, cameras, slice(None)))
     latents = model.encode(pixels, view_valid=view_mask_of(trajectory, cameras))
-    return to_latent_batch(latents[None].half().cpu().clone(), trajectory, cameras)
+    stored = latents[None].half().cpu().clone()
+    return to_latent_batch(stored, trajectory, cameras, pairing=model.config.pairing)
 
 
 def latents_name(model: WorldModel) -> str:
@@ -201,5 +217,7 @@ def encode_store(model: WorldModel, store: ClipStore, names: Sequence[str]) -> l
     for name in names:
         latents = torch.from_numpy(store.read_latents(key, name))[None]
         trajectory = resample(store.episode(name), config.action_spec)
-        episodes.append(to_latent_batch(latents, trajectory, config.cameras))
+        episodes.append(
+            to_latent_batch(latents, trajectory, config.cameras, pairing=config.pairing)
+        )
     return episodes

@@ -52,7 +52,8 @@ def corrupted_episode(
     cameras = model.config.cameras
     frames = corrupt(torch.from_numpy(stack_views(trajectory, cameras, slice(None))), rng)
     latents = model.encode(frames, view_valid=view_mask_of(trajectory, cameras))
-    return to_latent_batch(latents[None].half().cpu().clone(), trajectory, cameras)
+    stored = latents[None].half().cpu().clone()
+    return to_latent_batch(stored, trajectory, cameras, pairing=model.config.pairing)
 
 
 def tint(pixels: Pixels, rng: np.random.Generator) -> Pixels:

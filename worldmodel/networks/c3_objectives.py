@@ -19,9 +19,12 @@ NUM_TIMESTEPS = 1000
 class Objective(Protocol):
     """Reading of a network's velocity."""
 
-    schedule: Schedule
     context_timestep: float
     """Timestep of context frames."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """Noise levels, and the weights of latent and noise."""
 
     def timestep(self, level: float) -> float:
         """Input of the network for a noise level of the schedule."""
@@ -48,7 +51,7 @@ class VelocityDiffusion:
         return latents * self.schedule.signal(self.context_timestep)
 
     def clean(self, noisy: Tensor, velocity: Tensor, level: float) -> Tensor:
-        """z = signal x - sigma v."""
+        """Estimate z = signal x - sigma v."""
         return self.schedule.signal(level) * noisy - self.schedule.sigma(level) * velocity
 
 
@@ -67,7 +70,7 @@ class VelocityFlow:
         return latents
 
     def clean(self, noisy: Tensor, velocity: Tensor, level: float) -> Tensor:
-        """z = x - s v."""
+        """Estimate z = x - s v."""
         return noisy - level * velocity
 
 

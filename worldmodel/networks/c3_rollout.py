@@ -71,7 +71,9 @@ class C3Rollout:
             self.restart()
         action = known_actions(frame)
         step = Step(self, action)
-        step.latent = sample(step.denoise, frame.noisy, SCHEDULE, self.sampling, self.draw)
+        step.latent = sample(
+            step.denoise, frame.noisy, self.objective.schedule, self.sampling, self.draw
+        )
         confidence = step.confidence() if len(self.epsilon) else None
         keep = self.network.config.window - 1
         slides = self.latents.shape[1] == keep

@@ -49,6 +49,8 @@ def write_heatmaps(log: RolloutLog, folder: Path) -> int:
     rollouts = [r for r in readable_rollouts(log) if r.horizon.any()]
     if not rollouts:
         raise ValueError(f"{log.path} holds no imagined frame, so it has no confidence to show.")
+    if not any(rollout.has_confidence for rollout in rollouts):
+        raise ValueError(f"{log.path} has no confidence to show: its model states none.")
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)

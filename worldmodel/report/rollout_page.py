@@ -44,7 +44,8 @@ def log_sections(log: RolloutLog) -> list[Section]:
     if "level" in rollouts[0].signals:
         sections.append(Section("Verdicts", verdict_blocks(rollouts, rate_hz)))
     if any(rollout.horizon.any() for rollout in rollouts):
-        sections.append(Section("Calibration", calibration_blocks(rollouts, log.attributes)))
+        if any(rollout.has_confidence for rollout in rollouts):
+            sections.append(Section("Calibration", calibration_blocks(rollouts, log.attributes)))
         sections.append(Section("Accuracy", accuracy_blocks(rollouts)))
     return [*sections, Section("Videos", video_blocks(rollouts, rate_hz))]
 
@@ -223,11 +224,9 @@ def has_alarm(rollout: LoggedRollout) -> bool:
 def rollout_video(rollout: LoggedRollout, rate_hz: float) -> Video:
     """Video of one rollout; each panel holds all cameras side by side."""
     confidence = rollout.confidence[..., EPSILONS.index(MONITOR_EPSILON)].float().numpy()
-    panels = {
-        "real": camera_row(rollout.frames),
-        "imagined": camera_row(rollout.imagined),
-        "confidence": heat(rollout.imagined, confidence),
-    }
+    panels = {"real": camera_row(rollout.frames), "imagined": camera_row(rollout.imagined)}
+    if rollout.has_confidence:
+        panels["confidence"] = heat(rollout.imagined, confidence)
     if "trust_map" in rollout.signals:
         trust = np.nan_to_num(
             rollout.signals["trust_map"], nan=0.0

@@ -32,6 +32,7 @@ def steps(
     For context frames, `imagined` is the tokenizer's reconstruction. Missing views are black, and
     `view_valid` is False for them. Unknown actions are NaN.
     """
+    moved = int(model.config.pairing == "same")
     imagined, view_mask = model.decode(rollouts.imagined).cpu(), rollouts.view_valid
     if view_mask is not None:
         imagined = torch.where(
@@ -41,7 +42,7 @@ def steps(
         yield {
             "frame": episode.frames[t].numpy(),
             "imagined": imagined[t].numpy(),
-            "action": commanded(episode, t),
+            "action": commanded(episode, t - moved),
             "confidence": rollouts.confidence[t].numpy(),
             "error": rollouts.error[t].half().numpy(),
             "horizon": int(horizon),
@@ -50,9 +51,10 @@ def steps(
 
 
 def commanded(episode: Episode, t: int) -> Float[np.ndarray, " a"]:
-    """Action at frame t; NaN if the episode has none."""
-    action = episode.batch.actions[0, t].numpy()
-    return action if episode.batch.action_valid[0, t] else np.full_like(action, np.nan)
+    """Row t of the actions as the model pairs them, see `LatentBatch`; NaN if it is unknown."""
+    known = t >= 0 and episode.batch.action_valid[0, t]
+    action = episode.batch.actions[0, max(t, 0)].numpy()
+    return action if known else np.full_like(action, np.nan)
 
 
 def log_attributes(
@@ -71,6 +73,7 @@ def log_attributes(
         "rate_hz": model.config.rate_hz,
         "cameras": list(model.config.cameras),
         "confidence": "as stated" if monitor is None else RECALIBRATED,
+        **({} if model.has_confidence else {"confidence": "none"}),
         "epsilons": list(EPSILONS),
     }
 
@@ -126,6 +129,11 @@ class LoggedRollout:
 
     def __len__(self) -> int:
         return len(self.horizon)
+
+    @property
+    def has_confidence(self) -> bool:
+        """Whether the model stated a confidence; without, that of imagined frames is NaN."""
+        return not torch.isnan(self.confidence[self.horizon > 0]).any()
 
     @property
     def frames(self) -> UInt8[np.ndarray, "time view height width 3"]:

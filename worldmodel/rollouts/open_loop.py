@@ -30,7 +30,8 @@ class EpisodeRollouts:
     """An episode imagined in segments, each of which starts from real frames.
 
     Frames before the first segment hold the real latents, confidence 1 and horizon 0. Missing views
-    hold the same latents and confidence.
+    hold the same latents and confidence. The confidence of imagined frames is NaN if the model has
+    none.
     """
 
     truth: Float[Tensor, "time view channel h w"]
@@ -142,14 +143,15 @@ def _imagine_batch(
         windows.actions[:, :-1],
         action_valid=windows.action_valid[:, :-1],
         seeds=seeds,
-        epsilon=EPSILONS,
+        epsilon=EPSILONS if model.has_confidence else (),
         view_valid=None if view_mask is None else view_mask[:, :context],
         sampling=sampling,
     )
     for row, segment in enumerate(batch):
         target, window = results[segment.episode], slice(segment.start, segment.stop)
         target.imagined[window] = imagined.latents[row].cpu()
-        target.confidence[window] = imagined.confidence[row].nan_to_num(1.0).cpu().half()
+        stated = imagined.confidence[row].nan_to_num(1.0).cpu().half()
+        target.confidence[window] = stated if model.has_confidence else torch.nan
         target.horizon[window] = np.arange(1, horizon + 1)
         if target.features is not None:
             target.features[window] = imagined.features[row].cpu().half()

@@ -40,6 +40,12 @@ class OnlinePredictor:
     """
 
     def __init__(self, model: WorldModel, *, start: int, horizon: int, seed: int = 0) -> None:
+        if model.config.pairing == "same":
+            raise ValueError(
+                "The model sees every frame with the action commanded at it, which is not known "
+                "when the frame has to be predicted: it cannot run live. Import its checkpoint "
+                "with `--pairing next`, or watch recordings."
+            )
         self.model, self.start, self.horizon, self.seed = model, start, horizon, seed
         self._device = model.tokenizer.mean.device
         self._levels = torch.tensor(EPSILONS, device=self._device)

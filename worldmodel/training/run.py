@@ -125,6 +125,7 @@ def start_from(run: Run, preset_name: str, stage: str) -> WorldModel:
         )
     stored, own = trained.config.provenance, provenance(run, preset_name)
     own["stages"] = [name for name in stored.get("stages", ORDER[:2]) if name != stage]
+    own |= {"imported": stored["imported"]} if "imported" in stored else {}
     if stored.get("split") != json.loads(json.dumps(own["split"])):
         own["starts_from"] = stored
     reach = run.preset.horizon + run.preset.longest_start - 1
