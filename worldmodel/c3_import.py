@@ -75,12 +75,12 @@ def import_c3(  # noqa: PLR0913 - all settings of a network, keyword-only
             published.
         window: Maximum number of frames in the window. Default: from the config.yaml, else 10 with
             a confidence head (C3) and 20 without (WorldGym).
-        height: Latent height in positions. Default: from the config.yaml, else 32.
-        width: Latent width in positions.
+        height: Latent height in positions; default: from the config.yaml, else 32.
+        width: Latent width, likewise.
         spatial_rotary: Rotary position embedding within a frame, see `C3Config`. Default: that of
             the public file, if the file is one; "standard" with a confidence head.
         temporal_rotary: Rotary position embedding in time, same default.
-        objective: Training objective, see `C3Config`; same default, "ddpm" with a confidence head.
+        objective: Training objective, likewise; "ddpm" with a confidence head.
 
     Raises:
         ValueError: The file cannot be read without running code from it, its weights are not those
@@ -94,17 +94,14 @@ def import_c3(  # noqa: PLR0913 - all settings of a network, keyword-only
     known = public_file(file, shape)
     given = {"heads": heads, "window": window, "height": height, "width": width}
     untold = {"spatial_rotary": spatial_rotary, "temporal_rotary": temporal_rotary}
-    untold["objective"] = objective or run.objective
+    untold |= {"objective": objective or run.objective}
     fields: dict[str, Any] = shape | published(state) | run.shape
     fields |= {name: value for name, value in given.items() if value is not None}
     fields |= settle(untold, known, file)
     network = build(C3Config(**fields), state, file)
-    sampling = replace(
-        PUBLISHED,
-        num_steps=run.sampling_timesteps or PUBLISHED.num_steps,
-        guidance=run.cfg or (known.guidance if known else 1.0),
-    )
-    return ImportedC3(network, sampling)
+    num_steps = run.sampling_timesteps or PUBLISHED.num_steps
+    guidance = run.cfg or (known.guidance if known else 1.0)
+    return ImportedC3(network, replace(PUBLISHED, num_steps=num_steps, guidance=guidance))
 
 
 def build(config: C3Config, state: Mapping[str, Tensor], file: Path) -> C3Network:
