@@ -161,10 +161,7 @@ def as_world_model(
     Raises:
         ValueError: The tokenizer's latents have another shape, or the actions have another width.
     """
-    published = {**tokenizer.autoencoder.config, "shift_factor": None}
-    mean, std = tokenizer.kind.whitening(published)
-    tokenizer.mean.copy_(mean)
-    tokenizer.std.copy_(std)
+    whiten_as_published(tokenizer)
     shape, stride = network.config, tokenizer.stride
     stages = ["tokenizer", "dynamics", *(["confidence"] if network.has_confidence else [])]
     config = ModelConfig(
@@ -185,6 +182,14 @@ def as_world_model(
         model = WorldModel(config, tokenizer)
     model.dynamics = network
     return model.eval()
+
+
+def whiten_as_published(tokenizer: Tokenizer) -> None:
+    """Set the whitening to the scaling factor without the shift."""
+    published = {**tokenizer.autoencoder.config, "shift_factor": None}
+    mean, std = tokenizer.kind.whitening(published)
+    tokenizer.mean.copy_(mean)
+    tokenizer.std.copy_(std)
 
 
 def shape_of(state: Mapping[str, Tensor], file: Path) -> dict[str, int]:
