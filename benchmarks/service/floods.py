@@ -133,6 +133,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args()
     facts = {
+        "command": "`python -m benchmarks.service.floods`",
         "checkpoint": options.model,
         "hardware": hardware(),
         "load before": f"{os.getloadavg()[0]:.1f}",

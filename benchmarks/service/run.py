@@ -368,6 +368,7 @@ def main() -> int:
     signal.signal(signal.SIGALRM, give_up)
     signal.alarm(size.limit_s)
     facts = {
+        "command": "`python -m benchmarks.service.run`",
         "checkpoint": options.model,
         "hardware": hardware(),
         "cores": os.cpu_count(),

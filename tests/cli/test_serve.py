@@ -109,6 +109,18 @@ def test_a_verdict_past_the_deadline_is_a_stop(calibrated: Path, scenes: Path) -
         (["--listen", "127.0.0.1"], "`listen` must be HOST:PORT"),
         (["--listen", "0.0.0.0:0"], "an API key is required: set WORLDMODEL_API_KEY"),
         (["--listen", "127.0.0.1:0", "--max-sessions", "0"], "`max_sessions` must be at least 1"),
+        (
+            ["--listen", "127.0.0.1:0", "--max-sessions-per-address", "0"],
+            "`max_sessions_per_address` must be at least 1",
+        ),
+        (
+            ["--listen", "127.0.0.1:0", "--tls-cert", "cert.pem"],
+            "`tls_cert` and `tls_key` must be given together",
+        ),
+        (
+            ["--listen", "127.0.0.1:0", "--tls-cert", "none.pem", "--tls-key", "none.pem"],
+            "`tls_cert` must be a PEM file, but there is none at none.pem",
+        ),
     ],
 )
 def test_what_it_refuses(
