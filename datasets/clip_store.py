@@ -10,15 +10,15 @@
 
 An episode is written to a hidden folder and then renamed, so a killed process leaves only complete
 episodes. Nothing is synced to disk, so a power cut can still lose data. One process may write at a
-time; any number may read.
+time, and a second one is refused; any number may read.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from worldmodel.datasets.stored_episode import (
 )
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.datasets.zarr_folder import (
+    LOCK,
     create_root,
     has_checksums,
     hidden_folder,
@@ -43,12 +44,17 @@ from worldmodel.datasets.zarr_folder import (
     numbered_folders,
     open_root,
     read_array,
+    remove_at_once,
     remove_hidden_folders,
     rows_per_chunk,
+    staged_folder,
     typed_attributes,
 )
+from worldmodel.write_lock import lock_while_alive, write_lock
 
 FORM = "clip-store"
+START = Lock()
+"""Lets one thread at a time start writing."""
 CONVENTIONS = {
     "observation.images.*": "uint8 RGB",
     "observation.state": "x y z (m), first two columns of the rotation matrix, gripper opening",
@@ -72,9 +78,8 @@ class ClipStore:
         self._records: list[tuple[str, EpisodeRecord]] = []
         """Name of the folder, and attributes, of each episode."""
         self._positions: dict[str, int] = {}
-        for folder in numbered_folders(path / "episodes"):
-            self._register(folder)
-        self._clean = False
+        self._register_new()
+        self._is_writer = False
 
     @classmethod
     def create(
@@ -180,36 +185,43 @@ class ClipStore:
         """Write one episode to a hidden folder for `commit`; safe to call from several threads."""
         if trajectory.episode_id in self:
             raise ValueError(f"{self.path} holds an episode {trajectory.episode_id!r} already.")
-        folder = self._hidden_folder()
-        write_episode(folder, trajectory, self.format)
+        self._start_writing()
+        with staged_folder(hidden_folder(self.path)) as folder:
+            write_episode(folder, trajectory, self.format)
         return folder
 
     def commit(self, staged: Path) -> None:
-        """Append a staged episode to the store with a single rename."""
-        episode_id = typed_attributes(staged, EpisodeRecord).episode_id
-        if episode_id in self:
-            shutil.rmtree(staged)
-            raise ValueError(f"{self.path} holds an episode {episode_id!r} already.")
-        number = next_number(name for name, _ in self._records[-1:])
-        self._register(staged.rename(self.path / "episodes" / number))
+        """Append a staged episode to the store with a single rename, or delete it on an error."""
+        with staged_folder(staged):
+            record = typed_attributes(staged, EpisodeRecord)
+            if record.episode_id in self:
+                raise ValueError(f"{self.path} holds an episode {record.episode_id!r} already.")
+            number = next_number(name for name, _ in self._records[-1:])
+            staged.rename(self.path / "episodes" / number)
+        self._register(number, record)
 
     def write_latents(
         self, name: str, key: str | int, latents: Float[np.ndarray, "time view channel h w"]
     ) -> None:
         """Store the latents of one episode, replacing any of the same name.
 
-        `name` identifies the encoder, the cameras and the frame size.
+        `name` identifies the encoder, the cameras and the frame size. Waits up to a minute for
+        another process that writes.
         """
         target = self._latent_folder(name, key)
-        if not target.parent.exists():
-            zarr.create_group(target.parent)
-        staged = self._hidden_folder()
         rows = rows_per_chunk(len(latents), latents[:1].nbytes)
         chunks = (rows, *latents.shape[1:])
-        new_array(zarr.open_group(self.path), staged.name, data=latents, chunks=chunks)
-        if target.exists():
-            shutil.rmtree(target)
-        staged.rename(target)
+        with (
+            write_lock(self.path / LOCK, self.path, wait_s=60.0),
+            staged_folder(hidden_folder(self.path)) as staged,
+        ):
+            remove_hidden_folders(self.path)
+            if not (target.parent / "zarr.json").is_file():
+                zarr.create_group(target.parent)
+            new_array(zarr.open_group(self.path), staged.name, data=latents, chunks=chunks)
+            if target.exists():
+                remove_at_once(target, self.path)
+            staged.rename(target)
 
     def read_latents(self, name: str, key: str | int) -> Float[np.ndarray, "time view channel h w"]:
         """Latents of one episode stored under a name."""
@@ -226,10 +238,16 @@ class ClipStore:
             raise ValueError(f"`name` must be a plain folder name, got {name!r}.")
         return self.path / "latents" / name / self._record(key)[0]
 
-    def _register(self, folder: Path) -> None:
-        record = typed_attributes(folder, EpisodeRecord)
+    def _register_new(self) -> None:
+        """Register the episodes on disk that are not registered yet."""
+        known = {number for number, _ in self._records}
+        for folder in numbered_folders(self.path / "episodes"):
+            if folder.name not in known:
+                self._register(folder.name, typed_attributes(folder, EpisodeRecord))
+
+    def _register(self, number: str, record: EpisodeRecord) -> None:
         self._positions[record.episode_id] = len(self._records)
-        self._records.append((folder.name, record))
+        self._records.append((number, record))
 
     def _record(self, key: str | int) -> tuple[str, EpisodeRecord]:
         if isinstance(key, int):
@@ -242,9 +260,12 @@ class ClipStore:
             raise ValueError(f"{self.path} has no episode {key!r}; it holds {len(self)}.")
         return self._records[self._positions[key]]
 
-    def _hidden_folder(self) -> Path:
-        """A new hidden folder; the first call removes those that a killed writer left."""
-        if not self._clean:
+    def _start_writing(self) -> None:
+        """Lock the store, and remove what a killed writer left; only once."""
+        with START:
+            if self._is_writer:
+                return
+            lock_while_alive(self, self.path / LOCK, self.path)
             remove_hidden_folders(self.path)
-            self._clean = True
-        return hidden_folder(self.path)
+            self._register_new()
+            self._is_writer = True

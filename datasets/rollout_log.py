@@ -7,7 +7,7 @@
 Each step has its own chunk, so writing a step never rewrites an earlier one. The group's attribute
 `num_steps` is written last, by an atomic rename, and readers ignore later rows: a killed process
 loses at most the step it was writing. Nothing is synced to disk, so a power cut can still lose
-data. One process may write at a time; any number may read.
+data. One process may write at a time, and a second one is refused; any number may read.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 import zarr
 
 from worldmodel.datasets.zarr_folder import (
+    LOCK,
     create_root,
     hidden_folder,
     new_array,
@@ -31,13 +32,15 @@ from worldmodel.datasets.zarr_folder import (
     numbered_folders,
     open_array,
     open_root,
-    read_attributes,
     read_rows,
+    remove_at_once,
     remove_hidden_folders,
     rows_per_chunk,
+    staged_folder,
     typed_attributes,
 )
 from worldmodel.structured_files import Count, decode_json
+from worldmodel.write_lock import lock_while_alive
 
 FORM = "rollout-log"
 OPEN = ".open"
@@ -65,8 +68,8 @@ class RolloutWriter:
     def __init__(self, group: zarr.Group, folder: Path) -> None:
         self._group = group
         self._folder = folder
-        self._arrays = dict(group.arrays())
         self._num_steps = cast(int, group.attrs["num_steps"])
+        self._arrays = dict(group.arrays()) if self._num_steps else {}
 
     @property
     def num_steps(self) -> int:
@@ -74,7 +77,7 @@ class RolloutWriter:
         return self._num_steps
 
     def append(self, step: Mapping[str, Any]) -> None:
-        """Write one step to disk.
+        """Write one step to disk; after an error, the same step can be appended again.
 
         Args:
             step: Signal name -> number, array, text or list of texts. All steps must have the
@@ -82,25 +85,26 @@ class RolloutWriter:
         """
         row = {name: as_row(name, value) for name, value in step.items()}
         if not self._arrays:
-            self._create_arrays(row, step)
+            self._arrays = self._create_arrays(row, step)
         self._check(row)
         for name, array in self._arrays.items():
             if self._num_steps == array.shape[0]:
                 array.resize((2 * self._num_steps, *array.shape[1:]))
             array[self._num_steps] = row[name]
+        self._group.attrs["num_steps"] = self._num_steps + 1
         self._num_steps += 1
-        self._group.attrs["num_steps"] = self._num_steps
 
     def close(self) -> None:
         """Close the rollout: rewrite its arrays in large chunks and give them their final name."""
         if not self._folder.exists():
             return
-        staged = hidden_folder(self._folder.parent.parent)
-        compact = zarr.create_group(staged, attributes=dict(self._group.attrs))
-        for name, array in self._arrays.items():
-            copy_rows(array, compact, name, self._num_steps)
-        staged.rename(self._folder.with_suffix(""))
-        shutil.rmtree(self._folder)
+        root = self._folder.parent.parent
+        with staged_folder(hidden_folder(root)) as staged:
+            compact = zarr.create_group(staged, attributes=dict(self._group.attrs))
+            for name, array in self._arrays.items():
+                copy_rows(array, compact, name, self._num_steps)
+            staged.rename(self._folder.with_suffix(""))
+        remove_at_once(self._folder, root)
 
     def __enter__(self) -> RolloutWriter:
         return self
@@ -114,18 +118,26 @@ class RolloutWriter:
         if kind is None:
             self.close()
 
-    def _create_arrays(self, row: Mapping[str, np.ndarray], step: Mapping[str, Any]) -> None:
-        """Create the arrays from the shapes and types of the first step."""
+    def _create_arrays(
+        self, row: Mapping[str, np.ndarray], step: Mapping[str, Any]
+    ) -> dict[str, zarr.Array[Any]]:
+        """Create the arrays from the shapes and types of the first step.
+
+        Those of an earlier attempt are removed: some may be incomplete.
+        """
         lists = [name for name, value in step.items() if is_list_of_text(value)]
         self._group.attrs.update({"names": list(row), LISTS: lists})
+        arrays = {}
         for name, value in row.items():
-            self._arrays[name] = new_array(
+            shutil.rmtree(self._folder / name, ignore_errors=True)
+            arrays[name] = new_array(
                 self._group,
                 name,
                 shape=(FIRST_CAPACITY, *value.shape),
                 chunks=(1, *value.shape),
                 dtype=str if value.dtype.kind == "U" else value.dtype,
             )
+        return arrays
 
     def _check(self, row: Mapping[str, np.ndarray]) -> None:
         if row.keys() != self._arrays.keys():
@@ -145,9 +157,8 @@ class RolloutLog:
     def __init__(self, path: Path, attributes: Mapping[str, Any]) -> None:
         self.path = path
         self.attributes = dict(attributes)
-        self._folders: dict[str, Path] = {}
-        for folder in numbered_folders(path / "rollouts"):
-            self._folders.setdefault(typed_attributes(folder, RolloutAttributes).rollout_id, folder)
+        self._folders = rollout_folders(path)
+        self._is_writer = False
 
     @classmethod
     def create(cls, path: str | Path, *, attributes: Mapping[str, Any] | None = None) -> RolloutLog:
@@ -178,28 +189,37 @@ class RolloutLog:
         """Start a rollout; `attributes` (JSON values) are stored with it."""
         if rollout_id in self._folders:
             raise ValueError(f"{self.path} holds a rollout {rollout_id!r} already.")
-        remove_hidden_folders(self.path)
+        self._start_writing()
         number = next_number(folder.stem for folder in self._folders.values())
         folder = self.path / "rollouts" / f"{number}{OPEN}"
-        group = zarr.create_group(folder, attributes={
-            "rollout_id": rollout_id, "attributes": dict(attributes or {}), "num_steps": 0,
-        })  # fmt: skip
+        with staged_folder(hidden_folder(self.path)) as staged:
+            zarr.create_group(staged, attributes={
+                "rollout_id": rollout_id, "attributes": dict(attributes or {}), "num_steps": 0,
+            })  # fmt: skip
+            staged.rename(folder)
         self._folders[rollout_id] = folder
-        return RolloutWriter(group, folder)
+        return self._writer(folder)
 
     def resume(self, rollout_id: str) -> RolloutWriter:
         """Continue a rollout whose writer was killed, after its last complete step."""
+        self._start_writing()
         if self.is_closed(rollout_id):
             raise ValueError(f"Rollout {rollout_id!r} of {self.path} is closed; nothing to resume.")
-        folder = self._folder(rollout_id)
-        attributes = read_attributes(folder)
-        if (
-            typed_attributes(folder, RolloutAttributes).num_steps == 0
-        ):  # the arrays of the first step may be incomplete
-            return RolloutWriter(
-                zarr.create_group(folder, overwrite=True, attributes=attributes), folder
-            )
-        return RolloutWriter(zarr.open_group(folder, mode="r+"), folder)
+        return self._writer(self._folder(rollout_id))
+
+    def _start_writing(self) -> None:
+        """Lock the log, and remove what a killed writer left; only once."""
+        if self._is_writer:
+            return
+        lock_while_alive(self, self.path / LOCK, self.path)
+        remove_hidden_folders(self.path)
+        self._folders = rollout_folders(self.path)
+        self._is_writer = True
+
+    def _writer(self, folder: Path) -> RolloutWriter:
+        writer = RolloutWriter(zarr.open_group(folder, mode="r+"), folder)
+        lock_while_alive(writer, self.path / LOCK, self.path)
+        return writer
 
     def attributes_of(self, rollout_id: str) -> dict[str, Any]:
         """Attributes that were passed to `begin`."""
@@ -235,6 +255,14 @@ class RolloutLog:
             )
         closed = self._folders[rollout_id].with_suffix("")
         return closed if closed.exists() else self._folders[rollout_id]
+
+
+def rollout_folders(path: Path) -> dict[str, Path]:
+    """Folder of each rollout of a log, in the order they were begun."""
+    found = numbered_folders(path / "rollouts")
+    # A writer killed at the end of `close` leaves the open folder beside the closed one.
+    folders = [f for f in found if f.suffix != OPEN or not f.with_suffix("").is_dir()]
+    return {typed_attributes(folder, RolloutAttributes).rollout_id: folder for folder in folders}
 
 
 def is_list_of_text(value: object) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import product
 from math import ceil, prod
@@ -18,8 +19,11 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from worldmodel import budgets
 from worldmodel.structured_files import Count, Positive, converted, read_json
+from worldmodel.write_lock import write_lock
 
 T = TypeVar("T")
+LOCK = ".lock"
+"""Name of the lock file of a store's only writer."""
 INCOMING = ".incoming-"
 """Name prefix of an incomplete folder."""
 PROCESS = uuid.uuid4().hex[:8]
@@ -108,12 +112,16 @@ def create_root(
     named = {"worldmodel_form": form, "format_version": 1, "package_version": version("worldmodel")}
     if clash := sorted((named | own).keys() & given.keys()):
         raise ValueError(f"`attributes` must not hold {clash}: a {form} sets them itself.")
-    staged = path.parent / f"{INCOMING}{path.name}"
-    shutil.rmtree(staged, ignore_errors=True)
-    root = zarr.create_group(staged, attributes={**named, **own, **given})
-    for group in groups:
-        root.create_group(group)
-    staged.replace(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        write_lock(path.parent / f".{path.name}.lock", path),
+        staged_folder(path.parent / f"{INCOMING}{path.name}") as staged,
+    ):
+        shutil.rmtree(staged, ignore_errors=True)
+        root = zarr.create_group(staged, attributes={**named, **own, **given})
+        for group in groups:
+            root.create_group(group)
+        staged.replace(path)
 
 
 def open_root(path: Path, form: str) -> dict[str, Any]:
@@ -127,6 +135,22 @@ def open_root(path: Path, form: str) -> dict[str, Any]:
 def hidden_folder(parent: Path) -> Path:
     """Path of a new hidden folder, to be written and then renamed."""
     return parent / f"{INCOMING}{PROCESS}-{uuid.uuid4().hex}"
+
+
+@contextmanager
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """Context manager for a folder that is written and then renamed; deletes it after an error."""
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def remove_at_once(folder: Path, root: Path) -> None:
+    """Delete a folder of a root; a killed process leaves it whole or hidden."""
+    hidden = folder.rename(hidden_folder(root))
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def remove_hidden_folders(parent: Path) -> None:

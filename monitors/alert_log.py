@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,8 +43,9 @@ class Alert:
 class AlertLog:
     """Appends alerts to a file of JSON lines.
 
-    Each line goes to the operating system in one write, so a killed process loses no written line.
-    There is no fsync: a power cut may lose lines. One process writes; any number may read.
+    Each line goes to the operating system before `write` returns, so a killed process loses no
+    written line. There is no fsync: a power cut may lose lines. One process writes, and a second
+    one is refused; any number may read.
     """
 
     def __init__(self, path: str | Path, *, trust_maps: bool = False) -> None:
@@ -51,18 +54,51 @@ class AlertLog:
         Args:
             path: Log file; an unfinished last line from a killed writer is removed.
             trust_maps: Whether to store trust maps, which make up most of a verdict's size.
+
+        Raises:
+            OSError: the file cannot be opened.
+            ValueError: another process, or another log of this process, writes it.
         """
         self.path, self.trust_maps = Path(path), trust_maps
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 (closed by `close`)
-        self._file.truncate(finished_bytes(self._file.fileno()))
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._cut()
+        except BaseException as error:
+            self._file.close()
+            if isinstance(error, BlockingIOError):
+                raise ValueError(
+                    f"{self.path} is being written by another process; wait until it ends, or "
+                    "write somewhere else."
+                ) from error
+            raise
 
     def write(self, alert: Alert) -> None:
-        """Append one line."""
+        """Append one line.
+
+        Raises:
+            OSError: it could not be written, for example on a full disk. Nothing of it is left, and
+                later lines can be written once there is room.
+        """
+        if self._file.seek(0, os.SEEK_END) != self._end:
+            self._cut()
         fields = alert.as_dict(trust_map=self.trust_maps)
         line = memoryview((json.dumps(fields, allow_nan=False) + "\n").encode())
-        while line:
-            line = line[self._file.write(line) :]
+        size = len(line)
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except BaseException:
+            with suppress(OSError):  # else the next `write` cuts
+                self._cut()
+            raise
+        self._end += size
+
+    def _cut(self) -> None:
+        """Cut the file back to the last complete line."""
+        self._end = finished_bytes(self._file.fileno())
+        self._file.truncate(self._end)
 
     def close(self) -> None:
         """Close the file."""

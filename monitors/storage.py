@@ -27,8 +27,8 @@ from worldmodel.monitors.guarantees.episode_threshold import smallest_alpha
 from worldmodel.monitors.validity import MonitorMetadata
 from worldmodel.monitors.verdict import Level
 
-FORMAT = 2
-"""Format version; format 1 lacks `MonitorMetadata`, the calibration maxima and `json_sha256`."""
+FORMAT = 3
+"""Format version. Earlier ones are refused: not all of their fields have a hash."""
 MAXIMA = "calibration.maxima"
 """Array name: largest alarm score of each calibration episode."""
 CAUSES = "causes/"
@@ -36,6 +36,8 @@ CAUSES = "causes/"
 MOUNTING = "mounting/"
 """Prefix of the camera setup check's array names."""
 JSON_NAME, ARRAYS_NAME = "monitor.json", "monitor.safetensors"
+PART = ".part"
+"""End of the name of a file that is not in its place yet."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,15 @@ class SavedMonitor:
 def save_monitor(saved: SavedMonitor, folder: Path) -> None:
     """Write a monitor's two files, replacing an earlier monitor in `folder`.
 
-    Both are written next to the old files first and then moved into place one by one. A kill before
-    the moves keeps the old monitor; a kill between them leaves a pair that `load_monitor` refuses.
+    Both are written next to the old files first and then moved into place one by one, the arrays
+    first. A kill before the moves keeps the old monitor; `load_monitor` finds the new one after a
+    kill between them.
     """
     from safetensors.numpy import save
 
     folder.mkdir(parents=True, exist_ok=True)
+    if _is_between_moves(folder):
+        os.replace(folder / (JSON_NAME + PART), folder / JSON_NAME)
     alarm_rule, sensor = saved.alarm_rule, saved.sensor
     maxima = {} if alarm_rule.maxima_ is None else {MAXIMA: alarm_rule.maxima_}
     causes = {} if saved.causes is None else saved.causes.arrays()
@@ -95,16 +100,17 @@ def load_monitor(folder: Path) -> SavedMonitor:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    if not (folder / JSON_NAME).is_file():
+    name = JSON_NAME + PART if _is_between_moves(folder) else JSON_NAME
+    if not (folder / name).is_file():
         raise FileNotFoundError(
             f"No monitor in {folder}: {JSON_NAME} is missing; run `worldmodel calibrate`."
         )
     try:
-        fields = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
+        fields = json.loads((folder / name).read_text(encoding="utf-8"))
         blob = (folder / ARRAYS_NAME).read_bytes()
-        if fields["format"] not in (1, FORMAT):
-            raise ValueError(f"its format is {fields['format']}; this version reads 1 and {FORMAT}")
-        if fields["format"] != 1 and fields.pop("json_sha256") != _json_hash(fields):
+        if fields["format"] != FORMAT:
+            raise ValueError(f"its format is {fields['format']}; this version reads {FORMAT}")
+        if fields.pop("json_sha256") != _json_hash(fields):
             raise ValueError(f"{JSON_NAME} was changed after it was written")
         if hashlib.sha256(blob).hexdigest() != fields["arrays_sha256"]:
             raise ValueError(f"{ARRAYS_NAME} does not match the checksum in {JSON_NAME}")
@@ -206,12 +212,27 @@ def _json_hash(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
+def _is_between_moves(folder: Path) -> bool:
+    """Whether a save was killed after it moved the arrays and before it moved the JSON file."""
+    waiting = folder / (JSON_NAME + PART)
+    if not waiting.is_file():
+        return False
+    try:
+        written = json.loads(waiting.read_bytes())["arrays_sha256"]
+        return bool(written == hashlib.sha256((folder / ARRAYS_NAME).read_bytes()).hexdigest())
+    except (ValueError, LookupError, TypeError, OSError):
+        return False  # the save was killed earlier
+
+
 def _replace(files: Mapping[Path, bytes]) -> None:
-    """Write all files, then move each into place."""
-    parts = {path.with_name(path.name + ".part"): path for path in files}
+    """Write all files to disk, then move each into place."""
+    parts = {path.with_name(path.name + PART): path for path in files}
     try:
         for part, path in parts.items():
-            part.write_bytes(files[path])
+            with open(part, "wb") as file:
+                file.write(files[path])
+                file.flush()
+                os.fsync(file.fileno())
     except BaseException:  # Ctrl-C too: nothing half-written is left
         for part in parts:
             part.unlink(missing_ok=True)

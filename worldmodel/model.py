@@ -19,7 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from worldmodel.checkpoint import checkpoint_folder, copy_if_present, replaced_folder
+from worldmodel.checkpoint import (
+    checkpoint_folder,
+    copy_if_present,
+    recover_folder,
+    replaced_folder,
+)
 from worldmodel.datasets.actions import ActionSpec
 from worldmodel.imagination import Imagined, imagine
 from worldmodel.networks.c3 import C3Config, C3Network
@@ -277,6 +282,7 @@ class WorldModel(nn.Module):
         folder = Path(folder)
         with replaced_folder(folder) as partial:
             self._write(partial, dtype)
+            recover_folder(folder / "monitor")
             for extra in ("monitor", "README.md"):
                 copy_if_present(folder / extra, partial / extra)
 

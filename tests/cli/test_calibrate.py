@@ -14,7 +14,6 @@ from safetensors.numpy import load_file
 from worldmodel.calibration.calibrated import (
     Calibration,
     Checkpoint,
-    load_calibration,
     save_calibration,
 )
 from worldmodel.calibration.features import FrameFeatures
@@ -25,8 +24,6 @@ from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.model import WorldModel
 from worldmodel.monitors.reliability.recalibration import HorizonRecalibration
-from worldmodel.monitors.validity import MonitorMetadata
-from worldmodel.rollouts.open_loop import START
 
 Refused = Callable[..., str]
 UNTOUCHED = [f"train/{i}" for i in range(6, 10)]
@@ -230,38 +227,6 @@ def test_a_trust_of_another_model_or_action_spec_is_refused(
     config.write_text(config.read_text().replace('"num_steps": 1', '"num_steps": 2'))
     with pytest.raises(ValueError, match="was fitted for the model"):
         Checkpoint.load(model)
-
-
-def test_a_monitor_from_before_the_first_frames_were_imagined_watches_as_it_was_fitted(
-    calibrated: Path, model: Path
-) -> None:
-    folder = Path(shutil.copytree(calibrated / "monitor", model / "monitor"))
-    assert load_calibration(WorldModel.load(model), model).watch_start == 1
-    kept = json.loads((folder / "rollouts.json").read_text())
-    del kept["watch_start"]
-    (folder / "rollouts.json").write_text(json.dumps(kept))
-    assert load_calibration(WorldModel.load(model), model).watch_start == START
-
-
-def test_a_monitor_that_keeps_no_hash_is_known_by_its_record(calibrated: Path, model: Path) -> None:
-    """As those from before the hash was kept are."""
-    folder = Path(shutil.copytree(calibrated / "monitor", model / "monitor"))
-    calibration = Calibration.load(folder, WorldModel.load(model))
-    calibration.monitor.metadata_ = MonitorMetadata()
-    calibration.save(folder)
-    assert load_calibration(WorldModel.load(model), model).horizon == 4
-    (folder / "calibration.json").write_text('{"model": "0123456789abcdef"}')
-    with pytest.raises(ValueError, match="was fitted for the model '0123456789abcdef', not for"):
-        load_calibration(WorldModel.load(model), model)
-
-
-def test_changed_curves_are_refused(calibrated: Path, model: Path) -> None:
-    folder = Path(shutil.copytree(calibrated / "monitor", model / "monitor"))
-    content = bytearray((folder / "recalibration.safetensors").read_bytes())
-    content[-1] ^= 0x01
-    (folder / "recalibration.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match="cannot be read; calibrate it again"):
-        Calibration.load(folder, WorldModel.load(model))
 
 
 def test_an_interrupted_save_leaves_the_old_monitor_whole(

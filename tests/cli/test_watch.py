@@ -228,7 +228,7 @@ def test_wrong_input_is_refused_and_nothing_written(
     argv = ("watch", "--model", calibrated, "--data")
     out = ("--out", tmp_path / "log.zarr")
     assert "run `worldmodel calibrate`" in refused("watch", "--model", model, "--data", scenes)
-    assert "cannot be read" in refused(*argv, scenes, "--monitor", torn, *out)
+    assert "monitor.safetensors was edited" in refused(*argv, scenes, "--monitor", torn, *out)
     assert "does not exist" in refused(*argv, tmp_path / "nowhere", *out)
     assert "matches 'x'; it holds 10" in refused(*argv, scenes, "--only", "x", *out)
     assert "already exists" in refused(*argv, scenes, "--out", torn)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.other_process import held_by_another_process
 from worldmodel import model as module
 from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.imagination import Imagined
@@ -113,15 +114,36 @@ def test_a_failed_save_leaves_the_old_checkpoint_whole(
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
-def test_a_checkpoint_is_moved_aside_not_deleted_before_the_new_one_is_there(
-    make_model: Build, saved: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_save_killed_between_its_renames_is_finished_on_load(
+    make_model: Build, saved: Path, complete: bool
 ) -> None:
-    """Deleting takes long enough to be killed in; renaming does not."""
-    deleted = []
-    monkeypatch.setattr(module.shutil, "rmtree", lambda path, **options: deleted.append(path))
+    before, changed = WorldModel.load(saved).dynamics.change_std, make_model()
+    changed.dynamics.change_std += 1
+    saved.rename(saved.with_name("model.old"))
+    if complete:
+        changed.save(saved.with_name("model.partial"))
+    loaded = WorldModel.load(saved).dynamics.change_std
+    assert torch.equal(loaded, before + 1 if complete else before)
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_saving_finishes_a_killed_save_of_the_monitor(make_model: Build, saved: Path) -> None:
+    (saved / "monitor.old").mkdir()
+    (saved / "monitor.partial").mkdir()
+    (saved / "monitor.partial" / "new").touch()
     make_model().save(saved)
-    assert saved not in deleted
-    assert WorldModel.load(saved.with_name("model.old")).config == WorldModel.load(saved).config
+    assert [path.name for path in (saved / "monitor").iterdir()] == ["new"]
+
+
+def test_a_checkpoint_that_another_process_writes_is_refused(
+    make_model: Build, saved: Path
+) -> None:
+    with held_by_another_process(saved.with_name(".model.lock")):
+        with pytest.raises(ValueError, match="model is being written by another process; wait"):
+            make_model().save(saved)
+        WorldModel.load(saved)
+    make_model().save(saved)  # the lock of a killed process has no effect
 
 
 def test_a_name_finds_a_shipped_checkpoint(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -128,3 +129,49 @@ def test_killed_writer_loses_no_written_line(tmp_path: Path) -> None:
         assert writer.stdout.readline() == b"written\n"
         os.kill(writer.pid, signal.SIGKILL)
     assert [alert.step for alert in read_alerts(path)] == list(range(21))
+
+
+def test_a_failed_write_leaves_no_part_of_a_line_and_later_ones_follow(tmp_path: Path) -> None:
+    """As on a full disk: the write takes what fits, and the rest fails."""
+    path, alert = tmp_path / "alerts.jsonl", Alert(step=0, verdict=verdict(trust_map=None))
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with AlertLog(path) as log:
+        log.write(alert)
+        size = path.stat().st_size
+        for room in (1, size // 2, size - 1):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, unlimited[1]))
+            try:
+                with pytest.raises(OSError, match="File too large"):
+                    log.write(alert)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+            assert path.stat().st_size == size
+        log.write(alert)
+    assert list(read_alerts(path)) == [alert, alert]
+
+
+def test_a_line_that_could_not_be_cut_back_is_cut_before_the_next(tmp_path: Path) -> None:
+    path, alert = tmp_path / "alerts.jsonl", Alert(step=0, verdict=verdict(trust_map=None))
+    with AlertLog(path) as log:
+        log.write(alert)
+        with path.open("ab") as other:
+            other.write(b'{"torn')
+        log.write(alert)
+    assert list(read_alerts(path)) == [alert, alert]
+
+
+def test_a_second_writer_is_refused_and_a_killed_one_is_not_in_the_way(tmp_path: Path) -> None:
+    path, alert = tmp_path / "alerts.jsonl", Alert(step=0, verdict=verdict(trust_map=None))
+    message = r"alerts\.jsonl is being written by another process; wait until it ends, or write"
+    command = [sys.executable, "-c", KILLED, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"written\n"
+        with pytest.raises(ValueError, match=message):
+            AlertLog(path)
+        writer.kill()
+    with AlertLog(path) as log:
+        with pytest.raises(ValueError, match=message):
+            AlertLog(path)
+        log.write(alert)
+    assert len(list(read_alerts(path))) == 22

@@ -1,6 +1,8 @@
 """Provenance and expiry: other uses are refused, calibrations expire, damaged files are refused."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -89,8 +91,8 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray
     change(fields, arrays)
     blob = save(arrays)
     fields["arrays_sha256"] = hashlib.sha256(blob).hexdigest()
-    if fields.pop("json_sha256", None) is not None and fields["format"] > 1:
-        fields["json_sha256"] = _json_hash(fields)
+    del fields["json_sha256"]
+    fields["json_sha256"] = _json_hash(fields)
     (folder / "monitor.safetensors").write_bytes(blob)
     (folder / "monitor.json").write_text(json.dumps(fields))
 
@@ -121,24 +123,25 @@ def test_stored_maxima_reproduce_the_thresholds(monitor: RuntimeMonitor, tmp_pat
     assert list(judge.thresholds_.values()) == [ranked[15], ranked[17], ranked[18]]
 
 
-def test_monitor_of_format_1_still_loads(monitor: RuntimeMonitor, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_no_field_escapes_the_hashes_by_claiming_an_earlier_format(
+    monitor: RuntimeMonitor, tmp_path: Path, version: int
+) -> None:
     def age(fields: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        fields["format"] = 1
-        del arrays[MAXIMA]
-        for name in (*MonitorMetadata().as_dict(), "smallest_alpha"):
-            del fields[name]
+        fields["format"] = version
+        fields["expires"] = None
 
     monitor.save(tmp_path)
     rewrite(tmp_path, age)
-    loaded = RuntimeMonitor.load(
-        tmp_path, features=Brightness("any"), model_hash="any", action_spec={"rate_hz": 9.0}
-    )
-    assert loaded.metadata_ == MonitorMetadata()
-    assert loaded.alarm_rule_.maxima_ is None
-    frame = draw_frame(3)
-    assert loaded.update(frame, None) == monitor.update(frame, None)
-    loaded.save(tmp_path / "again")
-    assert RuntimeMonitor.load(tmp_path / "again").alarm_rule_.maxima_ is None
+    message = rf"its format is {version}; this version reads 3\); calibrate it again\.$"
+    with pytest.raises(ValueError, match=message):
+        RuntimeMonitor.load(tmp_path)
+    path = tmp_path / "monitor.json"
+    fields = json.loads(path.read_text())
+    del fields["json_sha256"]
+    path.write_text(json.dumps({**fields, "format": 3}))
+    with pytest.raises(ValueError, match=r"'json_sha256'.*calibrate it again"):
+        RuntimeMonitor.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -286,31 +289,55 @@ def test_broken_maxima_are_refused(
         RuntimeMonitor.load(tmp_path)
 
 
-@pytest.mark.parametrize("failing", ["monitor.safetensors.part", "monitor.json.part"])
+@pytest.mark.parametrize("failing", [1, 2])
 def test_an_interrupted_save_leaves_the_old_monitor_whole(
-    monitor: RuntimeMonitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+    monitor: RuntimeMonitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
     monitor.save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    write_bytes = Path.write_bytes
+    syncs = []
 
-    def interrupted(path: Path, content: bytes) -> int:
-        if path.name == failing:
-            write_bytes(path, content[:50])
+    def interrupted(descriptor: int) -> None:
+        syncs.append(descriptor)
+        if len(syncs) == failing:
             raise KeyboardInterrupt
-        return write_bytes(path, content)
 
     other = fit(today=lambda: CREATED + timedelta(days=1))
-    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         other.save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert RuntimeMonitor.load(tmp_path).metadata_.created == CREATED
 
 
-def test_save_interrupted_between_its_files_is_refused(
-    monitor: RuntimeMonitor, tmp_path: Path
+@pytest.mark.parametrize("moved", [0, 1])
+def test_save_killed_before_or_between_its_moves_keeps_one_version(
+    monitor: RuntimeMonitor, tmp_path: Path, moved: int
 ) -> None:
+    """Also if another save follows."""
+    other = RuntimeMonitor(CONFIG, today=lambda: CREATED + timedelta(days=1)).fit(
+        CALIBRATION[::-1], reference=CALIBRATION[:6], frame_shape=SHAPE
+    )
+    monitor.save(tmp_path / "here")
+    other.save(tmp_path / "new")
+    for name in ("monitor.safetensors", "monitor.json"):
+        shutil.copy(tmp_path / "new" / name, tmp_path / "here" / f"{name}.part")
+    for name in ("monitor.safetensors", "monitor.json")[:moved]:
+        os.replace(tmp_path / "here" / f"{name}.part", tmp_path / "here" / name)
+    made = RuntimeMonitor.load(tmp_path / "here").metadata_.created
+    assert made == CREATED + timedelta(days=moved)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="No space left"):
+            monitor.save(tmp_path / "here")
+    assert RuntimeMonitor.load(tmp_path / "here").metadata_.created == made
+
+
+def fail(descriptor: int) -> None:
+    raise OSError("No space left on device")
+
+
+def test_files_of_two_monitors_are_refused(monitor: RuntimeMonitor, tmp_path: Path) -> None:
     monitor.save(tmp_path / "old")
     other = RuntimeMonitor(CONFIG).fit(
         CALIBRATION[::-1], reference=CALIBRATION[:6], frame_shape=SHAPE

@@ -179,6 +179,8 @@ def test_a_checkpoint_killed_half_way_is_ignored_and_cleaned(
         patch.setattr(torch, "save", fail_later)
         with pytest.raises(OSError, match="No space left on device"):
             run(Toy(), tmp_path)
+    assert not (tmp_path / "partial").exists()
+    (tmp_path / "partial").mkdir()
     (tmp_path / "partial" / "leftover").touch()
     assert latest_checkpoint(tmp_path) == tmp_path / "step-2"
     resumed = run(Toy(), tmp_path)

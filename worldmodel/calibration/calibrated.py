@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -11,20 +10,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from worldmodel.calibration.features import FrameFeatures, looks_familiar
 from worldmodel.calibration.gate import Gate
-from worldmodel.checkpoint import check_trained, checkpoint_folder, fingerprint, replaced_folder
+from worldmodel.calibration.seal import check_seal, environment_key, write_seal
+from worldmodel.checkpoint import (
+    check_trained,
+    checkpoint_folder,
+    content_hash,
+    fingerprint,
+    recover_folder,
+    replaced_folder,
+    short_hash,
+)
 from worldmodel.episodes.clips import LatentBatch
 from worldmodel.episodes.episode import Episode
 from worldmodel.model import WorldModel
 from worldmodel.monitors.monitor import RuntimeMonitor
-from worldmodel.monitors.validity import MonitorMetadata, staleness
-from worldmodel.rollouts.open_loop import START, EpisodeRollouts, roll_out
+from worldmodel.monitors.validity import staleness
+from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
 from worldmodel.rollouts.recalibrate import Curves, recalibrated, restored_curves
+from worldmodel.structured_files import Positive, read_json
 
 LOG = logging.getLogger(__name__)
 WATCH_HORIZON = 4
@@ -32,7 +42,7 @@ WATCH_HORIZON = 4
 violated: with 16, the monitor detected action faults about ten frames later."""
 WATCH_START = 1
 """Real frames before the first imagined one: 1, to detect faults of the first frames, too."""
-RECALIBRATION = "recalibration.safetensors"
+RECALIBRATION, ROLLOUTS = "recalibration.safetensors", "rollouts.json"
 
 
 @dataclass(frozen=True)
@@ -70,52 +80,59 @@ class Calibration:
         return recalibrated(rollouts, self.recalibration, familiar=familiar)
 
     def save(self, folder: Path) -> None:
-        """Write all files into `folder`."""
+        """Write all files into `folder`, and the seal of all that it holds then."""
         self.monitor.save(folder)
-        curves = save_arrays(self.recalibration.arrays())
-        (folder / RECALIBRATION).write_bytes(curves)
-        horizons = {
-            "horizon": self.horizon,
-            "watch_horizon": self.watch_horizon,
-            "watch_start": self.watch_start,
-        }
-        rollouts = {**horizons, "curves_sha256": hashlib.sha256(curves).hexdigest()}
-        (folder / "rollouts.json").write_text(json.dumps(rollouts) + "\n", encoding="utf-8")
+        (folder / RECALIBRATION).write_bytes(save_arrays(self.recalibration.arrays()))
+        rollouts = RolloutSettings(self.horizon, self.watch_horizon, self.watch_start)
+        text = json.dumps(msgspec.to_builtins(rollouts))
+        (folder / ROLLOUTS).write_text(text + "\n", encoding="utf-8")
+        write_seal(folder)
 
     @classmethod
-    def load(cls, folder: Path, model: WorldModel, *, model_hash: str | None = None) -> Calibration:
-        """Read what `save` wrote.
+    def load(
+        cls, folder: Path, model: WorldModel, *, model_sha256: str | None = None
+    ) -> Calibration:
+        """Read what `save` or `worldmodel calibrate` wrote.
 
         Args:
-            folder: Folder that `save` wrote.
+            folder: Folder of a monitor. If the environment variable WORLDMODEL_SIGN_KEY names a key
+                file, that key must have signed it.
             model: The model to watch.
-            model_hash: The `fingerprint` of its checkpoint; None: only its tokenizer and its action
-                spec are compared with those the monitor was fitted for.
+            model_sha256: The `content_hash` of its checkpoint; None: only its tokenizer and its
+                action spec are compared with those the monitor was fitted for.
 
         Raises:
             OSError: There is no monitor in `folder`.
-            ValueError: A file is corrupt, or the monitor was fitted for another model.
+            ValueError: A file is corrupt or was changed, the signature is missing or wrong, or the
+                monitor was fitted for another model.
         """
+        recover_folder(folder)
+        if (folder / "monitor.json").is_file():
+            check_seal(folder, key=environment_key(), model_sha256=model_sha256)
         monitor = RuntimeMonitor.load(
             folder,
             features=FrameFeatures(model),
-            model_hash=model_hash,
+            model_hash=model_sha256 and short_hash(model_sha256),
             action_spec=model.config.action_spec.as_dict(),
         )
         try:
-            curves = (folder / RECALIBRATION).read_bytes()
-            rollouts = json.loads((folder / "rollouts.json").read_text(encoding="utf-8"))
-            horizon, written = int(rollouts["horizon"]), rollouts.get("curves_sha256")
-            watch_horizon = int(rollouts.get("watch_horizon", horizon))  # 0.1.0 had one horizon
-            watch_start = int(rollouts.get("watch_start", START))
-            if written not in (None, hashlib.sha256(curves).hexdigest()):
-                raise ValueError(f"{RECALIBRATION} was changed after it was written.")
-            recalibration = restored_curves(load_arrays(curves))
+            rollouts = read_json(folder / ROLLOUTS, RolloutSettings, "calibrate again")
+            recalibration = restored_curves(load_arrays((folder / RECALIBRATION).read_bytes()))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(
                 f"The monitor in {folder} cannot be read; calibrate it again."
             ) from error
-        return cls(monitor, recalibration, horizon, watch_horizon, watch_start)
+        return cls(
+            monitor, recalibration, rollouts.horizon, rollouts.watch_horizon, rollouts.watch_start
+        )
+
+
+class RolloutSettings(msgspec.Struct):
+    """Numbers of frames of a `Calibration`, as they are stored."""
+
+    horizon: Positive
+    watch_horizon: Positive
+    watch_start: Positive
 
 
 RECORD = "calibration.json"
@@ -131,14 +148,30 @@ def check_target(folder: Path) -> None:
 
 
 def save_calibration(
-    calibration: Calibration, gate: Gate, folder: Path, record: dict[str, Any]
+    calibration: Calibration,
+    gate: Gate,
+    folder: Path,
+    record: dict[str, Any],
+    *,
+    key: bytes | None = None,
+    model_sha256: str | None = None,
 ) -> None:
-    """Write monitor, recalibration, gate and `record`; replace an earlier monitor atomically."""
+    """Write monitor, recalibration, gate and `record`; replace an earlier monitor atomically.
+
+    Args:
+        calibration: The calibration.
+        gate: The gate.
+        folder: Folder of the monitor.
+        record: Record of the calibration run, as JSON values.
+        key: Key that signs all files; None: no signature.
+        model_sha256: `content_hash` of the model.
+    """
     check_target(folder)
     with replaced_folder(folder) as part:
         calibration.save(part)
         gate.save(part / "gate")
         (part / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_seal(part, key=key, model_sha256=model_sha256)
 
 
 def load_calibration(
@@ -148,13 +181,10 @@ def load_calibration(
 
     Raises:
         OSError: There is no monitor.
-        ValueError: A file is corrupt, or was made for other weights, actions or frames.
+        ValueError: As `Calibration.load`, or it was made for other frames.
     """
-    folder, model_hash = monitor or checkpoint / "monitor", fingerprint(checkpoint)
-    calibration = Calibration.load(folder, model, model_hash=model_hash)
-    # Monitors of format 1 hold the hash of the model only in the record.
-    recorded = MonitorMetadata(model_hash=read_record(folder).get("model"))
-    recorded.check_fits(str(folder), MonitorMetadata(model_hash=model_hash))
+    folder = monitor or checkpoint / "monitor"
+    calibration = Calibration.load(folder, model, model_sha256=content_hash(checkpoint))
     expected = (model.config.dynamics.views, *model.config.image_size, 3)
     if calibration.monitor.frame_shape_ != expected:
         raise ValueError(
@@ -172,10 +202,7 @@ def read_record(monitor: Path) -> dict[str, Any]:
     file = monitor / RECORD
     if not file.is_file():
         return {}
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); calibrate again.") from error
+    return read_json(file, dict, "calibrate again")
 
 
 @dataclass(frozen=True)
@@ -218,6 +245,7 @@ class Checkpoint:
     @cached_property
     def gate(self) -> Gate:
         """Gate that selects the rollouts to trust, read on first use."""
+        check_seal(self.monitor_folder, key=environment_key())
         return Gate.load(self.monitor_folder / "gate", model_hash=fingerprint(self.folder))
 
 

@@ -52,6 +52,10 @@ class Command:
     skip_bad: bool = False
     """Leave out episodes that cannot be read, and name them; default: stop at the first. Decodes
     every episode once more, beforehand."""
+    sign_key: Path | None = None
+    """File with a key of 32 bytes or more that signs the monitor; None: the file that the
+    environment variable WORLDMODEL_SIGN_KEY names, or no signature if it is not set. Where that
+    variable is set, no command loads a monitor that this key did not sign."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -61,7 +65,8 @@ def run(command: Command) -> int:
     from worldmodel.calibration.calibrate import calibrate, monitor_config
     from worldmodel.calibration.calibrated import check_target, save_calibration
     from worldmodel.calibration.choose_episodes import plan_calibration
-    from worldmodel.checkpoint import check_trained, checkpoint_folder, fingerprint
+    from worldmodel.calibration.seal import environment_key, read_key
+    from worldmodel.checkpoint import check_trained, checkpoint_folder, content_hash, short_hash
     from worldmodel.episodes.load import open_for
     from worldmodel.model import WorldModel
     from worldmodel.monitors.reliability.recalibration import curve_kind
@@ -74,6 +79,7 @@ def run(command: Command) -> int:
     folder = checkpoint_folder(command.model)
     target = command.out or folder / "monitor"
     check_target(target)
+    key = read_key(command.sign_key) if command.sign_key else environment_key()
     model = WorldModel.load(command.model)
     check_trained(model.config.provenance, folder, "confidence")
     reference = None if command.reference is None else open_for(model, command.reference)
@@ -81,13 +87,16 @@ def run(command: Command) -> int:
     plan = plan_calibration(model, data, reference, skip_bad=command.skip_bad)
     config = monitor_config(len(plan.calibration), command.alpha, command.delta)
     note_limits(command, plan, config, trained_horizon=model.config.trained_horizon)
-    metadata = MonitorMetadata(model_hash=fingerprint(folder), expires=expires)
+    model_sha256 = content_hash(folder)
+    metadata = MonitorMetadata(model_hash=short_hash(model_sha256), expires=expires)
     fitted = calibrate(
         model, plan, config=config, horizon=command.horizon, method=command.recalibration,
         metadata=metadata,
     )  # fmt: skip
     record = make_record(command, plan, fitted)
-    save_calibration(fitted.calibration, fitted.gate, target, record)
+    save_calibration(
+        fitted.calibration, fitted.gate, target, record, key=key, model_sha256=model_sha256
+    )
     if command.json:
         print(json.dumps({"monitor": str(target), **record}))
     else:

@@ -76,7 +76,7 @@ def run(command: Command) -> int:
     """Log the missing rollouts, then print the quality of all logged rollouts."""
     from worldmodel.calibration.calibrated import load_calibration
     from worldmodel.calibration.choose_episodes import long_enough, warn_if_seen
-    from worldmodel.checkpoint import check_trained, checkpoint_folder
+    from worldmodel.checkpoint import check_trained, checkpoint_folder, recover_folder
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes.load import open_for, select_episodes
     from worldmodel.episodes.usable import usable_episodes
@@ -97,6 +97,7 @@ def run(command: Command) -> int:
         check_trained(model.config.provenance, folder, "confidence")
     sampling = choose_sampling(command, model)
     monitor = command.monitor or folder / "monitor"
+    recover_folder(monitor)
     has_trust = command.monitor is not None or monitor.exists()
     calibration = load_calibration(model, folder, monitor) if has_trust else None
     dataset = open_for(model, command.data)

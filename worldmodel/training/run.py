@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from worldmodel.checkpoint import check_trained
+from worldmodel.checkpoint import check_trained, recover_folder
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.dataset import Dataset as Episodes
 from worldmodel.datasets.resampling import resampled
@@ -25,6 +25,7 @@ from worldmodel.training.new_model import model_actions, new_model
 from worldmodel.training.presets import Preset
 from worldmodel.training.splits import Split
 from worldmodel.training.stopping import Stop
+from worldmodel.write_lock import lock_while_alive
 
 PARTS = {
     "tokenizer": ("tokenizer",),
@@ -93,15 +94,19 @@ def prepare(run: Run, preset_name: str, *, stage: str | None, restart: str | Non
     """Write the model to train into `<run>/model`: a new one, or that of an earlier run.
 
     Raises:
-        ValueError: the folder holds another run, or a stage before `stage` is missing.
+        ValueError: the folder holds another run, another process writes it, or a stage before
+            `stage` is missing.
     """
     folder = run.folder / "model"
+    recover_folder(folder)
     if folder.is_dir():
+        hold(run)
         model = WorldModel.load(folder)
         check_same_run(model.config.provenance, run, preset_name)
         if restart is not None:
             forget(run, model, [restart] if stage else ORDER[ORDER.index(restart) :])
             model.save(folder)
+            remove(folder / "monitor")
     elif run.source is None:
         model = new_model(run.store, run.preset, run.tokenizer)
         model.config.provenance.update(provenance(run, preset_name))
@@ -111,7 +116,20 @@ def prepare(run: Run, preset_name: str, *, stage: str | None, restart: str | Non
     if stage is not None:
         check_trained(model.config.provenance, folder, *ORDER[: ORDER.index(stage)])
     if not folder.is_dir():
+        hold(run)
         model.save(folder)
+
+
+def hold(run: Run) -> None:
+    """Keep other processes from writing the run folder until the run ends."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    lock_while_alive(run, run.folder / ".lock", run.folder)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder if it exists."""
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def start_from(run: Run, preset_name: str, stage: str) -> WorldModel:
@@ -171,7 +189,7 @@ def check_same_run(stored: dict[str, Any], run: Run, preset_name: str) -> None:
 
 
 def forget(run: Run, model: WorldModel, stages: Sequence[str]) -> None:
-    """Reset stages: untrained parts; delete their checkpoints and the monitor."""
+    """Reset stages: untrained parts; delete their checkpoints."""
     if run.source is None:
         fresh = new_model(run.store, run.preset, run.tokenizer)
     else:
@@ -182,5 +200,5 @@ def forget(run: Run, model: WorldModel, stages: Sequence[str]) -> None:
     done = model.config.provenance["stages"]
     model.config.provenance["stages"] = [name for name in done if name not in stages]
     folders = [*stages, "rollout"] if "dynamics" in stages else stages
-    for folder in (*folders, "model/monitor"):
-        shutil.rmtree(run.folder / folder, ignore_errors=True)
+    for folder in folders:
+        remove(run.folder / folder)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worldmodel.checkpoint import sync_files
 from worldmodel.training.parallel import all_processes, own_share, whole
 
 STATE = "state.pt"
@@ -33,10 +34,8 @@ class TrainingState:
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Newest complete checkpoint of a stage."""
-    checkpoints = sorted(
-        folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-"))
-    )
-    return checkpoints[-1] if checkpoints else None
+    complete = (path.parent for path in folder.glob(f"step-*/{STATE}"))
+    return max(complete, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
 def save_checkpoint(state: TrainingState, folder: Path, step: int) -> None:
@@ -54,13 +53,30 @@ def save_checkpoint(state: TrainingState, folder: Path, step: int) -> None:
     )
     if is_writer:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        torch.save(values, partial / STATE)
-        os.replace(partial, final)
+        try:
+            _write(values, partial)
+            os.replace(partial, final)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         for old in folder.glob("step-*"):
             if old != final:
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)
     processes.wait_for_everyone()
+
+
+def _write(values: dict[str, Any], folder: Path) -> None:
+    """Write a checkpoint's file into a new folder.
+
+    Raises:
+        OSError: The disk is full, or the file cannot be written.
+    """
+    folder.mkdir(parents=True)
+    try:
+        torch.save(values, folder / STATE)
+    except RuntimeError as error:  # how PyTorch reports a full disk
+        raise OSError(f"{folder / STATE} cannot be written: {error}") from error
+    sync_files(folder)
 
 
 def resume(state: TrainingState, folder: Path) -> int:
