@@ -119,7 +119,9 @@ def load_monitor(folder: Path) -> SavedMonitor:
         alarm_rule = _alarm_rule(fields, arrays)
         _check_numbers(alarm_rule)
         return SavedMonitor(alarm_rule, sensor, MonitorMetadata.from_dict(fields), causes)
-    except (ValueError, LookupError, TypeError, AttributeError, OSError, SafetensorError) as error:
+    except (
+        ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError, SafetensorError
+    ) as error:  # fmt: skip
         reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
             f"The monitor in {folder} cannot be read ({reason}); calibrate it again."
@@ -220,7 +222,7 @@ def _is_between_moves(folder: Path) -> bool:
     try:
         written = json.loads(waiting.read_bytes())["arrays_sha256"]
         return bool(written == hashlib.sha256((folder / ARRAYS_NAME).read_bytes()).hexdigest())
-    except (ValueError, LookupError, TypeError, OSError):
+    except (ValueError, LookupError, TypeError, OSError, RecursionError):
         return False  # the save was killed earlier
 
 

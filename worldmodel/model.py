@@ -336,7 +336,7 @@ def read_config(folder: Path) -> ModelConfig:
         return ModelConfig.from_dict(stored)
     except KeyError as error:
         raise ValueError(f"The config.json in {str(folder)!r} lacks {error}.") from error
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         reason = str(error).removesuffix(".")
         raise ValueError(f"The config.json in {str(folder)!r} cannot be read: {reason}.") from error
 

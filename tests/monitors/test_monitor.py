@@ -382,8 +382,6 @@ def edit(**change: object) -> object:
         ("monitor.json", lambda path: path.write_text("[]"), "cannot be read"),
         ("monitor.json", lambda path: path.write_bytes(b"\xff\xfe\x00"), "cannot be read"),
         ("monitor.json", edit(format=99), "its format is 99; this version reads 3"),
-        ("monitor.json", edit(format=1), "its format is 1; this version reads 3"),
-        ("monitor.json", edit(format=2), "its format is 2; this version reads 3"),
         ("monitor.json", edit(config={"alpha": 1}), "cannot be read"),
         ("monitor.json", edit(thresholds={"panic": 1.0}), "cannot be read"),
         ("monitor.json", edit(thresholds={"notice": "high"}), "cannot be read"),
