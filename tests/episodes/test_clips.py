@@ -3,13 +3,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.episodes.clips import encode_episode, encode_store, latents_name
+from worldmodel.episodes.clips import (
+    encode_episode,
+    encode_store,
+    latents_name,
+    success_per_frame,
+)
 from worldmodel.model import WorldModel
 from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
 
@@ -83,3 +89,24 @@ def test_latents_under_old_keys_are_ignored_and_deleted_ones_are_recomputed(
     reopened = ClipStore.open(store.path)
     assert torch.equal(encode_store(model, reopened, ["a"])[0].latents, expected)
     assert reopened.has_latents(latents_name(model), "a")
+
+
+@pytest.mark.parametrize(("success", "last"), [(True, 1.0), (False, 0.0), (None, None)])
+def test_an_outcome_labels_the_last_frame(
+    make_trajectory: Callable[..., Trajectory], success: bool | None, last: float | None
+) -> None:
+    trajectory = replace(make_trajectory("a", 4, 0), success=success, signals={})
+    labels = success_per_frame(trajectory)
+    assert np.isnan(labels[:-1]).all()
+    assert np.isnan(labels[-1]) if last is None else labels[-1] == last
+
+
+def test_labels_per_frame_win_and_must_be_flags(
+    make_trajectory: Callable[..., Trajectory],
+) -> None:
+    trajectory = make_trajectory("a", 4, 0)
+    flags = np.array([False, False, True, True])
+    labelled = replace(trajectory, success=False, signals={"success": flags})
+    assert success_per_frame(labelled).tolist() == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="must hold only 0 and 1"):
+        success_per_frame(replace(trajectory, signals={"success": np.full(4, 0.5)}))

@@ -319,6 +319,19 @@ def test_data_without_success_labels_have_no_judge(
     assert model.config.provenance["stages"] == ["tokenizer", "dynamics", "confidence"]
 
 
+def test_declared_outcomes_train_the_judge(
+    make_store: Store, make_trajectory: Callable[..., Trajectory], preset: Preset, tmp_path: Path
+) -> None:
+    """Episodes of other lengths whose success is known only for the whole, as in most data."""
+    store = make_store([])
+    for index in range(4):
+        episode = make_trajectory(f"episode-{index}", 6 + index, index)
+        store.add(replace(episode, success=index % 2 == 0, signals={}))
+    model = train(store, "micro", tmp_path / "run")
+    assert model.config.provenance["stages"][-1] == "judge"
+    assert all(weights.isfinite().all() for weights in model.judge.parameters())
+
+
 def test_a_given_tokenizer_is_whitened_and_not_trained(
     make_store: Store, preset: Preset, tmp_path: Path
 ) -> None:

@@ -69,10 +69,22 @@ class LatentBatch:
 
 
 def success_per_frame(trajectory: Trajectory) -> np.ndarray:
-    """Success label per frame: 1 if it shows the task done, else 0; NaN if unlabelled."""
-    if "success" in trajectory.signals:
-        return np.asarray(trajectory.signals["success"], dtype=np.float32)
-    return np.full(len(trajectory), np.nan, dtype=np.float32)
+    """Success label per frame: 1 if it shows the task done, else 0; NaN if unlabelled.
+
+    A signal `success` labels every frame. Otherwise, the success that the data declare for the
+    whole episode labels its last frame.
+    """
+    labels = np.full(len(trajectory), np.nan, dtype=np.float32)
+    stored = trajectory.signals.get("success")
+    if stored is not None and stored.shape == labels.shape and stored.dtype.kind in "biuf":
+        labels = stored.astype(np.float32)
+        if not np.isin(labels[~np.isnan(labels)], (0, 1)).all():
+            raise ValueError(
+                f"Signal `success` of episode {trajectory.episode_id!r} must hold only 0 and 1."
+            )
+    elif trajectory.success is not None:
+        labels[-1:] = trajectory.success
+    return labels
 
 
 def collate_latents(items: list[LatentBatch]) -> LatentBatch:

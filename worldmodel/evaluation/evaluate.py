@@ -111,7 +111,7 @@ def classify_episodes(
     Raises:
         ValueError: An episode has no success label.
     """
-    unknown = [e.name for e in episodes if e.batch.success.isnan().any()]
+    unknown = [e.name for e in episodes if e.batch.success[0, -1].isnan()]
     if unknown:
         raise ValueError(
             f"Episode {unknown[0]!r} has no success label; evaluation needs one per episode."

@@ -203,11 +203,16 @@ def make_validator(
 def train_judge(run: Run, model: WorldModel) -> bool:
     """Train the success classifiers if the data have success labels."""
     episodes = [
-        e for e in latents_of(run, model, run.split.dynamics) if not e.success.isnan().any()
+        e for e in latents_of(run, model, run.split.dynamics) if not e.success[0, -1].isnan()
     ]
     if not episodes:
         return False
     length = min(e.latents.shape[1] for e in episodes)
+    # Where only the outcome is known, the last frame is the only one with a label.
+    episodes = [
+        e.cut(length, start=e.latents.shape[1] - length) if e.success.isnan().any() else e
+        for e in episodes
+    ]
     objective = SuccessObjective(model.judge, model.action_judge)
     run.fit(objective, LatentClips(episodes, length), run.preset.judge_loop, name="judge")
     return True
