@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint docs checkpoint clean
+.PHONY: demo test test-all fuzz lint docs checkpoint clean
 .NOTPARALLEL:
 
 demo: $(VENV)/run.stamp  ## Run the demo; ARGS="--help" lists its options.
@@ -15,6 +15,9 @@ test: $(VENV)/dev.stamp  ## Run the tests, without the slow ones.
 
 test-all: $(VENV)/dev.stamp  ## Run the tests, the slow ones included.
 	$(BIN)/pytest -n 2 -m "not gpu" $(ARGS)
+
+fuzz: $(VENV)/dev.stamp  ## Read 10,000 damaged copies of every form, model and monitor.
+	WORLDMODEL_FUZZ=$${WORLDMODEL_FUZZ:-10000} $(BIN)/pytest tests/datasets/test_fuzz.py tests/cli/test_damaged_folders.py $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## Check style and types.
 	$(BIN)/ruff check

@@ -24,6 +24,11 @@ from worldmodel.write_lock import write_lock
 T = TypeVar("T")
 LOCK = ".lock"
 """Name of the lock file of a store's only writer."""
+UNREADABLE = (
+    OSError, AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError,
+    MemoryError,
+)  # fmt: skip
+"""Errors of Zarr and its codecs for damaged arrays."""
 INCOMING = ".incoming-"
 """Name prefix of an incomplete folder."""
 PROCESS = uuid.uuid4().hex[:8]
@@ -210,7 +215,7 @@ def open_array(path: Path) -> zarr.Array[Any]:
     try:
         _check_metadata(path)
         return zarr.open_array(path, mode="r", zarr_format=3)
-    except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except UNREADABLE as error:
         reason = str(error).removesuffix("; copy it again.")
         raise ValueError(f"{path} is no readable Zarr array ({reason}); copy it again.") from error
 
@@ -258,7 +263,7 @@ def read_rows(array: zarr.Array[Any], window: slice) -> np.ndarray:
         if has_checksums(path):
             _require_chunks(path, array, window)
         return np.asarray(array[window])
-    except (OSError, ValueError, RuntimeError) as error:  # what Zarr and its codecs raise
+    except UNREADABLE as error:
         raise ValueError(f"{path} is damaged ({error}); copy it again.") from error
 
 

@@ -15,6 +15,10 @@ IMAGE_PIXELS = 2**26
 """Pixels of one image or video frame (8192 x 8192)."""
 ARRAY_BYTES = 2**34
 """Bytes of one array in memory (16 GiB)."""
+DIMENSION = 2**20
+"""A dimension in the config of a network."""
+LAYERS = 2**10
+"""Layers in the config of a network."""
 TEXT_BYTES = 2**28
 """Bytes of one JSON, TOML or YAML file (256 MiB)."""
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
@@ -29,15 +30,18 @@ from worldmodel.datasets.actions import ActionSpec
 from worldmodel.imagination import Imagined, imagine
 from worldmodel.networks.c3 import C3Config, C3Network
 from worldmodel.networks.confidence_heads import ConfidenceConfig, Head, build_head
+from worldmodel.networks.declared_size import require_declared_size
 from worldmodel.networks.dynamics import Dynamics, DynamicsConfig, only_valid
 from worldmodel.networks.images import resize, to_model, to_pixels
 from worldmodel.networks.rollout import RolloutInputs
 from worldmodel.networks.sampler import Sampling
 from worldmodel.networks.success import ActionSuccessClassifier, SuccessClassifier
 from worldmodel.networks.tokenizer import Tokenizer
+from worldmodel.structured_files import Count, Positive, converted, read_json
 
 FORMAT = 1
 """Version of the checkpoint format."""
+ADVICE = "copy the checkpoint again"
 NETWORKS: dict[str, type[DynamicsConfig] | type[C3Config]] = {
     "own": DynamicsConfig,
     "reference": C3Config,
@@ -110,17 +114,39 @@ class ModelConfig:
                 f"`format` must be {FORMAT}, got {stored.get('format')!r}; the checkpoint is from "
                 "another version."
             )
-        fields = {name: value for name, value in stored.items() if name != "format"}
-        shape = {**fields["dynamics"]}
+        fields = converted(stored, StoredConfig, "it", ADVICE)
+        shape = dict(fields.dynamics)
         if (network := shape.pop("network", "own")) not in NETWORKS:
             raise ValueError(f"`network` must be one of {', '.join(NETWORKS)}, got {network!r}.")
-        fields["dynamics"] = NETWORKS[network](**shape)
-        lists = {k: tuple(v) for k, v in fields["confidence"].items() if isinstance(v, list)}
-        fields["confidence"] = ConfidenceConfig(**{**fields["confidence"], **lists})
-        fields["action_spec"] = ActionSpec.from_dict(fields["action_spec"])
-        fields["image_size"] = tuple(fields["image_size"])
-        fields["cameras"] = tuple(fields["cameras"])
-        return cls(**fields)
+        kind = NETWORKS[network]
+        if unknown := sorted(shape.keys() - kind.__dataclass_fields__.keys()):
+            raise ValueError(f"`dynamics` has the unknown field {unknown[0]!r}.")
+        return cls(
+            dynamics=converted(shape, kind, "`dynamics`", ADVICE),
+            confidence=fields.confidence,
+            image_size=fields.image_size,
+            cameras=tuple(fields.cameras),
+            action_spec=ActionSpec.from_dict(fields.action_spec, "`action_spec`"),
+            num_steps=fields.num_steps,
+            sampler=fields.sampler,
+            trained_horizon=fields.trained_horizon,
+            provenance=fields.provenance,
+        )
+
+
+class StoredConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """Content of the config.json of a checkpoint."""
+
+    dynamics: dict[str, Any]
+    confidence: ConfidenceConfig
+    image_size: tuple[Positive, Positive]
+    cameras: list[str]
+    action_spec: dict[str, Any]
+    num_steps: int = 1
+    sampler: str = "euler"
+    trained_horizon: Count = 16
+    provenance: dict[str, Any] = {}
+    format: int = FORMAT
 
 
 class WorldModel(nn.Module):
@@ -314,11 +340,21 @@ class WorldModel(nn.Module):
                 from another model.
         """
         folder = checkpoint_folder(source)
-        model = cls(read_config(folder), Tokenizer.from_pretrained(folder / "tokenizer"))
+        config, tokenizer = read_config(folder), Tokenizer.from_pretrained(folder / "tokenizer")
         try:
             weights = load_file(folder / "weights.safetensors")
         except (OSError, SafetensorError) as error:
             raise ValueError(f"The weights in {str(folder)!r} cannot be read: {error}.") from error
+        num_bytes = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+        sizes = {"dynamics": asdict(config.dynamics), "confidence": asdict(config.confidence)}
+        try:
+            require_declared_size(lambda: cls(config, tokenizer), sizes, num_bytes)
+            model = cls(config, tokenizer)
+        except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+            reason = str(error).removesuffix(".")
+            raise ValueError(
+                f"The weights in {str(folder)!r} do not fit its config.json: {reason}."
+            ) from error
         wrong = first_mismatch(model._own_state(), weights)
         if wrong is not None:
             raise ValueError(f"The weights in {str(folder)!r} do not fit its config.json: {wrong}.")
@@ -330,13 +366,10 @@ class WorldModel(nn.Module):
 def read_config(folder: Path) -> ModelConfig:
     """Read the config of a checkpoint folder."""
     try:
-        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(stored, dict):
-            raise TypeError(f"it must hold a JSON object, got a {type(stored).__name__}")
-        return ModelConfig.from_dict(stored)
+        return ModelConfig.from_dict(read_json(folder / "config.json", dict))
     except KeyError as error:
         raise ValueError(f"The config.json in {str(folder)!r} lacks {error}.") from error
-    except (OSError, TypeError, ValueError, RecursionError) as error:
+    except (OSError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         reason = str(error).removesuffix(".")
         raise ValueError(f"The config.json in {str(folder)!r} cannot be read: {reason}.") from error
 

@@ -105,7 +105,9 @@ def _rows(run: Path) -> dict[str, np.ndarray]:
     file = run / "trajectory.h5"
     signals: dict[str, np.ndarray] = {}
 
-    def keep(name: str, item: object) -> None:
+    def keep(name: str | bytes, item: object) -> None:
+        if isinstance(name, bytes):
+            raise ValueError(f"its name {name!r} is not UTF-8")
         if isinstance(item, h5py.Dataset) and item.dtype.kind in "fiub" and item.ndim <= 2:
             _require_stored(name, item)
             signals[name] = item[()]

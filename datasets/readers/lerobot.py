@@ -277,7 +277,11 @@ def _signals(info: Info, episode: EpisodeRow) -> dict[str, np.ndarray]:
     if len(rows) != episode.num_frames:
         raise ValueError(f"{len(rows)} rows, expected {episode.num_frames}.")
     table = table.take(rows)
-    return {name: np.stack(table[name].to_numpy()) for name in names}
+    signals = {name: np.stack(table[name].to_numpy()) for name in names} if len(rows) else {}
+    for name, values in signals.items():
+        if values.dtype.kind not in "biuf":
+            raise ValueError(f"column `{name}` holds something else than numbers.")
+    return signals
 
 
 def _summarize(info: Info, episodes: dict[str, EpisodeRow], episode_id: str) -> EpisodeSummary:

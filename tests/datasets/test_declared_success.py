@@ -56,8 +56,6 @@ def test_lerobot_v2_says_it_as_v3_does(lerobot_v2_folder: Path) -> None:
     table = pyarrow.parquet.read_table(file)
     table = table.append_column("next.success", pyarrow.array([True] * 8))
     pyarrow.parquet.write_table(table, file)
-        table.append_column("next.success", pyarrow.array([True] * 8)), file
-    )
     info = json.loads((lerobot_v2_folder / "meta/info.json").read_text())
     info["features"]["next.success"] = {"dtype": "bool", "shape": [1]}
     (lerobot_v2_folder / "meta/info.json").write_text(json.dumps(info))

@@ -120,9 +120,9 @@ def damage(folder: Path, name: str) -> None:
     [
         ("no weights", "Error no file named diffusion_pytorch_model"),
         ("truncated", "Unable to load weights from checkpoint file"),
-        ("no JSON", "is not a valid JSON file"),
+        ("no JSON", "is not valid JSON"),
         ("another class", r"`autoencoder` must be one of AutoencoderKL, .*, got UNet2DModel\.$"),
-        ("a list", r"`autoencoder` must be one of AutoencoderKL, .*, got None\.$"),
+        ("a list", r"expected `object`, got `array`"),
         ("another shape", r"expected shape .*, but got .*"),
         ("another autoencoder's weights", "its weights lack "),
     ],
@@ -138,10 +138,16 @@ def test_a_damaged_folder_is_refused_in_one_line(folder: Path, name: str, reason
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", r"^'.*whitening\.json' must hold the lists `mean` and `std`\.$"),
+        ("{", r"^'.*whitening\.json' must hold the lists `mean` and `std`: "),
         ('{"mean": [0, 0, 0, 0]}', "must hold the lists `mean` and `std`"),
-        ('{"mean": [0], "std": [1]}', r"must hold 4 means and positive .*, got \[0\] and \[1\]\.$"),
-        ('{"mean": [0, 0, 0, 0], "std": [1, 0, 1, 1]}', r"must hold .* and \[1, 0, 1, 1\]\.$"),
+        (
+            '{"mean": [0], "std": [1]}',
+            r"must hold 4 means .*, got \[0.0\] and \[1.0\]",
+        ),
+        (
+            '{"mean": [0, 0, 0, 0], "std": [1, 0, 1, 1]}',
+            r"must .* and \[1.0, 0.0, 1.0, 1.0\]",
+        ),
     ],
 )
 def test_damaged_whitening_is_refused(folder: Path, text: str, message: str) -> None:

@@ -119,6 +119,8 @@ def expiry(valid_days: int | None) -> datetime | None:
 
 def make_record(command: Command, plan: Plan, fitted: CalibrationResult) -> dict[str, Any]:
     """Human-readable record of this run, as JSON values."""
+    from worldmodel.episodes.load import renderer_of
+
     monitor = fitted.calibration.monitor
     made = monitor.metadata_.as_dict()
     return {
@@ -130,6 +132,7 @@ def make_record(command: Command, plan: Plan, fitted: CalibrationResult) -> dict
         "reference_data": str(plan.reference_data.path),
         "reference": list(plan.reference),
         "left_out": dict(plan.left_out),
+        "renderer": renderer_of(getattr(plan.data, "attributes", {})),
         "recalibration": command.recalibration,
         "horizon": command.horizon,
         "delta": command.delta,

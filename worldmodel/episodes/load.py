@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -40,7 +41,30 @@ def open_for(model: WorldModel, path: Path) -> Dataset:
     require_declared(dataset)
     for note in notes_of(dataset):
         LOG.warning("note: %s", note)
+    trained = renderer_of(model.config.provenance.get("data_attributes", {}))
+    warn_of_renderer(dataset, trained, "the model was trained")
     return resampled(dataset, model.config.action_spec)
+
+
+def renderer_of(attributes: Mapping[str, Any]) -> str | None:
+    """Renderer in the attributes of a store, or of the store it was converted from; None: unknown.
+
+    >>> renderer_of({"source_attributes": {"renderer": "ray"}})
+    'ray'
+    """
+    found = attributes.get("renderer", attributes.get("source_attributes", {}).get("renderer"))
+    return found if isinstance(found, str) else None
+
+
+def warn_of_renderer(dataset: Dataset, other: str | None, purpose: str) -> None:
+    """Warn if a data set was rendered by another renderer than `other`, if both are known."""
+    own = renderer_of(getattr(dataset, "attributes", {}))
+    if own and other and own != other:
+        LOG.warning(
+            "note: the frames of %s are from the renderer %r, but %s on frames of %r; another "
+            "renderer looks like a shift and may alarm.",
+            dataset.path, own, purpose, other,
+        )  # fmt: skip
 
 
 def select_episodes(

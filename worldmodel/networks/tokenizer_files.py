@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from worldmodel.networks.autoencoders import kind_of
+from worldmodel.networks.declared_size import require_declared_size
+from worldmodel.structured_files import read_json
 
 WHITENING = "whitening.json"
 HUB_NAME = re.compile(r"(\w[\w.-]*/[\w.-]+)((?:/[\w.-]+)*)")
 """`org/name`, optionally followed by subfolders."""
+
+
+UNREADABLE = (
+    OSError, SafetensorError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError,
+    AttributeError, NotImplementedError, AssertionError,
+)  # fmt: skip
+"""Errors of diffusers for damaged files."""
+
+
+class Whitening(msgspec.Struct):
+    """Content of whitening.json: mean and standard deviation per channel."""
+
+    mean: list[float]
+    std: list[float]
 
 
 def find_folder(source: str | Path) -> Path:
@@ -64,19 +81,22 @@ def download(repository: str, subfolder: str) -> Path:
 def load_autoencoder(folder: Path) -> Any:
     """Load a diffusers autoencoder; every weight must be in the folder."""
     import diffusers
-    from safetensors import SafetensorError
 
     try:
-        config = diffusers.AutoencoderDC.load_config(folder)
-        kind = config.get("_class_name") if isinstance(config, dict) else None
-        kind_of(kind)
-        autoencoder, report = getattr(diffusers, str(kind)).from_pretrained(
+        config = read_json(folder / "config.json", dict)
+        name = str(config.get("_class_name"))
+        kind_of(name)
+        network = getattr(diffusers, name)
+        num_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        if num_bytes:  # without files, diffusers names those it looked for
+            require_declared_size(lambda: network.from_config(config), config, num_bytes)
+        autoencoder, report = network.from_pretrained(
             folder, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
         if report["missing_keys"]:
             raise ValueError(f"its weights lack {min(report['missing_keys'])}.")
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except UNREADABLE as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"No readable diffusers autoencoder in {str(folder)!r}: {reason}"
         ) from error
@@ -96,14 +116,14 @@ def read_whitening(folder: Path, autoencoder: Any) -> tuple[Tensor, Tensor]:
         except ValueError as error:
             raise ValueError(f"No usable autoencoder in {str(folder)!r}: {error}") from error
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        mean, std = (torch.tensor(stored[name], dtype=torch.float32) for name in ("mean", "std"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{str(file)!r} must hold the lists `mean` and `std`.") from error
+        stored = read_json(file, Whitening)
+    except ValueError as error:
+        raise ValueError(f"{str(file)!r} must hold the lists `mean` and `std`: {error}") from error
+    mean, std = (torch.tensor(numbers) for numbers in (stored.mean, stored.std))
     channels = autoencoder.config[kind.channels]
     if mean.shape != (channels,) or std.shape != (channels,) or not (std > 0).all():
         raise ValueError(
             f"{str(file)!r} must hold {channels} means and positive standard deviations, "
-            f"got {stored['mean']} and {stored['std']}."
+            f"got {stored.mean} and {stored.std}."
         )
     return mean, std
