@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 import torch
@@ -37,7 +39,7 @@ from worldmodel.networks.rollout import RolloutInputs
 from worldmodel.networks.sampler import Sampling
 from worldmodel.networks.success import ActionSuccessClassifier, SuccessClassifier
 from worldmodel.networks.tokenizer import Tokenizer
-from worldmodel.structured_files import Count, Positive, converted, read_json
+from worldmodel.structured_files import converted, read_json
 
 FORMAT = 1
 """Version of the checkpoint format."""
@@ -83,6 +85,8 @@ class ModelConfig:
                 f"`dynamics` takes actions of {self.dynamics.action_dim} numbers, `action_spec` "
                 f"has {self.action_spec.dim}."
             )
+        if min(self.image_size) < 1:
+            raise ValueError(f"`image_size` must be positive, got {self.image_size}.")
         if self.pairing not in ("next", "same"):
             raise ValueError(f'`pairing` must be "next" or "same", got {self.pairing!r}.')
         _ = self.sampling  # raises if invalid
@@ -114,39 +118,37 @@ class ModelConfig:
                 f"`format` must be {FORMAT}, got {stored.get('format')!r}; the checkpoint is from "
                 "another version."
             )
-        fields = converted(stored, StoredConfig, "it", ADVICE)
-        shape = dict(fields.dynamics)
+        own: Any = converted(stored, stored_config(), "it", ADVICE)
+        shape = dict(own.dynamics)
         if (network := shape.pop("network", "own")) not in NETWORKS:
             raise ValueError(f"`network` must be one of {', '.join(NETWORKS)}, got {network!r}.")
         kind = NETWORKS[network]
         if unknown := sorted(shape.keys() - kind.__dataclass_fields__.keys()):
             raise ValueError(f"`dynamics` has the unknown field {unknown[0]!r}.")
-        return cls(
-            dynamics=converted(shape, kind, "`dynamics`", ADVICE),
-            confidence=fields.confidence,
-            image_size=fields.image_size,
-            cameras=tuple(fields.cameras),
-            action_spec=ActionSpec.from_dict(fields.action_spec, "`action_spec`"),
-            num_steps=fields.num_steps,
-            sampler=fields.sampler,
-            trained_horizon=fields.trained_horizon,
-            provenance=fields.provenance,
-        )
+        fields = {name: getattr(own, name) for name in cls.__dataclass_fields__}
+        fields["dynamics"] = converted(shape, kind, "`dynamics`", ADVICE)
+        fields["action_spec"] = ActionSpec.from_dict(own.action_spec, "`action_spec`")
+        return cls(**fields)
 
 
-class StoredConfig(msgspec.Struct, forbid_unknown_fields=True):
-    """Content of the config.json of a checkpoint."""
+@cache
+def stored_config() -> type[msgspec.Struct]:
+    """Type of the content of a config.json: the fields of `ModelConfig`.
 
-    dynamics: dict[str, Any]
-    confidence: ConfidenceConfig
-    image_size: tuple[Positive, Positive]
-    cameras: list[str]
-    action_spec: dict[str, Any]
-    num_steps: int = 1
-    sampler: str = "euler"
-    trained_horizon: Count = 16
-    provenance: dict[str, Any] = {}
-    format: int = FORMAT
+    `dynamics` and `action_spec` are checked apart: the first has one of several types.
+    """
+    hints = get_type_hints(ModelConfig)
+    apart = {"dynamics": dict[str, Any], "action_spec": dict[str, Any]}
+    fields: list[Any] = [("format", int)]
+    for own in dataclass_fields(ModelConfig):
+        kind = apart.get(own.name, hints[own.name])
+        if own.default_factory is not MISSING:
+            fields.append((own.name, kind, msgspec.field(default_factory=own.default_factory)))
+        elif own.default is not MISSING:
+            fields.append((own.name, kind, own.default))
+        else:
+            fields.append((own.name, kind))
+    return msgspec.defstruct("StoredConfig", fields, kw_only=True, forbid_unknown_fields=True)
 
 
 class WorldModel(nn.Module):
