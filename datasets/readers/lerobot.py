@@ -106,6 +106,8 @@ def open_lerobot(path: Path, columns: PoseColumns | None = None) -> FileDataset:
     """Open a LeRobot folder; `columns` declares its poses and overrides its column names."""
     info = Info.read(path / MARK)
     undeclared = None
+    if columns is not None:
+        columns.refuse_joints(path / MARK, {n: f.names for n, f in info.features.items()})
     try:
         columns = columns or _declared(info)
         gripper = columns.gripper

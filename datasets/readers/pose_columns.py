@@ -69,6 +69,21 @@ class PoseColumns:
         stored = read_toml(file, StoredColumns, advice)
         return cls(columns=tuple(stored.columns), gripper=stored.gripper)
 
+    def refuse_joints(self, where: Path, names: Mapping[str, Sequence[str] | None]) -> None:
+        """Raise if columns are joints by the names of their entries.
+
+        Args:
+            where: File with the names, for the message.
+            names: Column -> names of its entries; None: not declared.
+        """
+        for column in self.columns:
+            if joints := [name for name in names.get(column) or () if "joint" in name.lower()]:
+                raise ValueError(
+                    f"{where} names the numbers of `{column}` {', '.join(joints[:3])}, ...: they "
+                    "are joints and no Cartesian poses. Actions in joint space are not read; "
+                    "declare columns with poses, or add some by forward kinematics."
+                )
+
     def poses(self, signals: Mapping[str, np.ndarray]) -> np.ndarray:
         """Pose rows of an episode.
 

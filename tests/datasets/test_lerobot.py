@@ -175,6 +175,13 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> Non
         PoseColumns.read(file)
 
 
+def test_joints_cannot_be_declared_as_poses(lerobot_folder: Path) -> None:
+    declare(lerobot_folder, [f"joint_{i}.pos" for i in range(7)])
+    columns = PoseColumns(columns=("observation.state",), gripper="closed_is_one")
+    with pytest.raises(ValueError, match=r"joint_0\.pos.* Actions in joint space are not read"):
+        open_lerobot(lerobot_folder, columns)
+
+
 def test_a_video_that_does_not_fit_the_rows_is_refused(lerobot_folder: Path) -> None:
     edit_table(
         lerobot_folder / "meta/episodes/chunk-000/file-000.parquet",

@@ -190,3 +190,10 @@ def test_broken_descriptions_are_refused(rlds_folder: Path, name: str, text: str
     message = "is not valid JSON|expected `object`|missing required field|`splits`|RLDS does not"
     with pytest.raises(ValueError, match=message):
         open_rlds(rlds_folder)
+
+
+def test_another_file_format_is_refused_with_the_way_out(rlds_folder: Path) -> None:
+    file = rlds_folder / "dataset_info.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"fileFormat": "array_record"}))
+    with pytest.raises(ValueError, match=r"stored as 'array_record', .*--file_format=tfrecord"):
+        open_rlds(rlds_folder)
