@@ -97,6 +97,29 @@ def test_imagine_and_watch_load_it(
     assert main(["watch", *data, "--only", "few/0"]) in (0, 1)
 
 
+def test_the_figures_of_c3_are_written_beside_the_right_ones(
+    checkpoint: Path,
+    vae: Path,
+    scenes: Path,
+    tmp_path: Path,
+    refused: Refused,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert bring(checkpoint, vae, tmp_path / "model", "--camera", "front") == 0
+    data = ["imagine", "--model", str(tmp_path / "model"), "--data", str(scenes), "--episodes", "1"]
+    data += ["--num-steps", "1", "--out"]
+    assert main([*data, str(tmp_path / "whole.zarr"), "--start", "1", "--horizon", "20"]) == 0
+    capsys.readouterr()
+    page = ["--out", str(tmp_path / "page.html")]
+    assert main(["report", str(tmp_path / "whole.zarr"), *page, "--c3", str(tmp_path / "c3")]) == 0
+    assert "C3's ECE" in capsys.readouterr().out
+    assert len(list((tmp_path / "c3" / "videos" / "train%2F0").glob("*.npy"))) == 30
+    assert main([*data, str(tmp_path / "parts.zarr")]) == 0
+    line = refused("report", tmp_path / "parts.zarr", *page, "--c3", tmp_path / "other")
+    assert "imagine again with `--start 1` and a `--horizon` of at least 11." in line
+    assert not (tmp_path / "other").exists()
+
+
 def test_episodes_are_converted_to_worldgym_actions(
     vae: Path, scenes: Path, tmp_path: Path
 ) -> None:

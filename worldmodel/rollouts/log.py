@@ -18,6 +18,7 @@ from worldmodel.datasets.dataset import EpisodeSummary
 from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.episodes.episode import Episode
 from worldmodel.model import WorldModel
+from worldmodel.networks.c3 import C3Network
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 
 RECALIBRATED = "recalibrated where the rollout starts from a familiar frame"
@@ -30,8 +31,10 @@ def steps(
     """Log entries, one per frame.
 
     For context frames, `imagined` is the tokenizer's reconstruction. Missing views are black, and
-    `view_valid` is False for them. Unknown actions are NaN.
+    `view_valid` is False for them. Unknown actions are NaN. Those of imported networks also have
+    the latents, in half precision.
     """
+    is_imported = isinstance(model.dynamics, C3Network)
     moved = int(model.config.pairing == "same")
     imagined, view_mask = model.decode(rollouts.imagined).cpu(), rollouts.view_valid
     if view_mask is not None:
@@ -47,7 +50,14 @@ def steps(
             "error": rollouts.error[t].half().numpy(),
             "horizon": int(horizon),
             **({} if view_mask is None else {"view_valid": view_mask[t].numpy()}),
+            **(latents_of(rollouts, t) if is_imported else {}),
         }
+
+
+def latents_of(rollouts: EpisodeRollouts, t: int) -> dict[str, np.ndarray]:
+    """True and imagined latents of a frame, in half precision."""
+    pair = {"latent": rollouts.truth, "imagined_latent": rollouts.imagined}
+    return {name: values[t].half().numpy() for name, values in pair.items()}
 
 
 def commanded(episode: Episode, t: int) -> Float[np.ndarray, " a"]:
