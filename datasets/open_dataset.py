@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from worldmodel.datasets.readers import (
     rlds,
 )
 from worldmodel.datasets.readers.pose_columns import PoseColumns
+from worldmodel.structured_files import read_json
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,10 @@ class Form:
 
 def _is_clip_store(path: Path) -> bool:
     try:
-        attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8")).get(
-            "attributes", {}
-        )
+        attributes = read_json(path / "zarr.json", dict).get("attributes")
     except (OSError, ValueError):
         return False
-    return attributes.get("worldmodel_form") == "clip-store"
+    return isinstance(attributes, dict) and attributes.get("worldmodel_form") == "clip-store"
 
 
 def _open_clip_store(path: Path) -> Dataset:
