@@ -1,5 +1,6 @@
 """The contract of the command line: exit codes and one-line errors, whatever the subcommand."""
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,6 +85,18 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     captured = capsys.readouterr()
     assert captured.err == "error: `path` is empty.\n"
     assert captured.out == ""
+
+
+def test_a_full_disk_and_full_memory_are_no_defects(
+    train: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(raising(OSError(errno.ENOSPC, "No space left on device", "log"))) == 2
+    assert capsys.readouterr().err == (
+        "error: [Errno 28] No space left on device: 'log': the disk is full; make room and run the "
+        "command again.\n"
+    )
+    assert train(raising(MemoryError())) == 2
+    assert capsys.readouterr().err.startswith("error: not enough memory; end other programs")
 
 
 def test_a_defect_of_ours_is_one_line_and_exit_code_3(

@@ -14,6 +14,7 @@ import pytest
 import simplejpeg
 import zarr
 
+from tests.other_process import held_by_another_process
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.dataset import Dataset
@@ -241,6 +242,28 @@ def test_a_killed_writer_leaves_whole_episodes_only(tmp_path: Path, make_traject
     store.add(replace(first, frames=frames))
     assert not list(path.glob(".incoming-*"))
     assert ClipStore.open(path).episode_ids[-1] == "new"
+
+
+def test_a_second_writer_is_refused_and_reading_goes_on(
+    tmp_path: Path, make_trajectory: Make
+) -> None:
+    path = tmp_path / "s.zarr"
+    new_store(path).add(make_trajectory("a"))
+    store = ClipStore.open(path)
+    with held_by_another_process(path / ".lock"):
+        with pytest.raises(ValueError, match=r"s\.zarr is being written by another process; wait"):
+            store.add(make_trajectory("b"))
+        assert ClipStore.open(path).episode_ids == ("a",)
+    store.add(make_trajectory("b"))  # the lock of a killed process has no effect
+    del store
+    assert not (path / ".lock").exists()
+
+
+def test_a_writer_sees_what_another_added_before(tmp_path: Path, make_trajectory: Make) -> None:
+    early = new_store(tmp_path / "s.zarr")
+    ClipStore.open(tmp_path / "s.zarr").add(make_trajectory("a"))
+    early.add(make_trajectory("b"))
+    assert ClipStore.open(tmp_path / "s.zarr").episode_ids == early.episode_ids == ("a", "b")
 
 
 def test_latents_round_trip_per_name_and_episode(tmp_path: Path, make_trajectory: Make) -> None:

@@ -5,12 +5,14 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
+from tests.other_process import held_by_another_process
 from worldmodel.datasets.rollout_log import RolloutLog
 
 STEPS = 66  # more than the first capacity
@@ -205,3 +207,66 @@ def test_a_killed_rollout_is_resumed_after_its_last_step(tmp_path: Path, num_ste
     assert log.attributes_of("a") == {"seed": 3}
     with pytest.raises(ValueError, match=r"'a' of .* is closed; nothing to resume"):
         log.resume("a")
+
+
+def test_a_second_writer_is_refused_also_while_only_a_rollout_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "log.zarr"
+    write(RolloutLog.create(path), "a", 1)
+    with (
+        held_by_another_process(path / ".lock"),
+        pytest.raises(ValueError, match=r"log\.zarr is being written by another process; wait"),
+    ):
+        RolloutLog.open(path).begin("b")
+    rollout = RolloutLog.open(path).begin("b")
+    command = [sys.executable, "-c", SECOND, str(path)]
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "is being written by another process" in second.stderr
+    rollout.append(step(0))
+    rollout.close()
+    assert RolloutLog.open(path).rollouts() == ("a", "b")
+
+
+SECOND = """
+import sys
+from worldmodel.datasets.rollout_log import RolloutLog
+RolloutLog.open(sys.argv[1]).resume("b")
+"""
+
+
+def test_a_failed_step_can_be_appended_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk, in the first step and in a later one."""
+    log = RolloutLog.create(tmp_path / "log.zarr")
+    rollout = log.begin("a")
+    for index in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(zarr.Array, "__setitem__", fail_at(rollout.num_steps + 2))
+            with pytest.raises(OSError, match="No space left"):
+                rollout.append(step(index))
+        rollout.append(step(index))
+    rollout.close()
+    assert_holds(log.read("a"), 3)
+
+
+def fail_at(number: int) -> Callable[..., None]:
+    """A replacement of `zarr.Array.__setitem__` that fails at its n-th call."""
+    calls, own = [], zarr.Array.__setitem__
+
+    def fail(array: zarr.Array, place: object, value: object) -> None:
+        calls.append(place)
+        if len(calls) == number:
+            raise OSError("No space left on device")
+        own(array, place, value)
+
+    return fail
+
+
+def test_an_open_folder_beside_the_closed_one_is_ignored(tmp_path: Path) -> None:
+    """As a writer that was killed at the end of `close` left it."""
+    log = RolloutLog.create(tmp_path / "log.zarr")
+    write(log, "a", 2)
+    (log.path / "rollouts" / "000000.open").mkdir()
+    again = RolloutLog.open(log.path)
+    assert again.is_closed("a")
+    assert_holds(again.read("a"), 2)

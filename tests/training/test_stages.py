@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.other_process import held_by_another_process
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes.clips import LatentBatch, LatentClips, collate_latents, encode_store
@@ -217,6 +218,33 @@ def test_restart_trains_a_stage_and_its_followers_anew(whole_run: tuple[ClipStor
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert modified(folder / "tokenizer") | modified(folder / "dynamics") == files
     assert not (folder / "model" / "monitor").exists()
+
+
+def test_a_run_that_another_process_writes_is_refused(whole_run: tuple[ClipStore, Path]) -> None:
+    store, folder = whole_run
+    before = modified(folder)
+    with (
+        held_by_another_process(folder / ".lock"),
+        pytest.raises(ValueError, match="is being written by another process; wait until it ends"),
+    ):
+        train(store, "micro", folder, restart="judge")
+    (folder / ".lock").unlink()
+    assert modified(folder) == before
+
+
+def test_a_failed_restart_keeps_the_model_and_its_monitor(
+    whole_run: tuple[ClipStore, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OSError("No space left on device")
+
+    store, folder = whole_run
+    (folder / "model" / "monitor").mkdir()
+    monkeypatch.setattr(WorldModel, "save", fail)
+    with pytest.raises(OSError, match="No space left"):
+        train(store, "micro", folder, restart="judge")
+    assert (folder / "model" / "monitor").exists()
+    assert "judge" in WorldModel.load(folder / "model").config.provenance["stages"]
 
 
 def test_a_killed_restart_goes_on_with_the_restarted_stage(

@@ -6,6 +6,7 @@ These modules import nothing heavy before `run`, so that `--help` is fast and ne
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -158,6 +159,13 @@ def answer(argv: Sequence[str]) -> int:
     return dispatch(argv)
 
 
+def advice(error: Exception) -> str:
+    """What to do about a full disk."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return ": the disk is full; make room and run the command again."
+    return ""
+
+
 def exit_code(action: Callable[[], int], *, keep_traceback: bool = False) -> int:
     """Exit code of `action`; wrong input prints one line to standard error and returns 2.
 
@@ -169,7 +177,13 @@ def exit_code(action: Callable[[], int], *, keep_traceback: bool = False) -> int
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}{advice(error)}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print(
+            "error: not enough memory; end other programs, or use a machine with more.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("error: interrupted.", file=sys.stderr)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tensorboard.summary.writer import event_file_writer
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -74,10 +77,23 @@ class Speed:
         return figures
 
 
+class QuietWriterThreads:
+    """Hook that prints no errors of the threads of event writers: the writers raise them, too."""
+
+    def __init__(self, others: Callable[[threading.ExceptHookArgs], object]) -> None:
+        self.others = others
+
+    def __call__(self, error: threading.ExceptHookArgs) -> None:
+        if type(error.thread).__module__ != event_file_writer.__name__:
+            self.others(error)
+
+
 class StageLog:
     """Progress bar and events of one stage; silent on all but the main process."""
 
     def __init__(self, folder: Path, *, start: int, steps: int, speed: Speed) -> None:
+        if not isinstance(threading.excepthook, QuietWriterThreads):
+            threading.excepthook = QuietWriterThreads(threading.excepthook)
         is_main = all_processes().is_main_process
         self.writer: SummaryWriter | None = None
         if is_main:  # drop later events, written by a killed run

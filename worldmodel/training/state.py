@@ -75,7 +75,10 @@ def _write(values: dict[str, Any], folder: Path) -> None:
     try:
         torch.save(values, folder / STATE)
     except RuntimeError as error:  # how PyTorch reports a full disk
-        raise OSError(f"{folder / STATE} cannot be written: {error}") from error
+        reason = " ".join(str(error).split())
+        raise OSError(
+            f"{folder / STATE} cannot be written ({reason}); is the disk full?"
+        ) from error
     sync_files(folder)
 
 
