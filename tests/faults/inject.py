@@ -120,7 +120,7 @@ def inject(name: str, points: int) -> dict[str, object]:
         injector.check(code, SCENARIOS[name].units)
         places = np.arange(1, count + 1)
         if points:
-            places = np.unique(np.linspace(1, count, points).round().astype(int))
+            places = np.unique(np.linspace(1, count, points + 2)[1:-1].round().astype(int))
         for kind, number in KINDS.items():
             for place in places.tolist():
                 code, units, _, struck = injector.run(place, number)
