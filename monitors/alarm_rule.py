@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from worldmodel.monitors.guarantees.episode_threshold import (
     episodes_needed,
     smallest_alpha,
 )
+from worldmodel.monitors.nuisances import Nuisance
 from worldmodel.monitors.verdict import Level
 
 LEAST_SCALED = 10
@@ -96,13 +97,30 @@ class MonitorConfig:
 
 
 @dataclass(frozen=True)
+class DisturbedEpisodes:
+    """Copies of nominal episodes under one declared nuisance."""
+
+    nuisance: Nuisance
+    calibration: Iterable[EpisodeSignals]
+    """Copies of calibration episodes: all, or as many as the alarm rates need; read once."""
+    reference: Mapping[int, EpisodeSignals]
+    """Index of a reference episode -> its copy; used only where the calibration episodes are too
+    few to set the scales, too."""
+
+
+Maxima = dict[str, float]
+"""Signal -> its largest score in an episode; signals that never ran are left out."""
+
+
+@dataclass(frozen=True)
 class Scale:
     """Location and spread of a signal's largest score per nominal episode."""
 
     centre: float
     """Median over nominal episodes."""
     spread: float
-    """Distance from `centre` to the quantile at its share of alpha_notice."""
+    """Distance from `centre` to the quantile at its share of alpha_notice; the largest of those of
+    nominal episodes and of their copies under each nuisance."""
 
 
 class AlarmRule:
@@ -114,41 +132,69 @@ class AlarmRule:
     leaving one out only lowers the maximum. Each spread reaches the quantile at the signal's share
     of the alarm budget (weighted Bonferroni, `WEIGHTS`); otherwise the signal with the longest tail
     would set the threshold of all. The threshold itself accounts for signals that alarm together.
+
+    With nuisances, a threshold is the largest of those of the nominal episodes and of their copies
+    under each nuisance, so that each alarm rate holds under each nuisance alone.
     """
 
     def __init__(self, config: MonitorConfig) -> None:
         self.config = config
 
     def fit(
-        self, calibration: Sequence[EpisodeSignals], *, reference: Sequence[EpisodeSignals]
+        self,
+        calibration: Sequence[EpisodeSignals],
+        *,
+        reference: Sequence[EpisodeSignals],
+        disturbed: Sequence[DisturbedEpisodes] = (),
     ) -> AlarmRule:
         """Fit the channels on `reference` and the thresholds on `calibration` episodes.
 
         The two must not share an episode: a channel scores the frames it was fitted on as more
         familiar. A third of the calibration episodes sets the scales, if enough remain for the
-        thresholds. Otherwise the reference episodes set them by two-fold cross-scoring.
+        thresholds. Otherwise the reference episodes set them by two-fold cross-scoring. The same
+        holds for the copies of each nuisance.
         """
         if len(reference) < 2:
             raise ValueError(f"`reference` needs at least 2 episodes, got {len(reference)}.")
         self._check_count(len(calibration))
-        self.channels_ = self._fit_channels(reference)
-        third = len(calibration[::3])
-        if third >= LEAST_SCALED and len(calibration) - third >= self._num_needed():
-            self.scales_ = self._scales([_maxima(self.scores(e)) for e in calibration[::3]])
-            calibration = [episode for i, episode in enumerate(calibration) if i % 3]
+        nuisances = [copies.nuisance for copies in disturbed]
+        self.channels_ = self._fit_channels(reference, nuisances)
+        maxima = [
+            [self._maxima(episode) for episode in episodes]
+            for episodes in (calibration, *(copies.calibration for copies in disturbed))
+        ]
+        for episodes in maxima:
+            self._check_count(len(episodes))
+        if min(self._num_spare(episodes) for episodes in maxima) >= LEAST_SCALED:
+            self.scales_ = self._scales(*(episodes[::3] for episodes in maxima))
+            maxima = [[m for i, m in enumerate(episodes) if i % 3] for episodes in maxima]
         else:
-            self.scales_ = self._scales(self._cross_scored(reference))
-        maxima = np.array(
-            [self.alarm_score(self.scores(e)).max() for e in calibration], dtype=np.float64
-        )
+            self.scales_ = self._scales(*self._cross_scored(reference, disturbed))
+        largest = [np.array([self._largest(m) for m in episodes]) for episodes in maxima]
         self.thresholds_ = {
-            level: EpisodeThreshold(alpha, delta=self.config.delta).fit(maxima).value_
+            level: max(
+                EpisodeThreshold(alpha, delta=self.config.delta).fit(values).value_
+                for values in largest
+            )
             for level, alpha in self.config.alphas.items()
         }
-        self.maxima_: Float64[np.ndarray, " episode"] | None = maxima  # None in files of format 1
-        self.num_reference_, self.num_calibration_ = len(reference), len(calibration)
+        self.maxima_: Float64[np.ndarray, " episode"] | None = largest[0]  # None in old files
+        self.num_reference_, self.num_calibration_ = len(reference), len(largest[0])
         self.max_frames_ = max(map(len, calibration))
         return self
+
+    def _maxima(self, episode: EpisodeSignals) -> Maxima:
+        return _maxima(self.scores(episode))
+
+    def _largest(self, maxima: Maxima) -> float:
+        """Largest alarm score of an episode; minus infinity if no signal ran."""
+        scores = {name: np.array([value]) for name, value in maxima.items()}
+        return float(self.alarm_score(scores).max()) if scores else -np.inf
+
+    def _num_spare(self, episodes: Sequence[Maxima]) -> int:
+        """Episodes that may set the scales; 0 if too few would remain for the thresholds."""
+        third = len(episodes[::3])
+        return third if len(episodes) - third >= self._num_needed() else 0
 
     def _num_needed(self) -> int:
         return episodes_needed(self.config.alpha_stop, self.config.delta)
@@ -165,28 +211,44 @@ class AlarmRule:
                 f"which support {least:.3g} at best (see `MonitorConfig.for_episodes`)."
             )
 
-    def _fit_channels(self, reference: Sequence[EpisodeSignals]) -> Channels:
-        config = self.config
-        return fit_channels(reference, low_confidence=config.low_confidence, region=config.region)
+    def _fit_channels(
+        self, reference: Sequence[EpisodeSignals], nuisances: Sequence[Nuisance]
+    ) -> Channels:
+        return fit_channels(
+            reference,
+            low_confidence=self.config.low_confidence,
+            region=self.config.region,
+            nuisances=nuisances,
+        )
 
-    def _cross_scored(self, reference: Sequence[EpisodeSignals]) -> list[dict[str, float]]:
-        """Episode maxima of each half of the episodes, from channels fitted on the other half."""
-        scored = []
+    def _cross_scored(
+        self, reference: Sequence[EpisodeSignals], disturbed: Sequence[DisturbedEpisodes]
+    ) -> list[list[Maxima]]:
+        """Maxima of each half of the episodes, from channels fitted on the other half.
+
+        The first list is that of the reference episodes, the others are those of their copies.
+        """
+        nuisances = [copies.nuisance for copies in disturbed]
+        sets = [dict(enumerate(reference)), *(copies.reference for copies in disturbed)]
+        scored: list[list[Maxima]] = [[] for _ in sets]
         for half in (0, 1):
-            channels = self._fit_channels(reference[1 - half :: 2])
-            scored += [_maxima(smoothed(channels.scores(e))) for e in reference[half::2]]
+            channels = self._fit_channels(reference[1 - half :: 2], nuisances)
+            for maxima, episodes in zip(scored, sets, strict=True):
+                mine = (e for index, e in episodes.items() if index % 2 == half)
+                maxima += [_maxima(smoothed(channels.scores(e))) for e in mine]
         return scored
 
-    def _scales(self, maxima: Sequence[Mapping[str, float]]) -> dict[str, Scale]:
-        """Scale of each signal from its episode maxima."""
-        names = dict.fromkeys(name for episode in maxima for name in episode)
+    def _scales(self, *groups: Sequence[Maxima]) -> dict[str, Scale]:
+        """Scale of each signal, from nominal episodes and their copies under each nuisance."""
+        names = dict.fromkeys(name for episode in groups[0] for name in episode)
         weights = {name: WEIGHTS.get(name, 1.0) for name in names}
         scales = {}
         for name, weight in weights.items():
             alpha = self.config.alpha_notice * weight / sum(weights.values())
-            values = [episode[name] for episode in maxima if name in episode]
-            middle, high = np.quantile(values, [0.5, 1 - alpha])
-            scales[name] = Scale(float(middle), max(float(high - middle), MIN_SPREAD))
+            values = [[e[name] for e in group if name in e] for group in groups]
+            centre = float(np.median(values[0]))
+            high = max(float(np.quantile(rows, 1 - alpha)) for rows in values if rows)
+            scales[name] = Scale(centre, max(high - centre, MIN_SPREAD))
         return scales
 
     def scores(self, signals: EpisodeSignals) -> Scores:
@@ -267,7 +329,7 @@ class AlarmRule:
         return scale.centre + scale.spread * standardised
 
 
-def _maxima(scores: Scores) -> dict[str, float]:
+def _maxima(scores: Scores) -> Maxima:
     """Largest score of each signal; signals that never ran are left out."""
     return {name: float(np.nanmax(s)) for name, s in scores.items() if np.isfinite(s).any()}
 

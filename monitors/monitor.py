@@ -14,13 +14,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
-from worldmodel.monitors.alarm_rule import AlarmRule, MonitorConfig, held_levels
+from worldmodel.monitors.alarm_rule import (
+    AlarmRule,
+    DisturbedEpisodes,
+    MonitorConfig,
+    held_levels,
+)
 from worldmodel.monitors.arrays import require_probabilities
 from worldmodel.monitors.causes.classifier import CauseModel
 from worldmodel.monitors.causes.explain import Attribution
 from worldmodel.monitors.channels.action import RECENT
 from worldmodel.monitors.channels.camera_mounting import CameraSetupCheck
 from worldmodel.monitors.channels.channel_set import SIGNALS, SMOOTHED, Scores, recent_mean
+from worldmodel.monitors.channels.colour import MEMORY
 from worldmodel.monitors.channels.sensor import SensorChannel, SensorError
 from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.claims import Claims, PredictionCheck
@@ -81,6 +87,7 @@ class RuntimeMonitor:
         *,
         frame_shape: tuple[int, ...],
         reference: Sequence[EpisodeSignals] | None = None,
+        disturbed: Sequence[DisturbedEpisodes] = (),
         causes: CauseModel | None = None,
         metadata: MonitorMetadata | None = None,
         rate_hz: float | None = None,
@@ -92,6 +99,8 @@ class RuntimeMonitor:
             frame_shape: Shape of a valid frame, [height, width, 3] or [view, height, width, 3].
             reference: Reference set of familiar episodes, for example training episodes. None:
                 every second calibration episode, and only the others set the thresholds.
+            disturbed: Copies of these episodes under each declared nuisance, one entry per
+                nuisance; the alarm rates hold under each of them, too.
             causes: Fitted cause model that names the change when a frame looks unfamiliar. None:
                 such an alarm is called "appearance".
             metadata: Intended use and expiry date; None: no expiry. The creation date and the name
@@ -104,9 +113,12 @@ class RuntimeMonitor:
         sensor = SensorChannel(frame_shape, rate_hz=rate_hz, action_rows=rows)
         if reference is None:
             reference, calibration = calibration[::2], calibration[1::2]
-        self.alarm_rule_ = AlarmRule(self.config).fit(calibration, reference=reference)
+        self.alarm_rule_ = AlarmRule(self.config).fit(
+            calibration, reference=reference, disturbed=disturbed
+        )
         created, name = self.today().replace(microsecond=0), getattr(self.features, "name", None)
-        self.metadata_ = replace(metadata, created=created, features=name)
+        nuisances = [copies.nuisance.name for copies in disturbed]
+        self.metadata_ = replace(metadata, created=created, features=name, nuisances=nuisances)
         self.causes_ = causes
         videos = [episode.frames for episode in reference if episode.frames is not None]
         if len(videos) == len(reference):
@@ -135,6 +147,7 @@ class RuntimeMonitor:
         self._attribution.reset()
         self._recent: deque[Level] = deque(maxlen=self.config.calm_steps)
         self._actions: deque[np.ndarray] = deque(maxlen=RECENT)
+        self._absences: deque[np.ndarray] = deque(maxlen=MEMORY)
         self._scores = {name: deque[float](maxlen=count) for name, count in SMOOTHED.items()}
         self._num_frames = 0
         self._drop_claims()
@@ -212,7 +225,9 @@ class RuntimeMonitor:
             raise self._unclaimed
         if imagined is None and self.claims is not None:
             imagined = self.claims.observe(frame, self._row(action))
-        signals = self.alarm_rule_.channels_.placed(self._signals(frame, action, imagined))
+        signals = self._remembered(
+            self.alarm_rule_.channels_.derived(self._signals(frame, action, imagined))
+        )
         scores = self._smoothed(self.alarm_rule_.channels_.scores(signals))
         for name, score in scores.items():
             has_input = self.alarm_rule_.channels_.has_input(name, signals)
@@ -238,6 +253,13 @@ class RuntimeMonitor:
     def _overdue(self) -> Evidence:
         note = "the alarm rate holds only up to the length of the longest calibration episode."
         return Evidence(float(self._num_frames), float(self.alarm_rule_.max_frames_), note)
+
+    def _remembered(self, signals: EpisodeSignals) -> EpisodeSignals:
+        """Take the familiar colours of the last frames into account, not of this one alone."""
+        if signals.absences is None:
+            return signals
+        self._absences.append(signals.absences[0])
+        return replace(signals, absences=np.min(self._absences, axis=0)[None])
 
     def _smoothed(self, scores: Scores) -> Scores:
         """Smooth this frame's scores over recent frames, as `smoothed` does for whole episodes."""
@@ -335,6 +357,7 @@ MISSING = {
     "appearance": "no feature function",
     "region": "no feature function",
     "colour": "no frame",
+    "missing_colour": "no frame",
     "action": "no action, or none before it",
     "confidence": "no imagined frame",
     "surprise": "no imagined frame with its error",

@@ -39,6 +39,8 @@ class MonitorMetadata:
     """Display names of the views, in order."""
     data_hash: str | None = None
     """Hash of the calibration and reference episodes, in any scheme."""
+    nuisances: Sequence[str] | None = None
+    """Names of the declared nuisances, under each of which the alarm rates hold."""
 
     def __post_init__(self) -> None:
         for name in ("created", "expires"):

@@ -141,7 +141,7 @@ class Attribution:
 
     def _finding(self, name: str, signals: EpisodeSignals) -> str:
         channels, n = self.alarm_rule.channels_, self.alarm_rule.num_reference_
-        places = channels.placed(signals).places
+        places = channels.derived(signals).places
         if name == "region" and places is not None:
             return f"{self._peak(places[0])} differs from the {n} reference episodes"
         if name == "colour" and channels.colour and signals.frames is not None:
@@ -168,6 +168,7 @@ class Attribution:
 
 FINDINGS: Mapping[str, str] = {
     "appearance": "the frame as a whole differs from the {n} reference episodes",
+    "missing_colour": "a colour that the {n} reference episodes show has not been seen lately",
     "confidence": "the model's confidence is lower than usual at this horizon",
     "surprise": "the prediction error is larger than usual at this horizon",
 }

@@ -11,29 +11,30 @@ from jaxtyping import Float64
 from worldmodel.monitors.arrays import require_probabilities
 from worldmodel.monitors.channels.action import ActionChannel
 from worldmodel.monitors.channels.appearance import AppearanceChannel, region_score
-from worldmodel.monitors.channels.colour import ColourChannel
+from worldmodel.monitors.channels.colour import ColourChannel, running_minimum
 from worldmodel.monitors.channels.confidence import ConfidenceChannel
 from worldmodel.monitors.channels.regions import position_means
 from worldmodel.monitors.channels.signals import EpisodeSignals, stacked
 from worldmodel.monitors.channels.surprise import SurpriseChannel
+from worldmodel.monitors.nuisances import Nuisance
 
 CHANNELS: dict[str, tuple[str, ...]] = {
     "appearance": ("appearance", "region"),
-    "colour": ("colour",),
+    "colour": ("colour", "missing_colour"),
     "action": ("action",),
     "confidence": ("confidence",),
     "surprise": ("surprise",),
 }
-"""Channel -> its signals: frame and least familiar region (features), colours, action, the model's
-confidence in its prediction, and the prediction's error."""
+"""Channel -> its signals: frame and least familiar region (features), unfamiliar and missing
+colours, action, the model's confidence in its prediction, and the prediction's error."""
 SIGNALS = tuple(name for names in CHANNELS.values() for name in names)
-LOOKS = ("appearance", "region", "colour")
+LOOKS = ("appearance", "region", "colour", "missing_colour")
 """Signals of the frame's appearance, independent of the model's prediction."""
 CLAIMS = ("confidence", "surprise")
 """Signals of the model's prediction: its confidence and its error."""
 SMOOTHED = {"surprise": 4}
 """Signal -> frames over which its score is averaged: errors of single frames are noisy."""
-WEIGHTS = {"surprise": 20.0, "region": 3.0, "colour": 3.0}
+WEIGHTS = {"surprise": 20.0, "region": 3.0, "colour": 3.0, "missing_colour": 3.0}
 """Signal -> weight in the alarm budget; 1 for the others. Surprise is the only signal that detects
 ignored actions, and has the longest tail; regions and colours detect objects and tools. Changes
 that the other signals detect exceed their thresholds by far."""
@@ -57,21 +58,27 @@ class Channels:
         """Names of the fitted signals."""
         return tuple(s for c, names in CHANNELS.items() if getattr(self, c) for s in names)
 
-    def placed(self, signals: EpisodeSignals) -> EpisodeSignals:
-        """Fill in `places` if the signals have `positions`."""
-        if signals.places is not None or signals.positions is None or self.appearance is None:
-            return signals
-        return replace(signals, places=self.appearance.position_scores(signals.positions))
+    def derived(self, signals: EpisodeSignals) -> EpisodeSignals:
+        """Fill in `places` from `positions` and `absences` from `frames`, unless they are there."""
+        if self.appearance and signals.positions is not None and signals.places is None:
+            places = self.appearance.position_scores(signals.positions)
+            signals = replace(signals, places=places)
+        if self.colour and signals.frames is not None and signals.absences is None:
+            distances = self.colour.anchor_distances(signals.frames)
+            signals = replace(signals, absences=running_minimum(distances))
+        return signals
 
     def scores(self, signals: EpisodeSignals) -> Scores:
         """Scores of each signal per frame, without smoothing."""
-        places = self.placed(signals).places
+        signals = self.derived(signals)
+        places = signals.places
         scores = {name: np.full(len(signals), np.nan) for name in self.names}
         if self.appearance and signals.pooled is not None and places is not None:
             scores["appearance"] = self.appearance.score(signals.pooled)
             scores["region"] = region_score(places)
-        if self.colour and signals.frames is not None:
+        if self.colour and signals.frames is not None and signals.absences is not None:
             scores["colour"] = self.colour.score(signals.frames)
+            scores["missing_colour"] = self.colour.missing_score(signals.absences)
         if self.action and signals.actions is not None:
             scores["action"] = self.action.score(signals.actions)
         imagined = signals.imagined()
@@ -85,7 +92,7 @@ class Channels:
 
     def has_input(self, name: str, signals: EpisodeSignals) -> bool:
         """Whether all inputs of a signal are present in the first frame."""
-        if name == "colour":
+        if name in CHANNELS["colour"]:
             return signals.frames is not None
         if name == "action":
             return signals.actions is not None and bool(np.isfinite(signals.actions[0]).all())
@@ -104,7 +111,7 @@ class Channels:
         signal; the model gives its confidence.
         """
         maps = []
-        places = self.placed(signals).places
+        places = self.derived(signals).places
         if places is not None:
             maps.append(usual["region"] / places[0].clip(usual["region"]))
         imagined = signals.imagined()
@@ -140,7 +147,11 @@ def recent_mean(score: Float64[np.ndarray, " time"], count: int) -> float:
 
 
 def fit_channels(
-    reference: Sequence[EpisodeSignals], *, low_confidence: float, region: int
+    reference: Sequence[EpisodeSignals],
+    *,
+    low_confidence: float,
+    region: int,
+    nuisances: Sequence[Nuisance] = (),
 ) -> Channels:
     """Fit each channel whose signals are present in all reference episodes."""
     appearance, colour, action, confidence, surprise = None, None, None, None, None
@@ -148,7 +159,7 @@ def fit_channels(
         appearance = AppearanceChannel().fit(*stacked(reference))
     frames = [episode.frames for episode in reference if episode.frames is not None]
     if len(frames) == len(reference):
-        colour = ColourChannel().fit(frames)
+        colour = ColourChannel().fit(frames, nuisances)
     actions = [episode.actions for episode in reference if episode.actions is not None]
     if len(actions) == len(reference):
         action = ActionChannel().fit(np.concatenate(actions))

@@ -22,6 +22,9 @@ class EpisodeSignals:
     evidence."""
     frames: UInt8[np.ndarray, "time *view height width 3"] | None = None
     """Camera frames, for the colour channel."""
+    absences: Float64[np.ndarray, "time view anchor"] | None = None
+    """Distance of each familiar colour over the last frames (`colour.running_minimum`), filled in
+    from `frames`."""
     confidence: Float[np.ndarray, " time *map"] | None = None
     """Confidence in the imagined frame, [h, w], [channel, h, w] or [view, channel, h, w] per
     frame."""

@@ -8,7 +8,7 @@ from functools import partial
 
 from worldmodel.calibration.calibrated import WATCH_HORIZON, WATCH_START, Calibration
 from worldmodel.calibration.choose_episodes import Plan
-from worldmodel.calibration.fit_monitor import fit_monitor
+from worldmodel.calibration.fit_monitor import disturbed_episodes, fit_monitor
 from worldmodel.calibration.gate import Gate, fit_gate
 from worldmodel.calibration.trusted_share import TrustedShare, trusted_shares
 from worldmodel.episodes.episode import unstretched
@@ -16,6 +16,7 @@ from worldmodel.episodes.load import load_named
 from worldmodel.model import WorldModel
 from worldmodel.monitors.alarm_rule import MonitorConfig
 from worldmodel.monitors.guarantees.episode_threshold import episodes_needed, smallest_alpha
+from worldmodel.monitors.nuisances import Nuisance
 from worldmodel.monitors.reliability.counts import CalibrationSummary
 from worldmodel.monitors.validity import MonitorMetadata
 from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out_all
@@ -93,6 +94,7 @@ def calibrate(
     config: MonitorConfig,
     horizon: int,
     method: str = "isotonic",
+    nuisances: Sequence[Nuisance] = (),
     metadata: MonitorMetadata | None = None,
 ) -> CalibrationResult:
     """Fit the monitor, the recalibration and the gate to the episodes of a plan.
@@ -103,6 +105,7 @@ def calibrate(
         config: Alarm rates.
         horizon: Longest horizon of the recalibration, in frames.
         method: Kind of recalibration.
+        nuisances: Changes of the picture under each of which the alarm rates shall hold, too.
         metadata: Hash of the model and expiry date; None: no hash and no expiry.
 
     Raises:
@@ -123,6 +126,9 @@ def calibrate(
         list(zip(held_out, claims(held_out), strict=True)),
         list(zip(reference, claims(reference), strict=True)),
         config=config,
+        disturbed=disturbed_episodes(
+            model, held_out, reference, nuisances, config=config, start=WATCH_START, horizon=ahead
+        ),
         metadata=metadata,
     )
     calibration = Calibration(monitor, fit_recalibration(rollouts, method=method), horizon, ahead)

@@ -5,26 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
+from tqdm import tqdm
 
 from worldmodel.calibration.features import FrameFeatures, signals
 from worldmodel.episodes.episode import Episode
 from worldmodel.model import WorldModel
-from worldmodel.monitors.alarm_rule import MonitorConfig
+from worldmodel.monitors.alarm_rule import LEAST_SCALED, DisturbedEpisodes, MonitorConfig
 from worldmodel.monitors.causes.classifier import CauseModel
+from worldmodel.monitors.channels.signals import EpisodeSignals
+from worldmodel.monitors.guarantees.episode_threshold import episodes_needed
 from worldmodel.monitors.monitor import RuntimeMonitor
+from worldmodel.monitors.nuisances import Nuisance
 from worldmodel.monitors.validity import MonitorMetadata
-from worldmodel.rollouts.open_loop import EpisodeRollouts
+from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
 
 LOG = logging.getLogger(__name__)
 CAUSE_EPISODES = 60
 """Maximum number of reference episodes for the cause classifier."""
 CLIP_FRAMES = 8
 """Edited frames per episode."""
+SCALE_EPISODES = 40
+"""Maximum number of reference episodes copied under each nuisance, where calibration episodes are
+too few to set the scales."""
+AT_ONCE = 16
+"""Copies that are encoded and imagined at once."""
 Rolled = tuple[Episode, EpisodeRollouts]
 """Episode and its rollouts."""
 
@@ -59,12 +70,91 @@ def fit_causes(
         return None
 
 
+def batched(episodes: Iterable[Episode], size: int) -> Iterator[list[Episode]]:
+    """Lists of up to `size` episodes (`itertools.batched` needs Python 3.12)."""
+    rest = iter(episodes)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def disturbed_copy(
+    model: WorldModel, episode: Episode, nuisance: Nuisance, *, seed: int
+) -> Episode:
+    """Copy of an episode whose frames, at the model's size, a nuisance has changed."""
+    frames = torch.from_numpy(nuisance(episode.frames.numpy(), seed=seed))
+    mask = None if episode.batch.view_valid is None else episode.batch.view_valid[0]
+    latents = model.encode(frames, view_valid=mask)[None].half().cpu().clone()
+    return replace(episode, frames=frames, batch=replace(episode.batch, latents=latents))
+
+
+def watch_signals(
+    model: WorldModel, episodes: Iterable[Episode], *, start: int, horizon: int
+) -> Iterator[EpisodeSignals]:
+    """Inputs of the monitor's channels, a few episodes at a time."""
+    features = FrameFeatures(model)
+    for batch in batched(episodes, AT_ONCE):
+        rollouts = roll_out(model, [e.batch for e in batch], start=start, horizon=horizon)
+        yield from (signals(features, *rolled) for rolled in zip(batch, rollouts, strict=True))
+
+
+def disturbed_episodes(
+    model: WorldModel,
+    calibration: Sequence[Episode],
+    reference: Sequence[Episode],
+    nuisances: Sequence[Nuisance],
+    *,
+    config: MonitorConfig,
+    start: int,
+    horizon: int,
+) -> list[DisturbedEpisodes]:
+    """Copies of as many episodes under each nuisance as the alarm rates of `config` need.
+
+    They are made when they are read, one nuisance after the other.
+
+    Args:
+        model: The world model.
+        calibration: Calibration episodes.
+        reference: Reference episodes; copied only if the calibration episodes are few.
+        nuisances: The declared nuisances.
+        config: Alarm rates.
+        start: Real frames before the first imagined one.
+        horizon: Frames per rollout segment.
+    """
+    needed = episodes_needed(config.alpha_stop, config.delta)
+    enough = max(3 * LEAST_SCALED, needed * 3 // 2 + 2)
+    few = len(calibration) < enough
+    copied = drawn(len(calibration), needed if few else enough)
+    scaled = drawn(len(reference), SCALE_EPISODES if few else 0)
+
+    def copies(episodes: Sequence[Episode], nuisance: Nuisance) -> Iterator[EpisodeSignals]:
+        changed = (
+            disturbed_copy(model, episode, nuisance, seed=number)
+            for number, episode in enumerate(tqdm(episodes, nuisance.name, unit="episode"))
+        )
+        return watch_signals(model, changed, start=start, horizon=horizon)
+
+    return [
+        DisturbedEpisodes(
+            nuisance,
+            copies([calibration[i] for i in copied], nuisance),
+            dict(zip(scaled, copies([reference[i] for i in scaled], nuisance), strict=True)),
+        )
+        for nuisance in nuisances
+    ]
+
+
+def drawn(length: int, count: int) -> list[int]:
+    """At most `count` of `length` indices, drawn at random but always the same ones."""
+    return sorted(np.random.default_rng(0).permutation(length)[:count].tolist())
+
+
 def fit_monitor(
     model: WorldModel,
     calibration: Sequence[Rolled],
     reference: Sequence[Rolled],
     *,
     config: MonitorConfig,
+    disturbed: Sequence[DisturbedEpisodes] = (),
     metadata: MonitorMetadata | None = None,
 ) -> RuntimeMonitor:
     """Fit the monitor.
@@ -75,6 +165,7 @@ def fit_monitor(
         reference: Reference episodes, none of which is in `calibration`. All rollouts have segments
             of `WATCH_HORIZON` frames from frame `WATCH_START` on.
         config: Alarm rates.
+        disturbed: Copies of the episodes under each declared nuisance.
         metadata: Hash of the model and expiry date.
     """
     features = FrameFeatures(model)
@@ -88,6 +179,7 @@ def fit_monitor(
         [signals(features, *rolled) for rolled in calibration],
         frame_shape=tuple(calibration[0][0].frames.shape[1:]),
         reference=[signals(features, *rolled) for rolled in reference],
+        disturbed=disturbed,
         causes=fit_causes([episode.frames.numpy() for episode, _ in reference]),
         metadata=metadata,
         rate_hz=model.config.rate_hz,

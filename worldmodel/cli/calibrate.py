@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from worldmodel.monitors.nuisances import DEFAULTS
+
 if TYPE_CHECKING:
     from worldmodel.calibration.calibrate import CalibrationResult
     from worldmodel.calibration.choose_episodes import Plan
@@ -47,6 +49,11 @@ class Command:
     (each smoother, with fewer parameters)."""
     horizon: int = 16
     """Imagined frames per segment, before the rollout restarts from real frames."""
+    nuisance: tuple[str, ...] = DEFAULTS
+    """Changes of the picture that do no harm, each with its largest amount: the alarm rate holds
+    under each of them alone, too. "jpeg:75" is the lowest quality, "scale:0.75" a reduction before
+    enlargement, "exposure:0.1" and "gamma:0.1" are relative changes in both directions, "noise:3"
+    grey levels, "shift:1" and "blur:0.7" pixels of the model's frames; "none": no nuisances."""
     out: Path | None = None
     """Folder of the monitor; None: `monitor` in the checkpoint, the default of `watch`."""
     skip_bad: bool = False
@@ -69,10 +76,12 @@ def run(command: Command) -> int:
     from worldmodel.checkpoint import check_trained, checkpoint_folder, content_hash, short_hash
     from worldmodel.episodes.load import open_for
     from worldmodel.model import WorldModel
+    from worldmodel.monitors.nuisances import declared
     from worldmodel.monitors.reliability.recalibration import curve_kind
     from worldmodel.monitors.validity import MonitorMetadata
 
     curve_kind(command.recalibration)
+    nuisances = declared(command.nuisance)
     if command.horizon < 1:
         raise ValueError(f"`--horizon` must be at least 1 frame, got {command.horizon}.")
     expires = expiry(command.valid_days)
@@ -91,7 +100,7 @@ def run(command: Command) -> int:
     metadata = MonitorMetadata(model_hash=short_hash(model_sha256), expires=expires)
     fitted = calibrate(
         model, plan, config=config, horizon=command.horizon, method=command.recalibration,
-        metadata=metadata,
+        nuisances=nuisances, metadata=metadata,
     )  # fmt: skip
     record = make_record(command, plan, fitted)
     save_calibration(
@@ -136,6 +145,7 @@ def make_record(command: Command, plan: Plan, fitted: CalibrationResult) -> dict
         "recalibration": command.recalibration,
         "horizon": command.horizon,
         "delta": command.delta,
+        "nuisances": list(command.nuisance),
         "alphas": {level.name.lower(): alpha for level, alpha in monitor.config.alphas.items()},
         "thresholds": {n.name.lower(): t for n, t in monitor.alarm_rule_.thresholds_.items()},
         "table": table_as_json(fitted.tables),
@@ -215,6 +225,8 @@ def print_result(fitted: CalibrationResult, record: dict[str, Any]) -> None:
     if record["delta"] is not None:
         share = f"{1 - record['delta']:.3g}"
         print(f"These rates hold for at least a share {share} of calibration sets.")
+    if record["nuisances"] != ["none"]:
+        print(f"They hold under each of these alone, too: {', '.join(record['nuisances'])}.")
     expires = record["expires"]
     print(f"\nValid until: {expires[:10] if expires else 'no expiry'}")
 
