@@ -29,6 +29,7 @@ from worldmodel.monitors.channels.channel_set import SIGNALS, SMOOTHED, Scores, 
 from worldmodel.monitors.channels.colour import MEMORY
 from worldmodel.monitors.channels.sensor import SensorChannel, SensorError
 from worldmodel.monitors.channels.signals import EpisodeSignals
+from worldmodel.monitors.channels.stillness import StillnessCheck
 from worldmodel.monitors.claims import Claims, PredictionCheck
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.metrics.watched import WatchedEpisode
@@ -123,11 +124,13 @@ class RuntimeMonitor:
         videos = [episode.frames for episode in reference if episode.frames is not None]
         if len(videos) == len(reference):
             sensor.mounting = CameraSetupCheck().fit(videos)
+        sensor.stillness = _stillness((*reference, *calibration))
         self._start(sensor)
         return self
 
     def _start(self, sensor: SensorChannel) -> None:
         self.frame_shape_, self._sensor = sensor.frame_shape, sensor
+        sensor.clear()
         cameras = self.metadata_.cameras or ()
         self._attribution = Attribution(self.alarm_rule_, self.causes_, cameras)
         self.reset()
@@ -359,10 +362,21 @@ MISSING = {
     "colour": "no frame",
     "missing_colour": "no frame",
     "action": "no action, or none before it",
+    "action_range": "no action",
     "confidence": "no imagined frame",
     "surprise": "no imagined frame with its error",
 }
 """Signal -> the input it lacks when it does not run."""
+
+
+def _stillness(episodes: Sequence[EpisodeSignals]) -> StillnessCheck | None:
+    """Stillness check fitted to all episodes; None if one lacks frames or actions."""
+    familiar = [
+        (e.frames, np.nan_to_num(e.actions[:, -1]).reshape(len(e), -1, 7)[..., :6].sum(axis=1))
+        for e in episodes
+        if e.frames is not None and e.actions is not None and e.actions.shape[-1] % 7 == 0
+    ]
+    return StillnessCheck().fit(familiar) if len(familiar) == len(episodes) else None
 
 
 def require_floats(name: str, values: object) -> Float[np.ndarray, "*any"]:

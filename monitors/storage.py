@@ -22,6 +22,7 @@ from worldmodel.monitors.channels.channel_set import CHANNELS, Channels
 from worldmodel.monitors.channels.colour import ColourChannel
 from worldmodel.monitors.channels.confidence import ConfidenceChannel
 from worldmodel.monitors.channels.sensor import SensorChannel
+from worldmodel.monitors.channels.stillness import StillnessCheck
 from worldmodel.monitors.channels.surprise import SurpriseChannel
 from worldmodel.monitors.guarantees.episode_threshold import smallest_alpha
 from worldmodel.monitors.validity import MonitorMetadata
@@ -35,6 +36,8 @@ CAUSES = "causes/"
 """Prefix of the cause model's array names."""
 MOUNTING = "mounting/"
 """Prefix of the camera setup check's array names."""
+STILLNESS = "stillness/"
+"""Prefix of the stillness check's array names."""
 JSON_NAME, ARRAYS_NAME = "monitor.json", "monitor.safetensors"
 PART = ".part"
 """End of the name of a file that is not in its place yet."""
@@ -66,8 +69,10 @@ def save_monitor(saved: SavedMonitor, folder: Path) -> None:
     maxima = {} if alarm_rule.maxima_ is None else {MAXIMA: alarm_rule.maxima_}
     causes = {} if saved.causes is None else saved.causes.arrays()
     mounting = {} if sensor.mounting is None else sensor.mounting.arrays()
+    stillness = {} if sensor.stillness is None else sensor.stillness.arrays()
     named = {CAUSES + name: np.ascontiguousarray(array) for name, array in causes.items()}
     named |= {MOUNTING + name: np.ascontiguousarray(array) for name, array in mounting.items()}
+    named |= {STILLNESS + name: np.ascontiguousarray(array) for name, array in stillness.items()}
     arrays = save(_arrays(alarm_rule.channels_) | maxima | named)
     fields = {
         "format": FORMAT,
@@ -154,9 +159,14 @@ def _sensor(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> SensorC
     """The sensor channel; its arrays leave `arrays`."""
     parts = _take(arrays, MOUNTING)
     mounting = CameraSetupCheck.from_arrays(parts) if parts else None
-    shape = tuple(fields["frame_shape"])
-    rows = MonitorMetadata.from_dict(fields).action_rows
-    return SensorChannel(shape, rate_hz=fields.get("rate_hz"), mounting=mounting, action_rows=rows)
+    parts = _take(arrays, STILLNESS)
+    return SensorChannel(
+        tuple(fields["frame_shape"]),
+        rate_hz=fields.get("rate_hz"),
+        mounting=mounting,
+        stillness=StillnessCheck.from_arrays(parts) if parts else None,
+        action_rows=MonitorMetadata.from_dict(fields).action_rows,
+    )
 
 
 def _alarm_rule(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> AlarmRule:

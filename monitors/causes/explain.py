@@ -15,7 +15,7 @@ from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.verdict import Evidence, Level
 
 GROUPS = {
-    "action": ("action",),
+    "action": ("action", "action_range"),
     "looks": LOOKS,
     "surprise": ("surprise",),
     "confidence": ("confidence",),
@@ -147,7 +147,7 @@ class Attribution:
         if name == "colour" and channels.colour and signals.frames is not None:
             pixels = channels.colour.pixel_scores(signals.frames[:1])[0]
             return f"{self._peak(pixels)} has colours missing from the {n} reference episodes"
-        if name == "action":
+        if name in GROUPS["action"]:
             outside = (AXES[axis % len(AXES)] for axis in self._outside(signals))
             axes = ", ".join(dict.fromkeys(outside))
             if axes:

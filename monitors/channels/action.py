@@ -18,6 +18,9 @@ SMALLEST_SCALE = 0.01
 """Smallest standard deviation of an axis, as a share of the largest one: an axis that never moved
 in the reference episodes may still show noise."""
 
+SMALLEST_SLACK = 0.05
+"""Smallest distance beyond the range of an axis that counts, as a share of the range."""
+
 
 def recent_actions(
     actions: Float[np.ndarray, "time a"],
@@ -38,7 +41,7 @@ class ActionChannel:
     gripper openings are comparable.
     """
 
-    LEARNED = ("scale_", "low_", "high_", "bank_")
+    LEARNED = ("scale_", "low_", "high_", "slack_", "bank_")
 
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed
@@ -54,6 +57,10 @@ class ActionChannel:
         deviation = last.std(axis=0)
         self.scale_ = deviation.clip(max(SMALLEST_SCALE * deviation.max(), 1e-6))
         self.low_, self.high_ = last.min(axis=0), last.max(axis=0)
+        half = len(last) // 2
+        halves = [beyond(last[:half], last[half:]), beyond(last[half:], last[:half])]
+        least = (SMALLEST_SLACK * (self.high_ - self.low_)).clip(1e-6)
+        self.slack_ = np.maximum.reduce([least, *halves])
         rows = (known / self.scale_).reshape(len(known), -1)
         rng = np.random.default_rng(self.seed)
         self.bank_ = distance_sample(rows, BANK_SIZE, rng=rng)
@@ -75,12 +82,22 @@ class ActionChannel:
             score[known] = self._tree.query(rows)[0] / np.sqrt(rows.shape[1])
         return score
 
+    def range_score(self, actions: Float[np.ndarray, "n recent a"]) -> Float64[np.ndarray, " n"]:
+        """Largest distance beyond the range of the reference episodes, over the axes.
+
+        In units of what is usual: how far one half of the reference actions exceeds the range of
+        the other, at least a twentieth of the range. NaN for unknown actions.
+        """
+        return self._excess(actions[:, -1]).max(axis=-1)
+
+    def _excess(self, actions: Float[np.ndarray, "n a"]) -> Float64[np.ndarray, "n a"]:
+        require_fitted(self, "bank_")
+        outside = np.maximum(self.low_ - actions, actions - self.high_)
+        return outside.astype(np.float64).clip(0) / self.slack_
+
     def out_of_range(self, action: Float[np.ndarray, " a"]) -> list[int]:
         """Axes on which an action lies outside the range of the reference episodes."""
-        require_fitted(self, "bank_")
-        slack = 1e-6 + 0.05 * (self.high_ - self.low_)
-        outside = (action < self.low_ - slack) | (action > self.high_ + slack)
-        return np.flatnonzero(outside).tolist()
+        return np.flatnonzero(self._excess(action[None])[0] > 1).tolist()
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Learned parameters as NumPy arrays."""
@@ -97,3 +114,15 @@ class ActionChannel:
             setattr(channel, name, arrays[name])
         channel._tree = KDTree(channel.bank_)
         return channel
+
+
+def beyond(
+    known: Float64[np.ndarray, "n a"], new: Float64[np.ndarray, "m a"]
+) -> Float64[np.ndarray, " a"]:
+    """How far actions leave the range of the known ones, per axis.
+
+    >>> beyond(np.array([[0.0], [1.0]]), np.array([[0.5], [1.25]])).tolist()
+    [0.25]
+    """
+    low, high = known.min(axis=0), known.max(axis=0)
+    return np.maximum(low - new.min(axis=0), new.max(axis=0) - high).clip(0)

@@ -21,7 +21,7 @@ from worldmodel.monitors.nuisances import Nuisance
 CHANNELS: dict[str, tuple[str, ...]] = {
     "appearance": ("appearance", "region"),
     "colour": ("colour", "missing_colour"),
-    "action": ("action",),
+    "action": ("action", "action_range"),
     "confidence": ("confidence",),
     "surprise": ("surprise",),
 }
@@ -81,6 +81,7 @@ class Channels:
             scores["missing_colour"] = self.colour.missing_score(signals.absences)
         if self.action and signals.actions is not None:
             scores["action"] = self.action.score(signals.actions)
+            scores["action_range"] = self.action.range_score(signals.actions)
         imagined = signals.imagined()
         if self.confidence and imagined:
             rows, maps, horizons = imagined
@@ -94,7 +95,7 @@ class Channels:
         """Whether all inputs of a signal are present in the first frame."""
         if name in CHANNELS["colour"]:
             return signals.frames is not None
-        if name == "action":
+        if name in CHANNELS["action"]:
             return signals.actions is not None and bool(np.isfinite(signals.actions[0]).all())
         if name == "confidence":
             return signals.imagined() is not None

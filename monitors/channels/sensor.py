@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float64, UInt8
 
 from worldmodel.monitors.channels.camera_mounting import CameraSetupCheck
+from worldmodel.monitors.channels.stillness import LENGTH, PictureStep, StillnessCheck
 
 BLANK_DEVIATION = 2.0
 """Grey levels: a view with a smaller standard deviation is blank."""
@@ -42,6 +44,7 @@ class SensorChannel:
         frame_shape: Shape of a valid frame, [height, width, 3] or [view, height, width, 3].
         rate_hz: Expected frames per second; None: only the order of time stamps is checked.
         mounting: Fitted camera setup check; None: the setup is not checked.
+        stillness: Fitted stillness check; None: only exact repeats of whole frames are detected.
         action_rows: Canonical actions commanded per frame, concatenated.
     """
 
@@ -51,22 +54,36 @@ class SensorChannel:
         *,
         rate_hz: float | None = None,
         mounting: CameraSetupCheck | None = None,
+        stillness: StillnessCheck | None = None,
         action_rows: int = 1,
     ) -> None:
         if rate_hz is not None and not 0 < rate_hz < np.inf:
             raise ValueError(f"`rate_hz` must be above 0 and finite, or None, got {rate_hz}.")
         self.frame_shape, self.rate_hz, self.mounting = tuple(frame_shape), rate_hz, mounting
-        self.action_rows = action_rows
+        self.stillness, self.action_rows = stillness, action_rows
         self.num_views = int(np.prod(self.frame_shape[:-3]))
-        self.reset()
+        self.clear()
 
-    def reset(self) -> None:
-        """Start a new episode."""
+    def clear(self) -> None:
+        """Forget all frames."""
         self._last: UInt8[np.ndarray, "view height width 3"] | None = None
         self._times: Float64[np.ndarray, " view"] | None = None
         self._motion = np.zeros(6)
         self._repeats = np.zeros(self.num_views, dtype=np.int64)
         self._path = np.zeros((self.num_views, 6))
+        self._steps: deque[PictureStep] = deque(maxlen=LENGTH)
+        self._num_frames = 0
+
+    def reset(self) -> None:
+        """Start a new episode.
+
+        Frames of an episode that was too short to find a frozen camera in count in the next one:
+        a reset with every step does not hide it.
+        """
+        if self._num_frames >= LENGTH:
+            self.clear()
+        self._times = None
+        self._num_frames = 0
 
     def check(
         self, observation: object, action: object
@@ -78,8 +95,13 @@ class SensorChannel:
         lateness = self._lateness(observation)
         frame = self._frame(observation)
         views = frame.reshape(-1, *frame.shape[-3:])
+        before = self._last
         self._track(views)
         self._motion = commanded_motion(action, self.action_rows)
+        if self.stillness is not None:
+            step = PictureStep.of(views, before, self._motion, starts=not self._num_frames)
+            self._steps.append(step)
+        self._num_frames += 1
         for view, pixels in enumerate(views):
             if pixels.std() < BLANK_DEVIATION:
                 code = "black" if pixels.mean() < BLACK_MEAN else "blank"
@@ -93,6 +115,8 @@ class SensorChannel:
                     "frozen",
                     f"view {view} shows the same frame {same} times while the robot moves.",
                 )
+        if self.stillness is not None and (stopped := self.stillness.find(self._steps)):
+            raise SensorError("frozen", stopped)
         if lateness:
             raise SensorError("late", lateness)
         mix_up = self.mounting.find(views) if self.mounting else None

@@ -48,13 +48,18 @@ def episode(rng: np.random.Generator, *, odd: str = "") -> EpisodeSignals:
 
 
 @pytest.fixture(scope="module")
-def monitor() -> RuntimeMonitor:
+def fitted() -> RuntimeMonitor:
     rng = np.random.default_rng(0)
     return RuntimeMonitor(CONFIG, features=features).fit(
         [episode(rng) for _ in range(40)],
         reference=[episode(rng) for _ in range(20)],
         frame_shape=SHAPE,
     )
+
+
+@pytest.fixture
+def monitor(fitted: RuntimeMonitor) -> RuntimeMonitor:
+    return fitted.sibling()
 
 
 @pytest.mark.parametrize("odd", ["", "looks", "surprise", "action"])

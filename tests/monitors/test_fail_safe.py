@@ -82,9 +82,7 @@ def fitted() -> RuntimeMonitor:
 
 @pytest.fixture
 def monitor(fitted: RuntimeMonitor) -> RuntimeMonitor:
-    fitted.features = features
-    fitted.reset()
-    return fitted
+    return fitted.sibling()
 
 
 def good(seed: int = 0) -> tuple[Any, Any, Any]:

@@ -64,9 +64,7 @@ def fitted() -> RuntimeMonitor:
 
 @pytest.fixture
 def monitor(fitted: RuntimeMonitor) -> RuntimeMonitor:
-    fitted.reset()
-    fitted.features = features
-    return fitted
+    return fitted.sibling()
 
 
 def calm_frame(monitor: RuntimeMonitor, rng: np.random.Generator) -> np.ndarray:

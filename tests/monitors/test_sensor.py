@@ -133,6 +133,8 @@ def test_reset_forgets_the_last_frame() -> None:
         with pytest.raises(SensorError) as frozen:
             channel.check(picture(0), MOVE)
         assert frozen.value.code == "frozen"
+        with pytest.raises(SensorError):
+            channel.check(picture(0), MOVE)
         channel.reset()
 
 

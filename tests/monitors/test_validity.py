@@ -109,7 +109,9 @@ def test_metadata_round_trips(monitor: RuntimeMonitor, tmp_path: Path) -> None:
     assert fields["action_spec"] == {"name": "ours", "rate_hz": 5.0, "scale": [1.0, 2.0]}
     loaded = RuntimeMonitor.load(tmp_path)
     spec = fields["action_spec"]
-    expected = replace(ARTEFACT, created=CREATED, features="brightness", action_spec=spec)
+    expected = replace(
+        ARTEFACT, created=CREATED, features="brightness", action_spec=spec, nuisances=[]
+    )
     assert loaded.metadata_ == expected
 
 

@@ -127,11 +127,9 @@ def disturbed_episodes(
     scaled = drawn(len(reference), SCALE_EPISODES if few else 0)
 
     def copies(episodes: Sequence[Episode], nuisance: Nuisance) -> Iterator[EpisodeSignals]:
-        changed = (
-            disturbed_copy(model, episode, nuisance, seed=number)
-            for number, episode in enumerate(tqdm(episodes, nuisance.name, unit="episode"))
-        )
-        return watch_signals(model, changed, start=start, horizon=horizon)
+        bar = tqdm(episodes, nuisance.name, unit="episode")
+        changed = (disturbed_copy(model, e, nuisance, seed=i) for i, e in enumerate(bar))
+        yield from watch_signals(model, changed, start=start, horizon=horizon)
 
     return [
         DisturbedEpisodes(
