@@ -18,3 +18,22 @@ def require_probabilities(confidence: Float[np.ndarray, "*any"]) -> Float64[np.n
 
 ROUNDING = 1e-6
 """Values at most this far outside [0, 1] count as rounding errors and are clipped."""
+
+
+def require_floats(name: str, values: object) -> Float[np.ndarray, "*any"]:
+    """Convert to an array; raise unless it holds real floating-point numbers without a mask.
+
+    NaN and infinity pass; the code that computes with the values checks for them.
+    """
+    array = np.asarray(values)
+    if isinstance(values, np.ma.MaskedArray) or not np.issubdtype(array.dtype, np.floating):
+        kind = type(values).__name__
+        raise ValueError(f"`{name}` must hold floating-point numbers, got {kind} of {array.dtype}.")
+    return array
+
+
+def require_integer(name: str, number: object) -> int:
+    """Convert to int; raise unless it is an integer (a bool is not)."""
+    if not isinstance(number, int | np.integer) or isinstance(number, bool):
+        raise ValueError(f"`{name}` must be an integer, got {number!r}.")
+    return int(number)

@@ -20,7 +20,7 @@ from worldmodel.monitors.alarm_rule import (
     MonitorConfig,
     held_levels,
 )
-from worldmodel.monitors.arrays import require_probabilities
+from worldmodel.monitors.arrays import require_floats, require_integer, require_probabilities
 from worldmodel.monitors.causes.classifier import CauseModel
 from worldmodel.monitors.causes.explain import Attribution
 from worldmodel.monitors.channels.action import RECENT
@@ -377,25 +377,6 @@ def _stillness(episodes: Sequence[EpisodeSignals]) -> StillnessCheck | None:
         if e.frames is not None and e.actions is not None and e.actions.shape[-1] % 7 == 0
     ]
     return StillnessCheck().fit(familiar) if len(familiar) == len(episodes) else None
-
-
-def require_floats(name: str, values: object) -> Float[np.ndarray, "*any"]:
-    """Convert to an array; raise unless it holds real floating-point numbers without a mask.
-
-    NaN and infinity pass; the code that computes with the values checks for them.
-    """
-    array = np.asarray(values)
-    if isinstance(values, np.ma.MaskedArray) or not np.issubdtype(array.dtype, np.floating):
-        kind = type(values).__name__
-        raise ValueError(f"`{name}` must hold floating-point numbers, got {kind} of {array.dtype}.")
-    return array
-
-
-def require_integer(name: str, number: object) -> int:
-    """Convert to int; raise unless it is an integer (a bool is not)."""
-    if not isinstance(number, int | np.integer) or isinstance(number, bool):
-        raise ValueError(f"`{name}` must be an integer, got {number!r}.")
-    return int(number)
 
 
 def _failed(error: Exception) -> Verdict:

@@ -85,8 +85,8 @@ class ColourChannel:
         """Distance of every cell of the colour cube to the nearest familiar one."""
         from scipy.spatial import KDTree
 
-        distance = KDTree(self._points[familiar]).query(self._points)[0]
-        return distance.astype(np.float16)  # half the size on disk, and exact enough
+        distance, _ = KDTree(self._points[familiar]).query(self._points)
+        return np.asarray(distance, dtype=np.float16)  # half the size on disk, and exact enough
 
     def _fit_anchors(
         self, videos: Sequence[Video], nuisances: Sequence[Nuisance], rng: np.random.Generator
@@ -207,8 +207,9 @@ def area_means(video: Video) -> UInt8[np.ndarray, "time *view rows columns 3"]:
     """Mean colours of all 3 x 3 areas; smaller ones in smaller pictures."""
     height, width = (min(WINDOW, side) for side in video.shape[-3:-1])
     rows, columns = video.shape[-3] - height + 1, video.shape[-2] - width + 1
-    tall = sum(video[..., i : i + rows, :, :].astype(np.uint16) for i in range(height))
-    both = sum(tall[..., i : i + columns, :] for i in range(width))
+    wide = video.astype(np.uint16)
+    tall = np.add.reduce([wide[..., i : i + rows, :, :] for i in range(height)], dtype=np.uint16)
+    both = np.add.reduce([tall[..., i : i + columns, :] for i in range(width)], dtype=np.uint16)
     return ((both + height * width // 2) // (height * width)).astype(np.uint8)
 
 

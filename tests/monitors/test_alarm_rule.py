@@ -1,11 +1,19 @@
 """Alarm rule: false alarm rates, missing signals, scales and hysteresis."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from worldmodel.monitors.alarm_rule import AlarmRule, MonitorConfig, held_levels
+from worldmodel.monitors.alarm_rule import (
+    AlarmRule,
+    DisturbedEpisodes,
+    MonitorConfig,
+    held_levels,
+)
 from worldmodel.monitors.channels.signals import EpisodeSignals
+from worldmodel.monitors.nuisances import declared
 from worldmodel.monitors.verdict import Level
 
 
@@ -207,3 +215,56 @@ def test_levels_fall_only_after_calm_steps() -> None:
     levels = np.array([0, 1, 3, 0, 2, 0, 0, 0, 0])
     np.testing.assert_array_equal(held_levels(levels, 1), levels)
     np.testing.assert_array_equal(held_levels(levels, 3), [0, 1, 3, 3, 3, 2, 2, 0, 0])
+
+
+def test_thresholds_hold_under_each_nuisance_and_scales_span_them() -> None:
+    """A nuisance that doubles one signal raises that signal's scale, not the others' thresholds."""
+    rng = np.random.default_rng(11)
+    nuisance = declared(["noise:3"])[0]
+
+    def noisy(episode: EpisodeSignals) -> EpisodeSignals:
+        assert episode.pooled is not None
+        return replace(episode, pooled=2 * episode.pooled)
+
+    reference, calibration = episodes(rng, 40), episodes(rng, 60)
+    copies = DisturbedEpisodes(nuisance, (noisy(e) for e in episodes(rng, 60)), {})
+    plain = AlarmRule(CONFIG).fit(calibration, reference=reference)
+    tolerant = AlarmRule(CONFIG).fit(calibration, reference=reference, disturbed=[copies])
+    assert tolerant.scales_["appearance"].spread > 1.5 * plain.scales_["appearance"].spread
+    assert tolerant.scales_["appearance"].centre == plain.scales_["appearance"].centre
+    assert tolerant.threshold("region") == pytest.approx(plain.threshold("region"), rel=0.5)
+    fresh = [noisy(e) for e in episodes(rng, 400)]
+    rates = {}
+    for name, rule in {"plain": plain, "tolerant": tolerant}.items():
+        limit = rule.limits[Level.NOTICE]
+        rates[name] = np.mean([rule.alarm_score(rule.scores(e)).max() > limit for e in fresh])
+    alpha = CONFIG.alpha_notice
+    assert rates["plain"] > 3 * alpha
+    assert rates["tolerant"] < alpha + 3 * np.sqrt(alpha * (1 - alpha) / 60)
+
+
+def test_few_episodes_take_the_scales_of_nuisances_from_the_reference() -> None:
+    rng = np.random.default_rng(12)
+    nuisance = declared(["noise:3"])[0]
+
+    def noisy(episode: EpisodeSignals) -> EpisodeSignals:
+        assert episode.pooled is not None
+        return replace(episode, pooled=2 * episode.pooled)
+
+    reference, calibration = episodes(rng, 20), episodes(rng, 19)
+    copies = DisturbedEpisodes(
+        nuisance,
+        [noisy(e) for e in calibration],
+        {i: noisy(e) for i, e in enumerate(reference)},
+    )
+    plain = AlarmRule(CONFIG).fit(calibration, reference=reference)
+    tolerant = AlarmRule(CONFIG).fit(calibration, reference=reference, disturbed=[copies])
+    assert tolerant.scales_["appearance"].spread > 1.5 * plain.scales_["appearance"].spread
+    assert max(tolerant.thresholds_.values()) < 3
+
+
+def test_too_few_copies_are_refused() -> None:
+    rng = np.random.default_rng(13)
+    copies = DisturbedEpisodes(declared(["noise:3"])[0], episodes(rng, 5), {})
+    with pytest.raises(ValueError, match="needs at least 19 calibration episodes, got 5"):
+        AlarmRule(CONFIG).fit(episodes(rng, 20), reference=episodes(rng, 4), disturbed=[copies])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
-from worldmodel.calibration.calibrated import WATCH_HORIZON, WATCH_START, Calibration
+from worldmodel.calibration.calibrated import WATCH_HORIZON, Calibration
 from worldmodel.calibration.choose_episodes import Plan
-from worldmodel.calibration.fit_monitor import disturbed_episodes, fit_monitor
+from worldmodel.calibration.fit_monitor import fit_monitor
 from worldmodel.calibration.gate import Gate, fit_gate
 from worldmodel.calibration.trusted_share import TrustedShare, trusted_shares
 from worldmodel.episodes.episode import unstretched
@@ -120,17 +119,10 @@ def calibrate(
     reference = load_named(model, plan.reference_data, plan.reference)
     rollouts = roll_out_all(model, held_out, horizon=horizon)
     ahead = min(horizon, WATCH_HORIZON)
-    claims = partial(roll_out_all, model, horizon=ahead, start=WATCH_START)
     monitor = fit_monitor(
-        model,
-        list(zip(held_out, claims(held_out), strict=True)),
-        list(zip(reference, claims(reference), strict=True)),
-        config=config,
-        disturbed=disturbed_episodes(
-            model, held_out, reference, nuisances, config=config, start=WATCH_START, horizon=ahead
-        ),
+        model, held_out, reference, horizon=ahead, config=config, nuisances=nuisances,
         metadata=metadata,
-    )
+    )  # fmt: skip
     calibration = Calibration(monitor, fit_recalibration(rollouts, method=method), horizon, ahead)
     tables = confidence_tables(rollouts, method)
     gate = fit_gate(

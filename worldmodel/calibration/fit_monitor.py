@@ -14,6 +14,7 @@ import torch
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from worldmodel.calibration.calibrated import WATCH_START
 from worldmodel.calibration.features import FrameFeatures, signals
 from worldmodel.episodes.episode import Episode
 from worldmodel.model import WorldModel
@@ -24,7 +25,7 @@ from worldmodel.monitors.guarantees.episode_threshold import episodes_needed
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.nuisances import Nuisance
 from worldmodel.monitors.validity import MonitorMetadata
-from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
+from worldmodel.rollouts.open_loop import roll_out, roll_out_all
 
 LOG = logging.getLogger(__name__)
 CAUSE_EPISODES = 60
@@ -36,8 +37,6 @@ SCALE_EPISODES = 40
 too few to set the scales."""
 AT_ONCE = 16
 """Copies that are encoded and imagined at once."""
-Rolled = tuple[Episode, EpisodeRollouts]
-"""Episode and its rollouts."""
 
 
 def data_hash(episodes: Iterable[Episode]) -> str:
@@ -88,12 +87,12 @@ def disturbed_copy(
 
 
 def watch_signals(
-    model: WorldModel, episodes: Iterable[Episode], *, start: int, horizon: int
+    model: WorldModel, episodes: Iterable[Episode], *, horizon: int
 ) -> Iterator[EpisodeSignals]:
     """Inputs of the monitor's channels, a few episodes at a time."""
     features = FrameFeatures(model)
     for batch in batched(episodes, AT_ONCE):
-        rollouts = roll_out(model, [e.batch for e in batch], start=start, horizon=horizon)
+        rollouts = roll_out(model, [e.batch for e in batch], start=WATCH_START, horizon=horizon)
         yield from (signals(features, *rolled) for rolled in zip(batch, rollouts, strict=True))
 
 
@@ -104,7 +103,6 @@ def disturbed_episodes(
     nuisances: Sequence[Nuisance],
     *,
     config: MonitorConfig,
-    start: int,
     horizon: int,
 ) -> list[DisturbedEpisodes]:
     """Copies of as many episodes under each nuisance as the alarm rates of `config` need.
@@ -117,7 +115,6 @@ def disturbed_episodes(
         reference: Reference episodes; copied only if the calibration episodes are few.
         nuisances: The declared nuisances.
         config: Alarm rates.
-        start: Real frames before the first imagined one.
         horizon: Frames per rollout segment.
     """
     needed = episodes_needed(config.alpha_stop, config.delta)
@@ -129,7 +126,7 @@ def disturbed_episodes(
     def copies(episodes: Sequence[Episode], nuisance: Nuisance) -> Iterator[EpisodeSignals]:
         bar = tqdm(episodes, nuisance.name, unit="episode")
         changed = (disturbed_copy(model, e, nuisance, seed=i) for i, e in enumerate(bar))
-        yield from watch_signals(model, changed, start=start, horizon=horizon)
+        yield from watch_signals(model, changed, horizon=horizon)
 
     return [
         DisturbedEpisodes(
@@ -148,11 +145,12 @@ def drawn(length: int, count: int) -> list[int]:
 
 def fit_monitor(
     model: WorldModel,
-    calibration: Sequence[Rolled],
-    reference: Sequence[Rolled],
+    calibration: Sequence[Episode],
+    reference: Sequence[Episode],
     *,
+    horizon: int,
     config: MonitorConfig,
-    disturbed: Sequence[DisturbedEpisodes] = (),
+    nuisances: Sequence[Nuisance] = (),
     metadata: MonitorMetadata | None = None,
 ) -> RuntimeMonitor:
     """Fit the monitor.
@@ -160,10 +158,10 @@ def fit_monitor(
     Args:
         model: The world model.
         calibration: Held-out nominal episodes, which set the thresholds.
-        reference: Reference episodes, none of which is in `calibration`. All rollouts have segments
-            of `WATCH_HORIZON` frames from frame `WATCH_START` on.
+        reference: Reference episodes, none of which is in `calibration`.
+        horizon: Frames per rollout segment.
         config: Alarm rates.
-        disturbed: Copies of the episodes under each declared nuisance.
+        nuisances: Changes of the picture under each of which the alarm rates shall hold, too.
         metadata: Hash of the model and expiry date.
     """
     features = FrameFeatures(model)
@@ -171,14 +169,21 @@ def fit_monitor(
         metadata or MonitorMetadata(),
         action_spec=model.config.action_spec.as_dict(),
         cameras=model.config.cameras,
-        data_hash=data_hash(episode for episode, _ in (*calibration, *reference)),
+        data_hash=data_hash((*calibration, *reference)),
     )
+
+    def rolled_out(episodes: Sequence[Episode]) -> list[EpisodeSignals]:
+        rollouts = roll_out_all(model, episodes, start=WATCH_START, horizon=horizon)
+        return [signals(features, *rolled) for rolled in zip(episodes, rollouts, strict=True)]
+
     return RuntimeMonitor(config, features=features).fit(
-        [signals(features, *rolled) for rolled in calibration],
-        frame_shape=tuple(calibration[0][0].frames.shape[1:]),
-        reference=[signals(features, *rolled) for rolled in reference],
-        disturbed=disturbed,
-        causes=fit_causes([episode.frames.numpy() for episode, _ in reference]),
+        rolled_out(calibration),
+        frame_shape=tuple(calibration[0].frames.shape[1:]),
+        reference=rolled_out(reference),
+        disturbed=disturbed_episodes(
+            model, calibration, reference, nuisances, config=config, horizon=horizon
+        ),
+        causes=fit_causes([episode.frames.numpy() for episode in reference]),
         metadata=metadata,
         rate_hz=model.config.rate_hz,
     )
