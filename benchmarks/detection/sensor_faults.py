@@ -6,7 +6,8 @@
 Fits two monitors on the recorded episodes, one for their camera and one for two views, the second
 made from the first; two thirds of the episodes are the reference set. Evaluates them on new nominal
 episodes, without a fault and with each fault from frame 10 on, and on episodes with scene shifts to
-count false sensor alarms. Exit code 1 if a fault is missed or misnamed.
+count false sensor alarms. Exit code 1 if a fault is missed or misnamed, except for half a picture,
+which cannot be told from a calm one if little moves in it.
 """
 
 from __future__ import annotations
@@ -86,6 +87,24 @@ def frozen(episode: FaultEpisode, t: int) -> Input:
     return healthy(episode, t, frame=episode.frames[ONSET - 1])
 
 
+def frozen_but_for_noise(episode: FaultEpisode, t: int) -> Input:
+    """Repeat the last good frame with noise of two grey levels."""
+    noise = 2 * np.random.default_rng(t).standard_normal(episode.frames[t].shape)
+    shown = np.clip(np.rint(episode.frames[ONSET - 1] + noise), 0, 255).astype(np.uint8)
+    return healthy(episode, t, frame=shown)
+
+
+def frozen_half(*half: slice) -> Fault:
+    """Repeat one half of the last good frame; the other half goes on."""
+
+    def fault(episode: FaultEpisode, t: int) -> Input:
+        shown = episode.frames[t].copy()
+        shown[half] = episode.frames[ONSET - 1][half]
+        return healthy(episode, t, frame=shown)
+
+    return fault
+
+
 def skipped(episode: FaultEpisode, t: int) -> Input:
     """Skip one frame: every later frame is the next one, with its own timestamp."""
     return healthy(episode, min(t + 1, len(episode) - 1))
@@ -115,8 +134,18 @@ def broken_action(episode: FaultEpisode, t: int) -> Input:
     return healthy(episode, t)[0], action
 
 
+FIRST, SECOND = slice(0, 32), slice(32, 64)
+HALVES: dict[str, tuple[Fault, str]] = {
+    "frozen upper half": (frozen_half(FIRST), "frozen"),
+    "frozen lower half": (frozen_half(SECOND), "frozen"),
+    "frozen left half": (frozen_half(slice(None), FIRST), "frozen"),
+    "frozen right half": (frozen_half(slice(None), SECOND), "frozen"),
+}
+"""Faults of half a picture of 64 x 64 pixels."""
 ONE_VIEW: dict[str, tuple[Fault, str]] = {
     "frozen picture": (frozen, "frozen"),
+    "frozen but for noise": (frozen_but_for_noise, "frozen"),
+    **HALVES,
     "black picture": (per_frame(np.zeros_like), "black"),
     "no picture": (per_frame(lambda frame: None), "dropped"),
     "late: a frame was skipped": (skipped, "late"),
@@ -361,9 +390,9 @@ def main(arguments: list[str] | None = None) -> int:
         json.dumps(content, indent=1) + "\n", encoding="utf-8"
     )
     (options.out / "sensor_faults.md").write_text(text, encoding="utf-8")
-    kept = all(row.named == row.episodes for row in rows)
+    kept = all(row.named == row.episodes for row in rows if row.fault not in HALVES)
     print(
-        "Every fault is detected with the right cause."
+        "Every fault of whole pictures is detected with the right cause."
         if kept
         else "A fault is MISSED or MISNAMED."
     )
