@@ -95,7 +95,7 @@ def frozen_but_for_noise(episode: FaultEpisode, t: int) -> Input:
 
 
 def frozen_half(*half: slice) -> Fault:
-    """Repeat one half of the last good frame; the other half goes on."""
+    """Repeat one half of the last good frame."""
 
     def fault(episode: FaultEpisode, t: int) -> Input:
         shown = episode.frames[t].copy()
@@ -391,11 +391,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     (options.out / "sensor_faults.md").write_text(text, encoding="utf-8")
     kept = all(row.named == row.episodes for row in rows if row.fault not in HALVES)
-    print(
-        "Every fault of whole pictures is detected with the right cause."
-        if kept
-        else "A fault is MISSED or MISNAMED."
-    )
+    found = "Every fault of whole pictures is detected with the right cause."
+    print(found if kept else "A fault is MISSED or MISNAMED.")
     return 0 if kept else 1
 
 
