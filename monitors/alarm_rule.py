@@ -119,8 +119,8 @@ class Scale:
     centre: float
     """Median over nominal episodes."""
     spread: float
-    """Distance from `centre` to the quantile at its share of alpha_notice; the largest of those of
-    nominal episodes and of their copies under each nuisance."""
+    """Distance from `centre` to the quantile at its share of alpha_notice, plus the largest shift of
+    that quantile by a nuisance."""
 
 
 class AlarmRule:
@@ -245,10 +245,10 @@ class AlarmRule:
         scales = {}
         for name, weight in weights.items():
             alpha = self.config.alpha_notice * weight / sum(weights.values())
-            values = [[e[name] for e in group if name in e] for group in groups]
-            centre = float(np.median(values[0]))
-            high = max(float(np.quantile(rows, 1 - alpha)) for rows in values if rows)
-            scales[name] = Scale(centre, max(high - centre, MIN_SPREAD))
+            nominal, *copies = (np.array([e[name] for e in g if name in e]) for g in groups)
+            centre, high = np.quantile(nominal, [0.5, 1 - alpha])
+            high += max([0.0, *(_shift(nominal, rows, 1 - alpha) for rows in copies if len(rows))])
+            scales[name] = Scale(float(centre), max(float(high - centre), MIN_SPREAD))
         return scales
 
     def scores(self, signals: EpisodeSignals) -> Scores:
@@ -327,6 +327,17 @@ class AlarmRule:
         """Convert a standardised score of signal `name` to its own unit."""
         scale = self.scales_[name]
         return scale.centre + scale.spread * standardised
+
+
+def _shift(
+    nominal: Float64[np.ndarray, " n"], copies: Float64[np.ndarray, " m"], level: float
+) -> float:
+    """How far a nuisance moves a quantile: at `level`, or the highest that two copies exceed.
+
+    One odd episode among few copies would otherwise set the scale of the signal.
+    """
+    reached = min(level, max(0.5, 1 - 2 / len(copies)))
+    return float(np.quantile(copies, reached) - np.quantile(nominal, reached))
 
 
 def _maxima(scores: Scores) -> Maxima:
