@@ -119,8 +119,8 @@ class Scale:
     centre: float
     """Median over nominal episodes."""
     spread: float
-    """Distance from `centre` to the quantile at its share of alpha_notice, plus the largest shift of
-    that quantile by a nuisance."""
+    """Distance from `centre` to the quantile at its share of alpha_notice, plus the largest shift
+    of that quantile by a nuisance."""
 
 
 class AlarmRule:
