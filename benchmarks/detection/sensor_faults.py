@@ -34,7 +34,7 @@ from worldmodel.monitors.channels.signals import EpisodeSignals
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.verdict import Level
 
-SEED = 5_000_003
+SEED = 9_400_003
 ONSET = 10
 """First frame with the fault."""
 
