@@ -23,6 +23,7 @@ from worldmodel.cli import main
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.model import WorldModel
+from worldmodel.monitors.nuisances import DEFAULTS, declared
 from worldmodel.monitors.reliability.recalibration import HorizonRecalibration
 
 Refused = Callable[..., str]
@@ -61,6 +62,7 @@ def test_it_prints_its_tables_and_what_limits_them(
     assert "has 12 frames, so rollouts reach horizon 8, not 9." in captured.err
     assert "was trained up to horizon 4, not 8" in captured.err
     assert "cross-fitted" in captured.out
+    assert "They hold under each of these alone, too: jpeg:75, scale:0.75," in captured.out
     for stage in ("as stated", "recalibrated"):
         for horizon in (1, 4, 8):
             assert f"\n{stage}, horizon {horizon} " in captured.out
@@ -92,6 +94,7 @@ def test_json_is_what_it_keeps(
 ) -> None:
     out = tmp_path / "elsewhere"
     argv = ["calibrate", "--model", model, "--data", scenes, "--horizon", "4", "--out", out]
+    argv += ["--nuisance", "none"]
     assert main([*map(str, argv), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed.pop("monitor") == str(out)
@@ -113,6 +116,15 @@ def test_an_unknown_curve_is_refused(model: Path, scenes: Path, refused: Refused
     assert not (model / "monitor").exists()
 
 
+def test_wrong_nuisances_are_refused_before_anything_is_read(
+    model: Path, scenes: Path, refused: Refused
+) -> None:
+    start = ("calibrate", "--model", model, "--data", scenes, "--nuisance")
+    assert "Unknown nuisance 'fog'" in refused(*start, "fog")
+    assert "needs a number from 1 to 100" in refused(*start, "noise:3", "jpeg:700")
+    assert not (model / "monitor").exists()
+
+
 def test_other_data_are_halved_and_a_second_run_replaces_the_first(
     model: Path, make_store: Callable[..., Path], make_scene: Callable[..., Trajectory]
 ) -> None:
@@ -120,7 +132,8 @@ def test_other_data_are_halved_and_a_second_run_replaces_the_first(
     (model / "monitor").mkdir()
     (model / "monitor" / "monitor.json").write_text("{}")
     (model / "monitor" / "leftover").write_text("of an earlier run")
-    assert main(["calibrate", "--model", str(model), "--data", str(data), "--horizon", "4"]) == 0
+    argv = ["calibrate", "--model", model, "--data", data, "--horizon", "4", "--nuisance", "none"]
+    assert main(list(map(str, argv))) == 0
     made = record(model / "monitor")
     assert made["calibration"] == ["o/1", "o/3", "o/5"]
     assert made["reference"] == ["o/0", "o/2", "o/4", "o/6"]
@@ -137,6 +150,7 @@ def test_a_reference_of_ones_own_is_used_whole(
 ) -> None:
     data = make_store("other.zarr", *(make_scene(f"o/{i}", 20 + i) for i in range(3)))
     argv = ["calibrate", "--model", model, "--data", data, "--reference", scenes, "--horizon", "4"]
+    argv += ["--nuisance", "none"]
     assert main(list(map(str, argv))) == 0
     made = record(model / "monitor")
     assert made["calibration"] == ["o/0", "o/1", "o/2"]
@@ -157,7 +171,7 @@ def test_delta_asks_for_more_episodes_or_raises_the_rates(
     model: Path, scenes: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of 4 episodes the largest keeps alpha but for a share (1 - alpha)^4 of calibration sets."""
-    start = ("calibrate", "--model", model, "--data", scenes)
+    start = ("calibrate", "--model", model, "--data", scenes, "--nuisance", "none")
     assert refused(*start, "--alpha", "0.05", "--delta", "0.05") == (
         "`alpha`=0.05 with `delta`=0.05 needs 59 calibration episodes, got 4, which support 0.527 "
         "at best."
@@ -181,7 +195,7 @@ def test_delta_asks_for_more_episodes_or_raises_the_rates(
 def test_a_calibration_says_how_long_it_is_good(
     model: Path, scenes: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = ("calibrate", "--model", model, "--data", scenes)
+    start = ("calibrate", "--model", model, "--data", scenes, "--nuisance", "none")
     for days in ("0", "-1", "3651"):
         assert refused(*start, "--valid-days", days) == (
             f"`--valid-days` must be 1 to 3650 days, or None for no expiry, got {days}."
@@ -205,7 +219,9 @@ def test_what_it_was_made_of_is_kept_with_the_monitor_and_the_gate(calibrated: P
     assert made.features == FrameFeatures(model).name
     assert made.data_hash is not None
     gate = Gate.load(folder / "gate", model_hash=made.model_hash).monitor.metadata_
-    assert replace(gate, created=made.created) == replace(made, features=None)
+    assert replace(gate, created=made.created) == replace(made, features=None, nuisances=[])
+    assert made.nuisances == [nuisance.name for nuisance in declared(DEFAULTS)]
+    assert record(folder)["nuisances"] == list(DEFAULTS)
     with pytest.raises(ValueError, match=r"gate was fitted for the model .*, not for 'other'"):
         Gate.load(folder / "gate", model_hash="other")
 

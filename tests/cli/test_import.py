@@ -93,7 +93,7 @@ def test_imagine_and_watch_load_it(
     logged = RolloutLog.open(Path(log))
     confidence = logged.read(logged.rollouts()[0])["confidence"]
     assert 0.01 < np.ptp(confidence[4:].astype(float)) <= 1
-    assert main(["calibrate", *data, "--horizon", "2"]) == 0
+    assert main(["calibrate", *data, "--horizon", "2", "--nuisance", "none"]) == 0
     assert main(["watch", *data, "--only", "few/0"]) in (0, 1)
 
 
@@ -240,7 +240,7 @@ def test_a_confidence_head_is_trained_on_it_and_then_calibrated(
     weights = model.dynamics.state_dict()
     assert all(torch.equal(w, weights[n]) for n, w in before.dynamics.state_dict().items())
     data = ["--model", str(run / "model"), "--data", str(scenes)]
-    assert main(["calibrate", *data, "--horizon", "2"]) == 0
+    assert main(["calibrate", *data, "--horizon", "2", "--nuisance", "none"]) == 0
     out = ["--out", str(tmp_path / "log.zarr"), "--horizon", "2", "--only", "train/0"]
     assert main(["imagine", *data, *out]) == 0
     confidence = RolloutLog.open(tmp_path / "log.zarr").read("train/0")["confidence"]

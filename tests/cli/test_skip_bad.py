@@ -74,6 +74,7 @@ def test_alarm_rates_are_those_that_readable_episodes_support(
 ) -> None:
     """3 of the 4 calibration episodes are left, so the lowest alarm rate is 1 / (3 + 1)."""
     argv = ["calibrate", "--model", model, "--data", damaged, "--horizon", "4", "--skip-bad"]
+    argv += ["--nuisance", "none"]
     assert main([str(word) for word in argv]) == 0
     record = json.loads((model / "monitor" / "calibration.json").read_text())
     assert record["calibration"] == ["train/6", "train/7", "train/9"]
