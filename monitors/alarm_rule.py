@@ -101,8 +101,9 @@ class DisturbedEpisodes:
     """Copies of nominal episodes under one declared nuisance."""
 
     nuisance: Nuisance
-    calibration: Iterable[EpisodeSignals]
-    """Copies of calibration episodes: all, or as many as the alarm rates need; read once."""
+    calibration: Iterable[tuple[int, EpisodeSignals]]
+    """Index of a calibration episode and its copy: of all, or of as many as the alarm rates need;
+    read once."""
     reference: Mapping[int, EpisodeSignals]
     """Index of a reference episode -> its copy; used only where the calibration episodes are too
     few to set the scales, too."""
@@ -160,17 +161,18 @@ class AlarmRule:
         nuisances = [copies.nuisance for copies in disturbed]
         self.channels_ = self._fit_channels(reference, nuisances)
         maxima = [
-            [self._maxima(episode) for episode in episodes]
-            for episodes in (calibration, *(copies.calibration for copies in disturbed))
+            {index: self._maxima(episode) for index, episode in episodes}
+            for episodes in (enumerate(calibration), *(copies.calibration for copies in disturbed))
         ]
         for episodes in maxima:
             self._check_count(len(episodes))
         if min(self._num_spare(episodes) for episodes in maxima) >= LEAST_SCALED:
-            self.scales_ = self._scales(*(episodes[::3] for episodes in maxima))
-            maxima = [[m for i, m in enumerate(episodes) if i % 3] for episodes in maxima]
+            spare = [{i: m for i, m in e.items() if i % 3 == 0} for e in maxima]
+            self.scales_ = self._scales(*spare)
+            maxima = [{i: m for i, m in e.items() if i % 3} for e in maxima]
         else:
             self.scales_ = self._scales(*self._cross_scored(reference, disturbed))
-        largest = [np.array([self._largest(m) for m in episodes]) for episodes in maxima]
+        largest = [np.array([self._largest(m) for m in e.values()]) for e in maxima]
         self.thresholds_ = {
             level: max(
                 EpisodeThreshold(alpha, delta=self.config.delta).fit(values).value_
@@ -191,9 +193,9 @@ class AlarmRule:
         scores = {name: np.array([value]) for name, value in maxima.items()}
         return float(self.alarm_score(scores).max()) if scores else -np.inf
 
-    def _num_spare(self, episodes: Sequence[Maxima]) -> int:
+    def _num_spare(self, episodes: Mapping[int, Maxima]) -> int:
         """Episodes that may set the scales; 0 if too few would remain for the thresholds."""
-        third = len(episodes[::3])
+        third = sum(index % 3 == 0 for index in episodes)
         return third if len(episodes) - third >= self._num_needed() else 0
 
     def _num_needed(self) -> int:
@@ -223,31 +225,37 @@ class AlarmRule:
 
     def _cross_scored(
         self, reference: Sequence[EpisodeSignals], disturbed: Sequence[DisturbedEpisodes]
-    ) -> list[list[Maxima]]:
+    ) -> list[dict[int, Maxima]]:
         """Maxima of each half of the episodes, from channels fitted on the other half.
 
-        The first list is that of the reference episodes, the others are those of their copies.
+        The first ones are those of the reference episodes, the others those of their copies.
         """
         nuisances = [copies.nuisance for copies in disturbed]
         sets = [dict(enumerate(reference)), *(copies.reference for copies in disturbed)]
-        scored: list[list[Maxima]] = [[] for _ in sets]
+        scored: list[dict[int, Maxima]] = [{} for _ in sets]
         for half in (0, 1):
             channels = self._fit_channels(reference[1 - half :: 2], nuisances)
             for maxima, episodes in zip(scored, sets, strict=True):
-                mine = (e for index, e in episodes.items() if index % 2 == half)
-                maxima += [_maxima(smoothed(channels.scores(e))) for e in mine]
+                mine = {index: e for index, e in episodes.items() if index % 2 == half}
+                maxima |= {i: _maxima(smoothed(channels.scores(e))) for i, e in mine.items()}
         return scored
 
-    def _scales(self, *groups: Sequence[Maxima]) -> dict[str, Scale]:
+    def _scales(
+        self, nominal: Mapping[int, Maxima], *disturbed: Mapping[int, Maxima]
+    ) -> dict[str, Scale]:
         """Scale of each signal, from nominal episodes and their copies under each nuisance."""
-        names = dict.fromkeys(name for episode in groups[0] for name in episode)
+        names = dict.fromkeys(name for maxima in nominal.values() for name in maxima)
         weights = {name: WEIGHTS.get(name, 1.0) for name in names}
         scales = {}
         for name, weight in weights.items():
-            alpha = self.config.alpha_notice * weight / sum(weights.values())
-            nominal, *copies = (np.array([e[name] for e in g if name in e]) for g in groups)
-            centre, high = np.quantile(nominal, [0.5, 1 - alpha])
-            high += max([0.0, *(_shift(nominal, rows, 1 - alpha) for rows in copies if len(rows))])
+            level = 1 - self.config.alpha_notice * weight / sum(weights.values())
+            values = [m[name] for m in nominal.values() if name in m]
+            centre, high = np.quantile(values, [0.5, level])
+            shifts = (
+                _shift([(nominal[i][name], m[name]) for i, m in copies.items() if name in m], level)
+                for copies in disturbed
+            )
+            high += max(shifts, default=0.0)
             scales[name] = Scale(float(centre), max(float(high - centre), MIN_SPREAD))
         return scales
 
@@ -329,15 +337,17 @@ class AlarmRule:
         return scale.centre + scale.spread * standardised
 
 
-def _shift(
-    nominal: Float64[np.ndarray, " n"], copies: Float64[np.ndarray, " m"], level: float
-) -> float:
-    """How far a nuisance moves a quantile: at `level`, or the highest that two copies exceed.
+def _shift(pairs: Sequence[tuple[float, float]], level: float) -> float:
+    """How far a nuisance raises a quantile of (nominal, disturbed) maxima of the same episodes.
 
-    One odd episode among few copies would otherwise set the scale of the signal.
+    The quantile is the one at `level`, or the highest that two copies exceed: one odd episode among
+    few would otherwise set the scale of the signal.
     """
-    reached = min(level, max(0.5, 1 - 2 / len(copies)))
-    return float(np.quantile(copies, reached) - np.quantile(nominal, reached))
+    if not pairs:
+        return 0.0
+    reached = min(level, max(0.5, 1 - 2 / len(pairs)))
+    nominal, disturbed = np.quantile(pairs, reached, axis=0)
+    return max(0.0, float(disturbed - nominal))
 
 
 def _maxima(scores: Scores) -> Maxima:

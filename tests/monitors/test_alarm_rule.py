@@ -147,7 +147,7 @@ def test_scale_of_a_signal_follows_its_share_of_the_alarm_budget() -> None:
     config = MonitorConfig(alpha_notice=0.24, alpha_degrade=0.1, alpha_stop=0.1)
     values = np.linspace(0, 1, 101)
     maxima = [dict.fromkeys(("region", "action", "surprise"), value) for value in values]
-    scales = AlarmRule(config)._scales(maxima)
+    scales = AlarmRule(config)._scales(dict(enumerate(maxima)))
     assert [scale.centre for scale in scales.values()] == [0.5] * 3
     assert [scale.spread for scale in scales.values()] == pytest.approx([0.47, 0.49, 0.3])
 
@@ -227,7 +227,7 @@ def test_thresholds_hold_under_each_nuisance_and_scales_span_them() -> None:
         return replace(episode, pooled=2 * episode.pooled)
 
     reference, calibration = episodes(rng, 40), episodes(rng, 60)
-    copies = DisturbedEpisodes(nuisance, (noisy(e) for e in episodes(rng, 60)), {})
+    copies = DisturbedEpisodes(nuisance, ((i, noisy(e)) for i, e in enumerate(calibration)), {})
     plain = AlarmRule(CONFIG).fit(calibration, reference=reference)
     tolerant = AlarmRule(CONFIG).fit(calibration, reference=reference, disturbed=[copies])
     assert tolerant.scales_["appearance"].spread > 1.5 * plain.scales_["appearance"].spread
@@ -254,7 +254,7 @@ def test_few_episodes_take_the_scales_of_nuisances_from_the_reference() -> None:
     reference, calibration = episodes(rng, 20), episodes(rng, 19)
     copies = DisturbedEpisodes(
         nuisance,
-        [noisy(e) for e in calibration],
+        [(i, noisy(e)) for i, e in enumerate(calibration)],
         {i: noisy(e) for i, e in enumerate(reference)},
     )
     plain = AlarmRule(CONFIG).fit(calibration, reference=reference)
@@ -265,6 +265,6 @@ def test_few_episodes_take_the_scales_of_nuisances_from_the_reference() -> None:
 
 def test_too_few_copies_are_refused() -> None:
     rng = np.random.default_rng(13)
-    copies = DisturbedEpisodes(declared(["noise:3"])[0], episodes(rng, 5), {})
+    copies = DisturbedEpisodes(declared(["noise:3"])[0], list(enumerate(episodes(rng, 5))), {})
     with pytest.raises(ValueError, match="needs at least 19 calibration episodes, got 5"):
         AlarmRule(CONFIG).fit(episodes(rng, 20), reference=episodes(rng, 4), disturbed=[copies])

@@ -118,21 +118,25 @@ def disturbed_episodes(
         horizon: Frames per rollout segment.
     """
     needed = episodes_needed(config.alpha_stop, config.delta)
-    enough = max(3 * LEAST_SCALED, needed * 3 // 2 + 2)
+    enough = 3 * max(LEAST_SCALED, -(-needed // 2))
     few = len(calibration) < enough
-    copied = drawn(len(calibration), needed if few else enough)
     scaled = drawn(len(reference), SCALE_EPISODES if few else 0)
+    copied = drawn(len(calibration), needed)
+    if not few:  # of three in a row, the first sets scales, the others thresholds
+        copied = [3 * i + j for i in drawn(len(calibration) // 3, enough // 3) for j in range(3)]
 
-    def copies(episodes: Sequence[Episode], nuisance: Nuisance) -> Iterator[EpisodeSignals]:
-        bar = tqdm(episodes, nuisance.name, unit="episode")
-        changed = (disturbed_copy(model, e, nuisance, seed=i) for i, e in enumerate(bar))
-        yield from watch_signals(model, changed, horizon=horizon)
+    def copies(
+        episodes: Sequence[Episode], indices: Sequence[int], nuisance: Nuisance
+    ) -> Iterator[tuple[int, EpisodeSignals]]:
+        bar = tqdm(indices, nuisance.name, unit="episode")
+        changed = (disturbed_copy(model, episodes[i], nuisance, seed=i) for i in bar)
+        yield from zip(indices, watch_signals(model, changed, horizon=horizon), strict=True)
 
     return [
         DisturbedEpisodes(
             nuisance,
-            copies([calibration[i] for i in copied], nuisance),
-            dict(zip(scaled, copies([reference[i] for i in scaled], nuisance), strict=True)),
+            copies(calibration, copied, nuisance),
+            dict(copies(reference, scaled, nuisance)),
         )
         for nuisance in nuisances
     ]
