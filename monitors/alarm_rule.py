@@ -340,13 +340,11 @@ class AlarmRule:
 def _shift(pairs: Sequence[tuple[float, float]], level: float) -> float:
     """How far a nuisance raises a quantile of (nominal, disturbed) maxima of the same episodes.
 
-    The quantile is the one at `level`, or the highest that two copies exceed: one odd episode among
-    few would otherwise set the scale of the signal.
+    Both are of the same episodes, so an odd one among few raises both quantiles.
     """
     if not pairs:
         return 0.0
-    reached = min(level, max(0.5, 1 - 2 / len(pairs)))
-    nominal, disturbed = np.quantile(pairs, reached, axis=0)
+    nominal, disturbed = np.quantile(pairs, level, axis=0)
     return max(0.0, float(disturbed - nominal))
 
 

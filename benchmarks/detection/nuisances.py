@@ -42,16 +42,16 @@ from worldmodel.monitors.channels.channel_set import SIGNALS
 from worldmodel.monitors.nuisances import DEFAULTS, Nuisance, declared
 
 WITHIN = (
-    Nuisance("jpeg", 95), Nuisance("jpeg", 85), Nuisance("scale", 0.9), Nuisance("noise", 1.5),
+    Nuisance("jpeg", 95.0), Nuisance("jpeg", 85.0), Nuisance("scale", 0.9), Nuisance("noise", 1.5),
     Nuisance("exposure", 0.05),
 )  # fmt: skip
 """Smaller amounts than the declared ones."""
 BEYOND = (
-    Nuisance("jpeg", 60), Nuisance("scale", 0.5), Nuisance("exposure", 0.2),
-    Nuisance("exposure", -0.2), Nuisance("noise", 8), Nuisance("blur", 1.5),
+    Nuisance("jpeg", 60.0), Nuisance("scale", 0.5), Nuisance("exposure", 0.2),
+    Nuisance("exposure", -0.2), Nuisance("noise", 8.0), Nuisance("blur", 1.5),
 )  # fmt: skip
 """Larger amounts than the declared ones: nothing is promised."""
-TOGETHER = (Nuisance("exposure", 0.08), Nuisance("noise", 3), Nuisance("jpeg", 75))
+TOGETHER = (Nuisance("exposure", 0.08), Nuisance("noise", 3.0), Nuisance("jpeg", 75.0))
 """Declared nuisances at once: nothing is promised."""
 
 

@@ -227,7 +227,8 @@ def test_an_unreadable_episode_stops_the_conversion_and_keeps_the_rest(
     assert "Episode 'train/1' cannot be converted" in line
     assert "keeps the 1 episodes before it; `--skip-bad` skips it." in line
     assert ClipStore.open(target).episode_ids == ("train/0",)
-    assert {path.name for path in target.iterdir()} == {"episodes", "latents", "zarr.json"}
+    names = {path.name for path in target.iterdir()}
+    assert names == {".lock", "episodes", "latents", "zarr.json"}
 
 
 def test_skipped_episodes_are_listed(
