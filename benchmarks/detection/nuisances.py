@@ -199,7 +199,8 @@ def main(arguments: list[str] | None = None) -> int:
         "# Alarms under nuisances and shifts\n\n"
         f"checkpoint: {options.model}; seed {options.seed}; renderer ray; {hardware()}; commit "
         f"{git_commit()}; {today()}; alarm rate {rule.config.alpha_notice:g}. "
-        f"`python -m benchmarks.detection.nuisances --seed {options.seed}`\n\n"
+        f"`python -m benchmarks.detection.nuisances --seed {options.seed} "
+        f"--episodes {options.episodes} --shifted {options.shifted}`\n\n"
         f"{table(results, calibration)}\n"
     )
     (options.out / "nuisances.md").write_text(text, encoding="utf-8")
