@@ -8,10 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-
-from worldmodel.episodes.episode import MAX_STRETCH
-from worldmodel.networks.images import resize, to_model, to_pixels
 
 FLAT = "observation/"
 """Prefix of openpi's flat keys: "observation/wrist_image" is the camera "wrist_image"."""
@@ -137,7 +133,13 @@ def scaled(frame: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Resize a uint8 frame to (height, width); other proportions stay as they are."""
     if frame.ndim != 3 or frame.shape[-1] != 3 or not frame.size or frame.shape[:2] == size:
         return frame
+    import torch  # here: the base install has none
+
+    from worldmodel.episodes.episode import MAX_STRETCH
+
     height, width, _ = frame.shape
     if abs(math.log(width * size[0] / (height * size[1]))) >= MAX_STRETCH:
         return frame
+    from worldmodel.networks.images import resize, to_model, to_pixels
+
     return to_pixels(resize(to_model(torch.from_numpy(frame)), (size[0], size[1]))).numpy()
