@@ -161,7 +161,7 @@ class AlarmRule:
         nuisances = [copies.nuisance for copies in disturbed]
         self.channels_ = self._fit_channels(reference, nuisances)
         maxima = [
-            {index: self._maxima(episode) for index, episode in episodes}
+            {index: _maxima(self.scores(episode)) for index, episode in episodes}
             for episodes in (enumerate(calibration), *(copies.calibration for copies in disturbed))
         ]
         for episodes in maxima:
@@ -184,9 +184,6 @@ class AlarmRule:
         self.num_reference_, self.num_calibration_ = len(reference), len(largest[0])
         self.max_frames_ = max(map(len, calibration))
         return self
-
-    def _maxima(self, episode: EpisodeSignals) -> Maxima:
-        return _maxima(self.scores(episode))
 
     def _largest(self, maxima: Maxima) -> float:
         """Largest alarm score of an episode; minus infinity if no signal ran."""
@@ -338,9 +335,10 @@ class AlarmRule:
 
 
 def _shift(pairs: Sequence[tuple[float, float]], level: float) -> float:
-    """How far a nuisance raises a quantile of (nominal, disturbed) maxima of the same episodes.
+    """How far a nuisance raises a quantile of an episode's maximum; 0 if it lowers it.
 
-    Both are of the same episodes, so an odd one among few raises both quantiles.
+    `pairs` holds the nominal and the disturbed maximum of the same episodes: an odd episode raises
+    both quantiles, so it does not count as the nuisance's effect.
     """
     if not pairs:
         return 0.0

@@ -217,17 +217,19 @@ def test_levels_fall_only_after_calm_steps() -> None:
     np.testing.assert_array_equal(held_levels(levels, 3), [0, 1, 3, 3, 3, 2, 2, 0, 0])
 
 
+NUISANCE = declared(["noise:3"])[0]
+
+
+def noisy(episode: EpisodeSignals) -> EpisodeSignals:
+    assert episode.pooled is not None
+    return replace(episode, pooled=2 * episode.pooled)
+
+
 def test_thresholds_hold_under_each_nuisance_and_scales_span_them() -> None:
     """A nuisance that doubles one signal raises that signal's scale, not the others' thresholds."""
     rng = np.random.default_rng(11)
-    nuisance = declared(["noise:3"])[0]
-
-    def noisy(episode: EpisodeSignals) -> EpisodeSignals:
-        assert episode.pooled is not None
-        return replace(episode, pooled=2 * episode.pooled)
-
     reference, calibration = episodes(rng, 40), episodes(rng, 60)
-    copies = DisturbedEpisodes(nuisance, ((i, noisy(e)) for i, e in enumerate(calibration)), {})
+    copies = DisturbedEpisodes(NUISANCE, ((i, noisy(e)) for i, e in enumerate(calibration)), {})
     plain = AlarmRule(CONFIG).fit(calibration, reference=reference)
     tolerant = AlarmRule(CONFIG).fit(calibration, reference=reference, disturbed=[copies])
     assert tolerant.scales_["appearance"].spread > 1.5 * plain.scales_["appearance"].spread
@@ -245,15 +247,9 @@ def test_thresholds_hold_under_each_nuisance_and_scales_span_them() -> None:
 
 def test_few_episodes_take_the_scales_of_nuisances_from_the_reference() -> None:
     rng = np.random.default_rng(12)
-    nuisance = declared(["noise:3"])[0]
-
-    def noisy(episode: EpisodeSignals) -> EpisodeSignals:
-        assert episode.pooled is not None
-        return replace(episode, pooled=2 * episode.pooled)
-
     reference, calibration = episodes(rng, 20), episodes(rng, 19)
     copies = DisturbedEpisodes(
-        nuisance,
+        NUISANCE,
         [(i, noisy(e)) for i, e in enumerate(calibration)],
         {i: noisy(e) for i, e in enumerate(reference)},
     )
@@ -265,6 +261,6 @@ def test_few_episodes_take_the_scales_of_nuisances_from_the_reference() -> None:
 
 def test_too_few_copies_are_refused() -> None:
     rng = np.random.default_rng(13)
-    copies = DisturbedEpisodes(declared(["noise:3"])[0], list(enumerate(episodes(rng, 5))), {})
+    copies = DisturbedEpisodes(NUISANCE, list(enumerate(episodes(rng, 5))), {})
     with pytest.raises(ValueError, match="needs at least 19 calibration episodes, got 5"):
         AlarmRule(CONFIG).fit(episodes(rng, 20), reference=episodes(rng, 4), disturbed=[copies])
