@@ -53,9 +53,8 @@ class ServiceMetrics:
             buckets=LATENCIES_S,
             registry=self.registry,
         )
-        for (
-            level
-        ) in Level:  # a series exists from the start, so that its first event is an increase
+        # A series exists from the start, so that its first event is an increase.
+        for level in Level:
             self._verdicts.labels(level.name.lower())
         for reason in get_args(Refusal):
             self._refusals.labels(reason)
