@@ -12,7 +12,6 @@ EXTRAS = {
     "av": ("PyAV", "data"),
     "diffusers": ("Diffusers", "model"),
     "einops": ("einops", "model"),
-    "filelock": ("filelock", "data"),
     "google_crc32c": ("google-crc32c", "data"),
     "gymnasium": ("Gymnasium", "tabletop"),
     "h5py": ("h5py", "data"),
