@@ -174,5 +174,5 @@ def test_without_any_video_an_episode_is_refused(droid_folder: Path) -> None:
 
 
 def test_annotations_of_another_robot_are_refused(real_data: Path) -> None:
-    with pytest.raises(ValueError, match=r"example\.json lacks texts.* 7-number pose per frame"):
+    with pytest.raises(ValueError, match=r"example\.json: .*`texts`.* 7-number pose per frame"):
         open_annotation_json(real_data / "extra/languagetable_irasim")
