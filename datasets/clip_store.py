@@ -16,7 +16,7 @@ time, and a second one is refused; any number may read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -55,6 +55,10 @@ from worldmodel.write_lock import lock_while_alive, write_lock
 FORM = "clip-store"
 START = Lock()
 """Lets one thread at a time start writing."""
+NO_CHECKSUMS = (
+    "The store was written by an earlier version, without checksums: missing or damaged chunks "
+    "would pass. Convert the source again to be sure."
+)
 CONVENTIONS = {
     "observation.images.*": "uint8 RGB",
     "observation.state": "x y z (m), first two columns of the rotation matrix, gripper opening",
@@ -66,8 +70,21 @@ CONVENTIONS = {
 }
 
 
+@dataclass(frozen=True)
+class Damage:
+    """Why the attributes of an episode cannot be read."""
+
+    episode_id: str
+    """Its folder, such as "episodes/000002", in place of the unreadable id."""
+    reason: str
+
+
 class ClipStore:
-    """Episodes in a Zarr v3 folder, in the order they were added. Use `create` or `open`."""
+    """Episodes in a Zarr v3 folder, in the order they were added. Use `create` or `open`.
+
+    An episode whose attributes are damaged keeps its place under the name of its folder, and raises
+    a `ValueError` when it is read.
+    """
 
     form: str = FORM
 
@@ -75,7 +92,7 @@ class ClipStore:
         self.path = path
         self.attributes = dict(attributes)
         self.format = EpisodeFormat.from_dict(attributes, str(path))
-        self._records: list[tuple[str, EpisodeRecord]] = []
+        self._records: list[tuple[str, EpisodeRecord | Damage]] = []
         """Name of the folder, and attributes, of each episode."""
         self._positions: dict[str, int] = {}
         self._register_new()
@@ -133,13 +150,13 @@ class ClipStore:
     @property
     def notes(self) -> tuple[str, ...]:
         """Note on a store of an earlier version, whose damage cannot be found."""
-        first = self.path / "episodes" / self._records[0][0] if self._records else None
-        if first is None or has_checksums(first / "action"):
-            return ()
-        return (
-            "The store was written by an earlier version, without checksums: missing or damaged "
-            "chunks would pass. Convert the source again to be sure.",
-        )
+        for number, _ in self._records:
+            try:
+                is_checked = has_checksums(self.path / "episodes" / number / "action")
+            except (ValueError, OSError):  # refused when the episode is read
+                continue
+            return () if is_checked else (NO_CHECKSUMS,)
+        return ()
 
     @property
     def spec(self) -> ActionSpec:
@@ -167,14 +184,14 @@ class ClipStore:
 
     def summary(self, key: str | int) -> EpisodeSummary:
         """Length, instruction and success of one episode, without reading from disk."""
-        _, record = self._record(key)
+        _, record = self._readable(key)
         return EpisodeSummary(
             num_frames=record.num_frames, instruction=record.task, success=record.success
         )
 
     def episode(self, key: str | int) -> Trajectory:
         """One episode by id or position; frames and signals are read only when indexed."""
-        number, record = self._record(key)
+        number, record = self._readable(key)
         return read_episode(self.path / "episodes" / number, record, self.format)
 
     def add(self, trajectory: Trajectory) -> None:
@@ -243,13 +260,24 @@ class ClipStore:
         known = {number for number, _ in self._records}
         for folder in numbered_folders(self.path / "episodes"):
             if folder.name not in known:
-                self._register(folder.name, typed_attributes(folder, EpisodeRecord))
+                self._register(folder.name, _record_of(folder))
 
-    def _register(self, number: str, record: EpisodeRecord) -> None:
+    def _register(self, number: str, record: EpisodeRecord | Damage) -> None:
         self._positions[record.episode_id] = len(self._records)
         self._records.append((number, record))
 
-    def _record(self, key: str | int) -> tuple[str, EpisodeRecord]:
+    def _readable(self, key: str | int) -> tuple[str, EpisodeRecord]:
+        """Folder name and attributes of an episode.
+
+        Raises:
+            ValueError: there is no such episode, or its attributes are damaged.
+        """
+        number, record = self._record(key)
+        if isinstance(record, Damage):
+            raise ValueError(record.reason)
+        return number, record
+
+    def _record(self, key: str | int) -> tuple[str, EpisodeRecord | Damage]:
         if isinstance(key, int):
             if not -len(self) <= key < len(self):
                 raise ValueError(
@@ -257,7 +285,11 @@ class ClipStore:
                 )
             return self._records[key]
         if key not in self:
-            raise ValueError(f"{self.path} has no episode {key!r}; it holds {len(self)}.")
+            damaged = [record.reason for _, record in self._records if isinstance(record, Damage)]
+            raise ValueError(
+                f"{self.path} has no episode {key!r}; it holds {len(self)}"
+                + (f", of which {len(damaged)} cannot be read: {damaged[0]}" if damaged else ".")
+            )
         return self._records[self._positions[key]]
 
     def _start_writing(self) -> None:
@@ -269,3 +301,11 @@ class ClipStore:
             remove_hidden_folders(self.path)
             self._register_new()
             self._is_writer = True
+
+
+def _record_of(folder: Path) -> EpisodeRecord | Damage:
+    """Attributes of the episode in a folder of a store."""
+    try:
+        return typed_attributes(folder, EpisodeRecord)
+    except (ValueError, OSError) as error:
+        return Damage(f"episodes/{folder.name}", str(error))

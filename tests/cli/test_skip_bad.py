@@ -84,6 +84,46 @@ def test_alarm_rates_are_those_that_readable_episodes_support(
     assert "left out train/8: " in caplog.text
 
 
+@pytest.fixture
+def unnamed(scenes: Path, tmp_path: Path) -> Path:
+    """The ten scenes; the attributes of the third, its id among them, are cut short."""
+    copy = Path(shutil.copytree(scenes, tmp_path / "scenes.zarr"))
+    file = copy / "episodes" / "000002" / "zarr.json"
+    file.write_text(file.read_text()[:40])
+    return copy
+
+
+@pytest.mark.parametrize("command", ["watch", "imagine", "calibrate"])
+def test_an_episode_without_attributes_is_refused_by_its_folder(
+    command: str, calibrated: Path, unnamed: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    argv = [command, "--model", calibrated, "--data", unnamed, "--out", tmp_path / "out"]
+    line = refused(*argv)
+    assert line.startswith("Episode 'episodes/000002' cannot be used: ")
+    assert "zarr.json is not valid JSON" in line
+
+
+def test_an_episode_without_attributes_is_left_out_and_named(
+    calibrated: Path, unnamed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["watch", "--model", calibrated, "--data", unnamed, "--only", "*[0-3]", "--skip-bad"]
+    assert main([*map(str, argv), "--out", str(tmp_path / "log.zarr"), "--json"]) in (0, 1)
+    left_out = json.loads(capsys.readouterr().out)["left_out"]
+    assert list(left_out) == ["episodes/000002"]
+    assert RolloutLog.open(tmp_path / "log.zarr").rollouts() == ("train/0", "train/1", "train/3")
+
+
+def test_info_and_validate_name_it_beside_the_others(
+    unnamed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "info", str(unnamed)]) == 1
+    told = capsys.readouterr()
+    assert "episodes  9 (train 9)" in told.out
+    assert told.err.startswith("Episode 'episodes/000002' cannot be read: ")
+    assert main(["data", "validate", str(unnamed)]) == 1
+    assert "episodes/000002" in capsys.readouterr().out
+
+
 def test_nothing_left_is_an_error(
     calibrated: Path, damaged: Path, refused: Callable[..., str]
 ) -> None:

@@ -307,11 +307,35 @@ def test_misses_and_wrong_folders_are_named(tmp_path: Path, make_trajectory: Mak
 
 def test_damaged_metadata_is_named(tmp_path: Path, make_trajectory: Make) -> None:
     store = new_store(tmp_path / "s.zarr")
-    store.add(make_trajectory("a"))
-    file = store.path / "episodes" / "000000" / "zarr.json"
+    file = store.path / "zarr.json"
     file.write_text(file.read_text()[:50])
     with pytest.raises(ValueError, match=re.escape(f"{file} is not valid JSON")):
         ClipStore.open(store.path)
+
+
+@pytest.mark.parametrize("part", ["", "action", "observation.images.front"])
+@pytest.mark.parametrize("text", ["", '{"attributes": ', "[]", "{}", '{"attributes": {"task": 1}}'])
+def test_one_damaged_zarr_json_hides_no_other_episode(
+    tmp_path: Path, make_trajectory: Make, part: str, text: str
+) -> None:
+    store = new_store(tmp_path / "s.zarr")
+    for name in "abc":
+        store.add(make_trajectory(name))
+    file = store.path / "episodes" / "000000" / part / "zarr.json"
+    file.write_text(text)
+    store = ClipStore.open(store.path)
+    damaged = "a" if part else "episodes/000000"
+    assert store.episode_ids == (damaged, "b", "c")
+    assert store.notes == ()
+    for name in "bc":
+        assert store.summary(name).num_frames == 12
+        assert [len(frames[:]) for frames in store.episode(name).frames.values()] == [12, 12]
+    with pytest.raises(ValueError, match=re.escape(str(file.parent))):
+        [frames[:] for frames in store.episode(damaged).frames.values()]
+    with pytest.raises(ValueError, match=f"no episode 'e'.*{'' if part else file.parent}"):
+        store.summary("e")
+    store.add(make_trajectory("d"))
+    assert ClipStore.open(store.path).episode_ids == (damaged, "b", "c", "d")
 
 
 @pytest.mark.parametrize("encoding", ["raw", "jpeg"])

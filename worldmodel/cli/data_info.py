@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -34,12 +35,19 @@ def run(command: Command) -> int:
     from worldmodel.datasets.open_dataset import open_dataset
 
     dataset = open_dataset(command.path, action_spec=command.action_spec)
-    episodes = {name: dataset.summary(name) for name in dataset.episode_ids}
+    episodes, unreadable = {}, {}
+    for name in dataset.episode_ids:
+        try:
+            episodes[name] = dataset.summary(name)
+        except (ValueError, OSError) as error:
+            unreadable[name] = str(error)
     if command.json:
-        print(json.dumps(as_json(dataset, episodes), indent=2))
+        print(json.dumps({**as_json(dataset, episodes), "unreadable": unreadable}, indent=2))
     else:
         print("\n".join(as_lines(dataset, episodes)))
-    return 0
+    for name, reason in unreadable.items():
+        print(f"Episode {name!r} cannot be read: {reason}", file=sys.stderr)
+    return 1 if unreadable else 0
 
 
 def as_json(dataset: Dataset, episodes: dict[str, EpisodeSummary]) -> dict[str, object]:
