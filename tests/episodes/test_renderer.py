@@ -8,6 +8,7 @@ import pytest
 
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.episodes.load import open_for, renderer_of
+from worldmodel.evaluation.simulate import policy_episodes
 from worldmodel.model import WorldModel
 
 
@@ -33,6 +34,23 @@ def test_another_renderer_than_in_training_is_a_warning(
     with caplog.at_level(logging.WARNING):
         open_for(model, store.path)
     assert ("are from the renderer 'gl'" in caplog.text) == warns
+
+
+@pytest.mark.parametrize(("trained", "warns"), [("gl", True), ("ray", False), (None, False)])
+def test_evaluation_warns_of_another_renderer_than_in_training(
+    make_model: Callable[..., WorldModel],
+    caplog: pytest.LogCaptureFixture,
+    *,
+    trained: str | None,
+    warns: bool,
+) -> None:
+    model = make_model()
+    provenance = {"data_attributes": {"renderer": trained}}
+    model.config = replace(model.config, provenance=provenance)
+    with caplog.at_level(logging.WARNING):
+        policy_episodes(model, [], task="pick_place", episodes=1, seed=0, workers=1)
+    text = "simulated episodes are from the renderer 'ray', but the model was trained on frames of"
+    assert (text in caplog.text) == warns
 
 
 def test_the_shipped_checkpoint_says_its_renderer() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from worldmodel.calibration.calibrated import read_record
 from worldmodel.datasets.dataset import Dataset
-from worldmodel.episodes.load import warn_of_renderer
+from worldmodel.episodes.load import renderer_of, warn_of_renderer
 from worldmodel.episodes.usable import usable_episodes
 from worldmodel.model import WorldModel
 from worldmodel.rollouts.open_loop import START
@@ -61,7 +61,8 @@ def long_enough(dataset: Dataset, names: Sequence[str], *, start: int = START) -
 def warn_if_seen(model: WorldModel, dataset: Dataset, names: Sequence[str], monitor: Path) -> None:
     """Warn if the model or its monitor was fitted on some of the episodes."""
     record = read_record(monitor)
-    warn_of_renderer(dataset, record.get("renderer"), "the monitor was calibrated")
+    own = renderer_of(getattr(dataset, "attributes", {}))
+    warn_of_renderer(str(dataset.path), own, record.get("renderer"), "the monitor was calibrated")
     fitted = {
         name
         for part, data in (("calibration", "data"), ("reference", "reference_data"))

@@ -41,8 +41,8 @@ def open_for(model: WorldModel, path: Path) -> Dataset:
     require_declared(dataset)
     for note in notes_of(dataset):
         LOG.warning("note: %s", note)
-    trained = renderer_of(model.config.provenance.get("data_attributes", {}))
-    warn_of_renderer(dataset, trained, "the model was trained")
+    own = renderer_of(getattr(dataset, "attributes", {}))
+    warn_of_renderer(str(path), own, trained_renderer(model), "the model was trained")
     return resampled(dataset, model.config.action_spec)
 
 
@@ -56,14 +56,18 @@ def renderer_of(attributes: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def warn_of_renderer(dataset: Dataset, other: str | None, purpose: str) -> None:
-    """Warn if a data set was rendered by another renderer than `other`, if both are known."""
-    own = renderer_of(getattr(dataset, "attributes", {}))
+def trained_renderer(model: WorldModel) -> str | None:
+    """Renderer of the frames that a model was trained on; None: unknown."""
+    return renderer_of(model.config.provenance.get("data_attributes", {}))
+
+
+def warn_of_renderer(source: str, own: str | None, other: str | None, purpose: str) -> None:
+    """Warn if the frames of `source` are from another renderer than `other`, if both are known."""
     if own and other and own != other:
         LOG.warning(
             "note: the frames of %s are from the renderer %r, but %s on frames of %r; another "
             "renderer looks like a shift and may alarm.",
-            dataset.path, own, purpose, other,
+            source, own, purpose, other,
         )  # fmt: skip
 
 

@@ -12,13 +12,15 @@ from worldmodel.calibration.calibrated import Checkpoint
 from worldmodel.envs.collect import Collection, record
 from worldmodel.envs.policies import policy_family
 from worldmodel.episodes.episode import Episode
-from worldmodel.episodes.load import load_episode
+from worldmodel.episodes.load import load_episode, trained_renderer, warn_of_renderer
 from worldmodel.evaluation.evaluate import Evaluation, evaluate
 from worldmodel.model import WorldModel
 
 Key = tuple[str, int]
 """Factor and severity; nominal has severity 0."""
 Name = TypeVar("Name", Key, str)
+RENDERER = "ray"
+"""Renderer of the episodes; it needs no OpenGL, so figures are the same on every machine."""
 
 
 def policy_episodes(
@@ -30,8 +32,13 @@ def policy_episodes(
     seed: int,
     workers: int,
 ) -> dict[str, list[Episode]]:
-    """Simulated episodes of each policy; episode i of every policy starts in the same scene."""
-    base = Collection(task=task, renderer="ray", seed=seed)
+    """Simulated episodes of each policy; episode i of every policy starts in the same scene.
+
+    Warns if the model was trained on frames of another renderer.
+    """
+    trained = trained_renderer(model)
+    warn_of_renderer("the simulated episodes", RENDERER, trained, "the model was trained")
+    base = Collection(task=task, renderer=RENDERER, seed=seed)
     plan = [(name, replace(base, policy=name), episodes) for name in policies]
     return simulate(model, plan, workers=workers)
 
