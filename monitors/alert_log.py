@@ -10,9 +10,36 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from worldmodel.monitors.verdict import Verdict
+from worldmodel.structured_files import Count, decode_json
+
+StoredNumber = float | Literal["nan", "inf", "-inf"] | None
+"""A number of the evidence; JSON has no NaN and no infinity."""
+
+
+class StoredEvidence(msgspec.Struct, frozen=True):
+    """Evidence of one signal in a line of the log."""
+
+    score: StoredNumber
+    threshold: StoredNumber
+    note: str
+
+
+class StoredAlert(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of the log."""
+
+    episode: str
+    step: Count
+    time_s: float
+    level: Literal["trust", "notice", "degrade", "stop"]
+    causes: list[str]
+    evidence: dict[str, StoredEvidence]
+    trust_map: list[list[float | list[float]]] | None = None
+    latency_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +154,15 @@ def read_alerts(path: str | Path) -> Iterator[Alert]:
     """Read the alerts of a file in order; skip an unfinished last line.
 
     Raises:
-        ValueError: a complete line is not an alert.
+        ValueError: a complete line is not an alert; names the line and the field.
     """
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
+            where = f"{path}, line {number}"
+            stored = decode_json(line, StoredAlert, where, "remove the line")
             try:
-                yield Alert.from_dict(json.loads(line))
-            except (ValueError, LookupError, TypeError) as error:
-                raise ValueError(f"{path} line {number} is not an alert: {error}") from error
+                yield Alert.from_dict(msgspec.to_builtins(stored))
+            except ValueError as error:  # a map whose rows differ in length
+                raise ValueError(f"{where}: {error}") from error

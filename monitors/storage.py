@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from worldmodel.monitors.alarm_rule import AlarmRule, MonitorConfig, Scale
@@ -27,6 +28,7 @@ from worldmodel.monitors.channels.surprise import SurpriseChannel
 from worldmodel.monitors.guarantees.episode_threshold import smallest_alpha
 from worldmodel.monitors.validity import MonitorMetadata
 from worldmodel.monitors.verdict import Level
+from worldmodel.structured_files import Positive, Rate, converted, read_json
 
 FORMAT = 3
 """Format version. Earlier ones are refused: not all of their fields have a hash."""
@@ -41,6 +43,28 @@ STILLNESS = "stillness/"
 JSON_NAME, ARRAYS_NAME = "monitor.json", "monitor.safetensors"
 PART = ".part"
 """End of the name of a file that is not in its place yet."""
+ADVICE = "calibrate it again"
+
+
+class MonitorFields(msgspec.Struct, frozen=True, kw_only=True):
+    """Keys of monitor.json that are no `MonitorMetadata`."""
+
+    frame_shape: list[Positive]
+    rate_hz: Rate | None = None
+    config: MonitorConfig
+    thresholds: dict[Literal["notice", "degrade", "stop"], float]
+    scales: dict[str, Scale]
+    num_reference: Positive
+    num_calibration: Positive
+    max_frames: Positive
+    arrays_sha256: str
+    json_sha256: str
+
+
+class ArraysHash(msgspec.Struct, frozen=True):
+    """Key of monitor.json that names the arrays it belongs to."""
+
+    arrays_sha256: str
 
 
 @dataclass(frozen=True)
@@ -111,26 +135,33 @@ def load_monitor(folder: Path) -> SavedMonitor:
             f"No monitor in {folder}: {JSON_NAME} is missing; run `worldmodel calibrate`."
         )
     try:
-        fields = json.loads((folder / name).read_text(encoding="utf-8"))
+        fields, metadata = _read_fields(folder / name)
         blob = (folder / ARRAYS_NAME).read_bytes()
-        if fields["format"] != FORMAT:
-            raise ValueError(f"its format is {fields['format']}; this version reads {FORMAT}")
-        if fields.pop("json_sha256") != _json_hash(fields):
-            raise ValueError(f"{JSON_NAME} was changed after it was written")
-        if hashlib.sha256(blob).hexdigest() != fields["arrays_sha256"]:
+        if hashlib.sha256(blob).hexdigest() != fields.arrays_sha256:
             raise ValueError(f"{ARRAYS_NAME} does not match the checksum in {JSON_NAME}")
         arrays = load(blob)
-        sensor, causes = _sensor(fields, arrays), _causes(arrays)
+        sensor, causes = _sensor(fields, metadata, arrays), _causes(arrays)
         alarm_rule = _alarm_rule(fields, arrays)
         _check_numbers(alarm_rule)
-        return SavedMonitor(alarm_rule, sensor, MonitorMetadata.from_dict(fields), causes)
+        return SavedMonitor(alarm_rule, sensor, metadata, causes)
     except (
-        ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError, SafetensorError
+        ValueError, LookupError, TypeError, AttributeError, OSError, SafetensorError
     ) as error:  # fmt: skip
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(
-            f"The monitor in {folder} cannot be read ({reason}); calibrate it again."
-        ) from error
+        reason = " ".join(str(error).split()).rstrip(".").removesuffix(f"; {ADVICE}")
+        raise ValueError(f"The monitor in {folder} cannot be read ({reason}); {ADVICE}.") from error
+
+
+def _read_fields(file: Path) -> tuple[MonitorFields, MonitorMetadata]:
+    """Content of monitor.json, checked against its types and its hash."""
+    stored = read_json(file, dict, ADVICE)
+    if stored.get("format") != FORMAT:
+        raise ValueError(f"its format is {stored.get('format')}; this version reads {FORMAT}")
+    fields = converted(stored, MonitorFields, str(file), ADVICE)
+    metadata = converted(stored, MonitorMetadata, str(file), ADVICE)
+    del stored["json_sha256"]
+    if fields.json_sha256 != _json_hash(stored):
+        raise ValueError(f"{JSON_NAME} was changed after it was written")
+    return fields, metadata
 
 
 def _arrays(channels: Channels) -> dict[str, np.ndarray]:
@@ -155,22 +186,24 @@ def _causes(arrays: dict[str, np.ndarray]) -> CauseModel | None:
     return CauseModel.from_arrays(parts) if parts else None
 
 
-def _sensor(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> SensorChannel:
+def _sensor(
+    fields: MonitorFields, metadata: MonitorMetadata, arrays: dict[str, np.ndarray]
+) -> SensorChannel:
     """The sensor channel; its arrays leave `arrays`."""
     parts = _take(arrays, MOUNTING)
     mounting = CameraSetupCheck.from_arrays(parts) if parts else None
     parts = _take(arrays, STILLNESS)
     return SensorChannel(
-        tuple(fields["frame_shape"]),
-        rate_hz=fields.get("rate_hz"),
+        tuple(fields.frame_shape),
+        rate_hz=fields.rate_hz,
         mounting=mounting,
         stillness=StillnessCheck.from_arrays(parts) if parts else None,
-        action_rows=MonitorMetadata.from_dict(fields).action_rows,
+        action_rows=metadata.action_rows,
     )
 
 
-def _alarm_rule(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> AlarmRule:
-    config = MonitorConfig(**fields["config"])
+def _alarm_rule(fields: MonitorFields, arrays: dict[str, np.ndarray]) -> AlarmRule:
+    config = fields.config
     maxima = arrays.pop(MAXIMA, None)
     parts: dict[str, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
@@ -187,15 +220,15 @@ def _alarm_rule(fields: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Ala
     }
     alarm_rule = AlarmRule(config)
     alarm_rule.channels_ = Channels(**{part: restore[part](a) for part, a in parts.items()})
-    alarm_rule.scales_ = {name: Scale(**scale) for name, scale in fields["scales"].items()}
+    alarm_rule.scales_ = fields.scales
     alarm_rule.thresholds_ = {
-        Level[name.upper()]: float(value) for name, value in fields["thresholds"].items()
+        Level[name.upper()]: value for name, value in fields.thresholds.items()
     }
     alarm_rule.num_reference_, alarm_rule.num_calibration_ = (
-        fields["num_reference"],
-        fields["num_calibration"],
+        fields.num_reference,
+        fields.num_calibration,
     )
-    alarm_rule.max_frames_, alarm_rule.maxima_ = fields["max_frames"], maxima
+    alarm_rule.max_frames_, alarm_rule.maxima_ = fields.max_frames, maxima
     return alarm_rule
 
 
@@ -230,9 +263,9 @@ def _is_between_moves(folder: Path) -> bool:
     if not waiting.is_file():
         return False
     try:
-        written = json.loads(waiting.read_bytes())["arrays_sha256"]
-        return bool(written == hashlib.sha256((folder / ARRAYS_NAME).read_bytes()).hexdigest())
-    except (ValueError, LookupError, TypeError, OSError, RecursionError):
+        written = read_json(waiting, ArraysHash).arrays_sha256
+        return written == hashlib.sha256((folder / ARRAYS_NAME).read_bytes()).hexdigest()
+    except (ValueError, OSError):
         return False  # the save was killed earlier
 
 

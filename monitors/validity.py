@@ -58,15 +58,6 @@ class MonitorMetadata:
         dates = {"created": self.created, "expires": self.expires}
         return {**vars(self), **{name: date and date.isoformat() for name, date in dates.items()}}
 
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> MonitorMetadata:
-        """Inverse of `as_dict`; missing keys become None, unknown keys are ignored."""
-        known: dict[str, Any] = {name: fields.get(name) for name in cls.__dataclass_fields__}
-        for name in ("created", "expires"):
-            if known[name] is not None:
-                known[name] = datetime.fromisoformat(known[name])
-        return cls(**known)
-
     def check_fits(self, where: str, other: MonitorMetadata) -> None:
         """Raise if model, action spec or features differ; unknown values pass.
 

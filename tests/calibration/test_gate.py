@@ -66,6 +66,24 @@ def test_it_survives_a_round_trip_and_refuses_a_damaged_file(gate: Gate, tmp_pat
     rng = np.random.default_rng(4)
     some = [rollout(rng, calibration) for calibration in np.linspace(0.6, 0.9, 20)]
     assert [loaded.lets_through(r) for r in some] == [gate.lets_through(r) for r in some]
-    (tmp_path / "gate" / "gate.json").write_text("{")
+    (tmp_path / "gate" / "gate.json").unlink()
     with pytest.raises(ValueError, match="cannot be read; calibrate it again"):
         Gate.load(tmp_path / "gate")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("{}", "missing required field `horizon`"),
+        ('{"horizon": "4"}', "`horizon`: expected `int`, got `str`"),
+        ('{"horizon": 0}', "`horizon`: expected `int` >= 1"),
+        ('{"horizon": NaN}', "no NaN and no infinity, after `horizon`"),
+        ('{"horizon": ' + "[" * 100_000, "`horizon`|nested too deeply"),
+    ],
+)
+def test_a_wrong_horizon_is_named(gate: Gate, tmp_path: Path, text: str, message: str) -> None:
+    gate.save(tmp_path)
+    (tmp_path / "gate.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"gate\.json.*({message}).*; calibrate it again"):
+        Gate.load(tmp_path)

@@ -101,11 +101,35 @@ def test_unfinished_last_line_is_skipped_and_then_removed(tmp_path: Path, torn: 
     assert list(read_alerts(path)) == [alert, alert]
 
 
-def test_invalid_line_is_named_in_the_error(tmp_path: Path) -> None:
+DEEP = "[" * 100_000
+LINE = json.dumps(Alert(step=3, verdict=verdict(), time_s=1.5).as_dict())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"episode": ""}', "missing required field `step`"),
+        (LINE.replace('"step": 3', '"step": "3"'), "`step`: expected `int`, got `str`"),
+        (LINE.replace('"time_s": 1.5', '"time_s": NaN'), "no NaN and no infinity, after `time_s`"),
+        (LINE.replace('"stop"', '"panic"'), "`level`: invalid enum value 'panic'"),
+        (LINE.replace("[[0.1,", "[[0.1], [0.1,"), "must be a verdict"),
+        (LINE.replace("[[0.1,", '[["0.1",'), r"`trust_map\[0\]\[0\]`: expected"),
+        (LINE.replace('"score": 1.5', '"score": "high"'), "invalid enum value 'high'"),
+        (LINE.replace("[[0.1,", f"[[{DEEP}0.1,"), r"`trust_map\[0\]|nested too deeply"),
+        (LINE.replace('"step": 3', f'"other": {DEEP}'), "nested too deeply"),
+        (LINE[:-1], "is not valid JSON"),
+    ],
+)
+def test_invalid_line_and_field_are_named_in_the_error(
+    tmp_path: Path, line: str, message: str
+) -> None:
     path = tmp_path / "alerts.jsonl"
-    path.write_text('{"episode": ""}\n')
-    with pytest.raises(ValueError, match=r"alerts\.jsonl line 1 is not an alert"):
-        list(read_alerts(path))
+    path.write_text(f"{LINE}\n{line}\n")
+    alerts = read_alerts(path)
+    assert next(alerts).step == 3
+    with pytest.raises(ValueError, match=message) as caught:
+        next(alerts)
+    assert str(caught.value).startswith(f"{path}, line 2")
 
 
 KILLED = """

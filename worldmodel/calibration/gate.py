@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
 from worldmodel.calibration.features import confidence_maps
@@ -19,6 +20,7 @@ from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.validity import MonitorMetadata
 from worldmodel.monitors.verdict import Level
 from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
+from worldmodel.structured_files import Positive, read_json
 
 ALPHA = 0.2
 """Fraction of nominal rollouts that the gate may stop; higher than for alarms of a monitor."""
@@ -60,12 +62,16 @@ class Gate:
         """
         monitor = RuntimeMonitor.load(folder, model_hash=model_hash)
         try:
-            return cls(
-                monitor,
-                int(json.loads((folder / "gate.json").read_text(encoding="utf-8"))["horizon"]),
-            )
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            stored = read_json(folder / "gate.json", GateSettings, "calibrate it again")
+        except OSError as error:
             raise ValueError(f"The gate in {folder} cannot be read; calibrate it again.") from error
+        return cls(monitor, stored.horizon)
+
+
+class GateSettings(msgspec.Struct):
+    """Content of gate.json."""
+
+    horizon: Positive
 
 
 @torch.inference_mode()
