@@ -105,8 +105,9 @@ class DisturbedEpisodes:
     """Index of a calibration episode and its copy: of all, or of as many as the alarm rates need;
     read once."""
     reference: Mapping[int, EpisodeSignals]
-    """Index of a reference episode -> its copy; used only where the calibration episodes are too
-    few to set the scales, too."""
+    """Index of a reference episode -> its copy, for what the nuisance does to the features. Where
+    the calibration episodes are too few to set the scales, these copies set them, from all of their
+    signals; otherwise features are enough."""
 
 
 Maxima = dict[str, float]
@@ -158,8 +159,7 @@ class AlarmRule:
         if len(reference) < 2:
             raise ValueError(f"`reference` needs at least 2 episodes, got {len(reference)}.")
         self._check_count(len(calibration))
-        nuisances = [copies.nuisance for copies in disturbed]
-        self.channels_ = self._fit_channels(reference, nuisances)
+        self.channels_ = self._fit_channels(dict(enumerate(reference)), disturbed)
         maxima = [
             {index: _maxima(self.scores(episode)) for index, episode in episodes}
             for episodes in (enumerate(calibration), *(copies.calibration for copies in disturbed))
@@ -211,13 +211,14 @@ class AlarmRule:
             )
 
     def _fit_channels(
-        self, reference: Sequence[EpisodeSignals], nuisances: Sequence[Nuisance]
+        self, reference: Mapping[int, EpisodeSignals], disturbed: Sequence[DisturbedEpisodes]
     ) -> Channels:
         return fit_channels(
-            reference,
+            list(reference.values()),
             low_confidence=self.config.low_confidence,
             region=self.config.region,
-            nuisances=nuisances,
+            nuisances=[copies.nuisance for copies in disturbed],
+            effects=_effects(reference, disturbed),
         )
 
     def _cross_scored(
@@ -227,11 +228,11 @@ class AlarmRule:
 
         The first ones are those of the reference episodes, the others those of their copies.
         """
-        nuisances = [copies.nuisance for copies in disturbed]
         sets = [dict(enumerate(reference)), *(copies.reference for copies in disturbed)]
         scored: list[dict[int, Maxima]] = [{} for _ in sets]
         for half in (0, 1):
-            channels = self._fit_channels(reference[1 - half :: 2], nuisances)
+            others = {i: e for i, e in enumerate(reference) if i % 2 != half}
+            channels = self._fit_channels(others, disturbed)
             for maxima, episodes in zip(scored, sets, strict=True):
                 mine = {index: e for index, e in episodes.items() if index % 2 == half}
                 maxima |= {i: _maxima(smoothed(channels.scores(e))) for i, e in mine.items()}
@@ -344,6 +345,23 @@ def _shift(pairs: Sequence[tuple[float, float]], level: float) -> float:
         return 0.0
     nominal, disturbed = np.quantile(pairs, level, axis=0)
     return max(0.0, float(disturbed - nominal))
+
+
+def _effects(
+    reference: Mapping[int, EpisodeSignals], disturbed: Sequence[DisturbedEpisodes]
+) -> list[Float64[np.ndarray, "_ d"]]:
+    """What each nuisance adds to the pooled features of the reference episodes with copies."""
+    effects = []
+    for copies in disturbed:
+        shared = copies.reference.keys() & reference.keys()
+        pairs = [(copies.reference[i].pooled, reference[i].pooled) for i in sorted(shared)]
+        changes = [
+            changed.astype(np.float64) - original
+            for changed, original in pairs
+            if changed is not None and original is not None
+        ]
+        effects += [np.concatenate(changes)] if changes else []
+    return effects
 
 
 def _maxima(scores: Scores) -> Maxima:

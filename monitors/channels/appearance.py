@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -27,7 +27,8 @@ class AppearanceChannel:
     """Distance of a frame to reference frames, as a whole and per latent position.
 
     Frame score: Mahalanobis distance of the pooled features, with Ledoit-Wolf shrinkage (2004) of
-    the covariance; it detects changes of light, background and camera. Position score: distance to
+    the covariance, widened by the effects of nuisances; it detects changes of light, background and
+    camera. Position score: distance to
     the nearest reference position anywhere in the frame; it detects unseen objects and tools.
     Features are whitened and distances divided by the square root of their number, so 1 is the
     deviation of one typical feature.
@@ -37,16 +38,25 @@ class AppearanceChannel:
         self.seed = seed
 
     def fit(
-        self, pooled: Float[np.ndarray, "n d"], positions: Float[np.ndarray, " n *place c"]
+        self,
+        pooled: Float[np.ndarray, "n d"],
+        positions: Float[np.ndarray, " n *place c"],
+        effects: Sequence[Float[np.ndarray, "_ d"]] = (),
     ) -> AppearanceChannel:
-        """Fit to pooled and per-position features of reference frames."""
+        """Fit to reference frames.
+
+        Args:
+            pooled: Pooled features.
+            positions: Features of each position.
+            effects: What each declared nuisance adds to the pooled features of some frames.
+        """
         if len(pooled) < 2 or len(pooled) != len(positions):
             raise ValueError(
                 "`pooled` and `positions` need one row per reference frame and at least 2 frames, "
                 f"got {len(pooled)} and {len(positions)} rows."
             )
-        _check_finite(pooled, positions)
-        self.mean_, self.whitener_ = fit_whitening(pooled)
+        _check_finite(pooled, positions, *effects)
+        self.mean_, self.whitener_ = fit_whitening(pooled, effects)
         rng = np.random.default_rng(self.seed)
         rows = positions.reshape(-1, positions.shape[-1])
         if len(rows) > CANDIDATES:

@@ -153,11 +153,20 @@ def fit_channels(
     low_confidence: float,
     region: int,
     nuisances: Sequence[Nuisance] = (),
+    effects: Sequence[Float64[np.ndarray, "_ d"]] = (),
 ) -> Channels:
-    """Fit each channel whose signals are present in all reference episodes."""
+    """Fit each channel whose signals are present in all reference episodes.
+
+    Args:
+        reference: Reference episodes.
+        low_confidence: Confidence below which a subpatch counts as low.
+        region: Side of the window over which confidence is averaged.
+        nuisances: Declared nuisances.
+        effects: What each of them adds to the pooled features of some reference frames.
+    """
     appearance, colour, action, confidence, surprise = None, None, None, None, None
     if all(episode.pooled is not None for episode in reference):
-        appearance = AppearanceChannel().fit(*stacked(reference))
+        appearance = AppearanceChannel().fit(*stacked(reference), effects)
     frames = [episode.frames for episode in reference if episode.frames is not None]
     if len(frames) == len(reference):
         colour = ColourChannel().fit(frames, nuisances)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float, Float64
 
@@ -26,14 +28,22 @@ def ledoit_wolf(samples: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, "d d
 
 
 def fit_whitening(
-    samples: Float[np.ndarray, "n d"],
+    samples: Float[np.ndarray, "n d"], effects: Sequence[Float[np.ndarray, "_ d"]] = ()
 ) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:
     """Mean m and whitening matrix W: W (x - m) has about unit covariance.
 
     Features are standardised first, so units do not matter; a constant feature keeps its unit.
+
+    Args:
+        samples: Familiar features.
+        effects: Changes of features by each of several harmless influences. Their second moments
+            add to the covariance, so a distance counts less along the directions they move in.
     """
     rows = samples.astype(np.float64)
     mean, deviation = rows.mean(axis=0), rows.std(axis=0)
     scale = np.where(deviation > 0, deviation, 1.0)
     covariance = ledoit_wolf((rows - mean) / scale) + RIDGE * np.eye(rows.shape[1])
+    for effect in effects:
+        moved = effect / scale
+        covariance += moved.T @ moved / len(moved)
     return mean, np.linalg.inv(np.linalg.cholesky(covariance)) / scale

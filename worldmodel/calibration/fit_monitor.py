@@ -32,9 +32,8 @@ CAUSE_EPISODES = 60
 """Maximum number of reference episodes for the cause classifier."""
 CLIP_FRAMES = 8
 """Edited frames per episode."""
-SCALE_EPISODES = 40
-"""Maximum number of reference episodes copied under each nuisance, where calibration episodes are
-too few to set the scales."""
+COPIED_REFERENCE = 40
+"""Maximum number of reference episodes copied under each nuisance."""
 AT_ONCE = 16
 """Copies that are encoded and imagined at once."""
 
@@ -112,7 +111,8 @@ def disturbed_episodes(
     Args:
         model: The world model.
         calibration: Calibration episodes.
-        reference: Reference episodes; copied only if the calibration episodes are few.
+        reference: Reference episodes; their copies have all signals only if the calibration
+            episodes are few, else features alone.
         nuisances: The declared nuisances.
         config: Alarm rates.
         horizon: Frames per rollout segment.
@@ -120,7 +120,8 @@ def disturbed_episodes(
     needed = episodes_needed(config.alpha_stop, config.delta)
     enough = 3 * max(LEAST_SCALED, -(-needed // 2))
     few = len(calibration) < enough
-    scaled = drawn(len(reference), SCALE_EPISODES if few else 0)
+    features = FrameFeatures(model)
+    familiar = drawn(len(reference), COPIED_REFERENCE)
     copied = drawn(len(calibration), needed)
     if not few:  # of three in a row, the first sets scales, the others thresholds
         copied = [3 * i + j for i in drawn(len(calibration) // 3, enough // 3) for j in range(3)]
@@ -132,11 +133,17 @@ def disturbed_episodes(
         changed = (disturbed_copy(model, episodes[i], nuisance, seed=i) for i in bar)
         yield from zip(indices, watch_signals(model, changed, horizon=horizon), strict=True)
 
+    def features_alone(nuisance: Nuisance) -> Iterator[tuple[int, EpisodeSignals]]:
+        for i in familiar:
+            frames = torch.from_numpy(nuisance(reference[i].frames.numpy(), seed=i))
+            pooled, positions = features.of_episode(frames)
+            yield i, EpisodeSignals(pooled=pooled, positions=positions)
+
     return [
         DisturbedEpisodes(
             nuisance,
             copies(calibration, copied, nuisance),
-            dict(copies(reference, scaled, nuisance)),
+            dict(copies(reference, familiar, nuisance) if few else features_alone(nuisance)),
         )
         for nuisance in nuisances
     ]
