@@ -11,14 +11,17 @@ from safetensors.numpy import load_file, save_file
 
 from worldmodel.calibration.calibrate import calibrate, monitor_config
 from worldmodel.calibration.choose_episodes import plan_calibration, reference_episodes, trained_on
-from worldmodel.calibration.fit_monitor import data_hash
+from worldmodel.calibration.features import FrameFeatures
+from worldmodel.calibration.fit_monitor import data_hash, disturbed_episodes
 from worldmodel.calibration.trusted_share import trusted_shares
 from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes.load import load_named
 from worldmodel.model import WorldModel
+from worldmodel.monitors.alarm_rule import MonitorConfig
 from worldmodel.monitors.guarantees.risk_control import RiskControl
+from worldmodel.monitors.nuisances import declared
 from worldmodel.monitors.reliability.measures import bin_forecasts
 from worldmodel.monitors.reliability.recalibration import CameraRecalibration, HorizonRecalibration
 from worldmodel.monitors.verdict import Level
@@ -304,3 +307,23 @@ def test_thresholds_come_from_calibration_episodes_and_the_familiar_from_the_ref
     for monitor in (result.calibration.monitor, result.gate.monitor):
         rule = monitor.alarm_rule_
         assert (rule.num_calibration_, rule.num_reference_) == (3, 4)
+
+
+@pytest.mark.parametrize("num_calibration", [5, 60])
+def test_reference_copies_show_what_a_nuisance_does_to_the_features(
+    make_model: Callable[..., WorldModel], make_store: Store, num_calibration: int
+) -> None:
+    """60 calibration episodes set the scales themselves, so features of the copies are enough."""
+    model, store = make_model(), make_store([6] * 3)
+    episodes = load_named(model, store, store.episode_ids)
+    (nuisance,) = declared(["noise:3"])
+    (copies,) = disturbed_episodes(
+        model, [episodes[0]] * num_calibration, episodes[1:], [nuisance],
+        config=MonitorConfig(alpha_notice=0.2, alpha_degrade=0.2, alpha_stop=0.2), horizon=2,
+    )  # fmt: skip
+    assert sorted(copies.reference) == [0, 1]
+    for index, copy in copies.reference.items():
+        frames = nuisance(episodes[1 + index].frames.numpy(), seed=index)
+        pooled, _ = FrameFeatures(model).of_episode(torch.from_numpy(frames))
+        np.testing.assert_array_equal(copy.pooled, pooled)
+        assert (copy.confidence is None) == (num_calibration == 60)

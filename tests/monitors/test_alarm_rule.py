@@ -245,6 +245,31 @@ def test_thresholds_hold_under_each_nuisance_and_scales_span_them() -> None:
     assert rates["tolerant"] < alpha + 3 * np.sqrt(alpha * (1 - alpha) / 60)
 
 
+def moved(episode: EpisodeSignals, axis: int, distance: float) -> EpisodeSignals:
+    """Copy whose pooled features are shifted along one axis."""
+    assert episode.pooled is not None
+    return replace(episode, pooled=episode.pooled + distance * np.eye(5)[axis])
+
+
+def test_a_nuisance_along_one_direction_hides_no_shift_along_another() -> None:
+    """Shifts by 9 along another axis, 100 episodes, seed 14. With the effect of the nuisance in the
+    covariance all are found; without, the scale spans the nuisance and 9 are found."""
+    rng = np.random.default_rng(14)
+    reference, calibration = episodes(rng, 40), episodes(rng, 60)
+
+    def fitted(familiar: dict[int, EpisodeSignals]) -> AlarmRule:
+        copies = [(i, moved(e, 0, 9.0)) for i, e in enumerate(calibration)]
+        disturbed = [DisturbedEpisodes(NUISANCE, copies, familiar)]
+        return AlarmRule(CONFIG).fit(calibration, reference=reference, disturbed=disturbed)
+
+    blunt = fitted({})
+    sharp = fitted({i: moved(e, 0, 9.0) for i, e in enumerate(reference[:20])})
+    fresh = episodes(rng, 100)
+    assert alarms(sharp, [moved(e, 1, 9.0) for e in fresh]) > 0.9
+    assert alarms(blunt, [moved(e, 1, 9.0) for e in fresh]) < 0.5
+    assert alarms(sharp, [moved(e, 0, 9.0) for e in fresh]) < 0.2
+
+
 def test_few_episodes_take_the_scales_of_nuisances_from_the_reference() -> None:
     rng = np.random.default_rng(12)
     reference, calibration = episodes(rng, 20), episodes(rng, 19)

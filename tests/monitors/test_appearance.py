@@ -53,6 +53,21 @@ def test_score_is_the_mahalanobis_distance() -> None:
     np.testing.assert_allclose(channel.score(fresh), expected[:, 0] / np.sqrt(6), rtol=1e-4)
 
 
+def test_effects_of_nuisances_add_their_second_moments_to_the_covariance() -> None:
+    pooled, positions = frames(np.random.default_rng(0), 300)
+    rng = np.random.default_rng(1)
+    effects = [rng.normal(2, 1, (50, 6)) * pooled.std(axis=0), rng.normal(0, 1, (80, 6))]
+    channel = AppearanceChannel().fit(pooled, positions, effects)
+    mean, scale = pooled.mean(axis=0, dtype=float), pooled.std(axis=0, dtype=float)
+    covariance = LedoitWolf().fit((pooled - mean) / scale).covariance_ + RIDGE * np.eye(6)
+    for effect in effects:
+        covariance += np.mean([np.outer(row, row) for row in effect / scale], axis=0)
+    fresh, _ = frames(np.random.default_rng(2), 20)
+    rows = (fresh - mean) / scale
+    expected = cdist(rows, np.zeros((1, 6)), "mahalanobis", VI=np.linalg.inv(covariance))
+    np.testing.assert_allclose(channel.score(fresh), expected[:, 0] / np.sqrt(6), rtol=1e-4)
+
+
 def test_familiar_frames_score_about_one() -> None:
     assert fitted().score(frames(np.random.default_rng(3), 300)[0]).mean() == pytest.approx(
         1, abs=0.1

@@ -85,6 +85,15 @@ def disturbed_copy(
     return replace(episode, frames=frames, batch=replace(episode.batch, latents=latents))
 
 
+def copied_features(
+    model: WorldModel, episode: Episode, nuisance: Nuisance, *, seed: int
+) -> EpisodeSignals:
+    """Features alone of a copy of an episode whose frames a nuisance has changed."""
+    frames = torch.from_numpy(nuisance(episode.frames.numpy(), seed=seed))
+    pooled, positions = FrameFeatures(model).of_episode(frames)
+    return EpisodeSignals(pooled=pooled, positions=positions)
+
+
 def watch_signals(
     model: WorldModel, episodes: Iterable[Episode], *, horizon: int
 ) -> Iterator[EpisodeSignals]:
@@ -120,7 +129,6 @@ def disturbed_episodes(
     needed = episodes_needed(config.alpha_stop, config.delta)
     enough = 3 * max(LEAST_SCALED, -(-needed // 2))
     few = len(calibration) < enough
-    features = FrameFeatures(model)
     familiar = drawn(len(reference), COPIED_REFERENCE)
     copied = drawn(len(calibration), needed)
     if not few:  # of three in a row, the first sets scales, the others thresholds
@@ -133,17 +141,13 @@ def disturbed_episodes(
         changed = (disturbed_copy(model, episodes[i], nuisance, seed=i) for i in bar)
         yield from zip(indices, watch_signals(model, changed, horizon=horizon), strict=True)
 
-    def features_alone(nuisance: Nuisance) -> Iterator[tuple[int, EpisodeSignals]]:
-        for i in familiar:
-            frames = torch.from_numpy(nuisance(reference[i].frames.numpy(), seed=i))
-            pooled, positions = features.of_episode(frames)
-            yield i, EpisodeSignals(pooled=pooled, positions=positions)
-
     return [
         DisturbedEpisodes(
             nuisance,
             copies(calibration, copied, nuisance),
-            dict(copies(reference, familiar, nuisance) if few else features_alone(nuisance)),
+            dict(copies(reference, familiar, nuisance))
+            if few
+            else {i: copied_features(model, reference[i], nuisance, seed=i) for i in familiar},
         )
         for nuisance in nuisances
     ]
