@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from safetensors import SafetensorError
 
 from worldmodel.write_lock import write_lock
@@ -19,6 +20,24 @@ SHIPPED = Path(__file__).parent / "checkpoints"
 """Checkpoints that ship with the package, loaded by folder name."""
 WEIGHTS = ("config.json", "weights.safetensors", "tokenizer")
 """Files and folders of a checkpoint that define the model."""
+
+
+class EpisodeNames(msgspec.Struct):
+    """Ids of the episodes that a training run used."""
+
+    dynamics: list[str] = []
+    confidence: list[str] = []
+
+
+class Provenance(msgspec.Struct):
+    """Keys of a model's provenance that commands rely on; there may be more."""
+
+    data: str | None = None
+    data_attributes: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+    split: EpisodeNames | None = None
+    stages: list[str] | None = None
+    starts_from: Provenance | None = None
 
 
 def content_hash(folder: Path) -> str:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from worldmodel.checkpoint import (
+    Provenance,
     checkpoint_folder,
     copy_if_present,
     recover_folder,
@@ -127,6 +128,7 @@ class ModelConfig:
             raise ValueError(f"`dynamics` has the unknown field {unknown[0]!r}.")
         fields = {name: getattr(own, name) for name in cls.__dataclass_fields__}
         fields["dynamics"] = converted(shape, kind, "`dynamics`", ADVICE)
+        converted(own.provenance, Provenance, "`provenance`", ADVICE)
         fields["action_spec"] = ActionSpec.from_dict(own.action_spec, "`action_spec`")
         return cls(**fields)
 

@@ -180,6 +180,14 @@ def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
         (lambda c: c["action_spec"].pop("scale"), r"missing required field `scale`"),
         (lambda c: c["dynamics"].update(depth=4), r"cannot be read: .*'depth'\.$"),
         (lambda c: c.update(dynamics=None), r"cannot be read: .*`dynamics`: expected `object`"),
+        (
+            lambda c: c["provenance"].update(split={"dynamics": "all"}),
+            r"`split\.dynamics`: expected",
+        ),
+        (
+            lambda c: c["provenance"].update(starts_from={"data": 1}),
+            r"`starts_from\.data`: expected",
+        ),
         (lambda c: c["dynamics"].update(heads=3), r"`dim` must be an even multiple of `heads`"),
     ],
 )

@@ -119,8 +119,9 @@ class Calibration:
             rollouts = read_json(folder / ROLLOUTS, RolloutSettings, "calibrate again")
             recalibration = restored_curves(load_arrays((folder / RECALIBRATION).read_bytes()))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split()).rstrip(".").removesuffix("; calibrate again")
             raise ValueError(
-                f"The monitor in {folder} cannot be read; calibrate it again."
+                f"The monitor in {folder} cannot be read ({reason}); calibrate it again."
             ) from error
         return cls(
             monitor, recalibration, rollouts.horizon, rollouts.watch_horizon, rollouts.watch_start
@@ -197,12 +198,22 @@ def load_calibration(
     return calibration
 
 
-def read_record(monitor: Path) -> dict[str, Any]:
+class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Keys of `RECORD` that tell what a monitor was fitted on."""
+
+    data: str = ""
+    calibration: list[str] = []
+    reference_data: str = ""
+    reference: list[str] = []
+    renderer: str | None = None
+
+
+def read_record(monitor: Path) -> CalibrationRecord:
     """Record that `worldmodel calibrate` wrote; empty for a monitor made in another way."""
     file = monitor / RECORD
     if not file.is_file():
-        return {}
-    return read_json(file, dict, "calibrate again")
+        return CalibrationRecord()
+    return read_json(file, CalibrationRecord, "calibrate again")
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,13 @@ def trained_on(model: WorldModel, dataset: Dataset) -> frozenset[str]:
     seen: set[str] = set()
     provenance = model.config.provenance
     while provenance:
-        source = provenance.get("data_attributes", {}).get("source", {})
-        names = {provenance.get("data"), source.get("path")}
+        source = provenance.get("data_attributes", {}).get("source")
+        converted_from = source.get("path") if isinstance(source, dict) else None
+        names = (provenance.get("data"), converted_from)
         if dataset.path.resolve().name in names or str(dataset.path.resolve()) in names:
-            seen |= {*provenance["split"]["dynamics"], *provenance["split"]["confidence"]}
-        provenance = provenance.get("starts_from", {})
+            split = provenance.get("split") or {}
+            seen |= {*split.get("dynamics", ()), *split.get("confidence", ())}
+        provenance = provenance.get("starts_from") or {}
     return frozenset(seen)
 
 
@@ -62,13 +64,9 @@ def warn_if_seen(model: WorldModel, dataset: Dataset, names: Sequence[str], moni
     """Warn if the model or its monitor was fitted on some of the episodes."""
     record = read_record(monitor)
     own = renderer_of(getattr(dataset, "attributes", {}))
-    warn_of_renderer(str(dataset.path), own, record.get("renderer"), "the monitor was calibrated")
-    fitted = {
-        name
-        for part, data in (("calibration", "data"), ("reference", "reference_data"))
-        if Path(record.get(data, "")).name == dataset.path.name
-        for name in record[part]
-    }
+    warn_of_renderer(str(dataset.path), own, record.renderer, "the monitor was calibrated")
+    parts = ((record.calibration, record.data), (record.reference, record.reference_data))
+    fitted = {name for used, data in parts if Path(data).name == dataset.path.name for name in used}
     for seen, purpose in ((trained_on(model, dataset), "train"), (fitted, "calibrate")):
         if count := len(seen & set(names)):
             LOG.warning(
@@ -106,7 +104,7 @@ def reference_episodes(
     """
     names = list(dataset.episode_ids)
     if trained_on(model, dataset):
-        learned = set(model.config.provenance["split"]["dynamics"])
+        learned = set((model.config.provenance.get("split") or {}).get("dynamics", ()))
         names = [name for name in names if name in learned]
     names, unread = usable_episodes(model, dataset, names, skip_bad=skip_bad, decode=False)
     names = long_enough(dataset, names)
