@@ -25,6 +25,8 @@ from worldmodel.envs.policies import MIXED, draw_policy
 from worldmodel.envs.registry import lookup
 from worldmodel.envs.tabletop import TASKS, TabletopEnv
 
+TASK_CYCLE = ("pick_place", "push", "pick_place", "lift")
+"""Tasks of the episodes of a collection of mixed tasks."""
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -33,6 +35,7 @@ class Collection:
     """Settings of a collection. Equal settings give equal episodes."""
 
     task: str = "pick_place"
+    """A task, or "mixed": half of the episodes are "pick_place", the others "push" and "lift"."""
     policy: str = MIXED
     factor: str = "nominal"
     severity: int = 1
@@ -46,7 +49,7 @@ class Collection:
     """Frames per episode."""
 
     def __post_init__(self) -> None:
-        lookup("task", self.task, TASKS)
+        lookup("task", self.task, {MIXED: None, **TASKS})
         draw_policy(self.policy, np.random.default_rng(0))
         self.shift  # noqa: B018 (validates the shift)
         if self.seed < 0:
@@ -64,9 +67,13 @@ class Collection:
         """Shift of its episodes from the nominal domain."""
         return Shift(factor=self.factor, severity=self.severity, onset=self.onset)
 
+    def task_of(self, index: int) -> str:
+        """Task of an episode."""
+        return TASK_CYCLE[index % len(TASK_CYCLE)] if self.task == MIXED else self.task
+
     def episode_id(self, index: int) -> str:
         """Id of an episode."""
-        kind = f"{self.task}-{self.policy}-{self.factor}"
+        kind = f"{self.task_of(index)}-{self.policy}-{self.factor}"
         kind += f"-onset{self.onset}" if self.onset else ""
         return f"{kind}-severity{self.severity}-seed{self.seed}-{index:05d}"
 
@@ -132,7 +139,7 @@ def _open_or_create(path: Path, collection: Collection) -> ClipStore:
 
 
 def _provenance(collection: Collection) -> dict[str, str]:
-    renderer = _environment(collection.task, collection.size, collection.renderer).renderer
+    renderer = _environment(collection.task_of(0), collection.size, collection.renderer).renderer
     # Up to 0.1.0, shifted episodes had the scenes of nominal ones; never continue such a store.
     return {
         **({} if collection.factor == "nominal" else {"scenes": "own"}),
@@ -176,7 +183,7 @@ def _prepare_worker() -> None:
 
 def _record(collection: Collection, index: int) -> Trajectory:
     return collect_episode(
-        _environment(collection.task, collection.size, collection.renderer),
+        _environment(collection.task_of(index), collection.size, collection.renderer),
         collection.policy,
         seed=collection.episode_seed(index),
         shift=collection.shift,
@@ -185,7 +192,7 @@ def _record(collection: Collection, index: int) -> Trajectory:
     )
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=len(TASKS))
 def _environment(task: str, size: int, renderer: str) -> TabletopEnv:
     """Environment of this process, reused between episodes."""
     return TabletopEnv(task, size, renderer)

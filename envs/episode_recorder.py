@@ -19,6 +19,7 @@ from worldmodel.envs.scripted import PolicySpec, make_policy
 from worldmodel.envs.tabletop import ACTION_HIGH, ACTION_LOW, TabletopEnv
 
 CAMERA = "image"
+SIGNALS = ("success", "object_pose", "object_in_image", "intended_action")
 INSTRUCTIONS = {
     "pick_place": "put the block on the green zone",
     "push": "push the block to the green zone",
@@ -77,9 +78,10 @@ def collect_episode(
         intended = actor.act(tabletop.simulation.scene())
         action = fault(intended) if fault and step >= shift.onset else intended
         action = np.clip(action, ACTION_LOW, ACTION_HIGH).astype(np.float32)
-        pose = tabletop.simulation.object_pose()
+        pose, place = tabletop.simulation.object_pose(), tabletop.simulation.object_in_image()
         row = {"action": action, "intended_action": intended.astype(np.float32)}
-        rows.append({**observation, **row, "success": info["success"], "object_pose": pose})
+        row |= {"object_pose": pose, "object_in_image": place}
+        rows.append({**observation, **row, "success": info["success"]})
         if step + 1 < num_steps:
             observation, _, _, _, info = tabletop.step(action)
     name = policy if isinstance(policy, str) else policy.summary
@@ -104,5 +106,5 @@ def _trajectory(
         instruction=instruction,
         rate_hz=CANONICAL.rate_hz,
         success=bool(columns["success"].any()),
-        signals={name: columns[name] for name in ("success", "object_pose", "intended_action")},
+        signals={name: columns[name] for name in SIGNALS},
     )

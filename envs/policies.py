@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from worldmodel.envs.registry import lookup
@@ -20,6 +22,10 @@ POLICIES: dict[str, PolicySpec] = {
     "bias_030": PolicySpec(summary="sees things 30 mm off", bias=0.03),
     "late_grip": PolicySpec(summary="closes too late in half of the episodes", late_grip=0.5),
     "early_release": PolicySpec(summary="drops the object in 3 of 10", early_release=0.3),
+    "misplace_050": PolicySpec(summary="aims 50 mm beside the zone", misplace=0.05),
+    "misplace_070": PolicySpec(summary="aims 70 mm beside the zone", misplace=0.07),
+    "stops_30": PolicySpec(summary="stops for good in 3 of 10 episodes", stops=0.3),
+    "stops_60": PolicySpec(summary="stops for good in 6 of 10 episodes", stops=0.6),
     "babble": PolicySpec(summary="moves about in view", babble=True),
     "frozen": PolicySpec(summary="never moves", fault="frozen"),
     "random": PolicySpec(summary="uniform random actions", fault="uniform"),
@@ -29,6 +35,8 @@ POLICIES: dict[str, PolicySpec] = {
 """Name -> skill. The last four are bad on purpose. Grip errors do not affect pushing."""
 MIXED = "mixed"
 """Name of the training mixture."""
+HELD_OUT_FAMILIES = ("misplace", "stops")
+"""Families of failure that the training mixture does not contain, to test generalisation."""
 
 
 def policy_family(name: str) -> str:
@@ -43,29 +51,40 @@ def policy_family(name: str) -> str:
 def draw_policy(name: str, rng: np.random.Generator) -> PolicySpec:
     """The named policy, or a sample from the training mixture for "mixed".
 
-    The mixture is 15% babbling, 15% near misses and late grips, and 70% noisy attempts. In a fifth
-    of the attempts the gripper slips, so that its command matters.
+    The mixture is 10% babbling, 45% noisy attempts and 45% attempts at the edge of success: a
+    model that sees only clear successes and clear failures imagines that near misses succeed. In a
+    fifth of the noisy attempts the gripper slips, so that its command matters. The families in
+    `HELD_OUT_FAMILIES` never occur.
     """
     if name != MIXED:
         return lookup("policy", name, {MIXED: POLICIES["clean"], **POLICIES})
     kind, speed = rng.random(), rng.uniform(0.03, 0.05)
-    if kind < 0.15:
+    if kind < 0.1:
         return PolicySpec(summary="babble", babble=True, speed=speed)
-    if kind < 0.3:
+    if kind < 0.55:
         return PolicySpec(
-            summary="near miss",
-            miss=rng.choice([0.0, rng.uniform(0.015, 0.04)]),
-            late_grip=0.5,
-            early_release=0.3,
-            action_noise=rng.choice([0.0, 0.005]),
+            summary="try",
+            action_noise=rng.choice([0.0, 0.003, 0.005, 0.01, 0.015, 0.02]),
+            bias=rng.choice([0.0, 0.01, 0.015]),
+            gripper_slips=rng.choice([0.0, 0.05], p=[0.8, 0.2]),
             speed=speed,
-            then_babble=True,
+            then_babble=bool(rng.integers(2)),
         )
-    return PolicySpec(
-        summary="try",
-        action_noise=rng.choice([0.0, 0.003, 0.005, 0.01, 0.015, 0.02]),
-        bias=rng.choice([0.0, 0.01, 0.015]),
-        gripper_slips=rng.choice([0.0, 0.05], p=[0.8, 0.2]),
-        speed=speed,
-        then_babble=bool(rng.integers(2)),
+    return _near_miss(rng, speed)
+
+
+def _near_miss(rng: np.random.Generator, speed: float) -> PolicySpec:
+    """An attempt whose error is near the tolerance of the grasp, 14 mm."""
+    kind, noise = rng.random(), rng.choice([0.0, 0.0, 0.003, 0.005, 0.01])
+    spec = PolicySpec(
+        summary="near miss", speed=speed, then_babble=bool(rng.integers(2)), action_noise=noise
     )
+    if kind < 0.5:
+        return replace(spec, bias=rng.uniform(0.01, 0.04))
+    if kind < 0.65:
+        return replace(spec, action_noise=rng.uniform(0.008, 0.03))
+    if kind < 0.8:
+        return replace(spec, late_grip=0.5, early_release=0.4, bias=rng.choice([0.0, 0.015]))
+    if kind < 0.95:
+        return replace(spec, miss=rng.uniform(0.01, 0.035))
+    return replace(spec, gripper_slips=0.08)

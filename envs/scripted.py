@@ -18,6 +18,7 @@ GRASP, RELEASE = 2, 6
 """Phases of `PICK_PLACE` in which the gripper closes and opens."""
 MAX_YAW_STEP = 0.25
 """Largest turn per action in radians."""
+STOPS_WITHIN = 30
 BABBLE_AREA = np.array([[0.17, -0.15, 0.02], [0.37, 0.15, 0.2]])
 """Area of the gripper while babbling (m); keeps the arm in view."""
 
@@ -33,12 +34,16 @@ class PolicySpec:
     """Standard deviation of the error in object and zone position (m, x and y), per episode."""
     miss: float = 0.0
     """Distance (m) by which every grasp misses the object's centre, in a random direction."""
+    misplace: float = 0.0
+    """Distance (m) from the zone at which the object is set down, in a random direction."""
     late_grip: float = 0.0
     """Probability that the gripper closes only after the arm has begun to rise."""
     early_release: float = 0.0
     """Probability that the gripper opens while the arm still carries the object."""
     gripper_slips: float = 0.0
     """Probability per step that the gripper does the opposite for one to three steps."""
+    stops: float = 0.0
+    """Probability that the arm stops for good at a random step among its first `STOPS_WITHIN`."""
     speed: float = 0.04
     """Largest displacement per action in metres."""
     fault: str = ""
@@ -99,9 +104,9 @@ class Grasper:
     ) -> None:
         self.phases, self.speed = phases, spec.speed
         angle = rng.uniform(0, 2 * np.pi)
-        miss = spec.miss * np.array([np.cos(angle), np.sin(angle)])
-        self._object_error = rng.normal(0, 1, 2) * spec.bias + miss
-        self._zone_error = rng.normal(0, 1, 2) * spec.bias
+        direction = np.array([np.cos(angle), np.sin(angle)])
+        self._object_error = rng.normal(0, 1, 2) * spec.bias + spec.miss * direction
+        self._zone_error = rng.normal(0, 1, 2) * spec.bias + spec.misplace * direction
         self._late = rng.random() < spec.late_grip
         self._drops = rng.random() < spec.early_release
         self._index, self._steps = 0, 0
@@ -227,6 +232,8 @@ class Imperfect:
         self._fault = make_fault(spec.fault, 3, rng) if spec.fault else None
         self._afterwards = Babbler(spec, rng)
         self._slipping = 0
+        stops = spec.stops > 0 and rng.random() < spec.stops
+        self._left = int(rng.integers(STOPS_WITHIN)) if stops else None
 
     @property
     def done(self) -> bool:
@@ -243,6 +250,10 @@ class Imperfect:
         if self._slipping:
             self._slipping -= 1
             action[6] = 1 - action[6]
+        if self._left is not None:
+            if self._left == 0:
+                action[:6] = 0
+            self._left = max(0, self._left - 1)
         return self._fault(action) if self._fault else action
 
 

@@ -37,6 +37,7 @@ class Simulation:
         self.model = mujoco.MjModel.from_xml_string(scene_xml(height, width))
         self.data = mujoco.MjData(self.model)
         self.arm = Arm(self.model)
+        self.aspect = width / height
         self._object = self.model.joint("object").qposadr[0]
         self._names = [self.model.geom(i).name for i in range(self.model.ngeom)]
 
@@ -85,6 +86,13 @@ class Simulation:
     def object_pose(self) -> Float[np.ndarray, " 7"]:
         """Position (m) and quaternion (w x y z) of the object."""
         return self.data.qpos[self._object : self._object + 7].copy()
+
+    def object_in_image(self) -> Float[np.ndarray, " 2"]:
+        """Place of the object's centre in the image, as fractions of its width and height."""
+        rotation = self.data.cam_xmat[0].reshape(3, 3)  # columns: right, up, backwards
+        right, up, back = (self.data.body("object").xpos - self.data.cam_xpos[0]) @ rotation
+        scale = -0.5 / (back * np.tan(np.deg2rad(self.model.cam_fovy[0]) / 2))
+        return 0.5 + scale * np.array([right / self.aspect, -up])
 
     def _paint(self, geom: str, rgb: RGB, visible: bool = True) -> None:
         self.model.geom(geom).rgba = [*rgb, float(visible)]

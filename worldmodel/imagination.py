@@ -13,9 +13,11 @@ from torch import Tensor
 from worldmodel.networks.attention import lay_out_for_inference
 from worldmodel.networks.c3 import PUBLISHED, C3Network
 from worldmodel.networks.c3_rollout import C3Rollout
+from worldmodel.networks.commanded_pose import pose_features
 from worldmodel.networks.confidence_heads import Head
 from worldmodel.networks.dynamics import Dynamics, FrameInputs, only_valid
 from worldmodel.networks.noise_schedule import Flow
+from worldmodel.networks.recurrent import RecurrentDynamics
 from worldmodel.networks.rollout import (
     ImaginedFrame,
     Rollout,
@@ -44,6 +46,10 @@ class Imagined:
     """Input of the confidence head."""
     view_valid: Bool[Tensor, "batch time view"] | None = None
     """View mask; where false, latents are zeros and the confidence is NaN. None: all true."""
+
+
+Network = Dynamics | RecurrentDynamics | C3Network
+"""Union of all dynamics networks."""
 
 
 class DynamicsRollout:
@@ -98,16 +104,42 @@ def with_and_without_action(frame: FrameInputs) -> FrameInputs:
         actions=twice(frame.actions),
         action_valid=torch.cat((frame.action_valid, torch.zeros_like(frame.action_valid))),
         view_valid=None if view_mask is None else twice(view_mask),
+        pose=None if frame.pose is None else torch.cat((frame.pose, torch.zeros_like(frame.pose))),
     )
 
 
-def context_frames(inputs: RolloutInputs) -> FrameInputs:
+class RecurrentRollout:
+    """Batch of rollouts of the recurrent network: one pass per frame, a memory of fixed size."""
+
+    def __init__(
+        self, network: RecurrentDynamics, context: FrameInputs, sampling: Sampling
+    ) -> None:
+        if sampling.guidance != 1:
+            raise ValueError(
+                "`guidance` must be 1: a recurrent network has no estimate without the action, "
+                f"got {sampling.guidance}."
+            )
+        self.network = network
+        self.memory = network.read_context(context)
+
+    def next_frame(self, frame: FrameInputs) -> ImaginedFrame:
+        """Predict one frame and remember it; the noise in `frame` is not used."""
+        condition = self.network.conditions(frame.actions, frame.action_valid, frame.pose)[:, 0]
+        seen = None if frame.view_valid is None else frame.view_valid[:, 0]
+        step = self.network.step(frame.previous[:, 0], self.memory, condition, seen)
+        self.memory = step.memory
+        features = rearrange(step.features, "b v d h w -> b (v h w) d")
+        return ImaginedFrame(latent=step.latents, features=features)
+
+
+def context_frames(network: Network, inputs: RolloutInputs) -> FrameInputs:
     """Network inputs for the real frames that rollouts start from."""
     b, start = inputs.context.shape[:2]
     actions, valid = leading_actions(inputs.actions, inputs.action_valid, inputs.first_action)
     context, view_mask = inputs.context, inputs.view_valid
     if view_mask is not None:
         context = only_valid(context, view_mask)
+    rows = slice(start - 1)
     return FrameInputs(
         noisy=context,
         previous=previous_frames(context),
@@ -115,11 +147,16 @@ def context_frames(inputs: RolloutInputs) -> FrameInputs:
         actions=actions[:, :start],
         action_valid=valid[:, :start],
         view_valid=view_mask,
+        pose=None
+        if network.pose is None
+        else pose_features(
+            network.pose, inputs.first_state, inputs.actions[:, rows], inputs.action_valid[:, rows]
+        ),
     )
 
 
 def begin(
-    network: Dynamics | C3Network,
+    network: Network,
     context: FrameInputs,
     sampling: Sampling,
     draw: Draw,
@@ -128,7 +165,31 @@ def begin(
     """Start a batch of rollouts; only a network with its own confidence head uses `epsilon`."""
     if isinstance(network, C3Network):
         return C3Rollout(network, context, sampling, draw, epsilon)
+    if isinstance(network, RecurrentDynamics):
+        return RecurrentRollout(network, context, sampling)
     return DynamicsRollout(network, context, sampling, draw)
+
+
+class CommandedTrack:
+    """Commanded pose of a batch of rollouts in progress, from the last context frame on."""
+
+    def __init__(self, network: Network, inputs: RolloutInputs) -> None:
+        self._integrate = network.pose
+        if self._integrate is not None:
+            rows = slice(inputs.context.shape[1] - 1)
+            self._pose = self._integrate.track(
+                inputs.first_state, inputs.actions[:, rows], inputs.action_valid[:, rows]
+            )[:, -1]
+
+    def after(
+        self, actions: Float[Tensor, "batch 1 action"], valid: Bool[Tensor, "batch 1"]
+    ) -> Float[Tensor, "batch 1 features"] | None:
+        """Features of the pose after the next action; None for networks that read no pose."""
+        if self._integrate is None:
+            return None
+        before = self._pose
+        self._pose = self._integrate.advance(before, actions[:, 0], valid[:, 0])
+        return self._integrate.features(self._pose, before)[:, None]
 
 
 class Imagination:
@@ -137,7 +198,7 @@ class Imagination:
     @torch.inference_mode()
     def __init__(
         self,
-        network: Dynamics | C3Network,
+        network: Network,
         inputs: RolloutInputs,
         *,
         sampling: Sampling,
@@ -146,7 +207,8 @@ class Imagination:
         """Read the context of `inputs` and the actions between its frames; ignore later actions."""
         if inputs.context.device.type == "cpu" and not network.training:
             lay_out_for_inference(network)
-        context = context_frames(inputs)
+        context = context_frames(network, inputs)
+        self._pose = CommandedTrack(network, inputs)
         self._previous = context.noisy[:, -1:]
         self._views = inputs.imagined_views
         self._draw = RowNoise(inputs.seeds, self._previous)
@@ -168,19 +230,20 @@ class Imagination:
             actions=actions,
             action_valid=action_valid,
             view_valid=self._views,
+            pose=self._pose.after(actions, action_valid),
         )
         imagined = self._rollout.next_frame(frame)
         self._previous = imagined.latent[:, None]
         return imagined
 
     def end(self) -> None:
-        """Release the key/value cache now; reference cycles would keep it alive."""
+        """Release a key/value cache now; reference cycles would keep it alive."""
         if isinstance(self._rollout, DynamicsRollout):
             self._rollout.cache.layers.clear()
 
 
 def frames(
-    network: Dynamics | C3Network,
+    network: Network,
     inputs: RolloutInputs,
     *,
     sampling: Sampling,
@@ -197,7 +260,7 @@ def frames(
 
 @torch.inference_mode()
 def imagine(
-    network: Dynamics | C3Network,
+    network: Network,
     head: Head | None,
     inputs: RolloutInputs,
     *,
@@ -270,7 +333,7 @@ def imagine_published(
 
 
 def state_confidence(
-    network: Dynamics | C3Network,
+    network: Network,
     head: Head,
     features: Float[Tensor, "batch time tokens dim"],
     epsilon: Float[Tensor, " levels"],
@@ -294,7 +357,7 @@ def state_confidence(
 
 
 def to_subpatches(
-    per_token: Float[Tensor, "batch tokens subpatches levels"], network: Dynamics | C3Network
+    per_token: Float[Tensor, "batch tokens subpatches levels"], network: Network
 ) -> Float[Tensor, "batch view channel h w levels"]:
     """Rearrange values from tokens to subpatches."""
     config = network.config
@@ -304,9 +367,7 @@ def to_subpatches(
     )  # fmt: skip
 
 
-def to_tokens(
-    subpatches: Float[Tensor, "*batch view channel h w"], network: Dynamics | C3Network
-) -> Tensor:
+def to_tokens(subpatches: Float[Tensor, "*batch view channel h w"], network: Network) -> Tensor:
     """Rearrange values from subpatches to tokens: inverse of `to_subpatches`, without levels."""
     p = network.config.patch
     return rearrange(subpatches, "... v c (h p) (w q) -> ... (v h w) (c p q)", p=p, q=p)

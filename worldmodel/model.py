@@ -30,12 +30,13 @@ from worldmodel.checkpoint import (
     replaced_folder,
 )
 from worldmodel.datasets.actions import ActionSpec
-from worldmodel.imagination import Imagined, imagine
+from worldmodel.imagination import Imagined, Network, imagine
 from worldmodel.networks.c3 import C3Config, C3Network
 from worldmodel.networks.confidence_heads import ConfidenceConfig, Head, build_head
 from worldmodel.networks.declared_size import require_declared_size
 from worldmodel.networks.dynamics import Dynamics, DynamicsConfig, only_valid
 from worldmodel.networks.images import resize, to_model, to_pixels
+from worldmodel.networks.recurrent import RecurrentConfig, RecurrentDynamics
 from worldmodel.networks.rollout import RolloutInputs
 from worldmodel.networks.sampler import Sampling
 from worldmodel.networks.success import ActionSuccessClassifier, SuccessClassifier
@@ -45,8 +46,10 @@ from worldmodel.structured_files import converted, read_json
 FORMAT = 1
 """Version of the checkpoint format."""
 ADVICE = "copy the checkpoint again"
-NETWORKS: dict[str, type[DynamicsConfig] | type[C3Config]] = {
+NetworkConfig = DynamicsConfig | RecurrentConfig | C3Config
+NETWORKS: dict[str, type[NetworkConfig]] = {
     "own": DynamicsConfig,
+    "recurrent": RecurrentConfig,
     "reference": C3Config,
 }
 """Value of `network` in a stored config -> config class; the default is "own"."""
@@ -56,8 +59,8 @@ NETWORKS: dict[str, type[DynamicsConfig] | type[C3Config]] = {
 class ModelConfig:
     """Configuration of a checkpoint, stored next to its weights."""
 
-    dynamics: DynamicsConfig | C3Config
-    """Config of our dynamics network or of an imported C3 network."""
+    dynamics: NetworkConfig
+    """Config of one of our dynamics networks or of an imported C3 network."""
     confidence: ConfidenceConfig
     """Config of our confidence head; unused if the network has its own."""
     image_size: tuple[int, int]
@@ -75,6 +78,9 @@ class ModelConfig:
     pairing: str = "next"
     """Action row of an episode that the network sees with frame t + 1: "next", row t, which leads
     to it; or "same", row t + 1, which was commanded at it (training of C3 and WorldGym)."""
+    tasks: tuple[str, ...] = ()
+    """Instructions with success labels in the training data, each with an output of the success
+    classifiers; empty: one output for all."""
     trained_horizon: int = 16
     """Longest horizon in the training of the confidence head, in frames."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -168,18 +174,21 @@ class WorldModel(nn.Module):
             )
         self.config = config
         self.tokenizer = tokenizer
-        self.dynamics: Dynamics | C3Network
+        self.dynamics: Network
         self.confidence: Head | None = None
         if isinstance(dynamics, C3Config):
             self.dynamics = C3Network(dynamics)
+        elif isinstance(dynamics, RecurrentConfig):
+            self.dynamics = RecurrentDynamics(dynamics)
         else:
             self.dynamics = Dynamics(dynamics)
         if not self.states_confidence:
             self.confidence = build_head(
                 dynamics.dim, dynamics.channels * dynamics.patch**2, config.confidence
             )
-        self.judge = SuccessClassifier(dynamics.channels, dynamics.views)
-        self.action_judge = ActionSuccessClassifier(dynamics.action_dim)
+        num_tasks = max(1, len(config.tasks))
+        self.judge = SuccessClassifier(dynamics.channels, dynamics.views, tasks=num_tasks)
+        self.action_judge = ActionSuccessClassifier(dynamics.action_dim, tasks=num_tasks)
 
     @property
     def states_confidence(self) -> bool:
@@ -246,6 +255,7 @@ class WorldModel(nn.Module):
         noise: Float[Tensor, "batch frames view channel h w"] | None = None,
         view_valid: Bool[Tensor, "batch start view"] | None = None,
         sampling: Sampling | None = None,
+        first_state: Float[Tensor, "batch 10"] | None = None,
     ) -> Imagined:
         """Imagine frames from latents of real frames and from actions.
 
@@ -259,6 +269,8 @@ class WorldModel(nn.Module):
             view_valid: View mask of the context, false for missing cameras, whose latents are
                 ignored; the cameras of the last context frame are imagined. Default: all true.
             sampling: Sampler; default: that of the checkpoint.
+            first_state: Canonical state of the robot at the first context frame, for models that
+                read the commanded pose; default, or NaN in a row: unknown.
 
         Returns:
             `rows - start + 1` imagined frames per rollout.
@@ -276,6 +288,7 @@ class WorldModel(nn.Module):
             seeds=range(len(context)) if seeds is None else seeds,
             noise=noise,
             view_valid=view_valid,
+            first_state=first_state,
         )
         levels = torch.tensor(list(epsilon)).to(context.device)
         return imagine(

@@ -131,3 +131,22 @@ def test_another_collection_is_refused(tmp_path: Path) -> None:
 def test_wrong_options(field: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **{field: value})
+
+
+def test_a_mixed_collection_holds_every_task(tmp_path: Path) -> None:
+    store = collect(tmp_path / "all.zarr", replace(SMALL, task="mixed"), episodes=4)
+    tasks = [name.split("-")[0] for name in store.episode_ids]
+    assert tasks == ["pick_place", "push", "pick_place", "lift"]
+    assert len({store.summary(name).instruction for name in store.episode_ids}) == 3
+
+
+def test_the_object_is_where_the_signal_says(tmp_path: Path) -> None:
+    """The object is red; the mean of the red pixels is near its projected centre."""
+    store = collect(tmp_path / "one.zarr", replace(SMALL, size=64), episodes=6)
+    for name in store.episode_ids:
+        episode = store.episode(name)
+        first = episode.frames["image"][0:1][0].astype(int)
+        red = np.argwhere((first[..., 0] > 120) & (first[..., 1:].max(-1) < 60))
+        place = episode.signals["object_in_image"][0] * 64
+        assert len(red) > 8
+        assert np.abs(red.mean(0)[::-1] + 0.5 - place).max() < 2.5

@@ -6,9 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from worldmodel.envs.policies import MIXED, POLICIES, draw_policy
-from worldmodel.envs.scripted import BABBLE_AREA, PolicySpec, make_policy
+from worldmodel.envs.episode_recorder import collect_episode
+from worldmodel.envs.policies import (
+    HELD_OUT_FAMILIES,
+    MIXED,
+    POLICIES,
+    draw_policy,
+    policy_family,
+)
+from worldmodel.envs.scripted import BABBLE_AREA, STOPS_WITHIN, PolicySpec, make_policy
 from worldmodel.envs.simulation import Scene
+from worldmodel.envs.tabletop import TabletopEnv
 
 CLEAN = POLICIES["clean"]
 Succeeds = Callable[[str, PolicySpec, int], bool]
@@ -92,9 +100,34 @@ def test_mixture_has_its_shares() -> None:
     drawn = [draw_policy(MIXED, np.random.default_rng(seed)) for seed in range(2000)]
     shares = {kind: np.mean([spec.summary == kind for spec in drawn]) for kind in
               ("babble", "near miss", "try")}  # fmt: skip
-    assert shares == pytest.approx({"babble": 0.15, "near miss": 0.15, "try": 0.7}, abs=0.04)
+    assert shares == pytest.approx({"babble": 0.1, "near miss": 0.45, "try": 0.45}, abs=0.04)
     slipping = np.mean([spec.gripper_slips > 0 for spec in drawn if spec.summary == "try"])
     assert slipping == pytest.approx(0.2, abs=0.05)
+
+
+def test_mixture_holds_no_family_that_is_held_out() -> None:
+    drawn = [draw_policy(MIXED, np.random.default_rng(seed)) for seed in range(2000)]
+    assert {name for name in map(policy_family, POLICIES)} > set(HELD_OUT_FAMILIES)
+    assert not any(spec.misplace or spec.stops for spec in drawn)
+
+
+def test_a_policy_that_stops_never_moves_again() -> None:
+    rng = np.random.default_rng(0)
+    policy = make_policy(replace(POLICIES["clean"], stops=1.0), "pick_place", rng)
+    moves = np.array([np.abs(policy.act(still())[:6]).max() for _ in range(40)])
+    last = np.flatnonzero(moves)[-1]
+    assert 0 <= last < STOPS_WITHIN
+    assert moves[: last + 1].all()
+
+
+def test_a_misplacing_policy_lets_go_beside_the_zone() -> None:
+    """5 cm is the radius of the zone: the object ends about 7 cm from its centre."""
+    env = TabletopEnv("pick_place", 8, "ray")
+    found = collect_episode(env, "misplace_070", seed=5)
+    zone = env.simulation.scene().zone
+    place = found.signals["object_pose"][-1][:2]
+    assert np.linalg.norm(place - zone) == pytest.approx(0.07, abs=0.015)
+    assert not found.success
 
 
 def test_unknown_policy_says_what_exists() -> None:

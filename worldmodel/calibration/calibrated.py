@@ -65,7 +65,12 @@ class Calibration:
     ) -> list[EpisodeRollouts]:
         """Rollouts of recorded episodes, for the monitor to check."""
         return roll_out(
-            model, episodes, start=self.watch_start, horizon=self.watch_horizon, seed=seed
+            model,
+            episodes,
+            start=self.watch_start,
+            horizon=self.watch_horizon,
+            seed=seed,
+            with_states=False,
         )
 
     def shown(

@@ -100,7 +100,9 @@ def watch_signals(
     """Inputs of the monitor's channels, a few episodes at a time."""
     features = FrameFeatures(model)
     for batch in batched(episodes, AT_ONCE):
-        rollouts = roll_out(model, [e.batch for e in batch], start=WATCH_START, horizon=horizon)
+        rollouts = roll_out(
+            model, [e.batch for e in batch], start=WATCH_START, horizon=horizon, with_states=False
+        )
         yield from (signals(features, *rolled) for rolled in zip(batch, rollouts, strict=True))
 
 
@@ -188,7 +190,9 @@ def fit_monitor(
     )
 
     def rolled_out(episodes: Sequence[Episode]) -> list[EpisodeSignals]:
-        rollouts = roll_out_all(model, episodes, start=WATCH_START, horizon=horizon)
+        rollouts = roll_out_all(
+            model, episodes, start=WATCH_START, horizon=horizon, with_states=False
+        )
         return [signals(features, *rolled) for rolled in zip(episodes, rollouts, strict=True)]
 
     return RuntimeMonitor(config, features=features).fit(

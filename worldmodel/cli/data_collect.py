@@ -16,7 +16,7 @@ class Command:
     out: tyro.conf.Positional[Path]
     """Clip store to write (.zarr); a store begun with the same options is continued."""
     task: str = "pick_place"
-    """"pick_place", "push" or "lift"."""
+    """"pick_place", "push", "lift", or "mixed": all three, the first in half of the episodes."""
     episodes: int = 100
     """Total number of episodes in the store."""
     policy: str = "mixed"

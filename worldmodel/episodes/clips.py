@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -19,7 +19,10 @@ from worldmodel.datasets.clip_dataset import camera_mask, stack_views
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.resampling import resample
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.model import WorldModel
+from worldmodel.model import ModelConfig, WorldModel
+
+STATE_DIM = 10
+OBJECT_DIM = 5
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,13 @@ class LatentBatch:
     """View mask, false for missing cameras, whose latents are zeros; None: all true."""
     starts_segment: Bool[Tensor, "batch time"] | None = None
     """True where a frame does not follow its predecessor; None: all frames follow."""
+    states: Float[Tensor, "batch time 10"] | None = None
+    """Canonical states of the robot; None, or NaN in a row: unknown."""
+    task: Int[Tensor, " batch"] | None = None
+    """Number of the episode's task among those of the model; -1: none of them; None: the first."""
+    objects: Float[Tensor, "batch time 5"] | None = None
+    """Position of the object that the task is about (m), and its place in the first camera's image
+    (fractions of width and height); None, or NaN in a row: unknown."""
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -50,7 +60,7 @@ class LatentBatch:
 
     def cut(self, num_frames: int, *, start: int = 0) -> LatentBatch:
         """Cut every window to `num_frames` frames, beginning at frame `start`."""
-        return self._each(lambda value: value[:, start : start + num_frames])
+        return self._each_frame(lambda value: value[:, start : start + num_frames])
 
     def as_single_frames(self, items: Bool[Tensor, " batch"]) -> LatentBatch:
         """Turn the windows in the mask `items` into single images: every frame starts a segment."""
@@ -60,6 +70,9 @@ class LatentBatch:
             else self.starts_segment
         )
         return replace(self, starts_segment=starts_segment | items[:, None])
+
+    def _each_frame(self, change: Callable[[Tensor], Tensor]) -> LatentBatch:
+        return replace(replace(self, task=None)._each(change), task=self.task)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> LatentBatch:
         changed: dict[str, Any] = {
@@ -97,7 +110,23 @@ def collate_latents(items: list[LatentBatch]) -> LatentBatch:
         none = torch.zeros(1, dtype=torch.bool)
         items = [item.as_single_frames(none) for item in items]
         names.append("starts_segment")
+    for name, width in (("states", STATE_DIM), ("objects", OBJECT_DIM)):
+        if any(vars(item)[name] is not None for item in items):
+            items = [_with_unknown(item, name, width) for item in items]
+            names.append(name)
+    if any(item.task is not None for item in items):
+        first = torch.zeros(1, dtype=torch.long)
+        items = [item if item.task is not None else replace(item, task=first) for item in items]
+        names.append("task")
     return LatentBatch(**{name: torch.cat([vars(item)[name] for item in items]) for name in names})
+
+
+def _with_unknown(item: LatentBatch, name: str, width: int) -> LatentBatch:
+    """Window with a tensor of NaN for the field `name` if it has none."""
+    if vars(item)[name] is not None:
+        return item
+    unknown: Any = torch.full((*item.actions.shape[:2], width), torch.nan)
+    return replace(item, **{name: unknown})
 
 
 def full_view_mask(batch: LatentBatch) -> Bool[Tensor, "batch time view"]:
@@ -111,17 +140,24 @@ class LatentClips(Dataset[LatentBatch]):
     """Data set of all windows of `num_frames` frames, with latents in memory in half precision.
 
     With `short`, it includes episodes with fewer frames, even single images. Their windows wrap
-    around from the last frame to the first, where a new segment starts.
+    around from the last frame to the first, where a new segment starts. About the share
+    `from_start` of the windows are at the start of an episode.
     """
 
     def __init__(
-        self, episodes: Sequence[LatentBatch], num_frames: int, *, short: bool = False
+        self,
+        episodes: Sequence[LatentBatch],
+        num_frames: int,
+        *,
+        short: bool = False,
+        from_start: float = 0.0,
     ) -> None:
         self.episodes = [e for e in episodes if short or e.latents.shape[1] >= num_frames]
         self.num_frames = num_frames
         lengths = [e.latents.shape[1] for e in self.episodes]
         counts = [n - num_frames + 1 if n >= num_frames else n for n in lengths]
-        self.ends = np.cumsum(counts)
+        self.repeats = [round(n * from_start / (1 - from_start)) for n in counts]
+        self.ends = np.cumsum([n + more for n, more in zip(counts, self.repeats, strict=True)])
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -129,6 +165,7 @@ class LatentClips(Dataset[LatentBatch]):
     def __getitem__(self, index: int) -> LatentBatch:
         number = int(np.searchsorted(self.ends, index, side="right"))
         start = index - (int(self.ends[number - 1]) if number else 0)
+        start = max(0, start - self.repeats[number])
         episode = self.episodes[number]
         if episode.latents.shape[1] < self.num_frames:
             window = wrap_window(episode, start, self.num_frames)
@@ -142,7 +179,7 @@ class LatentClips(Dataset[LatentBatch]):
 def wrap_window(episode: LatentBatch, start: int, num_frames: int) -> LatentBatch:
     """Window of a short episode from frame `start`, wrapping around at its end."""
     rows = torch.arange(start, start + num_frames) % episode.latents.shape[1]
-    window = episode._each(lambda value: value[:, rows])
+    window = episode._each_frame(lambda value: value[:, rows])
     return replace(window, starts_segment=(rows == 0)[None])
 
 
@@ -170,18 +207,39 @@ def paired_actions(
 
 
 def to_latent_batch(
-    latents: Tensor, trajectory: Trajectory, cameras: Sequence[str], *, pairing: str
+    latents: Tensor, trajectory: Trajectory, cameras: Sequence[str], config: ModelConfig
 ) -> LatentBatch:
-    """Batch of one episode from its latents, actions and success labels."""
+    """Batch of one episode from its latents, actions, states and success labels."""
     view_mask = view_mask_of(trajectory, cameras)
-    actions, valid = paired_actions(trajectory, pairing)
+    actions, valid = paired_actions(trajectory, config.pairing)
     return LatentBatch(
         latents,
         torch.from_numpy(actions)[None],
         torch.from_numpy(valid)[None],
         torch.from_numpy(success_per_frame(trajectory))[None],
         None if view_mask is None else view_mask[None],
+        states=None if trajectory.states is None else torch.tensor(trajectory.states)[None],
+        task=_task(trajectory, config.tasks),
+        objects=_objects(trajectory),
     )
+
+
+def _task(trajectory: Trajectory, tasks: Sequence[str]) -> Int[Tensor, " 1"] | None:
+    """Number of the instruction among the model's tasks, -1 if it is none; None without tasks."""
+    if not tasks:
+        return None
+    numbers = {task: number for number, task in enumerate(tasks)}
+    return torch.tensor([numbers.get(trajectory.instruction, -1)])
+
+
+def _objects(trajectory: Trajectory) -> Float[Tensor, "1 time 5"] | None:
+    """Positions and places of the object, if a simulator recorded them."""
+    parts = [trajectory.signals.get(name) for name in ("object_pose", "object_in_image")]
+    shapes = [None if part is None else part.shape for part in parts]
+    if shapes != [(len(trajectory), 7), (len(trajectory), 2)]:
+        return None
+    pose, place = (torch.tensor(part, dtype=torch.float32) for part in parts)
+    return torch.cat((pose[:, :3], place), 1)[None]
 
 
 def encode_episode(model: WorldModel, trajectory: Trajectory) -> LatentBatch:
@@ -191,7 +249,7 @@ def encode_episode(model: WorldModel, trajectory: Trajectory) -> LatentBatch:
     pixels = torch.from_numpy(stack_views(trajectory, cameras, slice(None)))
     latents = model.encode(pixels, view_valid=view_mask_of(trajectory, cameras))
     stored = latents[None].half().cpu().clone()
-    return to_latent_batch(stored, trajectory, cameras, pairing=model.config.pairing)
+    return to_latent_batch(stored, trajectory, cameras, model.config)
 
 
 def latents_name(model: WorldModel) -> str:
@@ -229,7 +287,5 @@ def encode_store(model: WorldModel, store: ClipStore, names: Sequence[str]) -> l
     for name in names:
         latents = torch.from_numpy(store.read_latents(key, name))[None]
         trajectory = resample(store.episode(name), config.action_spec)
-        episodes.append(
-            to_latent_batch(latents, trajectory, config.cameras, pairing=config.pairing)
-        )
+        episodes.append(to_latent_batch(latents, trajectory, config.cameras, config))
     return episodes

@@ -53,7 +53,7 @@ def corrupted_episode(
     frames = corrupt(torch.from_numpy(stack_views(trajectory, cameras, slice(None))), rng)
     latents = model.encode(frames, view_valid=view_mask_of(trajectory, cameras))
     stored = latents[None].half().cpu().clone()
-    return to_latent_batch(stored, trajectory, cameras, pairing=model.config.pairing)
+    return to_latent_batch(stored, trajectory, cameras, model.config)
 
 
 def tint(pixels: Pixels, rng: np.random.Generator) -> Pixels:

@@ -157,7 +157,7 @@ def load_episode(
     trajectory, frames = read_frames(model, trajectory, cameras)
     view_mask = view_mask_of(trajectory, cameras)
     latents = model.encode(frames, view_valid=view_mask)[None].half().cpu().clone()
-    batch = to_latent_batch(latents, trajectory, cameras, pairing=model.config.pairing)
+    batch = to_latent_batch(latents, trajectory, cameras, model.config)
     shown = next(camera for camera in cameras if camera in trajectory.frames)
     height, width = trajectory.frames[shown].size
     model_height, model_width = model.config.image_size

@@ -120,11 +120,12 @@ def classify_episodes(
     longest = max(batch.latents.shape[1] for batch in batches)
     rollouts = roll_out(model, batches, start=1, horizon=longest, seed=seed)
     imagined, trusted = [], []
-    for rollout in rollouts:
-        probability = model.judge(rollout.imagined[None, -LAST_FRAMES:]).sigmoid().mean()
+    for rollout, batch in zip(rollouts, batches, strict=True):
+        last = rollout.imagined[None, -LAST_FRAMES:]
+        probability = model.judge(last, batch.task).sigmoid().mean()
         imagined.append(bool(probability > 0.5))
         trusted.append(gate.lets_through(rollout))
-    from_actions = [bool(model.action_judge(batch.actions)[0] > 0) for batch in batches]
+    from_actions = [bool(model.action_judge(batch.actions, batch.task)[0] > 0) for batch in batches]
     return PolicyOutcomes(
         true=np.array([bool(batch.success[0, -1] > 0.5) for batch in batches]),
         imagined=np.array(imagined),

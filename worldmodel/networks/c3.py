@@ -197,6 +197,9 @@ class C3Network(nn.Module):
         theirs = ours[:, :, 0].permute(0, 1, 3, 4, 2)
     """
 
+    pose: None = None
+    """It reads no commanded pose."""
+
     def __init__(self, config: C3Config) -> None:
         super().__init__()
         self.config = config

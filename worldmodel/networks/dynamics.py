@@ -27,6 +27,7 @@ from worldmodel.networks.attention import (
     rotary_table,
 )
 from worldmodel.networks.cache import TemporalCache
+from worldmodel.networks.commanded_pose import CommandedPose
 from worldmodel.networks.noise_schedule import posterior_under_persistence
 
 
@@ -58,6 +59,8 @@ class DynamicsConfig:
     """Hidden width of a block's MLP, as a multiple of `dim`."""
     context: int = 5
     """Past frames that a frame attends to in each temporal block."""
+    pose: bool = False
+    """Whether it reads the commanded pose; needs canonical actions."""
 
     def __post_init__(self) -> None:
         if self.dim % (2 * self.heads):
@@ -124,6 +127,26 @@ def only_valid(
     return torch.where(view_mask[..., None, None, None], latents, torch.zeros_like(latents))
 
 
+class PoseTokens(nn.Module):
+    """What the commanded pose adds to every token of a frame; nothing before training."""
+
+    def __init__(self, tokens: int, dim: int, *, hidden: int = 192, rank: int = 16) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(CommandedPose.num_features, hidden), nn.SiLU(),
+            nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, tokens * rank),
+        )  # fmt: skip
+        self.rank = rank
+        self.out = nn.Linear(rank, dim)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self, pose: Float[Tensor, "batch time features"]
+    ) -> Float[Tensor, "batch time tokens dim"]:
+        return self.out(self.net(pose).unflatten(-1, (-1, self.rank)))
+
+
 class Conditioner(nn.Module):
     """Embedding of a frame's noise level and of the action that led to it."""
 
@@ -171,6 +194,8 @@ class FrameInputs:
     """False where the action is unknown: for the first frame, or missing in the source."""
     view_valid: Bool[Tensor, "batch time view"] | None = None
     """View mask, false for missing views, whose latents are ignored; None: all true."""
+    pose: Float[Tensor, "batch time features"] | None = None
+    """Features of the commanded pose (`CommandedPose.features`), for networks that read it."""
 
     def without_missing(self) -> FrameInputs:
         """Set missing views to zero, so that their NaN cannot reach a gradient."""
@@ -222,6 +247,8 @@ class Dynamics(nn.Module):
             nn.init.normal_(self.view, std=0.02)
             self.missing = nn.Parameter(0.02 * torch.randn(config.dim))
         self.condition = Conditioner(config.action_dim, config.condition_dim)
+        self.pose = CommandedPose() if config.pose else None
+        self.pose_tokens = PoseTokens(config.tokens, config.dim) if config.pose else None
         shape = (config.dim, config.heads, config.condition_dim, config.mlp_ratio)
         self.spatial = nn.ModuleList(SpatialBlock(*shape) for _ in range(config.layers))
         self.temporal = nn.ModuleList(TemporalBlock(*shape) for _ in range(config.layers))
@@ -253,7 +280,12 @@ class Dynamics(nn.Module):
         )
         if view_mask is not None and config.views > 1:
             tokens = torch.where(view_mask[..., None, None, None], tokens, self.missing.to(tokens))
-        return rearrange(tokens + self.view, "b t v h w d -> b t (v h w) d")
+        tokens = rearrange(tokens + self.view, "b t v h w d -> b t (v h w) d")
+        if self.pose_tokens is None:
+            return tokens
+        if inputs.pose is None:
+            raise ValueError("`pose` of the inputs must be given: the network reads it, got None.")
+        return tokens + self.pose_tokens(inputs.pose)
 
     def visible(
         self, view_mask: Bool[Tensor, "batch time view"]

@@ -32,6 +32,9 @@ class RolloutInputs:
     have the views of the last context frame."""
     first_action: Float[Tensor, "batch action"] | None = None
     """Action that led to the first frame; None: unknown."""
+    first_state: Float[Tensor, "batch 10"] | None = None
+    """Canonical state of the robot at the first frame, for networks that read the commanded pose;
+    None, or NaN in a row: unknown."""
 
     def __post_init__(self) -> None:
         b, start = self.context.shape[:2]

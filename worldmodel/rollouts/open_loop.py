@@ -82,6 +82,7 @@ def roll_out(
     seed: int = 0,
     sampling: Sampling | None = None,
     keep_features: bool = False,
+    with_states: bool = True,
 ) -> list[EpisodeRollouts]:
     """Imagine recorded episodes under their own actions.
 
@@ -93,7 +94,11 @@ def roll_out(
         seed: Segment i of the call uses seed + i.
         sampling: Sampler settings; None: those of the checkpoint.
         keep_features: Whether to keep the input of the confidence head.
+        with_states: Whether a model that reads the commanded pose gets the robot's state at the
+            first frame of each segment; a live monitor does not.
     """
+    if not with_states:
+        episodes = [replace(episode, states=None) for episode in episodes]
     results = [_not_imagined(episode) for episode in episodes]
     if keep_features:
         config = model.dynamics.config
@@ -146,6 +151,7 @@ def _imagine_batch(
         epsilon=EPSILONS if model.has_confidence else (),
         view_valid=None if view_mask is None else view_mask[:, :context],
         sampling=sampling,
+        first_state=None if windows.states is None else windows.states[:, 0],
     )
     for row, segment in enumerate(batch):
         target, window = results[segment.episode], slice(segment.start, segment.stop)
@@ -162,13 +168,20 @@ EPISODES_AT_ONCE = 32
 
 
 def roll_out_all(
-    model: WorldModel, episodes: Sequence[Episode], *, horizon: int, start: int = START
+    model: WorldModel,
+    episodes: Sequence[Episode],
+    *,
+    horizon: int,
+    start: int = START,
+    with_states: bool = True,
 ) -> list[EpisodeRollouts]:
     """`roll_out` in chunks of episodes, with a progress bar."""
     rollouts: list[EpisodeRollouts] = []
     with tqdm(total=len(episodes), desc="imagine", unit="episode") as bar:
         for first in range(0, len(episodes), EPISODES_AT_ONCE):
             batch = [episode.batch for episode in episodes[first : first + EPISODES_AT_ONCE]]
-            rollouts += roll_out(model, batch, start=start, horizon=horizon, seed=first)
+            rollouts += roll_out(
+                model, batch, start=start, horizon=horizon, seed=first, with_states=with_states
+            )
             bar.update(len(batch))
     return rollouts

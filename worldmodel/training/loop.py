@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from worldmodel.networks.dynamics import Dynamics
+from worldmodel.networks.recurrent import RecurrentDynamics
 from worldmodel.training.config import Computing, LoopConfig
 from worldmodel.training.optimizers import (
     optimizers,
@@ -145,7 +146,7 @@ def prepare(
     for parameter in trained.parameters():
         # A rollout changes the memory layout of weights, which would change rounding.
         parameter.data = parameter.data.contiguous()
-    for network in (m for m in trained.modules() if isinstance(m, Dynamics)):
+    for network in (m for m in trained.modules() if isinstance(m, Dynamics | RecurrentDynamics)):
         network.checkpoint_blocks = computing.checkpoint_blocks
     if computing.compile_blocks:
         for block in blocks(trained):

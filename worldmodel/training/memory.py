@@ -149,9 +149,14 @@ def random_clips(work: Workload) -> LatentBatch:
 
 
 def plan(model: WorldModel, preset: Preset, *, processes: int, is_sharded: bool) -> str:
-    """Summarise the parameters of a run and the memory of its largest stage, the dynamics."""
+    """Summarise the parameters of a run and the memory of its largest stage, the dynamics.
+
+    The memory is estimated for transformers only; a recurrent network is small.
+    """
     config, computing = preset.dynamics_loop, preset.computing
-    assert isinstance(model.config.dynamics, DynamicsConfig), "published networks are not trained"
+    counts = ", ".join(f"{name} {num_parameters(part):,}" for name, part in model.named_children())
+    if not isinstance(model.config.dynamics, DynamicsConfig):
+        return f"Parameters: {counts}"
     clips = -(-config.batch_size // processes)
     work = Workload(
         dynamics=model.config.dynamics,
@@ -160,7 +165,6 @@ def plan(model: WorldModel, preset: Preset, *, processes: int, is_sharded: bool)
         precision=computing.precision,
         fused_attention=all_processes().device.type == "cuda",
     )
-    counts = ", ".join(f"{name} {num_parameters(part):,}" for name, part in model.named_children())
     columns = (*(field.name for field in fields(Footprint)), "total")
     lines = [
         f"Parameters: {counts}",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from worldmodel.datasets.actions import ActionSpec
+from worldmodel.datasets.actions import CANONICAL, ActionSpec
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.networks.recurrent import RecurrentConfig
 from worldmodel.networks.tokenizer import Tokenizer
 from worldmodel.training.presets import Preset
 
@@ -41,6 +43,23 @@ def model_actions(store: ClipStore, preset: Preset) -> ActionSpec:
     return replace(store.spec, rate_hz=store.rate_hz / preset.frame_stride)
 
 
+MAX_TASKS = 32
+"""Instructions beyond which all episodes count as one task."""
+
+
+def labelled_tasks(store: ClipStore) -> tuple[str, ...]:
+    """Instructions of the episodes with a success label; none if there is one or very many."""
+    summaries = (store.summary(name) for name in store.episode_ids)
+    tasks = sorted({s.instruction for s in summaries if s.success is not None})
+    return tuple(tasks) if 1 < len(tasks) <= MAX_TASKS else ()
+
+
+def has_pose(store: ClipStore, spec: ActionSpec) -> bool:
+    """Whether actions are displacements that carry the robot's state forward."""
+    canonical = replace(CANONICAL, name=spec.name, rate_hz=spec.one_row.rate_hz)
+    return spec.one_row == canonical and store.episode(0).states is not None
+
+
 def new_model(store: ClipStore, preset: Preset, tokenizer: str | None = None) -> WorldModel:
     """Untrained model for a store, initialised from the preset's seed.
 
@@ -52,6 +71,10 @@ def new_model(store: ClipStore, preset: Preset, tokenizer: str | None = None) ->
     spec = model_actions(store, preset)
     cameras = store.cameras[: preset.cameras]
     size = model_size(store, preset, cameras, stride)
+    tasks = labelled_tasks(store)
+    own: dict[str, Any] = {"pose": has_pose(store, spec)}
+    if isinstance(preset.dynamics, RecurrentConfig):
+        own["tasks"] = max(1, len(tasks))
     config = ModelConfig(
         dynamics=replace(
             preset.dynamics,
@@ -60,12 +83,14 @@ def new_model(store: ClipStore, preset: Preset, tokenizer: str | None = None) ->
             width=size[1] // stride,
             views=len(cameras),
             action_dim=spec.dim,
+            **own,
         ),
         confidence=preset.confidence,
         image_size=size,
         cameras=cameras,
         action_spec=spec,
         num_steps=preset.num_steps,
+        tasks=tasks,
         trained_horizon=preset.horizon + preset.longest_start - 1,
     )
     with torch.random.fork_rng(devices=[]):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.episodes.clips import LatentBatch
-from worldmodel.imagination import frames, to_tokens
+from worldmodel.imagination import Network, frames, to_tokens
 from worldmodel.model import WorldModel
-from worldmodel.networks.c3 import C3Network
+from worldmodel.networks.commanded_pose import pose_features
 from worldmodel.networks.confidence_heads import masked_mean
 from worldmodel.networks.dynamics import (
     Dynamics,
@@ -94,6 +94,7 @@ class DynamicsObjective(nn.Module):
             level=torch.cat((torch.zeros_like(level), level), 1),
             actions=actions.repeat(1, 2, 1),
             action_valid=torch.cat((valid, valid if dropped is None else valid & ~dropped), 1),
+            pose=self._pose(batch, dropped),
             view_valid=None if batch.view_valid is None else batch.view_valid.repeat(1, 2, 1),
         )
         positions = torch.arange(num_frames, device=noisy.device)
@@ -107,6 +108,17 @@ class DynamicsObjective(nn.Module):
             both.clean[:, num_frames:],
             both.features[:, num_frames:],
         )
+
+    def _pose(self, batch: LatentBatch, dropped: Tensor | None) -> Tensor | None:
+        """Pose features of both streams; zeros in the noisy one where the action is dropped."""
+        if self.dynamics.pose is None:
+            return None
+        states = None if batch.states is None else batch.states[:, 0]
+        features = pose_features(
+            self.dynamics.pose, states, batch.actions[:, :-1], batch.action_valid[:, :-1]
+        )
+        noisy = features if dropped is None else features.masked_fill(dropped[..., None], 0.0)
+        return torch.cat((features, noisy), 1)
 
     @torch.no_grad()
     def own_predictions(
@@ -159,7 +171,8 @@ class DynamicsObjective(nn.Module):
         dropped = self.dropped_actions(b, t, randomness) if self.action_dropout else None
         estimate = self.estimate(batch, context, noisy, level, dropped)
         scale = self.dynamics.change_std[:, None, None]
-        previous, weight = previous_frames(context), activity_weight(latents)
+        previous = previous_frames(context)
+        weight = activity_weight(latents) * object_weight(batch)
         if batch.starts_segment is not None:
             # A frame without a predecessor has its error in units of latents, not of changes.
             previous = where_segment_starts(
@@ -224,6 +237,26 @@ def activity_weight(latents: Float[Tensor, "batch time view channel h w"]) -> Te
     return (spread / spread.mean((-2, -1), keepdim=True).clamp_min(1e-6)).clamp(0.25, 4.0)
 
 
+OBJECT_WEIGHT = 5.0
+"""Additional weight of the position that shows the object's centre."""
+OBJECT_RADIUS = 0.1
+"""Standard deviation of that weight, as a share of the image's side."""
+
+
+def object_weight(batch: LatentBatch) -> Float[Tensor, "batch time view 1 h w"]:
+    """Weight 1 everywhere, and up to 1 + `OBJECT_WEIGHT` around the object in the first view."""
+    b, t, v, _, h, w = batch.latents.shape
+    weight = batch.latents.new_ones(b, t, v, 1, h, w)
+    if batch.objects is None:
+        return weight
+    place = batch.objects[..., 3:].to(weight)
+    rows = ((torch.arange(h, device=place.device) + 0.5) / h)[:, None]
+    columns = (torch.arange(w, device=place.device) + 0.5) / w
+    squares = (columns - place[..., 0, None, None]) ** 2 + (rows - place[..., 1, None, None]) ** 2
+    weight[:, :, 0, 0] += OBJECT_WEIGHT * torch.exp(-squares / (2 * OBJECT_RADIUS**2)).nan_to_num()
+    return weight
+
+
 class ConfidenceObjective(nn.Module):
     """Train the confidence head on the model's own rollouts; the dynamics stay frozen.
 
@@ -243,7 +276,7 @@ class ConfidenceObjective(nn.Module):
         # Hide the dynamics in a function: outside the module tree they are not copied, trained,
         # averaged or checkpointed.
         frozen = model.dynamics.eval().requires_grad_(False)
-        self.dynamics: Callable[[], Dynamics | C3Network] = lambda: frozen
+        self.dynamics: Callable[[], Network] = lambda: frozen
 
     def forward(
         self, batch: LatentBatch, randomness: StepRandomness
@@ -259,6 +292,7 @@ class ConfidenceObjective(nn.Module):
             action_valid=batch.action_valid[:, :-1],
             seeds=randomness.seeds(len(batch)),
             view_valid=None if batch.view_valid is None else batch.view_valid[:, :start],
+            first_state=None if batch.states is None else batch.states[:, 0],
         )
         # Deployed rollouts are float32, so these are too, even when training in bf16.
         with torch.autocast(batch.latents.device.type, enabled=False):
@@ -313,10 +347,10 @@ class SuccessObjective(nn.Module):
         noisy = batch.latents + self.latent_noise * randomness.normal_like(batch.latents)
         if batch.view_valid is not None:
             noisy = only_valid(noisy, batch.view_valid)
-        per_frame = self.judge(noisy).float()
+        per_frame = self.judge(noisy, batch.task).float()
         known = ~batch.success.isnan()
         frame_loss = F.binary_cross_entropy_with_logits(per_frame[known], batch.success[known])
-        episode = self.action_judge(batch.actions).float()
+        episode = self.action_judge(batch.actions, batch.task).float()
         outcome = batch.success[:, -1]
         loss = frame_loss + F.binary_cross_entropy_with_logits(episode, outcome)
         return loss, {

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from worldmodel.networks.confidence_heads import ConfidenceConfig
 from worldmodel.networks.dynamics import DynamicsConfig
+from worldmodel.networks.recurrent import RecurrentConfig
 from worldmodel.networks.tokenizer import TokenizerConfig
 from worldmodel.training.config import Computing, LoopConfig
 from worldmodel.training.tokenizer_objective import TokenizerLoss
@@ -27,7 +28,7 @@ class Preset:
     only), "encode" concatenates them."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenizer_loss: TokenizerLoss = field(default_factory=TokenizerLoss)
-    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    dynamics: DynamicsConfig | RecurrentConfig = field(default_factory=DynamicsConfig)
     """Shape of the network; latent size, channels and views come from data and tokenizer."""
     confidence: ConfidenceConfig = field(default_factory=ConfidenceConfig)
     tokenizer_loop: LoopConfig
@@ -103,6 +104,18 @@ TABLETOP = Preset(
     action_dropout=0.0,
     shares=(0.85, 0.15),
 )
+
+FAST = replace(
+    TABLETOP,
+    dynamics=RecurrentConfig(),
+    confidence=ConfidenceConfig(hidden=64),
+    dynamics_loop=LoopConfig(
+        steps=3000, batch_size=16, learning_rate=2e-3,
+        curriculum=((0.0, 6), (0.15, 9), (0.3, 13), (0.5, 21)), average_decay=0.99,
+    ),
+    clip_frames=21,
+)  # fmt: skip
+"""The recurrent network, trained through its own rollouts."""
 
 SMOKE = Preset(
     image_height=48,
@@ -183,6 +196,7 @@ The network gets the three actions between two frames, concatenated."""
 PRESETS = {
     "smoke": SMOKE,
     "tabletop": TABLETOP,
+    "fast": FAST,
     "bridge-256": BRIDGE_256,
     "droid-3view": DROID_3VIEW,
 }

@@ -28,8 +28,10 @@ from worldmodel.episodes.clips import (
 )
 from worldmodel.episodes.corruptions import corrupted_episode
 from worldmodel.model import WorldModel
+from worldmodel.networks.c3 import C3Network
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.networks.images import resize, to_model
+from worldmodel.networks.recurrent import RecurrentDynamics
 from worldmodel.training.loop import Validate
 from worldmodel.training.memory import plan
 from worldmodel.training.objectives import (
@@ -39,6 +41,7 @@ from worldmodel.training.objectives import (
 )
 from worldmodel.training.parallel import all_processes, is_sharded
 from worldmodel.training.presets import get_preset
+from worldmodel.training.rollout_objective import RolloutObjective
 from worldmodel.training.run import Run, prepare
 from worldmodel.training.splits import check_lengths, split_episodes
 from worldmodel.training.stopping import Stop
@@ -52,6 +55,8 @@ from worldmodel.training.validation import (
     show_rollouts,
 )
 
+FROM_START = 0.25
+"""Share of the clips that begin with the first frame of an episode, where evaluations begin."""
 FAMILIAR_CLIPS = 64
 """Clips whose rollouts fit the `familiarity` features of a confidence head."""
 
@@ -118,11 +123,19 @@ def fit_normalisers(model: WorldModel, episodes: Sequence[LatentBatch]) -> None:
     condition.action_std.copy_(actions.std(0).clamp_min(1e-4))
     changes = torch.cat([changes_of(e) for e in episodes])
     dynamics.change_std.copy_(changes.std((0, 2, 3)).clamp_min(1e-3))
+    states = [e.states[0] for e in episodes if e.states is not None]
+    if dynamics.pose is not None and states:
+        rows = torch.cat(states)
+        dynamics.pose.fit(rows[rows.isfinite().all(1)])
+    if isinstance(dynamics, RecurrentDynamics):
+        objects = [e.objects[0, :, :3] for e in episodes if e.objects is not None]
+        if objects:
+            dynamics.readout.fit(torch.cat(objects))
 
 
-def own_dynamics(model: WorldModel) -> Dynamics:
+def own_dynamics(model: WorldModel) -> Dynamics | RecurrentDynamics:
     """Dynamics of a model made by `new_model`."""
-    assert isinstance(model.dynamics, Dynamics), "published networks are not trained here"
+    assert not isinstance(model.dynamics, C3Network), "published networks are not trained here"
     return model.dynamics
 
 
@@ -135,14 +148,27 @@ def changes_of(episode: LatentBatch) -> Float[Tensor, "changes channel h w"]:
 
 
 def train_dynamics(run: Run, model: WorldModel) -> bool:
-    """Train the dynamics: teacher forcing first, then the model's own predictions as context."""
+    """Train the dynamics.
+
+    A recurrent network is trained through its own rollouts. A transformer is trained by teacher
+    forcing first, then with its own predictions as context.
+    """
     preset = run.preset
     episodes = latents_of(run, model, run.split.dynamics)
     fit_normalisers(model, episodes)
-    clips = LatentClips(episodes, preset.clip_frames, short=preset.image_share > 0)
+    clips = LatentClips(
+        episodes,
+        preset.clip_frames,
+        short=preset.image_share > 0,
+        from_start=FROM_START,
+    )
     validate = make_validator(run, model, run.split.confidence, show_rollouts)
     shares = {"action_dropout": preset.action_dropout, "image_share": preset.image_share}
     dynamics = own_dynamics(model)
+    if isinstance(dynamics, RecurrentDynamics):
+        objective = RolloutObjective(dynamics, longest_start=preset.longest_start)
+        run.fit(objective, clips, preset.dynamics_loop, name="dynamics", validate=validate)
+        return True
     teacher_forced = DynamicsObjective(dynamics, own_context=0.0, passes=1, **shares)
     run.fit(teacher_forced, clips, preset.dynamics_loop, name="dynamics", validate=validate)
     own_context = DynamicsObjective(
