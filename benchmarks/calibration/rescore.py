@@ -60,7 +60,7 @@ def rescore(
         raise ValueError(f"`model` must have a `Dynamics` network, got {type(dynamics).__name__}.")
     lay_out_for_inference(dynamics)
     inputs, imagined = segments.inputs, segments.imagined
-    context, cache = context_frames(inputs), dynamics.new_cache()
+    context, cache = context_frames(dynamics, inputs), dynamics.new_cache()
     dynamics.step(context, cache, keep=True)
     scores, start = [], inputs.context.shape[1]
     previous = context.noisy[:, -1:]

@@ -144,7 +144,9 @@ def test_configs_say_which_network_they_are_of(imported: Make, tmp_path: Path) -
     assert stored["dynamics"]["network"] == "reference"
     stored["dynamics"]["network"] = "another"
     file.write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match="`network` must be one of own, reference, got 'another'"):
+    with pytest.raises(
+        ValueError, match="`network` must be one of own, recurrent, reference, got 'another'"
+    ):
         WorldModel.load(tmp_path / "model")
     with pytest.raises(ValueError, match="`method` must be one of"):
         replace(model.config, sampler="none")

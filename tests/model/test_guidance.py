@@ -81,7 +81,7 @@ def rolled_without_new_actions(dynamics: Dynamics, inputs: RolloutInputs) -> Ten
             return ImaginedFrame(latent[:, 0], features[:, 0])
 
     draw, sampling = RowNoise(inputs.seeds, inputs.context[:, -1:]), Sampling(num_steps=2)
-    rollout, previous = Unguided(dynamics, context_frames(inputs), sampling, draw), []
+    rollout, previous = Unguided(dynamics, context_frames(dynamics, inputs), sampling, draw), []
     last = inputs.context[:, -1:]
     for t in range(inputs.context.shape[1] - 1, inputs.actions.shape[1]):
         window = slice(t, t + 1)
@@ -123,7 +123,7 @@ def test_guidance_without_a_known_action_changes_nothing(make_dynamics: Build) -
 def test_candidates_with_a_shared_cache_are_independent(make_dynamics: Build) -> None:
     """Three candidates for the next frame in one batch equal three single calls."""
     dynamics = make_dynamics()
-    context = context_frames(draw_inputs(dynamics, start=5))
+    context = context_frames(dynamics, draw_inputs(dynamics, start=5))
     cache = dynamics.new_cache()
     dynamics.step(context, cache, keep=True)
     parts = [

@@ -178,9 +178,10 @@ class DynamicsObjective(nn.Module):
             previous = where_segment_starts(
                 batch.starts_segment, torch.zeros_like(previous), previous
             )
-            weight = where_segment_starts(batch.starts_segment, scale.square(), weight)[:, 1:]
+            weight = where_segment_starts(batch.starts_segment, scale.square(), weight)
         mean, std = posterior_under_persistence(noisy, previous, level, scale)
         target = (latents - mean) / std
+        weight = weight[:, 1:]
         error = weight * (estimate.correction.float() - target).square()[:, 1:]
         baseline = weight * target.square()[:, 1:]
         view_mask = None if batch.view_valid is None else batch.view_valid[:, 1:]
