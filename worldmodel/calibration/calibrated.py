@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,15 +63,9 @@ class Calibration:
     def claims(
         self, model: WorldModel, episodes: Sequence[LatentBatch], *, seed: int
     ) -> list[EpisodeRollouts]:
-        """Rollouts of recorded episodes, for the monitor to check."""
-        return roll_out(
-            model,
-            episodes,
-            start=self.watch_start,
-            horizon=self.watch_horizon,
-            seed=seed,
-            with_states=False,
-        )
+        """Rollouts of recorded episodes, for the monitor to check, as live: without states."""
+        given = [replace(episode, states=None) for episode in episodes]
+        return roll_out(model, given, start=self.watch_start, horizon=self.watch_horizon, seed=seed)
 
     def shown(
         self, model: WorldModel, episode: Episode, rollouts: EpisodeRollouts

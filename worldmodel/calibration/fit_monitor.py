@@ -100,9 +100,8 @@ def watch_signals(
     """Inputs of the monitor's channels, a few episodes at a time."""
     features = FrameFeatures(model)
     for batch in batched(episodes, AT_ONCE):
-        rollouts = roll_out(
-            model, [e.batch for e in batch], start=WATCH_START, horizon=horizon, with_states=False
-        )
+        given = [replace(e.batch, states=None) for e in batch]  # as live: without states
+        rollouts = roll_out(model, given, start=WATCH_START, horizon=horizon)
         yield from (signals(features, *rolled) for rolled in zip(batch, rollouts, strict=True))
 
 

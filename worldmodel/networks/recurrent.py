@@ -266,6 +266,16 @@ class RecurrentDynamics(nn.Module):
             [s.features for s in steps], 1
         )
 
+    def readout_of(
+        self,
+        latents: Float[Tensor, "batch time view channel h w"],
+        features: Float[Tensor, "batch time tokens dim"],
+    ) -> tuple[Float[Tensor, "batch time 3"], Float[Tensor, "batch time tasks"]]:
+        """Object position (m) and success logits in imagined frames, from their token features."""
+        config = self.config
+        maps = rearrange(features, "b t (v h w) d -> b t v d h w", v=config.views, h=config.height)
+        return self.readout(latents, maps)
+
 
 class StateReadout(nn.Module):
     """Object position and success of every task, read from the features of a predicted frame.

@@ -82,7 +82,6 @@ def roll_out(
     seed: int = 0,
     sampling: Sampling | None = None,
     keep_features: bool = False,
-    with_states: bool = True,
 ) -> list[EpisodeRollouts]:
     """Imagine recorded episodes under their own actions.
 
@@ -94,11 +93,7 @@ def roll_out(
         seed: Segment i of the call uses seed + i.
         sampling: Sampler settings; None: those of the checkpoint.
         keep_features: Whether to keep the input of the confidence head.
-        with_states: Whether a model that reads the commanded pose gets the robot's state at the
-            first frame of each segment; a live monitor does not.
     """
-    if not with_states:
-        episodes = [replace(episode, states=None) for episode in episodes]
     results = [_not_imagined(episode) for episode in episodes]
     if keep_features:
         config = model.dynamics.config
@@ -175,13 +170,17 @@ def roll_out_all(
     start: int = START,
     with_states: bool = True,
 ) -> list[EpisodeRollouts]:
-    """`roll_out` in chunks of episodes, with a progress bar."""
+    """`roll_out` in chunks of episodes, with a progress bar.
+
+    Without `with_states`, a model that reads the commanded pose does not get the robot's state, as
+    in a live monitor.
+    """
     rollouts: list[EpisodeRollouts] = []
     with tqdm(total=len(episodes), desc="imagine", unit="episode") as bar:
         for first in range(0, len(episodes), EPISODES_AT_ONCE):
             batch = [episode.batch for episode in episodes[first : first + EPISODES_AT_ONCE]]
-            rollouts += roll_out(
-                model, batch, start=start, horizon=horizon, seed=first, with_states=with_states
-            )
+            if not with_states:
+                batch = [replace(episode, states=None) for episode in batch]
+            rollouts += roll_out(model, batch, start=start, horizon=horizon, seed=first)
             bar.update(len(batch))
     return rollouts
