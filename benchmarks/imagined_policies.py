@@ -85,7 +85,7 @@ def replay(model: WorldModel, batches: Sequence[Sequence[LatentBatch]]) -> Repla
         for name, values in parts.items():
             columns.setdefault(name, []).append(np.concatenate(values))
     stacked = {name: np.stack(values) for name, values in columns.items()}
-    return Replayed(**{"objects": None, **stacked})
+    return Replayed(objects=stacked.pop("objects", None), **stacked)
 
 
 def _replay_batch(model: WorldModel, episodes: Sequence[LatentBatch]) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from worldmodel.episodes.clips import LatentBatch, collate_latents
 from worldmodel.imagination import to_tokens
 from worldmodel.model import WorldModel
+from worldmodel.networks.dynamics import Dynamics
 from worldmodel.networks.noise_schedule import add_noise, training_levels
 from worldmodel.rollouts.open_loop import CONTEXT
 from worldmodel.training.objectives import DynamicsObjective
@@ -128,7 +129,9 @@ def velocity_bank(
 
     With x_s = (1 - s) z + s n the velocity is n - z; its error is the error of z divided by s.
     """
-    objective = DynamicsObjective(own_dynamics(model), own_context=0.0, passes=1)
+    dynamics = own_dynamics(model)
+    assert isinstance(dynamics, Dynamics), "C3's event needs a network that denoises"
+    objective = DynamicsObjective(dynamics, own_context=0.0, passes=1)
     features, errors = [], []
     for number in range(passes):
         for first in range(0, len(episodes), batch_size):

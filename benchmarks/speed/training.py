@@ -54,6 +54,7 @@ def hardware(device: torch.device) -> dict[str, str]:
 
 def network_config(preset: Preset, aspect: float) -> DynamicsConfig:
     """Network of the preset for frames of `aspect` (width over height) and 7-dim actions."""
+    assert isinstance(preset.dynamics, DynamicsConfig), "only transformers are measured here"
     unit = preset.tokenizer.stride * preset.dynamics.patch
     columns = round(preset.image_height * aspect / unit) * preset.dynamics.patch
     chunk = preset.frame_stride if preset.action_chunk == "encode" else 1
