@@ -16,7 +16,8 @@ from tests.frames import moving_square
 from worldmodel.datasets.actions import CANONICAL
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.trajectory import ArrayFrames, Trajectory
-from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.model import WorldModel
+from worldmodel.model_config import ModelConfig
 from worldmodel.networks.confidence_heads import ConfidenceConfig
 from worldmodel.networks.dynamics import Dynamics, DynamicsConfig, FrameInputs
 from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig

@@ -32,7 +32,8 @@ from worldmodel.c3_files import (
     read_state,
 )
 from worldmodel.datasets.actions import ActionSpec
-from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.model import WorldModel
+from worldmodel.model_config import ModelConfig
 from worldmodel.networks.c3 import PUBLISHED, C3Config, C3Network
 from worldmodel.networks.confidence_heads import ConfidenceConfig
 from worldmodel.networks.sampler import Sampling

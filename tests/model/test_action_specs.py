@@ -14,7 +14,8 @@ from worldmodel.datasets.resampling import resample
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes.clips import encode_episode, encode_store, latents_name
 from worldmodel.episodes.load import load_episodes, open_for
-from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.model import WorldModel
+from worldmodel.model_config import ModelConfig
 from worldmodel.networks.sampler import Sampling
 from worldmodel.rollouts.open_loop import roll_out
 from worldmodel.training.new_model import model_actions, new_model

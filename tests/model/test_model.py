@@ -12,7 +12,8 @@ from tests.other_process import held_by_another_process
 from worldmodel import model as module
 from worldmodel.checkpoint import checkpoint_folder
 from worldmodel.imagination import Imagined
-from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.model import WorldModel
+from worldmodel.model_config import ModelConfig
 from worldmodel.networks.images import resize, to_model
 from worldmodel.networks.tokenizer import Tokenizer, TokenizerConfig
 

@@ -11,7 +11,8 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.decomposition import PCA
 from torch import Generator, Tensor
 
-from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.model import WorldModel
+from worldmodel.model_config import ModelConfig
 from worldmodel.networks.confidence_heads import (
     RULES,
     ConfidenceConfig,

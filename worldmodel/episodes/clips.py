@@ -19,7 +19,8 @@ from worldmodel.datasets.clip_dataset import camera_mask, stack_views
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.resampling import resample
 from worldmodel.datasets.trajectory import Trajectory
-from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.model import WorldModel
+from worldmodel.model_config import ModelConfig
 
 STATE_DIM = 10
 OBJECT_DIM = 5

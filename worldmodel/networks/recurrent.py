@@ -128,7 +128,7 @@ class ConditionMaps(nn.Module):
 
 
 @dataclass(frozen=True)
-class Step:
+class NextFrame:
     """What the network says of the next frame of every rollout."""
 
     latents: Float[Tensor, "batch view channel h w"]
@@ -190,7 +190,7 @@ class RecurrentDynamics(nn.Module):
         memory: Float[Tensor, "batch view memory h w"],
         condition: Float[Tensor, "batch view condition h w"],
         view_mask: Bool[Tensor, "batch view"] | None = None,
-    ) -> Step:
+    ) -> NextFrame:
         """Predict the next frame of every rollout; missing views are zero."""
         b, v = latents.shape[:2]
         grid = self.grid.to(latents).expand(b * v, -1, -1, -1)
@@ -210,7 +210,7 @@ class RecurrentDynamics(nn.Module):
         if view_mask is not None:
             following = only_valid(following[:, None], view_mask[:, None])[:, 0]
         features = rearrange(torch.cat((x, kept), 1), "(b v) ... -> b v ...", v=v)
-        return Step(following, rearrange(kept, "(b v) ... -> b v ...", v=v), features)
+        return NextFrame(following, rearrange(kept, "(b v) ... -> b v ...", v=v), features)
 
     def _overall(
         self, x: Float[Tensor, "n c h w"], views: int, view_mask: Tensor | None
@@ -249,7 +249,7 @@ class RecurrentDynamics(nn.Module):
             Predicted latents and features, each [batch, time - 1, view, ...].
         """
 
-        def run(*values: Tensor | None) -> Step:
+        def run(*values: Tensor | None) -> NextFrame:
             if self.checkpoint_blocks and torch.is_grad_enabled():
                 return checkpoint(self.step, *values, use_reentrant=False)
             return self.step(*values)  # type: ignore[arg-type]

@@ -10,7 +10,8 @@ import torch
 
 from worldmodel.datasets.actions import CANONICAL, ActionSpec
 from worldmodel.datasets.clip_store import ClipStore
-from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.model import WorldModel
+from worldmodel.model_config import ModelConfig
 from worldmodel.networks.recurrent import RecurrentConfig
 from worldmodel.networks.tokenizer import Tokenizer
 from worldmodel.training.presets import Preset

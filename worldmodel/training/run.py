@@ -17,7 +17,8 @@ from worldmodel.checkpoint import check_trained, recover_folder
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.datasets.dataset import Dataset as Episodes
 from worldmodel.datasets.resampling import resampled
-from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.model import WorldModel
+from worldmodel.model_config import ModelConfig
 from worldmodel.networks.tokenizer import Tokenizer
 from worldmodel.training.config import LoopConfig
 from worldmodel.training.loop import Items, Validate, fit
