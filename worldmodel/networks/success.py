@@ -39,7 +39,7 @@ class SuccessClassifier(nn.Module):
             nn.SiLU(),
             nn.AdaptiveAvgPool2d(4),
             nn.Flatten(),
-            nn.Dropout(0.3),
+            nn.Dropout(0.1),
             nn.Linear(16 * width, tasks),
         )
 

@@ -332,9 +332,13 @@ def counted_tokens(
 
 
 class SuccessObjective(nn.Module):
-    """Binary cross-entropy of both success classifiers; batches are whole episodes."""
+    """Binary cross-entropy of both success classifiers; batches are whole episodes.
 
-    latent_noise = 0.2
+    Latents get noise of up to `latent_noise`, of another strength in every frame: imagined latents
+    are never exact.
+    """
+
+    latent_noise = 0.1
 
     def __init__(self, judge: SuccessClassifier, action_judge: ActionSuccessClassifier) -> None:
         super().__init__()
@@ -345,7 +349,8 @@ class SuccessObjective(nn.Module):
         self, batch: LatentBatch, randomness: StepRandomness
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of both classifiers' losses; logs the accuracy of each."""
-        noisy = batch.latents + self.latent_noise * randomness.normal_like(batch.latents)
+        strength = self.latent_noise * randomness.frame_uniform(batch.latents)
+        noisy = batch.latents + strength * randomness.normal_like(batch.latents)
         if batch.view_valid is not None:
             noisy = only_valid(noisy, batch.view_valid)
         per_frame = self.judge(noisy, batch.task).float()

@@ -110,9 +110,10 @@ FAST = replace(
     dynamics=RecurrentConfig(),
     confidence=ConfidenceConfig(hidden=64),
     dynamics_loop=LoopConfig(
-        steps=3000, batch_size=16, learning_rate=2e-3,
+        steps=9000, batch_size=16, learning_rate=2e-3,
         curriculum=((0.0, 6), (0.15, 9), (0.3, 13), (0.5, 21)), average_decay=0.99,
     ),
+    judge_loop=LoopConfig(steps=3000, batch_size=16),
     clip_frames=21,
 )  # fmt: skip
 """The recurrent network, trained through its own rollouts."""

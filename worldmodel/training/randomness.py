@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 import torch
+from jaxtyping import Float
 from torch import Generator, Tensor
 
 
@@ -39,6 +40,16 @@ class StepRandomness:
         return self.per_item(
             num_items, lambda n: torch.rand(n, generator=self.generator, device=device)
         )
+
+    def frame_uniform(
+        self, x: Float[Tensor, "batch time view channel h w"]
+    ) -> Float[Tensor, "batch time 1 1 1 1"]:
+        """Uniform random number in [0, 1) per frame."""
+        shape, device = (x.shape[1], 1, 1, 1, 1), self.generator.device
+        drawn = self.per_item(
+            len(x), lambda n: torch.rand((n, *shape), generator=self.generator, device=device)
+        )
+        return drawn.to(x)
 
     def normal_like(self, x: Tensor, *, num_items: int | None = None) -> Tensor:
         """Standard normal noise of the shape of `x`, whose rows are in the order of the items.
