@@ -94,14 +94,14 @@ def episode(case: Case) -> Episode:
 class MeanLatent(nn.Module):
     """Success classifier whose logit is the mean latent of a frame."""
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, task: Tensor | None = None) -> Tensor:
         return latents.mean((2, 3, 4, 5))
 
 
 class ThirdAction(nn.Module):
     """Baseline classifier whose logit is the third action column."""
 
-    def forward(self, actions: Tensor) -> Tensor:
+    def forward(self, actions: Tensor, task: Tensor | None = None) -> Tensor:
         return actions[:, 0, 2]
 
 
@@ -264,3 +264,12 @@ def test_a_gate_that_stops_every_rollout_of_all_but_one_policy_leaves_nothing_to
     evaluation = compare_policies(judged, generator=np.random.default_rng(0))
     assert evaluation.gated is None
     assert evaluation.policies[0].bounds.gated is None
+
+
+def test_an_instruction_without_a_classifier_is_refused(model: WorldModel, gate: Gate) -> None:
+    """Another task's classifier would answer, and nobody would notice."""
+    model.config = replace(model.config, tasks=("lift the block", "push the block"))
+    other = episode(CASES["a"][0])
+    other = replace(other, batch=replace(other.batch, task=torch.tensor([-1])))
+    with pytest.raises(ValueError, match=r"another instruction than .* lift the block; push the"):
+        evaluate(model, gate, {"a": [other, other], "b": [other, other]})

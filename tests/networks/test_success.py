@@ -68,3 +68,13 @@ def test_a_success_classifier_learns_from_labels(kind: str) -> None:
     with torch.no_grad():
         right = (classifier.eval()(inputs).flatten() > 0) == success.bool()
     assert right.float().mean() > 0.95
+
+
+def test_every_task_has_its_own_classifier() -> None:
+    torch.manual_seed(0)
+    judge = SuccessClassifier(2, 1, tasks=2).eval()
+    latents = torch.randn(2, 1, 1, 2, 4, 4)
+    logits = torch.stack([judge(latents, torch.full((2,), task)) for task in (0, 1)])
+    assert not torch.allclose(logits[0], logits[1])
+    mixed = judge(latents, torch.tensor([1, 0]))
+    assert torch.equal(mixed[:, 0], torch.stack((logits[1, 0, 0], logits[0, 1, 0])))

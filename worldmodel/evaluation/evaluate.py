@@ -109,12 +109,19 @@ def classify_episodes(
     """Imagine whole episodes from their first frame and classify their success.
 
     Raises:
-        ValueError: An episode has no success label.
+        ValueError: An episode has no success label, or an instruction that the success classifiers
+            were not trained on.
     """
     unknown = [e.name for e in episodes if e.batch.success[0, -1].isnan()]
     if unknown:
         raise ValueError(
             f"Episode {unknown[0]!r} has no success label; evaluation needs one per episode."
+        )
+    strange = [e.name for e in episodes if e.batch.task is not None and e.batch.task[0] < 0]
+    if strange:
+        raise ValueError(
+            f"Episode {strange[0]!r} has another instruction than the success classifiers were "
+            f"trained on: {'; '.join(model.config.tasks)}."
         )
     batches = [episode.batch for episode in episodes]
     longest = max(batch.latents.shape[1] for batch in batches)

@@ -109,6 +109,7 @@ FAST = replace(
     TABLETOP,
     dynamics=RecurrentConfig(),
     confidence=ConfidenceConfig(hidden=64),
+    tokenizer_loop=replace(TABLETOP.tokenizer_loop, steps=3600),
     dynamics_loop=LoopConfig(
         steps=9000, batch_size=16, learning_rate=2e-3,
         curriculum=((0.0, 6), (0.15, 9), (0.3, 13), (0.5, 21)), average_decay=0.99,
@@ -116,7 +117,7 @@ FAST = replace(
     judge_loop=LoopConfig(steps=3000, batch_size=16),
     clip_frames=21,
 )  # fmt: skip
-"""The recurrent network, trained through its own rollouts."""
+"""The recurrent network, trained through its own rollouts; the shipped checkpoint."""
 
 SMOKE = Preset(
     image_height=48,
