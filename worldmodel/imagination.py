@@ -114,10 +114,10 @@ class RecurrentRollout:
     def __init__(
         self, network: RecurrentDynamics, context: FrameInputs, sampling: Sampling
     ) -> None:
-        if sampling.guidance != 1:
+        if sampling != Sampling():
             raise ValueError(
-                "`guidance` must be 1: a recurrent network has no estimate without the action, "
-                f"got {sampling.guidance}."
+                f"`sampling` must be left out, got {sampling}: a recurrent network predicts every "
+                "frame in one pass, without sampling or guidance."
             )
         self.network = network
         self.memory = network.read_context(context)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -170,12 +171,14 @@ def test_without_a_pose_it_reads_actions_alone() -> None:
     assert roll(network, draw_inputs(network)).latents.isfinite().all()
 
 
-def test_guidance_is_refused() -> None:
+@pytest.mark.parametrize("change", [{"guidance": 2.0}, {"num_steps": 4}, {"method": "heun"}])
+def test_samplers_are_refused(change: dict[str, Any]) -> None:
+    """None of these settings would do anything."""
     network = make_network()
-    with pytest.raises(ValueError, match="`guidance` must be 1"):
+    with pytest.raises(ValueError, match="`sampling` must be left out, got .* in one pass"):
         imagine(
             network, None, draw_inputs(network),
-            sampling=Sampling(guidance=2.0), epsilon=torch.empty(0),
+            sampling=Sampling(**change), epsilon=torch.empty(0),
         )  # fmt: skip
 
 

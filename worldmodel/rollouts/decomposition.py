@@ -21,6 +21,7 @@ from worldmodel.model import WorldModel
 from worldmodel.monitors.metrics.rank_correlation import kendall_tau
 from worldmodel.monitors.metrics.uncertainty_split import Decomposition, decompose
 from worldmodel.networks.dynamics import Dynamics
+from worldmodel.networks.recurrent import RecurrentDynamics
 from worldmodel.networks.sampler import Sampling
 from worldmodel.rollouts.log import LoggedRollout
 from worldmodel.rollouts.open_loop import CONTEXT
@@ -70,8 +71,13 @@ class ActionScale:
         """Scale stored in the model's dynamics network.
 
         Raises:
-            ValueError: The network is an imported one, which stores no scale.
+            ValueError: The network is an imported one, which stores no scale, or a recurrent one.
         """
+        if isinstance(model.dynamics, RecurrentDynamics):
+            raise ValueError(
+                "The uncertainty of a recurrent network cannot be split: it predicts one future and "
+                "samples none; use a model with a transformer."
+            )
         if not isinstance(model.dynamics, Dynamics):
             raise ValueError(
                 "The action noise is scaled by the training actions, which an imported network "

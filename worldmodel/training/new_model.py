@@ -90,7 +90,7 @@ def new_model(store: ClipStore, preset: Preset, tokenizer: str | None = None) ->
         image_size=size,
         cameras=cameras,
         action_spec=spec,
-        num_steps=preset.num_steps,
+        num_steps=1 if isinstance(preset.dynamics, RecurrentConfig) else preset.num_steps,
         tasks=tasks,
         trained_horizon=preset.horizon + preset.longest_start - 1,
     )
