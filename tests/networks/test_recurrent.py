@@ -175,7 +175,7 @@ def test_without_a_pose_it_reads_actions_alone() -> None:
 def test_samplers_are_refused(change: dict[str, Any]) -> None:
     """None of these settings would do anything."""
     network = make_network()
-    with pytest.raises(ValueError, match="`sampling` must be left out, got .* in one pass"):
+    with pytest.raises(ValueError, match=r"`sampling` must be left out, got .* in one pass"):
         imagine(
             network, None, draw_inputs(network),
             sampling=Sampling(**change), epsilon=torch.empty(0),

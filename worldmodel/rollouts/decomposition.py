@@ -75,8 +75,8 @@ class ActionScale:
         """
         if isinstance(model.dynamics, RecurrentDynamics):
             raise ValueError(
-                "The uncertainty of a recurrent network cannot be split: it predicts one future and "
-                "samples none; use a model with a transformer."
+                "The uncertainty of a recurrent network cannot be split: it predicts one future "
+                "and samples none; use a model with a transformer."
             )
         if not isinstance(model.dynamics, Dynamics):
             raise ValueError(
