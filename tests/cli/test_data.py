@@ -105,8 +105,9 @@ def test_info_of_real_folders(
     form, num_episodes, num_frames, num_cameras = REAL[folder]
     assert list(info) == [
         "form", "num_episodes", "rate_hz", "cameras", "action_spec", "undeclared", "notes",
-        "episodes",
+        "episodes", "unreadable",
     ]  # fmt: skip
+    assert info["unreadable"] == {}
     assert (info["undeclared"] is not None) == (folder == "droid_lerobot_v3")
     assert (info["form"], info["num_episodes"], info["rate_hz"]) == (form, num_episodes, 5.0)
     assert len(info["cameras"]) == num_cameras

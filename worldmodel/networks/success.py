@@ -16,6 +16,7 @@ def of_task(
 ) -> Float[Tensor, " batch *rest"]:
     """Logit of the task of each episode; None: of the first task.
 
+    >>> import torch
     >>> of_task(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1, 0]))
     tensor([2., 3.])
     """
