@@ -90,9 +90,11 @@ def run_demo(checkpoint: Checkpoint, config: DemoConfig) -> DemoResult:
     return DemoResult(
         config=config,
         groups=groups,
-        quality=image_quality(checkpoint.model, nominal.episodes, nominal.rollouts, rng=rng),
+        quality=image_quality(
+            checkpoint.model, nominal.episodes, nominal.rollouts, rng=rng, kind=config.pictures
+        ),
         calibration=calibration_table(calibrated, rng),
-        gains=gain_table(checkpoint.model, calibrated),
+        gains=gain_table(checkpoint.model, calibrated, config.pictures),
         reliability={name: count(calibrated[name]) for name in (NOMINAL, SHIFTED)},
         detection={
             key: summarize_detection(nominal.watched, group.watched)
@@ -182,11 +184,11 @@ def calibration_table(
     return table
 
 
-def gain_table(model: WorldModel, groups: Mapping[str, Group]) -> dict[str, CopyGain]:
-    """Gain over copying the last frame, for the rows of `calibration_table`."""
+def gain_table(model: WorldModel, groups: Mapping[str, Group], kind: str) -> dict[str, CopyGain]:
+    """Gain of pictures over copying the last frame, for the rows of `calibration_table`."""
 
     def row(group: Group, horizons: Sequence[int] = HORIZONS) -> CopyGain:
-        return CopyGain.of(copy_gains(model, group.episodes, group.rollouts, horizons))
+        return CopyGain.of(copy_gains(model, group.episodes, group.rollouts, horizons, kind))
 
     gains = {name: row(group) for name, group in groups.items()}
     by_horizon = {f"{NOMINAL}, horizon {h}": row(groups[NOMINAL], (h,)) for h in HORIZONS}

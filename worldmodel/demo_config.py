@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from worldmodel.rollouts.picture_kinds import check_kind
+
 POLICIES_COMPARED = (
     "clean", "noise_010", "noise_015", "noise_020", "noise_030", "bias_015", "bias_020",
     "bias_030", "late_grip", "inverted_gripper",
@@ -31,6 +33,8 @@ class DemoConfig:
     """Seed of the episodes; training and calibration of the shipped checkpoint used others."""
     workers: int = 2
     """Simulation processes."""
+    pictures: str = "composed"
+    """"composed" with the last real frame: what did not change looks as it did; or "decoded"."""
 
     def __post_init__(self) -> None:
         if min(self.nominal, self.shifted, self.rollouts) < 2 or len(self.policies) < 2:
@@ -38,3 +42,4 @@ class DemoConfig:
                 "`nominal`, `shifted`, `rollouts` and the number of `policies` must be at least 2, "
                 f"got {self.nominal}, {self.shifted}, {self.rollouts} and {len(self.policies)}."
             )
+        check_kind(self.pictures)

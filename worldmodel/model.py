@@ -1,4 +1,4 @@
-"""World model: tokenizer, dynamics network, confidence head and success classifiers.
+"""World model: tokenizer, compositor, dynamics, confidence head and success classifiers.
 
 A checkpoint is one folder, without pickle.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -27,6 +27,8 @@ from worldmodel.checkpoint import (
 from worldmodel.imagination import Imagined, Network, imagine
 from worldmodel.model_config import ModelConfig, read_config
 from worldmodel.networks.c3 import C3Config, C3Network
+from worldmodel.networks.compositing import LastReal, composed_pictures, training_free_shares
+from worldmodel.networks.compositor import Compositor
 from worldmodel.networks.confidence_heads import Head, build_head
 from worldmodel.networks.declared_size import require_declared_size
 from worldmodel.networks.dynamics import Dynamics, only_valid
@@ -68,6 +70,9 @@ class WorldModel(nn.Module):
         num_tasks = max(1, len(config.tasks))
         self.judge = SuccessClassifier(dynamics.channels, dynamics.views, tasks=num_tasks)
         self.action_judge = ActionSuccessClassifier(dynamics.action_dim, tasks=num_tasks)
+        self.compositor: Compositor | None = None
+        if config.compositor is not None:
+            self.compositor = Compositor(dynamics.channels, config.compositor)
 
     @property
     def states_confidence(self) -> bool:
@@ -122,6 +127,57 @@ class WorldModel(nn.Module):
         parts = [to_pixels(self.tokenizer.decode(part)) for part in torch.split(flat, chunk)]
         pixels = torch.cat(parts)
         return pixels.reshape(*latents.shape[:-3], *pixels.shape[1:])
+
+    @torch.inference_mode()
+    def show(
+        self,
+        latents: Float[Tensor, "*batch channel h w"],
+        last_real: UInt8[Tensor, "*last h_real w_real 3"],
+        *,
+        last_latents: Float[Tensor, "*last channel h w"] | None = None,
+        seen: Bool[Tensor, "*last"] | None = None,
+        chunk: int = 64,
+    ) -> UInt8[Tensor, "*batch height width 3"]:
+        """Compose pictures of imagined latents with the last real frame before them.
+
+        What did not change looks as in `last_real`; the rest is decoded, as by `decode`. Models
+        without a trained compositor use `training_free_shares`.
+
+        Args:
+            latents: Imagined latents.
+            last_real: Last real frame of each, of any size; its leading axes are broadcast, so that
+                the views of one frame serve a whole rollout [time, view].
+            last_latents: Latents of `last_real`, if they are at hand; default: encoded.
+            seen: False for a missing camera, whose picture is decoded; default: all true.
+            chunk: Pictures decoded at once.
+
+        Raises:
+            ValueError: The leading axes of `last_real` do not fit those of `latents`.
+        """
+        leading, own, device = latents.shape[:-3], last_real.shape[:-3], self.tokenizer.mean.device
+        flat = latents.to(device).float().reshape(-1, *latents.shape[-3:])
+        frames = to_model(last_real.to(device)).reshape(-1, 3, *last_real.shape[-3:-1])
+        frames = resize(frames, self.config.image_size)
+        if last_latents is None:
+            codes = torch.cat([self.tokenizer.encode(part) for part in torch.split(frames, chunk)])
+        else:
+            codes = last_latents.to(device).float().reshape(-1, *latents.shape[-3:])
+        decoded = torch.cat([self.tokenizer.decode(part) for part in torch.split(codes, chunk)])
+        last = LastReal(frames, codes, decoded, None if seen is None else seen.to(device).flatten())
+        try:
+            rows = torch.arange(len(frames), device=device).reshape(own).expand(leading).flatten()
+        except RuntimeError as error:
+            fit = f"that fit {tuple(leading)}, those of `latents`, got {tuple(own)}"
+            raise ValueError(f"`last_real` must have leading axes {fit}.") from error
+        shares = training_free_shares if self.compositor is None else self.compositor
+        pixels = composed_pictures(self.tokenizer, shares, flat, last, rows, chunk=chunk)
+        return pixels.reshape(*leading, *pixels.shape[1:])
+
+    def set_compositor(self, compositor: Compositor | None) -> None:
+        """Replace the compositor; None: pictures are composed without one."""
+        self.compositor = compositor
+        config = None if compositor is None else compositor.config
+        self.config = replace(self.config, compositor=config)
 
     def imagine(  # noqa: PLR0913 - all options of a rollout, keyword-only
         self,
@@ -242,6 +298,8 @@ class WorldModel(nn.Module):
             raise ValueError(f"The weights in {str(folder)!r} cannot be read: {error}.") from error
         num_bytes = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
         sizes = {"dynamics": asdict(config.dynamics), "confidence": asdict(config.confidence)}
+        if config.compositor is not None:
+            sizes["compositor"] = asdict(config.compositor)
         try:
             require_declared_size(lambda: cls(config, tokenizer), sizes, num_bytes)
             model = cls(config, tokenizer)

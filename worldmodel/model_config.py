@@ -13,6 +13,7 @@ import msgspec
 from worldmodel.checkpoint import Provenance
 from worldmodel.datasets.actions import ActionSpec
 from worldmodel.networks.c3 import C3Config
+from worldmodel.networks.compositor import CompositorConfig
 from worldmodel.networks.confidence_heads import ConfidenceConfig
 from worldmodel.networks.dynamics import DynamicsConfig
 from worldmodel.networks.recurrent import RecurrentConfig
@@ -57,6 +58,9 @@ class ModelConfig:
     tasks: tuple[str, ...] = ()
     """Instructions with success labels in the training data, each with an output of the success
     classifiers; empty: one output for all."""
+    compositor: CompositorConfig | None = None
+    """Config of the network that composes pictures; None: composed without one, see
+    `WorldModel.show`."""
     trained_horizon: int = 16
     """Longest horizon in the training of the confidence head, in frames."""
     provenance: dict[str, Any] = field(default_factory=dict)

@@ -24,6 +24,9 @@ from worldmodel.rollouts.log import RECALIBRATED
 Refused = Callable[..., str]
 
 
+DECODED = ("--pictures", "decoded")
+
+
 def imagine(model: Path, data: Path, out: Path, *options: str) -> int:
     argv = ["imagine", "--model", model, "--data", data, "--out", out, "--horizon", "5"]
     return main([*map(str, argv), *options])
@@ -44,10 +47,11 @@ def assert_same(log: RolloutLog, other: RolloutLog) -> None:
 
 def test_every_frame_is_logged(untrained: Path, scenes: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "log.zarr"
-    assert imagine(untrained, scenes, out, "--only", "train/[67]") == 0
+    assert imagine(untrained, scenes, out, "--only", "train/[67]", *DECODED) == 0
     log, store, model = RolloutLog.open(out), ClipStore.open(scenes), WorldModel.load(untrained)
     assert log.rollouts() == ("train/6", "train/7")
     assert log.attributes["confidence"] == "as stated"
+    assert log.attributes["pictures"] == "decoded"
     assert log.attributes_of("train/6") == {"instruction": "move the square", "num_frames": 12}
     for name in log.rollouts():
         read, episode = log.read(name), store.episode(name)
@@ -61,6 +65,29 @@ def test_every_frame_is_logged(untrained: Path, scenes: Path, tmp_path: Path) ->
         round_trip = model.decode(model.encode(torch.from_numpy(read["frame"][:4])))
         gap = np.abs(round_trip.numpy().astype(int) - read["imagined"][:4].astype(int))
         assert gap.max() <= 1  # latents are kept in half precision
+
+
+def test_pictures_are_composed_with_the_last_real_frame_unless_told_otherwise(
+    untrained: Path, scenes: Path, tmp_path: Path
+) -> None:
+    for name, words in {"composed": (), "decoded": DECODED}.items():
+        assert imagine(untrained, scenes, tmp_path / name, "--only", "train/6", *words) == 0
+    logs = {name: RolloutLog.open(tmp_path / name) for name in ("composed", "decoded")}
+    composed, decoded = (log.read("train/6") for log in logs.values())
+    assert [log.attributes["pictures"] for log in logs.values()] == ["composed", "decoded"]
+    context = composed["horizon"] == 0
+    np.testing.assert_array_equal(composed["imagined"][context], composed["frame"][context])
+    np.testing.assert_array_equal(composed["confidence"], decoded["confidence"])
+    np.testing.assert_array_equal(composed["error"], decoded["error"])
+    assert (composed["imagined"] != decoded["imagined"]).any()
+
+
+def test_an_unknown_kind_of_picture_is_refused(
+    untrained: Path, scenes: Path, tmp_path: Path, refused: Refused
+) -> None:
+    argv = ["imagine", "--model", untrained, "--data", scenes, "--out", tmp_path / "log"]
+    message = refused(*map(str, argv), "--pictures", "painted")
+    assert "must be one of composed, decoded, got 'painted'" in message
 
 
 def test_what_it_prints_is_what_the_log_holds(

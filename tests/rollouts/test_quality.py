@@ -60,7 +60,8 @@ def test_quality_compares_the_same_frame_imagined_copied_and_under_the_next_epis
     batches = [episode.batch for episode in episodes]
     swapped = [replace(batches[i], actions=batches[j].actions) for i, j in ((0, 1), (1, 2), (2, 0))]
     rollouts, shuffled = (roll_out(model, each) for each in (batches, swapped))
-    rows = image_quality(model, episodes, rollouts, rng=np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    rows = image_quality(model, episodes, rollouts, rng=rng, kind="decoded")
     assert [row.step for row in rows] == [1, 5]
     for row, ahead in zip(rows, (4, 8), strict=True):
         psnr = {"imagined": [], "copied": [], "shuffled": []}
@@ -90,8 +91,12 @@ def test_gain_over_a_copy_is_that_of_the_frames_at_the_horizons(
     pictures = model.decode(rollout.imagined[rows])[:, 0]
     real, last = episode.frames[rows, 0], episode.frames[[START - 1] * 2, 0]
     expected = (psnr_per_frame(pictures, real) - psnr_per_frame(last, real)).mean()
-    gains = copy_gains(model, [episode], [rollout], (1, 4))
+    gains = copy_gains(model, [episode], [rollout], (1, 4), "decoded")
     assert gains == pytest.approx([expected])
+    composed = model.show(rollout.imagined[rows], episode.frames[START - 1])[:, 0]
+    expected = (psnr_per_frame(composed, real) - psnr_per_frame(last, real)).mean()
+    gains = copy_gains(model, [episode], [rollout], (1, 4))
+    assert gains == pytest.approx([expected], abs=0.05)  # latents are kept in half precision
     assert CopyGain.of(gains).interval is None
     assert len(copy_gains(model, [episode], [rollout], (99,))) == 0
 

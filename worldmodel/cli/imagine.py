@@ -65,6 +65,8 @@ class Command:
     width: float = 0.2
     """With `decompose`: spread of the intent's actions around the recorded ones, in standard
     deviations of the training actions."""
+    pictures: str = "composed"
+    """"composed" with the last real frame: what did not change looks as it did; or "decoded"."""
     skip_bad: bool = False
     """Leave out episodes that cannot be read, and name them; default: stop at the first. Decodes
     every episode once more, beforehand."""
@@ -82,7 +84,9 @@ def run(command: Command) -> int:
     from worldmodel.episodes.usable import usable_episodes
     from worldmodel.model import WorldModel
     from worldmodel.rollouts.log import open_log, read_rollouts, steps, write_rollout
+    from worldmodel.rollouts.picture_kinds import check_kind
 
+    check_kind(command.pictures)
     if command.start < 1 or command.horizon < 1 or command.seed < 0:
         raise ValueError("`--start` and `--horizon` must be at least 1, `--seed` at least 0.")
     folder = checkpoint_folder(command.model)
@@ -112,7 +116,7 @@ def run(command: Command) -> int:
     made = imagine_episodes(command, model, calibration, dataset, missing, sampling)
     for episode, rollouts, more in made:
         log = log or RolloutLog.create(command.out, attributes=attributes)
-        rows = steps(model, episode, rollouts)
+        rows = steps(model, episode, rollouts, kind=command.pictures)
         write_rollout(log, episode.name, rows, dataset.summary(episode.name), more)
     assert log is not None
     print_result(command, read_rollouts(log), left_out, is_recalibrated=calibration is not None)
@@ -127,8 +131,9 @@ def attributes_of(
     from worldmodel.rollouts.log import log_attributes
 
     common = log_attributes(
-        model, command="imagine", checkpoint=folder, monitor=monitor, data=command.data
-    )
+        model, command="imagine", checkpoint=folder, monitor=monitor, data=command.data,
+        kind=command.pictures,
+    )  # fmt: skip
     return {
         **common,
         "start": command.start,
@@ -230,6 +235,7 @@ def print_result(
     """Print the PSNR of imagined frames and the calibration of their confidence, per horizon."""
     from worldmodel.report.format import with_interval
     from worldmodel.report.html import Table
+    from worldmodel.rollouts.picture_kinds import KINDS
     from worldmodel.rollouts.quality import psnr_table
     from worldmodel.rollouts.reliability import calibration_table
 
@@ -240,7 +246,7 @@ def print_result(
         stated = {h: calibration[h].as_dict() if calibration else {} for h in psnr}
         table = [{"horizon": h, **asdict(psnr[h]), **stated[h]} for h in psnr]
         facts = {"log": str(command.out), "rollouts": len(rollouts), "left_out": left_out}
-        facts |= {"recalibrated": is_recalibrated, "table": table}
+        facts |= {"recalibrated": is_recalibrated, "pictures": command.pictures, "table": table}
         print(json.dumps(facts | (split_facts(rollouts) if command.decompose else {})))
         return
     rows = [
@@ -257,8 +263,9 @@ def print_result(
         for h in psnr
     ]
     caption = (
-        f"{len(rollouts)} rollouts in {command.out}. Mean PSNR in dB, its gain over the baseline "
-        "that copies the last frame, and the pooled ECE of the "
+        f"{len(rollouts)} rollouts in {command.out}. Mean PSNR in dB of the pictures, "
+        f"{KINDS[command.pictures]}, its gain over the baseline that copies the last frame, and "
+        "the pooled ECE of the "
         f"confidence{', recalibrated for familiar frames' if is_recalibrated else ' as stated'}, "
         "with 95% intervals over resampled episodes."
     )

@@ -15,6 +15,8 @@ from worldmodel.report.figures import policy_scatter, reliability_diagram, score
 from worldmodel.report.format import CALIBRATION_NOTE, reliability_table, seconds, with_interval
 from worldmodel.report.html import Block, Figure, Section, Table, Text, Video
 from worldmodel.report.policy_tables import agreement_table, policy_table
+from worldmodel.rollouts.picture_kinds import KINDS
+from worldmodel.rollouts.pictures import pictures
 
 MAX_SCORE = 40.0
 """Alarm scores are clipped here in the figure."""
@@ -24,8 +26,9 @@ def quality_table(result: DemoResult) -> Table:
     """PSNR of imagined frames and of the two baselines: copy last frame, shuffled actions."""
     return Table(
         caption=f"Imagined frames on {result.quality[0].num_episodes} nominal episodes: mean PSNR "
-        "in dB, with 95% intervals over episodes. Baselines: copy last frame; shuffled actions "
-        "(a rollout under the actions of another episode).",
+        f"in dB of pictures {KINDS[result.config.pictures]}, with 95% intervals over episodes. "
+        "Baselines: copy last frame; shuffled actions (a rollout under the actions of another "
+        "episode).",
         columns=("frames ahead", "imagined", "copy last frame", "shuffled actions",
                  "gain over copy", "gain over shuffled"),
         rows=[
@@ -113,10 +116,10 @@ def alarm_score_figure(result: DemoResult, calibration: Calibration) -> Figure:
     )
 
 
-def video(model: WorldModel, group: Group, index: int, caption: str) -> Video:
+def video(model: WorldModel, group: Group, index: int, caption: str, kind: str) -> Video:
     """Real frames, imagined frames and confidence, side by side."""
     episode, rollout = group.episodes[index], group.shown[index]
-    imagined = model.decode(rollout.imagined[:, 0]).numpy()
+    imagined = pictures(model, episode.frames, rollout, kind=kind)[:, 0].numpy()
     confidence = confidence_maps(rollout)[:, 0]
     heatmaps = [overlay(frame, c) for frame, c in zip(imagined, confidence, strict=True)]
     return Video(
@@ -135,16 +138,19 @@ def videos(model: WorldModel, calibration: Calibration, result: DemoResult) -> l
     blocks: list[Block] = [
         Text(
             "Left: the recorded episode. Middle: an open-loop rollout under the same actions, "
-            f"restarted from real frames every {calibration.horizon} frames. Right: confidence "
+            f"restarted from real frames every {calibration.horizon} frames, its pictures "
+            f"{KINDS[result.config.pictures]}. Right: confidence "
             f"that the error is at most {MONITOR_EPSILON} latent standard deviations, from 0 (dark "
             "blue) to 1 (yellow)."
         )
     ]
-    nominal = result.groups[NOMINAL, 0]
-    blocks += [video(model, nominal, i, f"Nominal: {nominal.episodes[i].name}") for i in (0, 1)]
+    nominal, kind = result.groups[NOMINAL, 0], result.config.pictures
+    for i in (0, 1):
+        blocks.append(video(model, nominal, i, f"Nominal: {nominal.episodes[i].name}", kind))
     for factor in SHIFTS:
         group = result.groups[factor, SEVERITIES[-1]]
-        blocks.append(video(model, group, 0, f"Shifted: {factor}, severity {SEVERITIES[-1]}"))
+        caption = f"Shifted: {factor}, severity {SEVERITIES[-1]}"
+        blocks.append(video(model, group, 0, caption, kind))
     return blocks
 
 

@@ -13,7 +13,7 @@ CALIBRATION_NOTE = (
     "episodes. C3-style ECE: mean of each episode's own error, above 0 even for a perfectly "
     "calibrated forecaster. MCE: largest gap between confidence and observed frequency. Brier "
     "skill: improvement over always forecasting the base rate. Gain over copy: PSNR of the "
-    "imagined frames minus that of the last real frame; below 0, the pictures are worse than a "
+    "pictures minus that of the last real frame; below 0, the pictures are worse than a "
     "copy, however well calibrated their confidence is."
 )
 

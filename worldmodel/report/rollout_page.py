@@ -23,6 +23,7 @@ from worldmodel.report.format import CALIBRATION_NOTE, reliability_table, second
 from worldmodel.report.html import Block, Figure, Section, Table, Text, Video
 from worldmodel.rollouts.log import LoggedRollout, read_rollouts
 from worldmodel.rollouts.open_loop import EPSILONS
+from worldmodel.rollouts.picture_kinds import DECODED, KINDS
 from worldmodel.rollouts.quality import psnr_table
 from worldmodel.rollouts.reliability import HORIZONS, calibration_table, count_reliability
 from worldmodel.runtime.watch import VERDICT, WatchSummary, summarize_watch
@@ -46,7 +47,7 @@ def log_sections(log: RolloutLog) -> list[Section]:
     if any(rollout.horizon.any() for rollout in rollouts):
         if any(rollout.has_confidence for rollout in rollouts):
             sections.append(Section("Calibration", calibration_blocks(rollouts, log.attributes)))
-        sections.append(Section("Accuracy", accuracy_blocks(rollouts)))
+        sections.append(Section("Accuracy", accuracy_blocks(rollouts, kind_of(log.attributes))))
     return [*sections, Section("Videos", video_blocks(rollouts, rate_hz))]
 
 
@@ -169,12 +170,17 @@ def calibration_blocks(
             {str(h): summary for h, summary in summaries.items()},
             {str(h): row.gain for h, row in psnr.items()},
             heading="horizon",
-            caption=CALIBRATION_NOTE,
+            caption=f"{CALIBRATION_NOTE} Pictures: {KINDS[kind_of(attributes)]}.",
         ),
     ]
 
 
-def accuracy_blocks(rollouts: Sequence[LoggedRollout]) -> list[Block]:
+def kind_of(attributes: Mapping[str, Any]) -> str:
+    """Kind of the pictures in a log; logs of before 0.2 hold decoded ones and do not say so."""
+    return str(attributes.get("pictures", DECODED))
+
+
+def accuracy_blocks(rollouts: Sequence[LoggedRollout], kind: str) -> list[Block]:
     """PSNR over the horizon, against the baseline that repeats the last real frame."""
     table = psnr_table(rollouts, range(1, max(int(r.horizon.max()) for r in rollouts) + 1))
     x = np.array(list(table), dtype=np.float64)
@@ -184,14 +190,14 @@ def accuracy_blocks(rollouts: Sequence[LoggedRollout]) -> list[Block]:
     return [
         Figure(
             drawing=lines(
-                {"imagined": (x, imagined), "baseline: copy last frame": (x, copied)},
+                {f"imagined, {kind}": (x, imagined), "baseline: copy last frame": (x, copied)},
                 x_label="horizon (frames)",
                 y_label="PSNR (dB)",
             ),
             alt=f"Gain of imagined frames over the last real frame: {', '.join(gain)}.",
-            caption=f"Mean PSNR per rollout, over {table[1].num_episodes} rollouts; over fewer at "
-            "horizons that not every rollout reaches. Above the dashed line, the model beats "
-            "repeating the last frame.",
+            caption=f"Mean PSNR per rollout, of pictures {KINDS[kind]}, over "
+            f"{table[1].num_episodes} rollouts; over fewer at horizons that not every rollout "
+            "reaches. Above the dashed line, the model beats repeating the last frame.",
         )
     ]
 

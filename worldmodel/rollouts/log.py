@@ -20,23 +20,24 @@ from worldmodel.episodes.episode import Episode
 from worldmodel.model import WorldModel
 from worldmodel.networks.c3 import C3Network
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
+from worldmodel.rollouts.picture_kinds import COMPOSED
+from worldmodel.rollouts.pictures import pictures
 
 RECALIBRATED = "recalibrated where the rollout starts from a familiar frame"
 """Name of the confidence in logs and reports of a calibrated model."""
 
 
 def steps(
-    model: WorldModel, episode: Episode, rollouts: EpisodeRollouts
+    model: WorldModel, episode: Episode, rollouts: EpisodeRollouts, *, kind: str = COMPOSED
 ) -> Iterator[dict[str, Any]]:
-    """Log entries, one per frame.
+    """Log entries, one per frame, with `pictures` of a `kind` as `imagined`.
 
-    For context frames, `imagined` is the tokenizer's reconstruction. Missing views are black, and
-    `view_valid` is False for them. Unknown actions are NaN. Those of imported networks also have
-    the latents, in half precision.
+    Missing views are black, and `view_valid` is False for them. Unknown actions are NaN. Those of
+    imported networks also have the latents, in half precision.
     """
     is_imported = isinstance(model.dynamics, C3Network)
     moved = int(model.config.pairing == "same")
-    imagined, view_mask = model.decode(rollouts.imagined).cpu(), rollouts.view_valid
+    imagined, view_mask = pictures(model, episode.frames, rollouts, kind=kind), rollouts.view_valid
     if view_mask is not None:
         imagined = torch.where(
             view_mask[..., None, None, None], imagined, torch.zeros_like(imagined)
@@ -68,9 +69,15 @@ def commanded(episode: Episode, t: int) -> Float[np.ndarray, " a"]:
 
 
 def log_attributes(
-    model: WorldModel, *, command: str, checkpoint: Path, monitor: Path | None, data: Path
+    model: WorldModel,
+    *,
+    command: str,
+    checkpoint: Path,
+    monitor: Path | None,
+    data: Path,
+    kind: str = COMPOSED,
 ) -> dict[str, Any]:
-    """Attributes of a log that describe its run.
+    """Attributes of a log that describe its run; `kind` is that of its pictures.
 
     With a monitor, the confidence is recalibrated where a rollout starts from a familiar frame.
     """
@@ -85,6 +92,7 @@ def log_attributes(
         "confidence": "as stated" if monitor is None else RECALIBRATED,
         **({} if model.has_confidence else {"confidence": "none"}),
         "epsilons": list(EPSILONS),
+        "pictures": kind,
     }
 
 

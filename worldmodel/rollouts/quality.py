@@ -16,6 +16,8 @@ from worldmodel.model import WorldModel
 from worldmodel.networks.images import psnr_db
 from worldmodel.rollouts.log import LoggedRollout
 from worldmodel.rollouts.open_loop import START, EpisodeRollouts, roll_out
+from worldmodel.rollouts.picture_kinds import COMPOSED
+from worldmodel.rollouts.pictures import pictures
 
 STEPS = (1, 5, 10, 16)
 """Horizons, in frames, of the comparison."""
@@ -69,14 +71,16 @@ def image_quality(
     rollouts: Sequence[EpisodeRollouts],
     *,
     rng: np.random.Generator,
+    kind: str = COMPOSED,
 ) -> list[QualityRow]:
     """Compare the first segment of each rollout with the real frames of the first camera.
 
     Args:
-        model: Decodes the rollouts, and imagines those under shuffled actions.
+        model: Shows the rollouts, and imagines those under shuffled actions.
         episodes: Recorded episodes. Steps that any of them is too short for are left out.
         rollouts: Open-loop rollouts of these episodes from frame `START`.
         rng: Draws the bootstrap resamples.
+        kind: Kind of picture, see `pictures`.
     """
     batches = [episode.batch for episode in episodes]
     others = batches[1:] + batches[:1]
@@ -85,7 +89,7 @@ def image_quality(
     ]
     shuffled = roll_out(model, swapped, horizon=max(STEPS))
     return [
-        _row(step, psnr_at(model, episodes, rollouts, shuffled, step), rng)
+        _row(step, psnr_at(model, episodes, (rollouts, shuffled), step, kind), rng)
         for step in STEPS
         if all(len(r.horizon) >= START + step for r in rollouts)
     ]
@@ -94,18 +98,22 @@ def image_quality(
 def psnr_at(
     model: WorldModel,
     episodes: Sequence[Episode],
-    rollouts: Sequence[EpisodeRollouts],
-    shuffled: Sequence[EpisodeRollouts],
+    imagined_and_shuffled: tuple[Sequence[EpisodeRollouts], Sequence[EpisodeRollouts]],
     step: int,
+    kind: str,
 ) -> Float[np.ndarray, "3 episode"]:
     """PSNR of each episode's imagined, copied and shuffled frame (rows), in decibels."""
     frame = START - 1 + step
     real = torch.stack([e.frames[frame, 0] for e in episodes])
     last = torch.stack([e.frames[START - 1, 0] for e in episodes])
+    rows = np.array([frame])
     imagined, swapped = (
-        model.decode(torch.stack([r.imagined[frame, 0] for r in source]))
-        for source in (rollouts, shuffled)
-    )
+        torch.cat([
+            pictures(model, episode.frames, rollout, rows=rows, kind=kind)[:, 0]
+            for episode, rollout in zip(episodes, source, strict=True)
+        ])
+        for source in imagined_and_shuffled
+    )  # fmt: skip
     return np.stack([psnr_per_frame(images, real) for images in (imagined, last, swapped)])
 
 
@@ -152,17 +160,18 @@ def copy_gains(
     episodes: Sequence[Episode],
     rollouts: Sequence[EpisodeRollouts],
     horizons: Sequence[int],
+    kind: str = COMPOSED,
 ) -> Float64[np.ndarray, " episode"]:
     """Mean gain of each episode over its views and frames at `horizons`, in decibels.
 
-    Episodes that reach none of them are left out.
+    `kind` is that of the pictures, see `pictures`. Episodes that reach none of them are left out.
     """
     gains = []
     for episode, rollout in zip(episodes, rollouts, strict=True):
         rows = np.flatnonzero(np.isin(rollout.horizon, horizons))
         if not len(rows):
             continue
-        imagined = model.decode(rollout.imagined[rows])
+        imagined = pictures(model, episode.frames, rollout, rows=rows, kind=kind)
         real, last = episode.frames[rows], episode.frames[rows - rollout.horizon[rows]]
         valid = slice(None) if rollout.view_valid is None else rollout.view_valid[rows]
         gain = psnr_per_frame(imagined[valid].flatten(0, -4), real[valid].flatten(0, -4))
@@ -176,9 +185,10 @@ def copy_gain_table(
     episodes: Sequence[Episode],
     rollouts: Sequence[EpisodeRollouts],
     horizons: Sequence[int],
+    kind: str = COMPOSED,
 ) -> dict[int, CopyGain]:
     """Horizon -> gain over copying the last frame; each must be reached by an episode."""
-    return {h: CopyGain.of(copy_gains(model, episodes, rollouts, (h,))) for h in horizons}
+    return {h: CopyGain.of(copy_gains(model, episodes, rollouts, (h,), kind)) for h in horizons}
 
 
 @dataclass(frozen=True, kw_only=True)
