@@ -165,6 +165,7 @@ MICRO = Preset(
     rollout_loop=replace(LOOP, muon_learning_rate=0.005),
     confidence_loop=LOOP,
     judge_loop=LOOP,
+    compositor_loop=LOOP,
     clip_frames=4,
     rollout_passes=2,
     horizon=3,

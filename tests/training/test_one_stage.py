@@ -10,6 +10,7 @@ import torch
 from worldmodel.calibration.choose_episodes import trained_on
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.model import WorldModel
+from worldmodel.networks.compositor import CompositorConfig
 from worldmodel.networks.confidence_heads import ConfidenceConfig
 from worldmodel.training.presets import PRESETS, Preset
 from worldmodel.training.stages import train
@@ -38,7 +39,7 @@ def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 
 def test_stages_one_by_one_make_the_model_of_a_whole_run(store: ClipStore, tmp_path: Path) -> None:
     whole = train(store, "micro", tmp_path / "whole")
-    for stage in ("tokenizer", "dynamics", "confidence", "judge"):
+    for stage in ("tokenizer", "dynamics", "compositor", "confidence", "judge"):
         model = train(store, "micro", tmp_path / "parts", stage=stage)
         assert model.config.provenance["stages"][-1] == stage
     assert equal(model.state_dict(), whole.state_dict())
@@ -69,11 +70,11 @@ def test_a_trained_model_gets_another_head_and_keeps_the_rest(
     source = train(store, "micro", tmp_path / "first")
     folder = str(tmp_path / "first" / "model")
     model = train(store, "other-head", tmp_path / "run", stage="confidence", model=folder)
-    kept = ("tokenizer", "dynamics", "judge", "action_judge")
+    kept = ("tokenizer", "dynamics", "compositor", "judge", "action_judge")
     assert equal(parts(model, *kept), parts(source, *kept))
     assert model.config.confidence.head == "continuous_scale"
     assert set(model.config.provenance["stages"]) == {
-        "tokenizer", "dynamics", "confidence", "judge",
+        "tokenizer", "dynamics", "compositor", "confidence", "judge",
     }  # fmt: skip
     again = train(store, "other-head", tmp_path / "run", stage="confidence", model=folder)
     assert equal(again.state_dict(), model.state_dict())
@@ -84,6 +85,26 @@ def test_a_trained_model_gets_another_head_and_keeps_the_rest(
         stage="confidence", model=folder, restart="confidence",
     )  # fmt: skip
     assert equal(anew.state_dict(), model.state_dict())
+
+
+def test_a_model_without_a_compositor_gets_one_and_keeps_the_rest(
+    store: ClipStore, tmp_path: Path
+) -> None:
+    source = train(store, "micro", tmp_path / "first")
+    source.set_compositor(None)
+    source.config.provenance["stages"].remove("compositor")
+    folder = str(tmp_path / "old")
+    source.save(folder)
+    options = {"stage": "compositor", "model": folder}
+    model = train(store, "micro", tmp_path / "run", **options)
+    kept = ("tokenizer", "dynamics", "confidence", "judge", "action_judge")
+    assert equal(parts(model, *kept), parts(source, *kept))
+    assert model.config.compositor == CompositorConfig()
+    assert equal(WorldModel.load(tmp_path / "run" / "model").state_dict(), model.state_dict())
+    anew = train(store, "micro", tmp_path / "run", restart="compositor", **options)
+    assert equal(anew.state_dict(), model.state_dict())
+    head = train(store, "micro", tmp_path / "head", stage="confidence", model=folder)
+    assert head.compositor is None
 
 
 def test_episodes_of_both_trainings_are_known(
@@ -104,7 +125,10 @@ def test_episodes_of_both_trainings_are_known(
     [
         ({"stage": "head"}, r"`stage` must be one of \['tokenizer', .*\], got 'head'\."),
         ({"stage": "judge", "restart": "dynamics"}, "`restart` must equal `stage`"),
-        ({"model": "tabletop"}, '`model` needs `stage` "confidence" or "judge".*, got None'),
+        (
+            {"model": "tabletop"},
+            '`model` needs `stage` "compositor", "confidence" or "judge".*, got None',
+        ),
         ({"model": "tabletop", "stage": "dynamics"}, "`model` needs .*got 'dynamics'"),
         ({"model": "nowhere", "stage": "confidence"}, "No checkpoint in 'nowhere'"),
     ],

@@ -5,12 +5,16 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field, replace
 
+from worldmodel.networks.compositor import CompositorConfig
 from worldmodel.networks.confidence_heads import ConfidenceConfig
 from worldmodel.networks.dynamics import DynamicsConfig
 from worldmodel.networks.recurrent import RecurrentConfig
 from worldmodel.networks.tokenizer import TokenizerConfig
 from worldmodel.training.config import Computing, LoopConfig
 from worldmodel.training.tokenizer_objective import TokenizerLoss
+
+COMPOSITOR_LOOP = LoopConfig(steps=1000, batch_size=8, learning_rate=3e-3, average_decay=0.99)
+"""The compositor is as small for every model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,8 @@ class Preset:
     confidence_loop: LoopConfig
     """Its curriculum may start with clips of 2 frames, that is one-step predictions."""
     judge_loop: LoopConfig
+    compositor: CompositorConfig = field(default_factory=CompositorConfig)
+    compositor_loop: LoopConfig = COMPOSITOR_LOOP
     image_share: float = 0.0
     """Share of clips that the dynamics sees as independent images. Above 0, episodes shorter than a
     clip are used too."""
@@ -73,7 +79,8 @@ class Preset:
         longest = {
             "tokenizer_loop": 0, "dynamics_loop": self.clip_frames,
             "rollout_loop": self.clip_frames,
-            "confidence_loop": self.horizon + self.longest_start, "judge_loop": 0,
+            "compositor_loop": 0, "judge_loop": 0,
+            "confidence_loop": self.horizon + self.longest_start,
         }  # fmt: skip
         for name, limit in longest.items():
             curriculum = getattr(self, name).curriculum
@@ -133,6 +140,7 @@ SMOKE = Preset(
     horizon=6,
     longest_start=4,
     pair_stride=3,
+    compositor_loop=LoopConfig(steps=60, batch_size=4, learning_rate=3e-3, average_decay=0.95),
 )
 
 LARGE = DynamicsConfig(

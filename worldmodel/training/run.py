@@ -31,11 +31,21 @@ from worldmodel.write_lock import lock_while_alive
 PARTS = {
     "tokenizer": ("tokenizer",),
     "dynamics": ("dynamics",),
+    "compositor": ("compositor",),
     "confidence": ("confidence",),
     "judge": ("judge", "action_judge"),
 }
 """Stage -> the parts of the model that it trains, in the order of their dependencies."""
 ORDER = tuple(PARTS)
+
+
+def needed(stage: str) -> tuple[str, ...]:
+    """Stages that must be trained before `stage`; none needs the compositor.
+
+    >>> needed("confidence")
+    ('tokenizer', 'dynamics')
+    """
+    return tuple(name for name in ORDER[: ORDER.index(stage)] if name != "compositor")
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,7 @@ def prepare(run: Run, preset_name: str, *, stage: str | None, restart: str | Non
         assert stage is not None, "a trained source model needs a single stage"
         model = start_from(run, preset_name, stage)
     if stage is not None:
-        check_trained(model.config.provenance, folder, *ORDER[: ORDER.index(stage)])
+        check_trained(model.config.provenance, folder, *needed(stage))
     if not folder.is_dir():
         hold(run)
         model.save(folder)
@@ -155,6 +165,8 @@ def start_from(run: Run, preset_name: str, stage: str) -> WorldModel:
     for part in (name for name in PARTS if name != stage):
         for child in PARTS[part]:
             setattr(model, child, getattr(trained, child))
+    if stage == "compositor":
+        model.set_compositor(None)
     return model
 
 
@@ -198,6 +210,8 @@ def forget(run: Run, model: WorldModel, stages: Sequence[str]) -> None:
         fresh = untrained_like(model.config, model.tokenizer, seed=seed)
     for part in (part for name in stages for part in PARTS[name]):
         setattr(model, part, getattr(fresh, part))
+    if "compositor" in stages:
+        model.set_compositor(None)
     done = model.config.provenance["stages"]
     model.config.provenance["stages"] = [name for name in done if name not in stages]
     folders = [*stages, "rollout"] if "dynamics" in stages else stages

@@ -1,4 +1,4 @@
-"""Training stages: tokenizer, dynamics, confidence head and success classifiers."""
+"""Training stages: tokenizer, dynamics, compositor, confidence head and success classifiers."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from worldmodel.networks.c3 import C3Network
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.networks.images import resize, to_model
 from worldmodel.networks.recurrent import RecurrentDynamics
+from worldmodel.training.compositor_stage import train_compositor
 from worldmodel.training.loop import Validate
 from worldmodel.training.memory import plan
 from worldmodel.training.objectives import (
@@ -247,6 +248,7 @@ def train_judge(run: Run, model: WorldModel) -> bool:
 STAGES: dict[str, Callable[[Run, WorldModel], bool]] = {
     "tokenizer": train_tokenizer,
     "dynamics": train_dynamics,
+    "compositor": train_compositor,
     "confidence": train_confidence,
     "judge": train_judge,
 }
@@ -321,8 +323,8 @@ def check_stages(*, restart: str | None, stage: str | None, model: str | None) -
         raise ValueError(
             f"`restart` must equal `stage`, {stage!r}, when both are set, got {restart!r}."
         )
-    if model is not None and stage not in ("confidence", "judge"):
+    if model is not None and stage not in ("compositor", "confidence", "judge"):
         raise ValueError(
-            '`model` needs `stage` "confidence" or "judge", the part to train again, got '
-            f"{stage!r}."
+            '`model` needs `stage` "compositor", "confidence" or "judge", the part to train again, '
+            f"got {stage!r}."
         )
