@@ -33,6 +33,7 @@ from worldmodel.networks.confidence_heads import Head, build_head
 from worldmodel.networks.declared_size import require_declared_size
 from worldmodel.networks.dynamics import Dynamics, only_valid
 from worldmodel.networks.images import resize, to_model, to_pixels
+from worldmodel.networks.pixel_confidence import PixelConfidence
 from worldmodel.networks.recurrent import RecurrentConfig, RecurrentDynamics
 from worldmodel.networks.rollout import RolloutInputs
 from worldmodel.networks.sampler import Sampling
@@ -73,6 +74,9 @@ class WorldModel(nn.Module):
         self.compositor: Compositor | None = None
         if config.compositor is not None:
             self.compositor = Compositor(dynamics.channels, config.compositor)
+        self.picture_confidence: PixelConfidence | None = None
+        if config.pictures is not None:
+            self.picture_confidence = PixelConfidence(config.pictures)
 
     @property
     def states_confidence(self) -> bool:
@@ -178,6 +182,11 @@ class WorldModel(nn.Module):
         self.compositor = compositor
         config = None if compositor is None else compositor.config
         self.config = replace(self.config, compositor=config)
+
+    def set_picture_confidence(self, head: PixelConfidence | None) -> None:
+        """Replace the confidence in pictures; None: the model states none."""
+        self.picture_confidence = head
+        self.config = replace(self.config, pictures=None if head is None else head.config)
 
     def imagine(  # noqa: PLR0913 - all options of a rollout, keyword-only
         self,
@@ -300,6 +309,8 @@ class WorldModel(nn.Module):
         sizes = {"dynamics": asdict(config.dynamics), "confidence": asdict(config.confidence)}
         if config.compositor is not None:
             sizes["compositor"] = asdict(config.compositor)
+        if config.pictures is not None:
+            sizes["pictures"] = asdict(config.pictures)
         try:
             require_declared_size(lambda: cls(config, tokenizer), sizes, num_bytes)
             model = cls(config, tokenizer)

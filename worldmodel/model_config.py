@@ -16,6 +16,7 @@ from worldmodel.networks.c3 import C3Config
 from worldmodel.networks.compositor import CompositorConfig
 from worldmodel.networks.confidence_heads import ConfidenceConfig
 from worldmodel.networks.dynamics import DynamicsConfig
+from worldmodel.networks.pixel_confidence import PixelConfidenceConfig
 from worldmodel.networks.recurrent import RecurrentConfig
 from worldmodel.networks.sampler import Sampling
 from worldmodel.structured_files import converted, read_json
@@ -61,6 +62,8 @@ class ModelConfig:
     compositor: CompositorConfig | None = None
     """Config of the network that composes pictures; None: composed without one, see
     `WorldModel.show`."""
+    pictures: PixelConfidenceConfig | None = None
+    """Config of the confidence in pictures; None: it states none."""
     trained_horizon: int = 16
     """Longest horizon in the training of the confidence head, in frames."""
     provenance: dict[str, Any] = field(default_factory=dict)

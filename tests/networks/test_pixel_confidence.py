@@ -69,7 +69,9 @@ def test_the_score_is_the_log_probability_of_the_interval() -> None:
     head = make_head()
     with torch.no_grad():
         masses = head.log_masses(evidence)
-        expected = [-masses[i, np.searchsorted(head.levels.numpy(), error[i].item())] for i in range(20)]
+        expected = [
+            -masses[i, np.searchsorted(head.levels.numpy(), error[i].item())] for i in range(20)
+        ]
         assert head.loss(evidence, error).item() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
