@@ -166,6 +166,7 @@ MICRO = Preset(
     confidence_loop=LOOP,
     judge_loop=LOOP,
     compositor_loop=LOOP,
+    picture_loop=LOOP,
     clip_frames=4,
     rollout_passes=2,
     horizon=3,

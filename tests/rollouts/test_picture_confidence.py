@@ -11,11 +11,16 @@ import torch
 from worldmodel.datasets.trajectory import Trajectory
 from worldmodel.episodes.episode import Episode
 from worldmodel.episodes.load import load_episode
+from worldmodel.episodes.picture_evidence import (
+    NAMES,
+    ImaginedPictures,
+    imagined_pictures,
+    picture_evidence,
+)
 from worldmodel.model import WorldModel
 from worldmodel.networks.pixel_confidence import PixelConfidence, PixelConfidenceConfig
 from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
-from worldmodel.rollouts.picture_confidence import imagined_pictures, picture_confidence
-from worldmodel.rollouts.picture_evidence import NAMES, ImaginedPictures, picture_evidence
+from worldmodel.rollouts.picture_confidence import picture_confidence
 from worldmodel.rollouts.pictures import pictures
 
 MakeModel = Callable[..., WorldModel]

@@ -13,6 +13,7 @@ from worldmodel.model import WorldModel
 from worldmodel.networks.compositor import CompositorConfig
 from worldmodel.networks.confidence_heads import ConfidenceConfig
 from worldmodel.training.presets import PRESETS, Preset
+from worldmodel.training.run import ORDER
 from worldmodel.training.stages import train
 
 Store = Callable[..., ClipStore]
@@ -39,7 +40,7 @@ def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 
 def test_stages_one_by_one_make_the_model_of_a_whole_run(store: ClipStore, tmp_path: Path) -> None:
     whole = train(store, "micro", tmp_path / "whole")
-    for stage in ("tokenizer", "dynamics", "compositor", "confidence", "judge"):
+    for stage in ORDER:
         model = train(store, "micro", tmp_path / "parts", stage=stage)
         assert model.config.provenance["stages"][-1] == stage
     assert equal(model.state_dict(), whole.state_dict())
@@ -70,11 +71,11 @@ def test_a_trained_model_gets_another_head_and_keeps_the_rest(
     source = train(store, "micro", tmp_path / "first")
     folder = str(tmp_path / "first" / "model")
     model = train(store, "other-head", tmp_path / "run", stage="confidence", model=folder)
-    kept = ("tokenizer", "dynamics", "compositor", "judge", "action_judge")
+    kept = ("tokenizer", "dynamics", "compositor", "picture_confidence", "judge", "action_judge")
     assert equal(parts(model, *kept), parts(source, *kept))
     assert model.config.confidence.head == "continuous_scale"
     assert set(model.config.provenance["stages"]) == {
-        "tokenizer", "dynamics", "compositor", "confidence", "judge",
+        "tokenizer", "dynamics", "compositor", "pictures", "confidence", "judge",
     }  # fmt: skip
     again = train(store, "other-head", tmp_path / "run", stage="confidence", model=folder)
     assert equal(again.state_dict(), model.state_dict())
@@ -105,6 +106,10 @@ def test_a_model_without_a_compositor_gets_one_and_keeps_the_rest(
     assert equal(anew.state_dict(), model.state_dict())
     head = train(store, "micro", tmp_path / "head", stage="confidence", model=folder)
     assert head.compositor is None
+    # The confidence in pictures was that of the pictures without a compositor.
+    assert source.picture_confidence is not None
+    assert model.picture_confidence is None
+    assert "pictures" not in model.config.provenance["stages"]
 
 
 def test_episodes_of_both_trainings_are_known(
@@ -127,7 +132,7 @@ def test_episodes_of_both_trainings_are_known(
         ({"stage": "judge", "restart": "dynamics"}, "`restart` must equal `stage`"),
         (
             {"model": "tabletop"},
-            '`model` needs `stage` "compositor", "confidence" or "judge".*, got None',
+            "`model` needs a `stage` of compositor, pictures, confidence, judge.*, got None",
         ),
         ({"model": "tabletop", "stage": "dynamics"}, "`model` needs .*got 'dynamics'"),
         ({"model": "nowhere", "stage": "confidence"}, "No checkpoint in 'nowhere'"),

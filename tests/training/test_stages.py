@@ -28,7 +28,7 @@ from worldmodel.training.stages import (
 Store = Callable[..., ClipStore]
 
 
-ALL_STAGES = ["tokenizer", "dynamics", "compositor", "confidence", "judge"]
+ALL_STAGES = ["tokenizer", "dynamics", "compositor", "pictures", "confidence", "judge"]
 
 
 @pytest.fixture
@@ -181,6 +181,7 @@ def test_a_whole_run_trains_every_part_and_continues_with_nothing_to_do(
         after = getattr(model, part).named_parameters()
         assert any(not torch.equal(value, before[name]) for name, value in after), part
     assert any(value.any() for value in model.compositor.parameters())
+    assert model.picture_confidence.std.min() > 0
     assert model.tokenizer.std.min() > 0
     assert not torch.equal(model.tokenizer.std, torch.ones(2))
 

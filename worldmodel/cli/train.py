@@ -28,12 +28,13 @@ class Command:
     """Pretrained diffusers autoencoder, a folder or a hub name ("stabilityai/sd-vae-ft-mse"), of
     which only the latent whitening is fitted; None: train the tokenizer of the preset."""
     stage: str | None = None
-    """Train only this stage: tokenizer, dynamics, compositor, confidence or judge; None: all."""
+    """Train only this stage: tokenizer, dynamics, compositor, pictures, confidence or
+    judge; None: all."""
     model: str | None = None
-    """Trained model, a folder or a shipped name ("tabletop"); --stage "compositor", "confidence" or
-    "judge" is retrained on --data, and the other parts are kept."""
+    """Trained model, a folder or a shipped name ("tabletop"); --stage "compositor", "pictures",
+    "confidence" or "judge" is retrained on --data, and the other parts are kept."""
     restart: str | None = None
-    """Retrain from this stage on: tokenizer, dynamics, compositor, confidence or judge."""
+    """Retrain from this stage on: tokenizer, dynamics, compositor, pictures, confidence, judge."""
     max_hours: float | None = None
     """Stop after this many hours; the same command continues. None: train to the end."""
     json: bool = False

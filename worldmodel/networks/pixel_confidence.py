@@ -2,7 +2,7 @@
 
 The event is "the mean absolute error of an 8 x 8 patch against the camera's true frame is at most δ
 grey levels", the tokenizer's loss included. A small network reads evidence about every patch
-(`rollouts.picture_evidence`) and states the distribution of its error, so the confidence is
+(`episodes.picture_evidence`) and states the distribution of its error, so the confidence is
 monotone in δ by construction. Its score is the logarithmic one, which is strictly proper (Gneiting
 & Raftery 2007).
 """

@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from worldmodel.episodes.clips import LatentBatch
 from worldmodel.episodes.episode import Episode
+from worldmodel.episodes.picture_evidence import imagined_pictures, picture_evidence
 from worldmodel.model import WorldModel
 from worldmodel.networks.pixel_confidence import DELTAS, patch_grid
 from worldmodel.rollouts.open_loop import CONTEXT, EpisodeRollouts
-from worldmodel.rollouts.picture_evidence import ImaginedPictures, picture_evidence
 
 
 def segments_of(horizon: Int[np.ndarray, " time"]) -> Iterator[slice]:
@@ -74,25 +73,3 @@ def picture_confidence(
     if rollouts.view_valid is not None:
         stated[~rollouts.view_valid] = torch.nan
     return stated
-
-
-def imagined_pictures(
-    clip: LatentBatch,
-    context: UInt8[Tensor, "start view height width 3"],
-    *,
-    latents: Float[Tensor, "time view channel h w"],
-    shown: UInt8[Tensor, "time view height width 3"],
-) -> ImaginedPictures:
-    """One rollout over a clip that begins with its context frames."""
-    start = len(context)
-    mask = clip.view_valid
-    return ImaginedPictures(
-        context=context,
-        context_latents=clip.latents[0, :start],
-        actions=clip.actions[0, :-1],
-        action_valid=clip.action_valid[0, :-1],
-        states=None if clip.states is None else clip.states[0, :start],
-        latents=latents,
-        shown=shown,
-        view_valid=None if mask is None else mask[0, start - 1],
-    )

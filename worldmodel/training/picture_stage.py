@@ -13,14 +13,13 @@ from torch.utils.data import Dataset
 
 from worldmodel.episodes.episode import Episode
 from worldmodel.episodes.load import load_episode
+from worldmodel.episodes.picture_evidence import NAMES, imagined_pictures, picture_evidence
 from worldmodel.model import WorldModel
 from worldmodel.networks.pixel_confidence import (
     PixelConfidence,
     PixelConfidenceConfig,
     patch_error,
 )
-from worldmodel.rollouts.picture_confidence import imagined_pictures
-from worldmodel.rollouts.picture_evidence import NAMES, picture_evidence
 from worldmodel.training.compositor_stage import MAX_HORIZON, corrupted_copy
 from worldmodel.training.randomness import StepRandomness
 from worldmodel.training.run import Run
@@ -42,6 +41,11 @@ class PatchBatch:
 
     def __len__(self) -> int:
         return len(self.error)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Pictures, and frames of each: an item is one picture."""
+        return len(self), 1
 
     def __getitem__(self, items: slice) -> PatchBatch:
         return PatchBatch(self.evidence[items], self.error[items])

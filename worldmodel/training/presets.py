@@ -15,6 +15,8 @@ from worldmodel.training.tokenizer_objective import TokenizerLoss
 
 COMPOSITOR_LOOP = LoopConfig(steps=1000, batch_size=8, learning_rate=3e-3, average_decay=0.99)
 """The compositor is as small for every model."""
+PICTURE_LOOP = LoopConfig(steps=2500, batch_size=16, learning_rate=3e-3, average_decay=0.99)
+"""So is the confidence in pictures; an item is a picture with all its patches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,7 @@ class Preset:
     judge_loop: LoopConfig
     compositor: CompositorConfig = field(default_factory=CompositorConfig)
     compositor_loop: LoopConfig = COMPOSITOR_LOOP
+    picture_loop: LoopConfig = PICTURE_LOOP
     image_share: float = 0.0
     """Share of clips that the dynamics sees as independent images. Above 0, episodes shorter than a
     clip are used too."""
@@ -79,7 +82,7 @@ class Preset:
         longest = {
             "tokenizer_loop": 0, "dynamics_loop": self.clip_frames,
             "rollout_loop": self.clip_frames,
-            "compositor_loop": 0, "judge_loop": 0,
+            "compositor_loop": 0, "picture_loop": 0, "judge_loop": 0,
             "confidence_loop": self.horizon + self.longest_start,
         }  # fmt: skip
         for name, limit in longest.items():
@@ -141,6 +144,7 @@ SMOKE = Preset(
     longest_start=4,
     pair_stride=3,
     compositor_loop=LoopConfig(steps=60, batch_size=4, learning_rate=3e-3, average_decay=0.95),
+    picture_loop=LoopConfig(steps=200, batch_size=16, learning_rate=3e-3, average_decay=0.95),
 )
 
 LARGE = DynamicsConfig(

@@ -32,20 +32,23 @@ PARTS = {
     "tokenizer": ("tokenizer",),
     "dynamics": ("dynamics",),
     "compositor": ("compositor",),
+    "pictures": ("picture_confidence",),
     "confidence": ("confidence",),
     "judge": ("judge", "action_judge"),
 }
 """Stage -> the parts of the model that it trains, in the order of their dependencies."""
 ORDER = tuple(PARTS)
+OPTIONAL = ("compositor", "pictures")
+"""Stages without which a model works, too."""
 
 
 def needed(stage: str) -> tuple[str, ...]:
-    """Stages that must be trained before `stage`; none needs the compositor.
+    """Stages that must be trained before `stage`; none needs those in `OPTIONAL`.
 
     >>> needed("confidence")
     ('tokenizer', 'dynamics')
     """
-    return tuple(name for name in ORDER[: ORDER.index(stage)] if name != "compositor")
+    return tuple(name for name in ORDER[: ORDER.index(stage)] if name not in OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,8 @@ def start_from(run: Run, preset_name: str, stage: str) -> WorldModel:
             "from another model."
         )
     stored, own = trained.config.provenance, provenance(run, preset_name)
-    own["stages"] = [name for name in stored.get("stages", ORDER[:2]) if name != stage]
+    reset = {"compositor": OPTIONAL}.get(stage, (stage,))  # confidence is of one compositor
+    own["stages"] = [name for name in stored.get("stages", ORDER[:2]) if name not in reset]
     own |= {"imported": stored["imported"]} if "imported" in stored else {}
     if stored.get("split") != json.loads(json.dumps(own["split"])):
         own["starts_from"] = stored
@@ -165,9 +169,16 @@ def start_from(run: Run, preset_name: str, stage: str) -> WorldModel:
     for part in (name for name in PARTS if name != stage):
         for child in PARTS[part]:
             setattr(model, child, getattr(trained, child))
-    if stage == "compositor":
-        model.set_compositor(None)
+    drop(model, reset)
     return model
+
+
+def drop(model: WorldModel, stages: Sequence[str]) -> None:
+    """Remove the parts of optional stages from a model."""
+    if "compositor" in stages:
+        model.set_compositor(None)
+    if "pictures" in stages:
+        model.set_picture_confidence(None)
 
 
 def untrained_like(config: ModelConfig, tokenizer: Tokenizer, *, seed: int) -> WorldModel:
@@ -210,8 +221,7 @@ def forget(run: Run, model: WorldModel, stages: Sequence[str]) -> None:
         fresh = untrained_like(model.config, model.tokenizer, seed=seed)
     for part in (part for name in stages for part in PARTS[name]):
         setattr(model, part, getattr(fresh, part))
-    if "compositor" in stages:
-        model.set_compositor(None)
+    drop(model, stages)
     done = model.config.provenance["stages"]
     model.config.provenance["stages"] = [name for name in done if name not in stages]
     folders = [*stages, "rollout"] if "dynamics" in stages else stages

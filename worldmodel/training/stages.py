@@ -1,4 +1,4 @@
-"""Training stages: tokenizer, dynamics, compositor, confidence head and success classifiers."""
+"""Training stages: tokenizer, dynamics, compositor, both confidences, success classifiers."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ from worldmodel.training.objectives import (
     SuccessObjective,
 )
 from worldmodel.training.parallel import all_processes, is_sharded
+from worldmodel.training.picture_stage import train_picture_confidence
 from worldmodel.training.presets import get_preset
 from worldmodel.training.rollout_objective import RolloutObjective
 from worldmodel.training.run import Run, prepare
@@ -249,10 +250,13 @@ STAGES: dict[str, Callable[[Run, WorldModel], bool]] = {
     "tokenizer": train_tokenizer,
     "dynamics": train_dynamics,
     "compositor": train_compositor,
+    "pictures": train_picture_confidence,
     "confidence": train_confidence,
     "judge": train_judge,
 }
 """Stages of a training run, in the order of their dependencies; False if one did not train."""
+RETRAINED = ("compositor", "pictures", "confidence", "judge")
+"""Stages that may be trained again on a finished model."""
 
 
 def train(  # noqa: PLR0913 - all settings of a run, by name
@@ -323,8 +327,8 @@ def check_stages(*, restart: str | None, stage: str | None, model: str | None) -
         raise ValueError(
             f"`restart` must equal `stage`, {stage!r}, when both are set, got {restart!r}."
         )
-    if model is not None and stage not in ("compositor", "confidence", "judge"):
+    if model is not None and stage not in RETRAINED:
         raise ValueError(
-            '`model` needs `stage` "compositor", "confidence" or "judge", the part to train again, '
-            f"got {stage!r}."
+            f"`model` needs a `stage` of {', '.join(RETRAINED)}, the part to train again, got "
+            f"{stage!r}."
         )

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from worldmodel.episodes.clips import LatentBatch
 from worldmodel.model import WorldModel
 from worldmodel.networks.pixel_confidence import largest_per_patch, patch_error, per_patch
 
@@ -42,6 +43,28 @@ class ImaginedPictures:
     """Their pictures."""
     view_valid: Bool[Tensor, " view"] | None = None
     """Cameras of the last context frame; None: all."""
+
+
+def imagined_pictures(
+    clip: LatentBatch,
+    context: UInt8[Tensor, "start view height width 3"],
+    *,
+    latents: Float[Tensor, "time view channel h w"],
+    shown: UInt8[Tensor, "time view height width 3"],
+) -> ImaginedPictures:
+    """One rollout over a clip that begins with its context frames."""
+    start = len(context)
+    mask = clip.view_valid
+    return ImaginedPictures(
+        context=context,
+        context_latents=clip.latents[0, :start],
+        actions=clip.actions[0, :-1],
+        action_valid=clip.action_valid[0, :-1],
+        states=None if clip.states is None else clip.states[0, :start],
+        latents=latents,
+        shown=shown,
+        view_valid=None if mask is None else mask[0, start - 1],
+    )
 
 
 @torch.inference_mode()
