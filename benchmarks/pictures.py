@@ -161,12 +161,14 @@ def main() -> None:
     parser.add_argument("--nominal", type=int, default=48)
     parser.add_argument("--shifted", type=int, default=24)
     parser.add_argument("--severity", type=int, default=3)
-    parser.add_argument("--seed", type=int, required=True, help="seed of the simulated scenes")
+    parser.add_argument("--seed", type=int, help="seed of simulated scenes, never looked at before")
     parser.add_argument("--data", type=Path, help="recorded episodes, instead of simulated ones")
     parser.add_argument("--only", help='pattern of their names, such as "val/*"')
     parser.add_argument("--name", default="pictures", help="name of the files of results")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
+    if (arguments.seed is None) == (arguments.data is None):
+        parser.error("give either --seed or --data")
     commit = git_commit()  # read first: the checkout may change during the run
     model, without = WorldModel.load(arguments.model), WorldModel.load(arguments.model)
     without.set_compositor(None)
@@ -181,11 +183,13 @@ def main() -> None:
         rollouts = roll_out_all(model, episodes, horizon=max(HORIZONS))
         shows, first_only = ways(model, without), arguments.data is None
         rows += measure(name, shows, episodes, rollouts, first_only=first_only)
-    settings = {name: str(value) for name, value in vars(arguments).items() if name != "out"}
+    unused = {"out", "name"} | ({"nominal", "shifted", "severity"} if arguments.data else set())
+    given = {name: value for name, value in vars(arguments).items() if name not in unused}
+    settings = {name: str(value) for name, value in given.items() if value is not None}
     facts = {
         **settings,
-        "real frames": f"{START} or more",
-        "renderer": "ray",
+        "first imagined frame": str(START),
+        **({} if arguments.data else {"renderer": "ray"}),
         "hardware": hardware(),
         "versions": versions("torch", "mujoco"),
         "commit": commit,

@@ -151,14 +151,13 @@ def table(rows: Sequence[SamplerRow], facts: dict[str, Any]) -> str:
     return (
         "# Quality against sampler steps\n\n"
         f"{settings_text}.\n\n"
-        "PSNR in dB of the first view by horizon in frames: mean over episodes and seeds, with a "
-        "95% bootstrap interval over episodes. Gain: over copying the last real frame. Spread: "
-        "root mean variance between seeds; error: root mean square error of the mean over seeds, "
-        "both in latent standard deviations. ECE: pooled expected calibration error without "
-        "recalibration. Time: CPU time per frame, with confidence, relative to one step "
-        f"({base:.2f} ms per frame and rollout, in a batch of {facts['episodes']}).\n\n"
-        + "\n".join(lines)
-        + "\n"
+        "PSNR in dB of decoded pictures of the first view, by horizon in frames: mean over "
+        "episodes and seeds, with a 95% bootstrap interval over episodes. Gain: over copying the "
+        "last real frame. Spread: root mean variance between seeds; error: root mean square "
+        "error of the mean over seeds, both in latent standard deviations. ECE: pooled expected "
+        "calibration error without recalibration. Time: CPU time per frame, with confidence, "
+        f"relative to one step ({base:.2f} ms per frame and rollout, in a batch of "
+        f"{facts['episodes']}).\n\n" + "\n".join(lines) + "\n"
     )
 
 

@@ -215,8 +215,9 @@ def table(
         "the score is computed during the rollout. CPU time: rollout and score, computed after the "
         "rollout, relative to a rollout without confidence.\n\n"
         + "\n".join(lines)
-        + "\n\nError: mean absolute error in latent standard deviations; PSNR in dB. If members "
-        "are weaker than the checkpoint, the ensemble is a weaker baseline than of equal models.\n"
+        + "\n\nError: mean absolute error in latent standard deviations; PSNR in dB of decoded "
+        "pictures. If members are weaker than the checkpoint, the ensemble is a weaker baseline "
+        "than of equal models.\n"
     )
 
 

@@ -26,7 +26,7 @@ MAX_EPISODES = 128
 ROLLOUTS = 2
 """Rollouts of each episode, and of each corrupted copy."""
 MAX_HORIZON = 16
-"""Longest distance from the last real frame, in frames."""
+"""Longest distance from the last real frame, in frames, if half of the episodes are long enough."""
 
 
 def train_compositor(run: Run, model: WorldModel) -> bool:
@@ -54,7 +54,7 @@ def rollouts_of(
     run: Run, model: WorldModel, names: Sequence[str], *, is_corrupted: bool, seed: int = 0
 ) -> list[PictureBatch]:
     """`ROLLOUTS` rollouts of each named episode that is long enough, or of a corrupted copy."""
-    preset = run.preset
+    preset, horizon = run.preset, horizon_of(run, names)
     found: list[PictureBatch] = []
     for number, name in enumerate(names):
         run.stop.check("while pictures for the compositor were imagined")
@@ -65,9 +65,15 @@ def rollouts_of(
         for _ in range(ROLLOUTS):
             found += imagined_views(
                 model, episode.batch, episode.frames, rng=rng,
-                horizon=min(MAX_HORIZON, preset.horizon), longest_start=preset.longest_start,
+                horizon=horizon, longest_start=preset.longest_start,
             )  # fmt: skip
     return found
+
+
+def horizon_of(run: Run, names: Sequence[str]) -> int:
+    """Length of the rollouts, in frames: at least half of the episodes are long enough for it."""
+    lengths = sorted(run.data.summary(name).num_frames for name in names)
+    return max(1, min(MAX_HORIZON, lengths[len(lengths) // 2] - run.preset.longest_start))
 
 
 def corrupted_copy(model: WorldModel, episode: Episode, rng: np.random.Generator) -> Episode:

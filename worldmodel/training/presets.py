@@ -143,7 +143,7 @@ SMOKE = Preset(
     horizon=6,
     longest_start=4,
     pair_stride=3,
-    compositor_loop=LoopConfig(steps=60, batch_size=4, learning_rate=3e-3, average_decay=0.95),
+    compositor_loop=LoopConfig(steps=300, batch_size=4, learning_rate=3e-3, average_decay=0.98),
     picture_loop=LoopConfig(steps=200, batch_size=16, learning_rate=3e-3, average_decay=0.95),
 )
 
