@@ -34,7 +34,7 @@ from worldmodel.monitors.claims import Claims, PredictionCheck
 from worldmodel.monitors.errors import require_fitted
 from worldmodel.monitors.metrics.watched import WatchedEpisode
 from worldmodel.monitors.storage import SavedMonitor, load_monitor, save_monitor
-from worldmodel.monitors.validity import MonitorMetadata, degraded, staleness, utc_now
+from worldmodel.monitors.validity import MonitorMetadata, doubted, staleness, utc_now
 from worldmodel.monitors.verdict import Evidence, Level, Verdict
 
 Features = tuple[Float[np.ndarray, " d"], Float[np.ndarray, "*place c"]]
@@ -50,6 +50,9 @@ class RuntimeMonitor:
     their input (`features`, an imagined frame) do not run, and the verdict says so. Memory is
     constant. Any error inside the monitor becomes a `STOP` verdict that names it.
     """
+
+    not_certified: Evidence | None = None
+    """Why the model must not be trusted, whatever it claims: no verdict is then a `TRUST`."""
 
     def __init__(
         self,
@@ -188,8 +191,7 @@ class RuntimeMonitor:
         latency_s = self.clock() - started
         if self.deadline_s is not None and not latency_s <= self.deadline_s:
             verdict = _late(verdict, latency_s, self.deadline_s)
-        if self._stale is not None:
-            verdict = degraded(verdict, self._stale)
+        verdict = doubted(verdict, self._stale, self.not_certified)
         self._recent.append(verdict.level)
         level = max(self._recent)
         causes = verdict.causes if level == verdict.level else (*verdict.causes, "held")

@@ -12,6 +12,8 @@ from worldmodel.monitors.verdict import Evidence, Level, Verdict
 
 STALE = "monitor.stale_calibration"
 """Cause of a verdict whose monitor has expired."""
+NOT_CERTIFIED = "monitor.model_not_certified"
+"""Cause of a verdict on a model that failed its certificate."""
 SKEW = timedelta(days=1)
 """Tolerated difference between the clocks of two machines."""
 
@@ -104,11 +106,18 @@ def staleness(metadata: MonitorMetadata, now: datetime) -> Evidence | None:
     return Evidence(days, 0.0, note)
 
 
-def degraded(verdict: Verdict, stale: Evidence) -> Verdict:
-    """Raise the verdict of an expired monitor to at least `DEGRADE`; keep its causes."""
+def doubted(verdict: Verdict, stale: Evidence | None, not_certified: Evidence | None) -> Verdict:
+    """Raise a verdict to at least `DEGRADE` if the monitor has expired or the model failed.
+
+    The verdict keeps its own causes.
+    """
+    found = {STALE: stale, NOT_CERTIFIED: not_certified}
+    doubts = {cause: evidence for cause, evidence in found.items() if evidence is not None}
+    if not doubts:
+        return verdict
     return replace(
         verdict,
         level=max(verdict.level, Level.DEGRADE),
-        causes=(*verdict.causes, STALE),
-        evidence={**verdict.evidence, STALE: stale},
+        causes=(*verdict.causes, *doubts),
+        evidence={**verdict.evidence, **doubts},
     )

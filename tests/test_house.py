@@ -26,7 +26,7 @@ ORDER = (
     "budgets extras write_lock",
     "structured_files",
     "datasets monitors networks checkpoint c3_files",
-    "imagination model_config",
+    "certificate imagination model_config",
     "model",
     "c3_import episodes",
     "rollouts training",

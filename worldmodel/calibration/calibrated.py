@@ -18,6 +18,7 @@ from safetensors.numpy import save as save_arrays
 from worldmodel.calibration.features import FrameFeatures, looks_familiar
 from worldmodel.calibration.gate import Gate
 from worldmodel.calibration.seal import check_seal, environment_key, write_seal
+from worldmodel.certificate import MONITOR, Certificate
 from worldmodel.checkpoint import (
     check_trained,
     checkpoint_folder,
@@ -32,6 +33,7 @@ from worldmodel.episodes.episode import Episode
 from worldmodel.model import WorldModel
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.validity import staleness
+from worldmodel.monitors.verdict import Evidence
 from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
 from worldmodel.rollouts.recalibrate import Curves, recalibrated, restored_curves
 from worldmodel.structured_files import Positive, read_json
@@ -179,6 +181,8 @@ def load_calibration(
 ) -> Calibration:
     """Load the calibration of a checkpoint; warn if it is stale.
 
+    If the model failed its certificate as a model to monitor, no verdict is a `TRUST`.
+
     Raises:
         OSError: There is no monitor.
         ValueError: As `Calibration.load`, or it was made for other frames.
@@ -194,6 +198,9 @@ def load_calibration(
         )
     if evidence := staleness(calibration.monitor.metadata_, calibration.monitor.today()):
         LOG.warning("note: the monitor in %s is stale: %s", folder, evidence.note)
+    certificate = Certificate.load(checkpoint)
+    if certificate is not None and certificate.uses[MONITOR].passed is False:
+        calibration.monitor.not_certified = Evidence(None, 0.0, certificate.sentence())
     return calibration
 
 

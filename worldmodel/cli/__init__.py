@@ -28,6 +28,7 @@ COMMANDS = {
     "import": "convert a published C3 or WorldGym checkpoint to a model folder",
     "train": "train a tokenizer, a dynamics model and its confidence head",
     "calibrate": "calibrate confidence and monitor thresholds on held-out episodes",
+    "certify": "measure on held-out episodes what a model may be used for",
     "imagine": "log open-loop rollouts of episodes in the world model",
     "watch": "run the monitor over recorded episodes",
     "serve": "run the monitor as a websocket service for robots",

@@ -73,6 +73,7 @@ def run(command: Command) -> int:
     from worldmodel.calibration.calibrated import check_target, save_calibration
     from worldmodel.calibration.choose_episodes import plan_calibration
     from worldmodel.calibration.seal import environment_key, read_key
+    from worldmodel.certificate import log_certificate
     from worldmodel.checkpoint import check_trained, checkpoint_folder, content_hash, short_hash
     from worldmodel.episodes.load import open_for
     from worldmodel.model import WorldModel
@@ -86,6 +87,7 @@ def run(command: Command) -> int:
         raise ValueError(f"`--horizon` must be at least 1 frame, got {command.horizon}.")
     expires = expiry(command.valid_days)
     folder = checkpoint_folder(command.model)
+    log_certificate(folder)
     target = command.out or folder / "monitor"
     check_target(target)
     key = read_key(command.sign_key) if command.sign_key else environment_key()

@@ -22,16 +22,18 @@ class Command(DemoConfig):
 def run(command: Command) -> int:
     """Run the demo, print its tables and write the report."""
     from worldmodel.calibration.calibrated import Checkpoint
+    from worldmodel.certificate import certificate_note, log_certificate
     from worldmodel.demo import run_demo
     from worldmodel.report.demo_page import false_alarms, sections, tables
-    from worldmodel.report.html import write_report
+    from worldmodel.report.html import Section, Text, write_report
 
     checkpoint = Checkpoint.load(command.model, stages=("confidence", "judge"))
+    log_certificate(checkpoint.folder)
     result = run_demo(checkpoint, command)
     title = f"worldmodel demo: {command.model} on {command.task}"
-    report = write_report(
-        command.out, title, sections(checkpoint.model, checkpoint.calibration, result)
-    )
+    answer = Section("What may be trusted", [Text(certificate_note(checkpoint.folder))])
+    found = sections(checkpoint.model, checkpoint.calibration, result)
+    report = write_report(command.out, title, [answer, *found])
     if command.json:
         print(json.dumps({**result.as_dict(), "report": str(report)}))
         return 0

@@ -38,10 +38,12 @@ class Command:
 def run(command: Command) -> int:
     """Simulate and imagine every policy, classify success, and print the policy table."""
     from worldmodel.calibration.calibrated import Checkpoint
+    from worldmodel.certificate import log_certificate
     from worldmodel.evaluation.simulate import evaluate_simulated
     from worldmodel.report.policy_tables import agreement_table, policy_table
 
     checkpoint = Checkpoint.load(command.model, stages=("confidence", "judge"))
+    log_certificate(checkpoint.folder)
     evaluation = evaluate_simulated(
         checkpoint, command.policies, task=command.task, episodes=command.episodes,
         seed=command.seed, workers=command.workers,

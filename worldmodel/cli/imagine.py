@@ -78,6 +78,7 @@ def run(command: Command) -> int:
     """Log the missing rollouts, then print the quality of all logged rollouts."""
     from worldmodel.calibration.calibrated import load_calibration
     from worldmodel.calibration.choose_episodes import long_enough, warn_if_seen
+    from worldmodel.certificate import log_certificate
     from worldmodel.checkpoint import check_trained, checkpoint_folder, recover_folder
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes.load import open_for, select_episodes
@@ -90,6 +91,7 @@ def run(command: Command) -> int:
     if command.start < 1 or command.horizon < 1 or command.seed < 0:
         raise ValueError("`--start` and `--horizon` must be at least 1, `--seed` at least 0.")
     folder = checkpoint_folder(command.model)
+    log_certificate(folder)
     model = WorldModel.load(folder)
     if not model.has_confidence and "imported" in model.config.provenance:
         print(

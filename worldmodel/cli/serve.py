@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worldmodel.calibration.calibrated import Checkpoint
+    from worldmodel.certificate import log_certificate
     from worldmodel.model import WorldModel
     from worldmodel.monitors.monitor import RuntimeMonitor
     from worldmodel.runtime.server import MonitorService
@@ -82,6 +83,7 @@ def run(command: Command) -> int:
         out=command.out,
     )
     checkpoint = Checkpoint.load(command.model, monitor=command.monitor)
+    log_certificate(checkpoint.folder)
     model, calibration = checkpoint.model, checkpoint.calibration
     monitor = online_monitor(model, calibration) if command.imagine else calibration.monitor
     monitor.deadline_s = deadline_s

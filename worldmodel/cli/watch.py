@@ -57,6 +57,7 @@ def run(command: Command) -> int:
     """Watch the episodes and print one line per episode; return 1 if any raised an alarm."""
     from worldmodel.calibration.calibrated import Checkpoint
     from worldmodel.calibration.choose_episodes import warn_if_seen
+    from worldmodel.certificate import log_certificate
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes.load import open_for, select_episodes
     from worldmodel.episodes.usable import usable_episodes
@@ -67,6 +68,7 @@ def run(command: Command) -> int:
     check_new(command.out)
     check_view(command.view, command.out)
     checkpoint = Checkpoint.load(command.model, monitor=command.monitor)
+    log_certificate(checkpoint.folder)
     model, calibration = checkpoint.model, checkpoint.calibration
     check_block(calibration.monitor.alarm_rule_, command.drift_block)
     dataset = open_for(model, command.data)
