@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worldmodel.calibration.calibrated import Checkpoint
-    from worldmodel.certificate import log_certificate
     from worldmodel.model import WorldModel
     from worldmodel.monitors.monitor import RuntimeMonitor
     from worldmodel.runtime.server import MonitorService
@@ -61,6 +60,7 @@ class Command:
 def run(command: Command) -> int:
     """Serve until SIGINT or SIGTERM."""
     from worldmodel.calibration.calibrated import Checkpoint
+    from worldmodel.certificate import log_certificate
     from worldmodel.runtime.live import online_monitor
     from worldmodel.runtime.server import (
         MonitorService,
