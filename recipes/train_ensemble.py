@@ -23,6 +23,7 @@ from worldmodel.training.config import Computing, LoopConfig
 from worldmodel.training.new_model import new_model
 from worldmodel.training.presets import Preset, get_preset
 from worldmodel.training.run import Run
+from worldmodel.training.settings import Settings
 from worldmodel.training.splits import Split
 from worldmodel.training.stages import train_dynamics
 from worldmodel.training.stopping import Stop
@@ -60,7 +61,7 @@ def train_member(
     member = new_model(store, preset, tokenizer)
     with Stop() as stop:
         training = folder.parent / "training" / folder.name
-        run = Run(store, preset, training, Split(**split), stop, tokenizer)
+        run = Run(store, Settings("tabletop", preset), training, Split(**split), stop, tokenizer)
         train_dynamics(run, member)
     member.config.provenance.update(
         data=store.path.name, recipe=asdict(preset), split=split, stages=["dynamics"]

@@ -63,7 +63,7 @@ def network_config(preset: Preset, aspect: float) -> DynamicsConfig:
         channels=preset.tokenizer.channels,
         height=preset.image_height // preset.tokenizer.stride,
         width=columns,
-        views=preset.cameras,
+        views=preset.num_cameras,
         action_dim=7 * chunk,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol, runtime_checkable
@@ -86,7 +86,7 @@ class StepSampler(Sampler[list[int]]):
             yield batch[self.process :: self.processes].tolist()
 
 
-def fit(
+def fit(  # noqa: PLR0913 - all settings of a stage, by name
     objective: nn.Module,
     dataset: Items,
     config: LoopConfig,
@@ -95,6 +95,7 @@ def fit(
     computing: Computing | None = None,
     stop: Stop | None = None,
     validate: Validate | None = None,
+    track: Callable[[Path], Sequence[Any]] | None = None,
 ) -> nn.Module:
     """Train `objective` on `dataset` and return it with its averaged weights, in evaluation mode.
 
@@ -108,6 +109,7 @@ def fit(
         stop: When to stop early; None: never.
         validate: Called every `validate_every` steps on the main process, after `objective` has
             received the averaged weights.
+        track: Starts experiment trackers for the stage's folder; None: only TensorBoard events.
 
     Raises:
         NonFiniteLossError: the loss or gradient is NaN or infinite; the last checkpoint is kept.
@@ -120,7 +122,7 @@ def fit(
     start = resume(state, folder)
     stop.check(progress_text(start, config, folder))
     speed = Speed(objective, batch_size=config.batch_size, computing=computing)
-    with StageLog(folder, start=start, steps=config.steps, speed=speed) as log:
+    with StageLog(folder, start=start, steps=config.steps, speed=speed, track=track) as log:
         for step, batch in load_batches(dataset, config, start=start):
             figures = advance(model, batch, config, computing, step)
             check_finite(figures, step, folder.name)

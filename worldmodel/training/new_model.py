@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -61,6 +62,21 @@ def has_pose(store: ClipStore, spec: ActionSpec) -> bool:
     return spec.one_row == canonical and store.episode(0).states is not None
 
 
+def chosen_cameras(store: ClipStore, preset: Preset) -> tuple[str, ...]:
+    """Cameras of the model: the first ones of the store, or those that the preset names."""
+    if isinstance(preset.cameras, int):
+        return store.cameras[: preset.cameras]
+    for name in preset.cameras:
+        if name not in store.cameras:
+            close = difflib.get_close_matches(name, store.cameras, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"`cameras` of {store.path} are {', '.join(store.cameras)}, not {name!r}; name "
+                f"those to use with `--cameras`.{hint}"
+            )
+    return preset.cameras
+
+
 def new_model(store: ClipStore, preset: Preset, tokenizer: str | None = None) -> WorldModel:
     """Untrained model for a store, initialised from the preset's seed.
 
@@ -70,7 +86,7 @@ def new_model(store: ClipStore, preset: Preset, tokenizer: str | None = None) ->
     channels = preset.tokenizer.channels if trained is None else trained.channels
     stride = preset.tokenizer.stride if trained is None else trained.stride
     spec = model_actions(store, preset)
-    cameras = store.cameras[: preset.cameras]
+    cameras = chosen_cameras(store, preset)
     size = model_size(store, preset, cameras, stride)
     tasks = labelled_tasks(store)
     own: dict[str, Any] = {"pose": has_pose(store, spec)}

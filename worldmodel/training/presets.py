@@ -25,8 +25,8 @@ class Preset:
 
     image_height: int
     """Height in pixels that frames are resized to; the width follows the data's aspect ratio."""
-    cameras: int = 1
-    """Number of cameras, the first ones of the dataset."""
+    cameras: int | tuple[str, ...] = 1
+    """Number of cameras, the first ones of the dataset; or their names."""
     frame_stride: int = 1
     """The model sees every `frame_stride`-th frame, at a rate lower by that factor."""
     action_chunk: str = "sum"
@@ -73,6 +73,11 @@ class Preset:
     held out for calibration."""
 
     def __post_init__(self) -> None:
+        names = () if isinstance(self.cameras, int) else self.cameras
+        if self.num_cameras < 1 or len(set(names)) < len(names):
+            raise ValueError(
+                f"`cameras` must be at least 1, and different ones, got {self.cameras!r}."
+            )
         if self.frame_stride < 1:
             raise ValueError(f"`frame_stride` must be at least 1, got {self.frame_stride}.")
         if self.action_chunk not in ("sum", "encode"):
@@ -100,6 +105,11 @@ class Preset:
             raise ValueError(
                 f"`shares` must be positive and add up to 1 at most, got {self.shares}."
             )
+
+    @property
+    def num_cameras(self) -> int:
+        """Number of cameras, if the dataset has as many."""
+        return self.cameras if isinstance(self.cameras, int) else len(self.cameras)
 
 
 TABLETOP = Preset(

@@ -21,11 +21,14 @@ from worldmodel.model import WorldModel
 from worldmodel.model_config import ModelConfig
 from worldmodel.networks.tokenizer import Tokenizer
 from worldmodel.training.config import LoopConfig
+from worldmodel.training.fine_tune import Start, fine_tuned, kept_stages, start_record
 from worldmodel.training.loop import Items, Validate, fit
 from worldmodel.training.new_model import model_actions, new_model
 from worldmodel.training.presets import Preset
+from worldmodel.training.settings import Settings, flat, to_toml
 from worldmodel.training.splits import Split
 from worldmodel.training.stopping import Stop
+from worldmodel.training.trackers import start_trackers
 from worldmodel.write_lock import lock_while_alive
 
 PARTS = {
@@ -38,6 +41,8 @@ PARTS = {
 }
 """Stage -> the parts of the model that it trains, in the order of their dependencies."""
 ORDER = tuple(PARTS)
+MISSING = object()
+"""Stands for a field that a stored run lacks."""
 OPTIONAL = ("compositor", "pictures")
 """Stages without which a model works, too."""
 
@@ -56,14 +61,23 @@ class Run:
     """One training run: data, preset and output folder."""
 
     store: ClipStore
-    preset: Preset
+    settings: Settings
     folder: Path
     split: Split
     stop: Stop
     tokenizer: str | None = None
     """Folder or hub name of a trained autoencoder; None: train one."""
     source: str | None = None
-    """Folder or name of a trained model to start from; None: an untrained one."""
+    """Folder or name of a trained model of which one stage is retrained; None: no such model."""
+    start: Start | None = None
+    """Model to fine-tune; None: an untrained one."""
+    log_with: tuple[str, ...] = ()
+    """Experiment trackers."""
+
+    @property
+    def preset(self) -> Preset:
+        """Sizes and schedules."""
+        return self.settings.preset
 
     @property
     def data(self) -> Episodes:
@@ -83,18 +97,23 @@ class Run:
         folder, computing = self.folder / name, self.preset.computing
         fit(
             objective, dataset, config, folder,
-            computing=computing, stop=self.stop, validate=validate,
+            computing=computing, stop=self.stop, validate=validate, track=self.track,
         )  # fmt: skip
 
+    def track(self, folder: Path) -> list[Any]:
+        """Started experiment trackers of a stage."""
+        return start_trackers(self.log_with, folder, flat(self.preset))
 
-def provenance(run: Run, preset_name: str) -> dict[str, Any]:
+
+def provenance(run: Run) -> dict[str, Any]:
     """Provenance record of a checkpoint: data, preset, split and versions."""
     return {
         "data": run.store.path.name,
         "data_attributes": run.store.attributes,
-        "preset": preset_name,
+        "preset": run.settings.name,
         "tokenizer": run.tokenizer,
         "model": run.source,
+        "init": start_record(run.start),
         "recipe": json.loads(json.dumps(asdict(run.preset))),
         "split": asdict(run.split),
         "versions": {
@@ -104,8 +123,10 @@ def provenance(run: Run, preset_name: str) -> dict[str, Any]:
     }
 
 
-def prepare(run: Run, preset_name: str, *, stage: str | None, restart: str | None) -> None:
+def prepare(run: Run, *, stage: str | None, restart: str | None) -> None:
     """Write the model to train into `<run>/model`: a new one, or that of an earlier run.
+
+    All settings are written into `<run>/config.toml`.
 
     Raises:
         ValueError: the folder holds another run, another process writes it, or a stage before
@@ -116,22 +137,35 @@ def prepare(run: Run, preset_name: str, *, stage: str | None, restart: str | Non
     if folder.is_dir():
         hold(run)
         model = WorldModel.load(folder)
-        check_same_run(model.config.provenance, run, preset_name)
+        check_same_run(model.config.provenance, run)
         if restart is not None:
             forget(run, model, [restart] if stage else ORDER[ORDER.index(restart) :])
             model.save(folder)
             remove(folder / "monitor")
     elif run.source is None:
-        model = new_model(run.store, run.preset, run.tokenizer)
-        model.config.provenance.update(provenance(run, preset_name))
+        model = first_model(run)
     else:
         assert stage is not None, "a trained source model needs a single stage"
-        model = start_from(run, preset_name, stage)
+        model = start_from(run, stage)
     if stage is not None:
         check_trained(model.config.provenance, folder, *needed(stage))
     if not folder.is_dir():
         hold(run)
+        (run.folder / "config.toml").write_text(to_toml(run.settings), encoding="utf-8")
         model.save(folder)
+
+
+def first_model(run: Run) -> WorldModel:
+    """Model before the first step of a run: untrained, or the one to fine-tune."""
+    if run.start is None:
+        model = new_model(run.store, run.preset, run.tokenizer)
+        model.config.provenance.update(provenance(run))
+        return model
+    trained = WorldModel.load(run.start.source)
+    model = fine_tuned(run.store, run.preset, trained)
+    record = {"starts_from": trained.config.provenance, "stages": kept_stages(run.start)}
+    model.config.provenance.update(provenance(run) | record)
+    return model
 
 
 def hold(run: Run) -> None:
@@ -146,7 +180,7 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def start_from(run: Run, preset_name: str, stage: str) -> WorldModel:
+def start_from(run: Run, stage: str) -> WorldModel:
     """Load the trained model `run.source` and reset the part that `stage` trains."""
     assert run.source is not None, "`run.source` is set"
     trained = WorldModel.load(run.source)
@@ -155,7 +189,7 @@ def start_from(run: Run, preset_name: str, stage: str) -> WorldModel:
             f"`model` must have no confidence head inside its network, got {run.source!r}; start "
             "from another model."
         )
-    stored, own = trained.config.provenance, provenance(run, preset_name)
+    stored, own = trained.config.provenance, provenance(run)
     reset = {"compositor": OPTIONAL}.get(stage, (stage,))  # confidence is of one compositor
     own["stages"] = [name for name in stored.get("stages", ORDER[:2]) if name not in reset]
     own |= {"imported": stored["imported"]} if "imported" in stored else {}
@@ -188,8 +222,9 @@ def untrained_like(config: ModelConfig, tokenizer: Tokenizer, *, seed: int) -> W
         return WorldModel(config, tokenizer)
 
 
-def check_same_run(stored: dict[str, Any], run: Run, preset_name: str) -> None:
-    """Raise if the stored run has another preset, tokenizer, source model or split."""
+def check_same_run(stored: dict[str, Any], run: Run) -> None:
+    """Raise if the stored run has another preset, setting, tokenizer, source model or split."""
+    preset_name = run.settings.name
     if stored.get("preset") != preset_name:
         raise ValueError(
             f"{str(run.folder)!r} holds a run of preset {stored.get('preset')!r}; continue it with "
@@ -205,6 +240,12 @@ def check_same_run(stored: dict[str, Any], run: Run, preset_name: str) -> None:
             f"{str(run.folder)!r} holds a run that started from `model` {stored.get('model')!r}; "
             f"continue it with that one, or give another `out` for {run.source!r}."
         )
+    if stored.get("init") != start_record(run.start):
+        raise ValueError(
+            f"{str(run.folder)!r} holds a run with `init` {started(stored.get('init'))}; continue "
+            f"it with that, or give another `out` for {started(start_record(run.start))}."
+        )
+    check_same_settings(stored.get("recipe", {}), run)
     if stored.get("split") != json.loads(json.dumps(asdict(run.split))):
         raise ValueError(
             f"{str(run.folder)!r} holds a run on other episodes than those of {run.store.path}; "
@@ -212,10 +253,33 @@ def check_same_run(stored: dict[str, Any], run: Run, preset_name: str) -> None:
         )
 
 
+def started(record: dict[str, Any] | None) -> str:
+    """Start of a run in words."""
+    if record is None:
+        return "None"
+    return f"{record['source']!r}{' and `tune_tokenizer`' if record['tunes_tokenizer'] else ''}"
+
+
+def check_same_settings(stored: dict[str, Any], run: Run) -> None:
+    """Raise if a setting differs from that of the stored run; it names the first such field.
+
+    A field that the stored run lacks is newer than it and is not compared.
+    """
+    for path, value in flat(run.preset).items():
+        found: Any = stored
+        for name in path.split("."):
+            found = found.get(name, MISSING) if isinstance(found, dict) else MISSING
+        if found is not MISSING and found != json.loads(json.dumps(value)):
+            raise ValueError(
+                f"{str(run.folder)!r} holds a run with `{path}` {found!r}; continue it with that, "
+                f"or give another `out` for {value!r}."
+            )
+
+
 def forget(run: Run, model: WorldModel, stages: Sequence[str]) -> None:
     """Reset stages: untrained parts; delete their checkpoints."""
     if run.source is None:
-        fresh = new_model(run.store, run.preset, run.tokenizer)
+        fresh = first_model(run)
     else:
         seed = run.preset.confidence_loop.seed
         fresh = untrained_like(model.config, model.tokenizer, seed=seed)
@@ -223,7 +287,8 @@ def forget(run: Run, model: WorldModel, stages: Sequence[str]) -> None:
         setattr(model, part, getattr(fresh, part))
     drop(model, stages)
     done = model.config.provenance["stages"]
-    model.config.provenance["stages"] = [name for name in done if name not in stages]
+    kept = kept_stages(run.start)
+    model.config.provenance["stages"] = [n for n in done if n not in stages or n in kept]
     folders = [*stages, "rollout"] if "dynamics" in stages else stages
     for folder in folders:
         remove(run.folder / folder)

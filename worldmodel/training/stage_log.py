@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from worldmodel.training.config import Computing
 from worldmodel.training.flops import flops_per_item, peak_flops
 from worldmodel.training.parallel import all_processes
+from worldmodel.training.trackers import Writers
 
 EVERY = 10
 """Steps between logged metrics."""
@@ -91,13 +92,22 @@ class QuietWriterThreads:
 class StageLog:
     """Progress bar and events of one stage; silent on all but the main process."""
 
-    def __init__(self, folder: Path, *, start: int, steps: int, speed: Speed) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        start: int,
+        steps: int,
+        speed: Speed,
+        track: Callable[[Path], Sequence[Any]] | None = None,
+    ) -> None:
         if not isinstance(threading.excepthook, QuietWriterThreads):
             threading.excepthook = QuietWriterThreads(threading.excepthook)
         is_main = all_processes().is_main_process
-        self.writer: SummaryWriter | None = None
+        self.writer: Writers | None = None
         if is_main:  # drop later events, written by a killed run
-            self.writer = SummaryWriter(str(folder / "events"), purge_step=start)
+            events = SummaryWriter(str(folder / "events"), purge_step=start)
+            self.writer = Writers(events, track(folder) if track else ())
         self.bar = tqdm(desc=folder.name, initial=start, total=steps, disable=not is_main)
         self.speed = speed
         self.start = start
@@ -124,8 +134,7 @@ class StageLog:
             self.speed.count(batch)
         if step % EVERY == 0:
             timed = self.speed.read() if self.speed.seconds else {}
-            for name, value in {**figures, **timed}.items():
-                self.writer.add_scalar(name, value, step)
+            self.writer.add_scalars({**figures, **timed}, step)
             postfix = {
                 name: f"{value:.4g}"
                 for name, value in {**figures, **timed}.items()

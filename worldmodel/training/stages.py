@@ -33,6 +33,8 @@ from worldmodel.networks.dynamics import Dynamics
 from worldmodel.networks.images import resize, to_model
 from worldmodel.networks.recurrent import RecurrentDynamics
 from worldmodel.training.compositor_stage import train_compositor
+from worldmodel.training.data_report import data_report
+from worldmodel.training.fine_tune import Start, fitted_settings, keep_scales, scales
 from worldmodel.training.loop import Validate
 from worldmodel.training.memory import plan
 from worldmodel.training.objectives import (
@@ -42,12 +44,13 @@ from worldmodel.training.objectives import (
 )
 from worldmodel.training.parallel import all_processes, is_sharded
 from worldmodel.training.picture_stage import train_picture_confidence
-from worldmodel.training.presets import get_preset
 from worldmodel.training.rollout_objective import RolloutObjective
 from worldmodel.training.run import Run, prepare
+from worldmodel.training.settings import Settings, resolve
 from worldmodel.training.splits import check_lengths, split_episodes
 from worldmodel.training.stopping import Stop
 from worldmodel.training.tokenizer_objective import TokenizerObjective
+from worldmodel.training.trackers import check_trackers
 from worldmodel.training.validation import (
     NUM_CLIPS,
     HeldOut,
@@ -157,7 +160,10 @@ def train_dynamics(run: Run, model: WorldModel) -> bool:
     """
     preset = run.preset
     episodes = latents_of(run, model, run.split.dynamics)
+    trained = scales(model.dynamics)
     fit_normalisers(model, episodes)
+    if run.start is not None:
+        keep_scales(model.dynamics, trained)
     clips = LatentClips(
         episodes,
         preset.clip_frames,
@@ -261,14 +267,16 @@ RETRAINED = ("compositor", "pictures", "confidence", "judge")
 
 def train(  # noqa: PLR0913 - all settings of a run, by name
     store: ClipStore,
-    preset_name: str,
+    preset: str | Settings,
     folder: Path,
     *,
     restart: str | None = None,
     stage: str | None = None,
     model: str | None = None,
     tokenizer: str | None = None,
+    init: Start | None = None,
     max_hours: float | None = None,
+    log_with: Sequence[str] = (),
 ) -> WorldModel:
     """Run every stage that `folder` does not hold yet and save the model to `folder/model`.
 
@@ -277,36 +285,47 @@ def train(  # noqa: PLR0913 - all settings of a run, by name
 
     Args:
         store: Episodes to train on.
-        preset_name: Name of a preset.
+        preset: Name of a preset, or resolved settings.
         folder: Run folder; an existing run is continued.
         restart: Stage to train again from scratch, with all later ones.
         stage: The only stage to train; earlier ones must be trained.
         model: Folder or name of a trained model; only `stage` is trained again, the other parts
             are kept.
         tokenizer: Folder or hub name of a trained autoencoder; only its whitening is fitted.
+        init: Trained model whose weights all stages start from; None: untrained weights.
         max_hours: Time limit; None: no limit.
+        log_with: Experiment trackers, of `TRACKERS`.
 
     Raises:
         TrainingStopped: the run stopped early, with everything saved.
         ValueError: too few or too short episodes, an unknown preset or stage, a stage before
             `stage` is missing, or `folder` holds another run.
     """
-    preset = get_preset(preset_name)
+    settings = resolve(preset) if isinstance(preset, str) else preset
     check_stages(restart=restart, stage=stage, model=model)
+    check_start(init, model=model, tokenizer=tokenizer)
+    check_trackers(log_with)
+    if init is not None:
+        settings = fitted_settings(settings, WorldModel.load(init.source), store)
     with Stop(max_hours) as stop:
-        split = split_episodes(store, preset.shares)
-        run = Run(store, preset, folder, split, stop, tokenizer, model)
-        check_lengths(run.data, preset, run.split)
+        split = split_episodes(store, settings.preset.shares)
+        run = Run(
+            store, settings, folder, split, stop, tokenizer, model, init, tuple(log_with)
+        )  # fmt: skip
+        check_lengths(run.data, run.preset, run.split)
         processes = all_processes()
         if processes.is_main_process:
-            prepare(run, preset_name, stage=stage, restart=restart)
+            prepare(run, stage=stage, restart=restart)
         processes.wait_for_everyone()
         trained = WorldModel.load(folder / "model").to(processes.device)
+        if processes.is_main_process:
+            for line in data_report(store, run.data, run.preset, split, trained.config.cameras):
+                tqdm.write(line, file=sys.stderr)
         done = trained.config.provenance["stages"]
         remaining = [name for name in ([stage] if stage else STAGES) if name not in done]
         if processes.is_main_process and "dynamics" in remaining:
             num_processes, sharded = processes.num_processes, is_sharded()
-            summary = plan(trained, preset, processes=num_processes, is_sharded=sharded)
+            summary = plan(trained, run.preset, processes=num_processes, is_sharded=sharded)
             tqdm.write(summary, file=sys.stderr)
         for name in remaining:
             if not STAGES[name](run, trained):
@@ -316,6 +335,13 @@ def train(  # noqa: PLR0913 - all settings of a run, by name
                 trained.save(folder / "model")
             processes.wait_for_everyone()
     return trained.eval()
+
+
+def check_start(init: Start | None, *, model: str | None, tokenizer: str | None) -> None:
+    """Raise if the model to fine-tune is named along with another start."""
+    others = {"model": model, "tokenizer": tokenizer}
+    if init is not None and (named := [name for name, value in others.items() if value]):
+        raise ValueError(f"`{named[0]}` must be left out with `init`, got {others[named[0]]!r}.")
 
 
 def check_stages(*, restart: str | None, stage: str | None, model: str | None) -> None:
