@@ -13,8 +13,8 @@ from worldmodel.model import WorldModel
 from worldmodel.networks.compositing import LastReal, compose, training_free_shares
 from worldmodel.networks.compositor import Compositor, CompositorConfig
 from worldmodel.networks.images import to_model
-from worldmodel.training import compositor_objective
-from worldmodel.training.compositor_objective import (
+from worldmodel.training.picture_stages import compositor_objective
+from worldmodel.training.picture_stages.compositor_objective import (
     FLOOR,
     CompositorObjective,
     PictureBatch,

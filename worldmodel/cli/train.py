@@ -24,9 +24,9 @@ class Command:
     data: Path
     """Clip store made by `worldmodel data convert` or `worldmodel data collect`."""
     preset: str | None = None
-    """Recipe: "smoke" (minutes on a laptop), "laptop" (2 CPU-hours), "tabletop" (the shipped
-    checkpoint), "gpu-day" (one GPU, a day), "bridge-256" or "droid-3view" (600 million parameters,
-    for GPUs). None: that of --config, or "smoke"."""
+    """Recipe: "smoke" (minutes), "laptop" (hours on a CPU), "fast" (the shipped checkpoint),
+    "tabletop" (its transformer), "gpu-day" (one GPU), "bridge-256" or "droid-3view" (600 million
+    parameters, for GPUs). None: that of --config, or "smoke"."""
     config: Path | None = None
     """TOML file with settings, nested as in config.toml of a run; None: no file."""
     assignments: Annotated[

@@ -18,11 +18,21 @@ from torch import Tensor, nn
 from worldmodel.datasets.clip_store import ClipStore
 from worldmodel.model import WorldModel, first_mismatch
 from worldmodel.networks.c3 import C3Network
-from worldmodel.training.new_model import chosen_cameras, model_actions, model_size
+from worldmodel.networks.recurrent import RecurrentConfig
+from worldmodel.training.new_model import (
+    chosen_cameras,
+    labelled_tasks,
+    model_actions,
+    model_size,
+)
 from worldmodel.training.presets import Preset
 from worldmodel.training.settings import Settings, flat
 
 LOG = logging.getLogger(__name__)
+SCALES = ("action_mean", "action_std", "change_std", "mean", "std")
+"""Last names of the buffers that hold the means and deviations of the training data."""
+POSE = ("pose.low", "pose.high")
+"""Workspace of the training data."""
 SAME_SCALE = 4.0
 """Largest factor between two standard deviations that count as the same scale."""
 
@@ -118,13 +128,18 @@ def fine_tuned(store: ClipStore, preset: Preset, model: WorldModel) -> WorldMode
         )
     stride = model.tokenizer.stride
     size = model_size(store, preset, cameras, stride)
-    shape = replace(own.dynamics, height=size[0] // stride, width=size[1] // stride)
+    tasks = labelled_tasks(store) or own.tasks
+    changes: dict[str, Any] = {"height": size[0] // stride, "width": size[1] // stride}
+    if isinstance(own.dynamics, RecurrentConfig):
+        changes["tasks"] = max(1, len(tasks))
+    shape = replace(own.dynamics, **changes)
     config = replace(
         own,
         dynamics=shape,
         image_size=size,
         cameras=cameras,
         action_spec=spec,
+        tasks=tasks,
         trained_horizon=preset.horizon + preset.longest_start - 1,
         provenance={},
     )
@@ -137,20 +152,29 @@ def fine_tuned(store: ClipStore, preset: Preset, model: WorldModel) -> WorldMode
 
 
 def copy_weights(name: str, part: nn.Module, trained: nn.Module) -> None:
-    """Load a part's weights from the trained model."""
-    wrong = first_mismatch(part.state_dict(), trained.state_dict())
+    """Load a part's weights from the trained model.
+
+    A readout of other tasks starts untrained.
+    """
+    own, stored = part.state_dict(), trained.state_dict()
+    stored |= {
+        key: own[key]
+        for key in own.keys() & stored.keys()
+        if key.startswith("readout.") and own[key].shape != stored[key].shape
+    }
+    wrong = first_mismatch(own, stored)
     if wrong is None:
-        part.load_state_dict(trained.state_dict())
+        part.load_state_dict(stored)
     elif name not in ("judge", "action_judge"):
         raise ValueError(f"The weights of `{name}` of the model of `--init` do not fit: {wrong}.")
 
 
 def scales(dynamics: nn.Module) -> dict[str, Tensor]:
-    """Name -> copy of every buffer that normalises actions or latent changes."""
+    """Name -> copy of every buffer that normalises actions, latent changes, poses or objects."""
     return {
         name: value.clone()
         for name, value in dynamics.named_buffers()
-        if name.rpartition(".")[2] in ("action_mean", "action_std", "change_std")
+        if name.rpartition(".")[2].removeprefix("object_") in SCALES or name in POSE
     }
 
 
@@ -162,13 +186,16 @@ def keep_scales(dynamics: nn.Module, trained: dict[str, Tensor]) -> None:
     values would be clipped.
     """
     buffers = dict(dynamics.named_buffers())
+    for name, choose in zip(POSE, (torch.minimum, torch.maximum), strict=True):
+        if name in trained:
+            buffers[name].copy_(choose(buffers[name], trained[name]))
     for name, std in trained.items():
-        if not name.endswith("_std"):
+        if not name.endswith("std"):
             continue
         new = buffers[name]
         ratio = new / std
         same = (ratio < SAME_SCALE) & (ratio > 1 / SAME_SCALE)
-        mean = name.removesuffix("_std") + "_mean"
+        mean = name.removesuffix("std") + "mean"
         if mean in trained:
             same &= (buffers[mean] - trained[mean]).abs() < SAME_SCALE * std
             buffers[mean].copy_(torch.where(same, trained[mean], buffers[mean]))

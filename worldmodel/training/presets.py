@@ -217,8 +217,42 @@ DROID_3VIEW = replace(
 
 The network gets the three actions between two frames, concatenated."""
 
+LAPTOP = replace(
+    FAST,
+    dynamics=RecurrentConfig(features=96, memory=32),
+    tokenizer_loop=replace(FAST.tokenizer_loop, steps=2000),
+    dynamics_loop=replace(
+        FAST.dynamics_loop, steps=4000, curriculum=((0.0, 5), (0.2, 8), (0.5, 13))
+    ),
+    confidence_loop=LoopConfig(steps=400, batch_size=8, curriculum=((0.0, 2), (0.15, 20))),
+    clip_frames=13,
+    horizon=16,
+    longest_start=4,
+    pair_stride=3,
+    shares=(0.65, 0.15),
+)
+"""A few CPU-hours: real data, such as Bridge or DROID, one camera, at 64 pixels."""
+
+GPU_DAY = replace(
+    DROID_3VIEW,
+    image_height=128,
+    dynamics=DynamicsConfig(
+        patch=2, dim=512, condition_dim=512, layers=8, heads=8, mlp_ratio=4.0, context=8
+    ),
+    confidence=ConfidenceConfig(hidden=512),
+    tokenizer_loop=replace(BRIDGE_256.tokenizer_loop, steps=30_000),
+    dynamics_loop=replace(DROID_3VIEW.dynamics_loop, steps=60_000, batch_size=32),
+    rollout_loop=replace(DROID_3VIEW.rollout_loop, steps=8000, batch_size=32),
+    cameras=2,
+    frame_stride=1,
+    action_chunk="sum",
+)
+"""One GPU for about a day, two cameras at 128 pixels. Untested: no run exists yet."""
+
 PRESETS = {
     "smoke": SMOKE,
+    "laptop": LAPTOP,
+    "gpu-day": GPU_DAY,
     "tabletop": TABLETOP,
     "fast": FAST,
     "bridge-256": BRIDGE_256,

@@ -14,10 +14,15 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import msgspec
+
 from worldmodel.structured_files import checked, read_toml
 from worldmodel.training.presets import Preset, get_preset
 
-LOOPS = ("tokenizer_loop", "dynamics_loop", "rollout_loop", "confidence_loop", "judge_loop")
+LOOPS = (
+    "tokenizer_loop", "dynamics_loop", "rollout_loop", "compositor_loop", "picture_loop",
+    "confidence_loop", "judge_loop",
+)  # fmt: skip
 FOLLOWS = {"dynamics": ("channels", "height", "width", "views", "action_dim", "pose", "tasks")}
 """Fields that follow from data and tokenizer: they cannot be set."""
 UNSET = "none"
@@ -88,7 +93,7 @@ def resolve(
         OSError: The file cannot be read.
         ValueError: An unknown field, a value of another type, or values that do not fit together.
     """
-    stored = {} if config is None else read_toml(config, dict[str, Any])
+    stored = {} if config is None else read_toml(config, dict)
     base = stored.pop("preset", None)
     if base is not None and not isinstance(base, str):
         raise ValueError(f"`preset` in {config} must be the name of a preset, got {base!r}.")
@@ -177,7 +182,8 @@ def typed(config: Any, key: str, value: Any, path: str, *, text: str | None = No
         return text
     if value == UNSET and type(None) in get_args(kind):
         return None
-    return checked(value, kind, f"Setting `{path}`", "correct it")
+    holder = msgspec.defstruct("Setting", [("value", kind)])
+    return checked({"value": value}, holder, f"Setting `{path}`", "correct it").value  # type: ignore[attr-defined]
 
 
 def changed(config: Any, changes: Mapping[str, Any]) -> Any:

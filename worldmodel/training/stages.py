@@ -32,7 +32,6 @@ from worldmodel.networks.c3 import C3Network
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.networks.images import resize, to_model
 from worldmodel.networks.recurrent import RecurrentDynamics
-from worldmodel.training.compositor_stage import train_compositor
 from worldmodel.training.data_report import data_report
 from worldmodel.training.fine_tune import Start, fitted_settings, keep_scales, scales
 from worldmodel.training.loop import Validate
@@ -43,7 +42,8 @@ from worldmodel.training.objectives import (
     SuccessObjective,
 )
 from worldmodel.training.parallel import all_processes, is_sharded
-from worldmodel.training.picture_stage import train_picture_confidence
+from worldmodel.training.picture_stages.compositor_stage import train_compositor
+from worldmodel.training.picture_stages.picture_stage import train_picture_confidence
 from worldmodel.training.rollout_objective import RolloutObjective
 from worldmodel.training.run import Run, prepare
 from worldmodel.training.settings import Settings, resolve

@@ -13,7 +13,7 @@ from worldmodel.episodes.episode import Episode
 from worldmodel.episodes.load import load_episode
 from worldmodel.model import WorldModel
 from worldmodel.networks.compositor import Compositor
-from worldmodel.training.compositor_objective import (
+from worldmodel.training.picture_stages.compositor_objective import (
     CompositorObjective,
     PictureBatch,
     PictureClips,

@@ -20,7 +20,10 @@ from worldmodel.networks.pixel_confidence import (
     PixelConfidenceConfig,
     patch_error,
 )
-from worldmodel.training.compositor_stage import MAX_HORIZON, corrupted_copy
+from worldmodel.training.picture_stages.compositor_stage import (
+    MAX_HORIZON,
+    corrupted_copy,
+)
 from worldmodel.training.randomness import StepRandomness
 from worldmodel.training.run import Run
 

@@ -1,0 +1,1 @@
+"""Training stages of the compositor and of the confidence in pictures."""
