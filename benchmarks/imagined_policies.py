@@ -32,6 +32,7 @@ from benchmarks.provenance import (
 from worldmodel.checkpoint import check_trained, checkpoint_folder
 from worldmodel.envs.policies import HELD_OUT_FAMILIES, policy_family
 from worldmodel.episodes.clips import LatentBatch, collate_latents
+from worldmodel.episodes.imagine_clip import imagine_clip
 from worldmodel.evaluation.evaluate import LAST_FRAMES
 from worldmodel.evaluation.simulate import policy_episodes
 from worldmodel.evaluation.statistics import mmrv
@@ -91,13 +92,7 @@ def replay(model: WorldModel, batches: Sequence[Sequence[LatentBatch]]) -> Repla
 def _replay_batch(model: WorldModel, episodes: Sequence[LatentBatch]) -> dict[str, np.ndarray]:
     batch = collate_latents(list(episodes))
     true = batch.latents.float()
-    imagined = model.imagine(
-        true[:, :1],
-        batch.actions[:, :-1],
-        action_valid=batch.action_valid[:, :-1],
-        epsilon=(),
-        first_state=None if batch.states is None else batch.states[:, 0],
-    )
+    imagined = imagine_clip(model, batch, 1, epsilon=())
     assert batch.objects is not None, "the simulator records objects"
     found = {
         "true": batch.success[:, -1] > 0.5,

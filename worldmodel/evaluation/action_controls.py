@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.episodes.clips import LatentBatch
+from worldmodel.episodes.imagine_clip import imagine_clip
 from worldmodel.model import WorldModel
 
 START, HORIZON = 4, 8
@@ -42,14 +43,8 @@ def latent_error(
         clip = episode.cut(START + HORIZON, start=FIRST)
         moved = episode.cut(START + HORIZON, start=FIRST + offset)
         mask = clip.view_valid
-        imagined = model.imagine(
-            clip.latents[:, :START].float(),
-            moved.actions[:, :-1],
-            action_valid=moved.action_valid[:, :-1],
-            epsilon=(),
-            view_valid=None if mask is None else mask[:, :START],
-            first_state=None if clip.states is None else clip.states[:, 0],
-        ).latents.cpu()
+        given = replace(clip, actions=moved.actions, action_valid=moved.action_valid)
+        imagined = imagine_clip(model, given, START, epsilon=()).latents.cpu()
         gap = (imagined - clip.latents[:, START:].float()).square()
         if mask is not None:
             gap = gap[mask[:, START:]]
@@ -213,11 +208,5 @@ def _pairs(latents: Float[Tensor, "time view channel h w"], clip: LatentBatch, f
 
 @torch.inference_mode()
 def _imagined(model: WorldModel, clip: LatentBatch) -> Tensor:
-    mask = clip.view_valid
-    imagined = model.imagine(
-        clip.latents[:, :START].float(), clip.actions[:, :-1],
-        action_valid=clip.action_valid[:, :-1], epsilon=(),
-        view_valid=None if mask is None else mask[:, :START],
-        first_state=None if clip.states is None else clip.states[:, 0],
-    ).latents[0].cpu()  # fmt: skip
+    imagined = imagine_clip(model, clip, START, epsilon=()).latents[0].cpu()
     return torch.cat((clip.latents[0, :START].float(), imagined))

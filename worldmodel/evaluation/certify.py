@@ -23,6 +23,7 @@ from worldmodel.certificate import (
 from worldmodel.checkpoint import fingerprint
 from worldmodel.episodes.clips import LatentBatch
 from worldmodel.episodes.episode import Episode
+from worldmodel.episodes.imagine_clip import imagine_clip
 from worldmodel.evaluation.action_controls import (
     inverse_dynamics,
     offset_errors,
@@ -129,13 +130,7 @@ def _psnr(
 
 def from_first_frame(model: WorldModel, batch: LatentBatch) -> torch.Tensor:
     """Latents of a whole episode, imagined from its first frame."""
-    mask = batch.view_valid
-    return model.imagine(
-        batch.latents[:, :1].float(), batch.actions[:, :-1],
-        action_valid=batch.action_valid[:, :-1], epsilon=(),
-        view_valid=None if mask is None else mask[:, :1],
-        first_state=None if batch.states is None else batch.states[:, 0],
-    ).latents.cpu()  # fmt: skip
+    return imagine_clip(model, batch, 1, epsilon=()).latents.cpu()
 
 
 def labelled(batches: Sequence[LatentBatch]) -> list[LatentBatch]:

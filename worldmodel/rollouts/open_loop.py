@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from worldmodel.episodes.clips import LatentBatch, collate_latents
 from worldmodel.episodes.episode import Episode
+from worldmodel.episodes.imagine_clip import imagine_clip
 from worldmodel.model import WorldModel
 from worldmodel.networks.confidence_heads import EPSILONS as EPSILONS  # re-exported
 from worldmodel.networks.sampler import Sampling
@@ -137,16 +138,9 @@ def _imagine_batch(
     windows = collate_latents(
         [episodes[s.episode].cut(context + horizon, start=s.start - context) for s in batch]
     )
-    view_mask = windows.view_valid
-    imagined = model.imagine(
-        windows.latents[:, :context].float(),
-        windows.actions[:, :-1],
-        action_valid=windows.action_valid[:, :-1],
-        seeds=seeds,
-        epsilon=EPSILONS if model.has_confidence else (),
-        view_valid=None if view_mask is None else view_mask[:, :context],
-        sampling=sampling,
-        first_state=None if windows.states is None else windows.states[:, 0],
+    epsilon = EPSILONS if model.has_confidence else ()
+    imagined = imagine_clip(
+        model, windows, context, seeds=seeds, epsilon=epsilon, sampling=sampling
     )
     for row, segment in enumerate(batch):
         target, window = results[segment.episode], slice(segment.start, segment.stop)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldmodel.episodes.clips import LatentBatch, collate_latents, full_view_mask
+from worldmodel.episodes.imagine_clip import imagine_clip
 from worldmodel.model import WorldModel
 from worldmodel.monitors.reliability.counts import Reliability
 from worldmodel.monitors.reliability.measures import expected_calibration_error
@@ -105,13 +106,7 @@ def roll_out(model: WorldModel, seen: HeldOut, *, epsilon: Sequence[float]) -> A
     """Open-loop rollout of held-out clips with the model's own sampler and fixed seeds."""
     device = next(model.dynamics.parameters()).device
     clips = seen.clips.to(device)
-    return model.imagine(
-        clips.latents[:, : seen.start],
-        clips.actions[:, :-1],
-        action_valid=clips.action_valid[:, :-1],
-        epsilon=epsilon,
-        view_valid=None if clips.view_valid is None else clips.view_valid[:, : seen.start],
-    )
+    return imagine_clip(model, clips, seen.start, epsilon=epsilon)
 
 
 def side_by_side(

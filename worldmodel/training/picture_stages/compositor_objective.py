@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from worldmodel.episodes.clips import LatentBatch
+from worldmodel.episodes.imagine_clip import imagine_clip
 from worldmodel.model import WorldModel
 from worldmodel.networks.compositing import LastReal, compose
 from worldmodel.networks.compositor import Compositor
@@ -97,12 +98,8 @@ def imagined_views(
     clip = episode.cut(start + horizon, start=(first := int(rng.integers(room + 1))))
     view_mask, device = clip.view_valid, model.tokenizer.mean.device
     clip = clip.to(device)
-    imagined = model.imagine(
-        clip.latents[:, :start].float(), clip.actions[:, :-1],
-        action_valid=clip.action_valid[:, :-1], seeds=[int(rng.integers(2**31))], epsilon=(),
-        view_valid=None if clip.view_valid is None else clip.view_valid[:, :start],
-        first_state=None if clip.states is None else clip.states[:, 0],
-    ).latents[0]  # fmt: skip
+    seeds = [int(rng.integers(2**31))]
+    imagined = imagine_clip(model, clip, start, seeds=seeds, epsilon=()).latents[0]
     truth, seen = clip.latents[0], frames[first : first + start + horizon]
     for view in range(frames.shape[1]):
         if view_mask is not None and not view_mask[0, start - 1 :, view].all():

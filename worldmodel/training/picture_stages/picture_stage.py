@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from worldmodel.episodes.episode import Episode
+from worldmodel.episodes.imagine_clip import imagine_clip
 from worldmodel.episodes.load import load_episode
 from worldmodel.episodes.picture_evidence import NAMES, imagined_pictures, picture_evidence
 from worldmodel.model import WorldModel
@@ -139,12 +140,7 @@ def rollout_patches(
     clip = episode.batch.cut(start + horizon, start=first)
     frames = episode.frames[first : first + start + horizon]
     mask, latents = clip.view_valid, clip.latents.float()
-    imagined = model.imagine(
-        latents[:, :start], clip.actions[:, :-1],
-        action_valid=clip.action_valid[:, :-1], epsilon=(),
-        view_valid=None if mask is None else mask[:, :start],
-        first_state=None if clip.states is None else clip.states[:, 0],
-    ).latents[0].cpu()  # fmt: skip
+    imagined = imagine_clip(model, clip, start, epsilon=()).latents[0].cpu()
     seen = None if mask is None else mask[0, start - 1]
     shown = model.show(imagined, frames[start - 1], last_latents=latents[0, start - 1], seen=seen)
     rollout = imagined_pictures(clip, frames[:start], latents=imagined, shown=shown.cpu())
