@@ -23,7 +23,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 
 ORDER = (
-    "budgets extras write_lock",
+    "budgets extras precision write_lock",
     "structured_files",
     "datasets monitors networks checkpoint c3_files",
     "certificate imagination model_config",

@@ -213,7 +213,9 @@ class Imagination:
         self._views = inputs.imagined_views
         self._draw = RowNoise(inputs.seeds, self._previous)
         levels = self._previous.new_empty(0) if epsilon is None else epsilon
-        self._rollout = begin(network, context, sampling, self._draw, levels)
+        self._network = network
+        with network.computing():
+            self._rollout = begin(network, context, sampling, self._draw, levels)
 
     @torch.inference_mode()
     def step(
@@ -232,7 +234,8 @@ class Imagination:
             view_valid=self._views,
             pose=self._pose.after(actions, action_valid),
         )
-        imagined = self._rollout.next_frame(frame)
+        with self._network.computing():
+            imagined = self._rollout.next_frame(frame).each(self._network.computed)
         self._previous = imagined.latent[:, None]
         return imagined
 

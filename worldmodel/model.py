@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -79,6 +79,16 @@ class WorldModel(nn.Module):
             self.picture_confidence = PixelConfidence(config.pictures)
 
     @property
+    def device(self) -> torch.device:
+        """Device of the weights; inputs are moved to it, results stay on it."""
+        return self.tokenizer.mean.device
+
+    def compute_in(self, dtype: torch.dtype) -> WorldModel:
+        """Run tokenizer and dynamics in this precision; heads and results stay in float32."""
+        self.tokenizer.compute_dtype = self.dynamics.compute_dtype = dtype
+        return self
+
+    @property
     def states_confidence(self) -> bool:
         """Whether the network has its own confidence head, as C3 does."""
         return isinstance(self.dynamics, C3Network) and self.dynamics.has_confidence
@@ -111,7 +121,7 @@ class WorldModel(nn.Module):
             raise ValueError(
                 f"`frames` has {views} views; the model was trained on {self.config.cameras}."
             )
-        device, size = self.tokenizer.mean.device, self.config.image_size
+        device, size = self.device, self.config.image_size
         flat = rearrange(frames, "t v h w c -> (t v) h w c")
         parts = [
             self.tokenizer.encode(resize(to_model(part.to(device)), size))
@@ -127,7 +137,7 @@ class WorldModel(nn.Module):
         self, latents: Float[Tensor, "*batch channel h w"], *, chunk: int = 64
     ) -> UInt8[Tensor, "*batch height width 3"]:
         """Decode latents to uint8 pixels."""
-        flat = latents.reshape(-1, *latents.shape[-3:])
+        flat = latents.to(self.device).reshape(-1, *latents.shape[-3:])
         parts = [to_pixels(self.tokenizer.decode(part)) for part in torch.split(flat, chunk)]
         pixels = torch.cat(parts)
         return pixels.reshape(*latents.shape[:-3], *pixels.shape[1:])
@@ -158,7 +168,7 @@ class WorldModel(nn.Module):
         Raises:
             ValueError: The leading axes of `last_real` do not fit those of `latents`.
         """
-        leading, own, device = latents.shape[:-3], last_real.shape[:-3], self.tokenizer.mean.device
+        leading, own, device = latents.shape[:-3], last_real.shape[:-3], self.device
         flat = latents.to(device).float().reshape(-1, *latents.shape[-3:])
         frames = to_model(last_real.to(device)).reshape(-1, 3, *last_real.shape[-3:-1])
         frames = resize(frames, self.config.image_size)
@@ -176,6 +186,26 @@ class WorldModel(nn.Module):
         shares = training_free_shares if self.compositor is None else self.compositor
         pixels = composed_pictures(self.tokenizer, shares, flat, last, rows, chunk=chunk)
         return pixels.reshape(*leading, *pixels.shape[1:])
+
+    @torch.inference_mode()
+    def success(
+        self,
+        latents: Float[Tensor, "batch time view channel h w"],
+        task: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch time"]:
+        """P(the task is done) in each frame, by the success classifier, on the CPU."""
+        task = None if task is None else task.to(self.device)
+        return self.judge(latents.to(self.device), task).sigmoid().cpu()
+
+    @torch.inference_mode()
+    def success_from_actions(
+        self,
+        actions: Float[Tensor, "batch time action"],
+        task: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, " batch"]:
+        """P(the episode succeeds), by the classifier that sees actions alone, on the CPU."""
+        task = None if task is None else task.to(self.device)
+        return self.action_judge(actions.to(self.device), task).sigmoid().cpu()
 
     def set_compositor(self, compositor: Compositor | None) -> None:
         """Replace the compositor; None: pictures are composed without one."""
@@ -223,17 +253,17 @@ class WorldModel(nn.Module):
                 seeds, or no camera.
         """
         self._check_shapes(context, actions)
-        known = torch.ones(actions.shape[:2], dtype=torch.bool, device=actions.device)
+        device, known = self.device, torch.ones(actions.shape[:2], dtype=torch.bool)
         inputs = RolloutInputs(
-            context=context,
-            actions=actions,
-            action_valid=known if action_valid is None else action_valid,
+            context=context.to(device),
+            actions=actions.to(device),
+            action_valid=(known if action_valid is None else action_valid).to(device),
             seeds=range(len(context)) if seeds is None else seeds,
-            noise=noise,
-            view_valid=view_valid,
-            first_state=first_state,
+            noise=None if noise is None else noise.to(device),
+            view_valid=None if view_valid is None else view_valid.to(device),
+            first_state=None if first_state is None else first_state.to(device),
         )
-        levels = torch.tensor(list(epsilon)).to(context.device)
+        levels = torch.tensor(list(epsilon), dtype=torch.float32, device=device)
         return imagine(
             self.dynamics, self.confidence, inputs,
             sampling=sampling or self.sampling, epsilon=levels,
@@ -292,8 +322,19 @@ class WorldModel(nn.Module):
         return {name: value for name, value in state.items() if not name.startswith("tokenizer.")}
 
     @classmethod
-    def load(cls, source: str | Path) -> WorldModel:
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> WorldModel:
         """Load a model from a folder or by the name of a shipped one ("tabletop"), in eval mode.
+
+        Args:
+            source: The folder or name.
+            device: Device of its weights.
+            dtype: Precision of its networks, see `compute_in`.
 
         Raises:
             ValueError: The checkpoint does not exist, or one of its files is missing, corrupt or
@@ -324,7 +365,7 @@ class WorldModel(nn.Module):
             raise ValueError(f"The weights in {str(folder)!r} do not fit its config.json: {wrong}.")
         # Weights stored in half precision are cast when copied into the parameters.
         model.load_state_dict(weights, strict=False)
-        return model.eval()
+        return model.eval().to(device).compute_in(dtype)
 
 
 def first_mismatch(expected: dict[str, Tensor], stored: dict[str, Tensor]) -> str | None:

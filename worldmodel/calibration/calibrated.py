@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
@@ -34,6 +35,7 @@ from worldmodel.model import WorldModel
 from worldmodel.monitors.monitor import RuntimeMonitor
 from worldmodel.monitors.validity import staleness
 from worldmodel.monitors.verdict import Evidence
+from worldmodel.precision import dtype_name
 from worldmodel.rollouts.open_loop import EpisodeRollouts, roll_out
 from worldmodel.rollouts.recalibrate import Curves, recalibrated, restored_curves
 from worldmodel.structured_files import Positive, read_json
@@ -198,10 +200,22 @@ def load_calibration(
         )
     if evidence := staleness(calibration.monitor.metadata_, calibration.monitor.today()):
         LOG.warning("note: the monitor in %s is stale: %s", folder, evidence.note)
+    warn_of_precision(model, folder)
     certificate = Certificate.load(checkpoint)
     if certificate is not None and certificate.uses[MONITOR].passed is False:
         calibration.monitor.not_certified = Evidence(None, 0.0, certificate.sentence())
     return calibration
+
+
+def warn_of_precision(model: WorldModel, monitor: Path) -> None:
+    """Warn if the model runs in another precision than that of its calibration."""
+    own, calibrated = dtype_name(model.dynamics.compute_dtype), read_record(monitor).dtype
+    if own != calibrated:
+        LOG.warning(
+            "note: the networks run in %s, but the monitor in %s was calibrated in %s: confidence "
+            "and alarm rates may differ; calibrate with `--dtype %s`.",
+            own, monitor, calibrated, own,
+        )  # fmt: skip
 
 
 class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,6 +226,8 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     reference_data: str = ""
     reference: list[str] = []
     renderer: str | None = None
+    dtype: str = "float32"
+    """Precision that the networks ran in."""
 
 
 def read_record(monitor: Path) -> CalibrationRecord:
@@ -240,6 +256,8 @@ class Checkpoint:
         *,
         monitor: Path | None = None,
         stages: Sequence[str] = ("confidence",),
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> Checkpoint:
         """Load a calibrated checkpoint.
 
@@ -247,6 +265,8 @@ class Checkpoint:
             source: Folder of the checkpoint, or the name of a shipped one ("tabletop").
             monitor: Folder that `worldmodel calibrate` wrote; None: `monitor` in the checkpoint.
             stages: Training stages that must be complete.
+            device: Device of the networks.
+            dtype: Precision of the networks.
 
         Raises:
             OSError: The model is not calibrated.
@@ -254,7 +274,7 @@ class Checkpoint:
                 monitor was calibrated for other weights.
         """
         folder = checkpoint_folder(source)
-        model = WorldModel.load(folder)
+        model = WorldModel.load(folder, device=device, dtype=dtype)
         check_trained(model.config.provenance, source, *stages)
         monitor_folder = monitor or folder / "monitor"
         return cls(model, load_calibration(model, folder, monitor_folder), folder, monitor_folder)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from worldmodel.cli._device import AUTOMATIC, Networks
 from worldmodel.monitors.nuisances import DEFAULTS
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Command:
     variable is set, no command loads a monitor that this key did not sign."""
     json: bool = False
     """Print the result as JSON."""
+    networks: Networks = AUTOMATIC
 
 
 def run(command: Command) -> int:
@@ -91,7 +93,7 @@ def run(command: Command) -> int:
     target = command.out or folder / "monitor"
     check_target(target)
     key = read_key(command.sign_key) if command.sign_key else environment_key()
-    model = WorldModel.load(command.model)
+    model = WorldModel.load(command.model, **command.networks.placement)
     check_trained(model.config.provenance, folder, "confidence")
     reference = None if command.reference is None else open_for(model, command.reference)
     data = open_for(model, command.data)
@@ -147,6 +149,7 @@ def make_record(command: Command, plan: Plan, fitted: CalibrationResult) -> dict
         "recalibration": command.recalibration,
         "horizon": command.horizon,
         "delta": command.delta,
+        "dtype": command.networks.dtype,
         "nuisances": list(command.nuisance),
         "alphas": {level.name.lower(): alpha for level, alpha in monitor.config.alphas.items()},
         "thresholds": {n.name.lower(): t for n, t in monitor.alarm_rule_.thresholds_.items()},

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from worldmodel.cli._device import AUTOMATIC, Networks
+
 if TYPE_CHECKING:
     from worldmodel.datasets.dataset import Dataset
     from worldmodel.episodes.episode import Episode
@@ -39,6 +41,7 @@ class Command:
     """Leave out episodes that cannot be read, and name them; default: stop at the first."""
     json: bool = False
     """Print the certificate as JSON."""
+    networks: Networks = AUTOMATIC
 
 
 def run(command: Command) -> int:
@@ -52,7 +55,7 @@ def run(command: Command) -> int:
     from worldmodel.report.html import Block, Section, Text, write_report
 
     folder = checkpoint_folder(command.model)
-    model = WorldModel.load(folder)
+    model = WorldModel.load(folder, **command.networks.placement)
     check_trained(model.config.provenance, folder, "dynamics")
     nominal = held_out_episodes(command, model, open_for(model, command.data))
     shifted = {

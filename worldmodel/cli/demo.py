@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from worldmodel.cli._device import AUTOMATIC, Networks
 from worldmodel.demo_config import DemoConfig
 
 
@@ -17,6 +18,7 @@ class Command(DemoConfig):
     """HTML report to write."""
     json: bool = False
     """Print the figures as JSON instead of tables."""
+    networks: Networks = AUTOMATIC
 
 
 def run(command: Command) -> int:
@@ -27,7 +29,9 @@ def run(command: Command) -> int:
     from worldmodel.report.demo_page import false_alarms, sections, tables
     from worldmodel.report.html import Section, Text, write_report
 
-    checkpoint = Checkpoint.load(command.model, stages=("confidence", "judge"))
+    checkpoint = Checkpoint.load(
+        command.model, stages=("confidence", "judge"), **command.networks.placement
+    )
     log_certificate(checkpoint.folder)
     result = run_demo(checkpoint, command)
     title = f"worldmodel demo: {command.model} on {command.task}"

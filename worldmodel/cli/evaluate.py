@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from worldmodel.cli._device import AUTOMATIC, Networks
 from worldmodel.demo_config import POLICIES_COMPARED
 
 
@@ -26,6 +27,7 @@ class Command:
     """Simulation processes."""
     json: bool = False
     """Print the figures as JSON."""
+    networks: Networks = AUTOMATIC
 
     def __post_init__(self) -> None:
         if len(self.policies) < 2 or self.episodes < 2:
@@ -42,7 +44,9 @@ def run(command: Command) -> int:
     from worldmodel.evaluation.simulate import evaluate_simulated
     from worldmodel.report.policy_tables import agreement_table, policy_table
 
-    checkpoint = Checkpoint.load(command.model, stages=("confidence", "judge"))
+    checkpoint = Checkpoint.load(
+        command.model, stages=("confidence", "judge"), **command.networks.placement
+    )
     log_certificate(checkpoint.folder)
     evaluation = evaluate_simulated(
         checkpoint, command.policies, task=command.task, episodes=command.episodes,

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from worldmodel.cli._device import AUTOMATIC, Networks
+
 if TYPE_CHECKING:
     from worldmodel.calibration.calibrated import Calibration
     from worldmodel.datasets.dataset import Dataset
@@ -72,6 +74,7 @@ class Command:
     every episode once more, beforehand."""
     json: bool = False
     """Print the result as JSON."""
+    networks: Networks = AUTOMATIC
 
 
 def run(command: Command) -> int:
@@ -92,7 +95,7 @@ def run(command: Command) -> int:
         raise ValueError("`--start` and `--horizon` must be at least 1, `--seed` at least 0.")
     folder = checkpoint_folder(command.model)
     log_certificate(folder)
-    model = WorldModel.load(folder)
+    model = WorldModel.load(folder, **command.networks.placement)
     if not model.has_confidence and "imported" in model.config.provenance:
         print(
             "note: the model has no confidence: rollouts are logged without. To train a confidence "
@@ -129,6 +132,7 @@ def attributes_of(
     command: Command, model: WorldModel, folder: Path, monitor: Path | None, sampling: Sampling
 ) -> dict[str, Any]:
     """Attributes of the log; a run that continues it must have the same."""
+    from worldmodel.calibration.calibrated import read_record
     from worldmodel.rollouts.decomposition import Intent
     from worldmodel.rollouts.log import log_attributes
 
@@ -136,6 +140,8 @@ def attributes_of(
         model, command="imagine", checkpoint=folder, monitor=monitor, data=command.data,
         kind=command.pictures,
     )  # fmt: skip
+    if monitor is not None:
+        common["calibrated_dtype"] = read_record(monitor).dtype
     return {
         **common,
         "start": command.start,

@@ -15,6 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from worldmodel.cli._device import AUTOMATIC, Networks
+
 if TYPE_CHECKING:
     from worldmodel.calibration.calibrated import Checkpoint
     from worldmodel.model import WorldModel
@@ -55,6 +57,7 @@ class Command:
     imagine: bool = True
     """Predict the next frame of every robot and check it on arrival, which detects actions that the
     robot does not execute. A step takes about four times as long, mostly after the verdict."""
+    networks: Networks = AUTOMATIC
 
 
 def run(command: Command) -> int:
@@ -82,7 +85,9 @@ def run(command: Command) -> int:
         max_connects_per_minute=command.max_connects_per_minute,
         out=command.out,
     )
-    checkpoint = Checkpoint.load(command.model, monitor=command.monitor)
+    checkpoint = Checkpoint.load(
+        command.model, monitor=command.monitor, **command.networks.placement
+    )
     log_certificate(checkpoint.folder)
     model, calibration = checkpoint.model, checkpoint.calibration
     monitor = online_monitor(model, calibration) if command.imagine else calibration.monitor
@@ -110,6 +115,7 @@ def sessions(model: WorldModel, monitor: RuntimeMonitor) -> Callable[[Path | Non
 def service_metadata(checkpoint: Checkpoint, monitor: RuntimeMonitor) -> dict[str, Any]:
     """First message to every robot."""
     from worldmodel.checkpoint import fingerprint
+    from worldmodel.precision import dtype_name
 
     config = checkpoint.model.config
     return {
@@ -123,6 +129,7 @@ def service_metadata(checkpoint: Checkpoint, monitor: RuntimeMonitor) -> dict[st
         "model_hash": fingerprint(checkpoint.folder),
         "monitor_hash": fingerprint(checkpoint.monitor_folder),
         "channels": list(monitor.alarm_rule_.channels_.names),
+        "dtype": dtype_name(checkpoint.model.dynamics.compute_dtype),
         "imagines": monitor.claims is not None,
     }
 

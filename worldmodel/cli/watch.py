@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worldmodel.checkpoint import check_new
+from worldmodel.cli._device import AUTOMATIC, Networks
 
 if TYPE_CHECKING:
-    from worldmodel.calibration.calibrated import Calibration
+    from worldmodel.calibration.calibrated import Calibration, Checkpoint
     from worldmodel.datasets.dataset import Dataset
     from worldmodel.model import WorldModel
     from worldmodel.runtime.fleet import DriftSummary
@@ -51,6 +52,7 @@ class Command:
     every episode once more, beforehand."""
     json: bool = False
     """Print the result as JSON."""
+    networks: Networks = AUTOMATIC
 
 
 def run(command: Command) -> int:
@@ -61,13 +63,15 @@ def run(command: Command) -> int:
     from worldmodel.datasets.rollout_log import RolloutLog
     from worldmodel.episodes.load import open_for, select_episodes
     from worldmodel.episodes.usable import usable_episodes
-    from worldmodel.rollouts.log import log_attributes, write_rollout
+    from worldmodel.rollouts.log import write_rollout
     from worldmodel.runtime.fleet import check_block, fleet_drift, largest_alarm_score
     from worldmodel.runtime.watch import VERDICT, summarize_watch
 
     check_new(command.out)
     check_view(command.view, command.out)
-    checkpoint = Checkpoint.load(command.model, monitor=command.monitor)
+    checkpoint = Checkpoint.load(
+        command.model, monitor=command.monitor, **command.networks.placement
+    )
     log_certificate(checkpoint.folder)
     model, calibration = checkpoint.model, checkpoint.calibration
     check_block(calibration.monitor.alarm_rule_, command.drift_block)
@@ -78,13 +82,7 @@ def run(command: Command) -> int:
     note_long_episodes(calibration, dataset, names)
     now = datetime.now(UTC)
     calibration.monitor.today = lambda: now  # one date for all episodes, as logged
-    attributes = log_attributes(
-        model,
-        command="watch",
-        checkpoint=checkpoint.folder,
-        monitor=checkpoint.monitor_folder,
-        data=command.data,
-    ) | {"watched_at": now.isoformat()}
+    attributes = attributes_of(checkpoint, command.data) | {"watched_at": now.isoformat()}
     log: RolloutLog | None = None
     summaries, alarm_scores = {}, {}
     watched = watch_episodes(
@@ -101,6 +99,17 @@ def run(command: Command) -> int:
     drift = fleet_drift(rule, alarm_scores, block=command.drift_block)
     print_result(command, summaries, drift, left_out, rate_hz=model.config.rate_hz)
     return int(any(summary.first_alarm is not None for summary in summaries.values()))
+
+
+def attributes_of(checkpoint: Checkpoint, data: Path) -> dict[str, Any]:
+    """Attributes of the log."""
+    from worldmodel.calibration.calibrated import read_record
+    from worldmodel.rollouts.log import log_attributes
+
+    monitor = checkpoint.monitor_folder
+    return log_attributes(
+        checkpoint.model, command="watch", checkpoint=checkpoint.folder, monitor=monitor, data=data
+    ) | {"calibrated_dtype": read_record(monitor).dtype}
 
 
 def check_view(view: Path | None, out: Path | None) -> None:

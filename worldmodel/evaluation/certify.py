@@ -150,7 +150,7 @@ def outcomes(model: WorldModel, batches: Sequence[LatentBatch]) -> Outcomes | No
     found, true = [], []
     for batch in labelled(batches):
         last = from_first_frame(model, batch)[:, -LAST_FRAMES:]
-        found.append(bool(model.judge(last, batch.task).sigmoid().mean() > 0.5))
+        found.append(bool(model.success(last, batch.task).mean() > 0.5))
         true.append(bool(batch.success[0, -1] > 0.5))
     if not true:
         return None

@@ -129,10 +129,10 @@ def classify_episodes(
     imagined, trusted = [], []
     for rollout, batch in zip(rollouts, batches, strict=True):
         last = rollout.imagined[None, -LAST_FRAMES:]
-        probability = model.judge(last, batch.task).sigmoid().mean()
+        probability = model.success(last, batch.task).mean()
         imagined.append(bool(probability > 0.5))
         trusted.append(gate.lets_through(rollout))
-    from_actions = [bool(model.action_judge(batch.actions, batch.task)[0] > 0) for batch in batches]
+    from_actions = [bool(model.success_from_actions(b.actions, b.task)[0] > 0.5) for b in batches]
     return PolicyOutcomes(
         true=np.array([bool(batch.success[0, -1] > 0.5) for batch in batches]),
         imagined=np.array(imagined),

@@ -33,6 +33,7 @@ from worldmodel.networks.attention import (
 from worldmodel.networks.c3_objectives import OBJECTIVES, Objective
 from worldmodel.networks.cache import TemporalCache
 from worldmodel.networks.sampler import Sampling
+from worldmodel.precision import PrecisionModule
 
 ROTARY = ("standard", "pixel", "legacy")
 PUBLISHED = Sampling(num_steps=10, method="ddim")
@@ -187,7 +188,7 @@ class Stack(nn.Module):
         )  # fmt: skip
 
 
-class C3Network(nn.Module):
+class C3Network(PrecisionModule):
     """The C3 and WorldGym network; see the module's docstring.
 
     Latents have our axes. To convert from and to the publications' [batch, time, height, width,

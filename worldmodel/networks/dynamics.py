@@ -29,6 +29,7 @@ from worldmodel.networks.attention import (
 from worldmodel.networks.cache import TemporalCache
 from worldmodel.networks.commanded_pose import CommandedPose
 from worldmodel.networks.noise_schedule import posterior_under_persistence
+from worldmodel.precision import PrecisionModule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +228,7 @@ def checkpointed(block: nn.Module, *values: Any, **options: Any) -> Tensor:
     return checkpoint(block, *values, use_reentrant=False, preserve_rng_state=False, **options)
 
 
-class Dynamics(nn.Module):
+class Dynamics(PrecisionModule):
     """The dynamics network; see the module's docstring."""
 
     change_std: Tensor

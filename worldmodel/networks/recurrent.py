@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from worldmodel.networks.commanded_pose import CommandedPose
 from worldmodel.networks.dynamics import FrameInputs, only_valid
+from worldmodel.precision import PrecisionModule
 
 GRID = 8
 """Largest height and width of the maps that the conditioning network makes."""
@@ -137,7 +138,7 @@ class NextFrame:
     """Input of confidence heads and of the readout."""
 
 
-class RecurrentDynamics(nn.Module):
+class RecurrentDynamics(PrecisionModule):
     """The recurrent dynamics network; see the module's docstring."""
 
     change_std: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -105,6 +105,11 @@ class ImaginedFrame:
     """Input of a confidence head."""
     confidence: Float[Tensor, "batch view channel h w levels"] | None = None
     """P(error <= ε) from the network's own confidence head; None without one."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> ImaginedFrame:
+        """The frame with all tensors changed."""
+        own = None if self.confidence is None else change(self.confidence)
+        return ImaginedFrame(change(self.latent), change(self.features), own)
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ from worldmodel.networks.tokenizer_files import (
     load_autoencoder,
     read_whitening,
 )
+from worldmodel.precision import PrecisionModule
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC
@@ -76,7 +77,7 @@ def build_autoencoder(config: TokenizerConfig) -> AutoencoderDC:
     )
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(PrecisionModule):
     """Diffusers autoencoder that encodes single frames as whitened latents.
 
     Whitened latents have zero mean and unit standard deviation per channel, after `fit_whitening`.
@@ -166,14 +167,16 @@ class Tokenizer(nn.Module):
                 f"stride {stride}, got {height} x {width}; resize them, for example to {near[0]} x "
                 f"{near[1]}."
             )
-        return self.kind.encode(self.autoencoder, frames)
+        with self.computing():
+            return self.computed(self.kind.encode(self.autoencoder, frames))
 
     def decode(
         self, latents: Float[Tensor, "batch channel h w"]
     ) -> Float[Tensor, "batch 3 height width"]:
         """Frames in about [-1, 1] from whitened latents."""
         latents = latents * self.std[:, None, None] + self.mean[:, None, None]
-        return self.kind.decode(self.autoencoder, latents)
+        with self.computing():
+            return self.computed(self.kind.decode(self.autoencoder, latents))
 
     @torch.no_grad()
     def fit_whitening(self, batches: Iterable[Float[Tensor, "_ 3 _ _"]]) -> Tokenizer:
@@ -225,9 +228,10 @@ class BottleneckInput:
         """Features of frames in [-1, 1], one vector per latent position."""
         frames = frames.to(self.device).contiguous(memory_format=torch.channels_last)
         try:
-            self.tokenizer.kind.encode(self._truncated, frames)
+            with self.tokenizer.computing():
+                self.tokenizer.kind.encode(self._truncated, frames)
         except _ReachedError as reached:
-            features = reached.features
+            features = self.tokenizer.computed(reached.features)
         else:
             raise RuntimeError("The encoder did not reach its last convolution.")
         features = features[:, :, 0] if self.tokenizer.kind.video else features

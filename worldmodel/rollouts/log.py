@@ -19,6 +19,7 @@ from worldmodel.datasets.rollout_log import RolloutLog
 from worldmodel.episodes.episode import Episode
 from worldmodel.model import WorldModel
 from worldmodel.networks.c3 import C3Network
+from worldmodel.precision import dtype_name
 from worldmodel.rollouts.open_loop import EPSILONS, EpisodeRollouts
 from worldmodel.rollouts.picture_kinds import COMPOSED
 from worldmodel.rollouts.pictures import pictures
@@ -93,7 +94,12 @@ def log_attributes(
         **({} if model.has_confidence else {"confidence": "none"}),
         "epsilons": list(EPSILONS),
         "pictures": kind,
+        "dtype": dtype_name(model.dynamics.compute_dtype),
     }
+
+
+EARLIER = {"dtype": "float32", "calibrated_dtype": "float32"}
+"""Attributes of logs that were written before they were recorded."""
 
 
 def open_log(path: Path, attributes: Mapping[str, Any]) -> RolloutLog | None:
@@ -106,7 +112,7 @@ def open_log(path: Path, attributes: Mapping[str, Any]) -> RolloutLog | None:
         return None
     log = RolloutLog.open(path)
     for name, value in attributes.items():
-        if (logged := log.attributes.get(name)) != value:
+        if (logged := log.attributes.get(name, EARLIER.get(name))) != value:
             raise ValueError(
                 f"{path} was written with `{name}` {logged!r}, not {value!r}; use another folder."
             )
