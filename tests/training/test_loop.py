@@ -338,6 +338,42 @@ def test_events_tell_loss_norm_rates_and_speed(tmp_path: Path) -> None:
     assert all(event.value > 0 for event in values["frames_per_second"])
 
 
+@pytest.mark.parametrize("stopped_after", [None, 5])
+def test_a_stage_can_end_with_its_best_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stopped_after: int | None
+) -> None:
+    """Validated at steps 0, 2, 4, 6, 7; the third is best, also if the run is stopped after it."""
+    config = replace(CONFIG, validate_every=2, keep_best=True)
+    scores = {0: 1.0, 2: 0.8, 4: 0.5, 6: 0.5, 7: 0.9}
+    seen: dict[int, Tensor] = {}
+
+    def fit_once(toy: Toy, stop: Stop | None = None) -> None:
+        def validate(writer: Any, step: int) -> float:
+            seen[step] = toy.final.weight.clone()
+            return scores[step]
+
+        fit(toy, Rows(), config, tmp_path / "stage", validate=validate, stop=stop)
+
+    if stopped_after is not None:
+        stop = Stop()
+        asked = iter([False] * (stopped_after - 1) + [True])
+        stop.agreed = lambda: "Stopped" if next(asked) else None  # type: ignore[method-assign]
+        with pytest.raises(TrainingStopped):
+            fit_once(Toy(), stop)
+    toy = Toy()
+    fit_once(toy)
+    assert list(seen) == [0, 2, 4, 6, 7]
+    assert torch.equal(toy.final.weight, seen[4])
+    assert not torch.equal(seen[4], seen[7])
+    again = Toy()
+    fit(again, Rows(), config, tmp_path / "stage")
+    assert torch.equal(again.final.weight, seen[4])
+    said = (
+        "Stage 'stage' ends with its weights of step 4 of 7: on held-out clips, its error is 0.50"
+    )
+    assert said in capsys.readouterr().err
+
+
 def test_looking_at_held_out_data_leaves_the_run_as_it_was(
     uninterrupted: Toy, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from worldmodel.episodes.clips import LatentBatch
 from worldmodel.model import WorldModel
 from worldmodel.networks.confidence_heads import ConfidenceConfig
+from worldmodel.networks.recurrent import RecurrentConfig
 from worldmodel.training.validation import (
     EPSILONS,
     HeldOut,
@@ -47,6 +48,32 @@ def test_held_out_clips_are_the_beginnings_of_long_episodes(seen: HeldOut) -> No
     assert torch.equal(seen.clips.latents[1], episode(9, 9).latents[0, :7].float())
     assert seen.horizons == [1, 2, 4]
     assert held_out([episode(6, 0)], start=2, horizon=5) is None
+
+
+def test_few_held_out_episodes_give_several_clips_each() -> None:
+    """Clips of 7 frames: the first of both episodes, then the second of the longer one."""
+    episodes = [episode(9, 0), episode(15, 1)]
+    found = held_out(episodes, start=2, horizon=5)
+    assert found is not None
+    expected = [episodes[0].latents[0, :7], *episodes[1].latents[0, :14].split(7)]
+    assert torch.equal(found.clips.latents, torch.stack(expected).float())
+    many = held_out([episode(70, seed) for seed in range(2)], start=2, horizon=5)
+    assert many is not None
+    assert len(many.clips) == 8
+
+
+def test_the_error_of_a_model_that_repeats_the_last_frame_is_one(
+    make_model: Callable[..., WorldModel], seen: HeldOut, tmp_path: Path
+) -> None:
+    """A recurrent network begins as one: it predicts no change."""
+    model = make_model()
+    network = RecurrentConfig(
+        channels=2, height=4, width=4, pose=False, features=8, memory=4, condition=3, layers=2
+    )
+    untrained = WorldModel(replace(model.config, dynamics=network), model.tokenizer).eval()
+    with SummaryWriter(str(tmp_path)) as writer:
+        assert show_rollouts(untrained, seen, writer, 0) == pytest.approx(1)
+        assert show_rollouts(model, seen, writer, 0) != pytest.approx(1)
 
 
 def test_errors_of_rollouts_are_those_of_imagine(

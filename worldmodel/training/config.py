@@ -34,6 +34,9 @@ class LoopConfig:
     """Steps between checkpoints."""
     validate_every: int = 200
     """Steps between validations on held-out clips; the last step is always validated."""
+    keep_best: bool = False
+    """End with the averaged weights of the validation that erred least on held-out clips, perhaps
+    those before the first step, instead of the last ones. For data of few scenes."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -17,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
 
 from worldmodel.networks.dynamics import Dynamics
 from worldmodel.networks.recurrent import RecurrentDynamics
@@ -37,11 +39,18 @@ from worldmodel.training.parallel import (
 )
 from worldmodel.training.randomness import step_randomness, step_seed
 from worldmodel.training.stage_log import Speed, StageLog
-from worldmodel.training.state import TrainingState, resume, save_checkpoint
+from worldmodel.training.state import (
+    TrainingState,
+    keep_if_best,
+    read_best,
+    resume,
+    save_checkpoint,
+)
 from worldmodel.training.stopping import Stop, TrainingStopped
 
-Validate = Callable[[Any, int], None]
-"""Validation of the objective's networks: `validate(writer, step)` logs to TensorBoard."""
+Validate = Callable[[Any, int], float | None]
+"""Validation of the objective's networks: `validate(writer, step)` logs to TensorBoard, and returns
+an error that `LoopConfig.keep_best` compares, or None."""
 
 
 @runtime_checkable
@@ -123,6 +132,10 @@ def fit(  # noqa: PLR0913 - all settings of a stage, by name
     stop.check(progress_text(start, config, folder))
     speed = Speed(objective, batch_size=config.batch_size, computing=computing)
     with StageLog(folder, start=start, steps=config.steps, speed=speed, track=track) as log:
+        keep = folder if config.keep_best else None
+        if validate and keep and not start:
+            run_validation(objective, state, validate, log.writer, 0, keep=keep)
+            log.speed.pause()
         for step, batch in load_batches(dataset, config, start=start):
             figures = advance(model, batch, config, computing, step)
             check_finite(figures, step, folder.name)
@@ -133,12 +146,23 @@ def fit(  # noqa: PLR0913 - all settings of a stage, by name
             if reason or done % config.checkpoint_every == 0 or done == config.steps:
                 save_checkpoint(state, folder, done)
             if validate and (done % config.validate_every == 0 or done == config.steps):
-                run_validation(objective, state, validate, log.writer, done)
+                run_validation(objective, state, validate, log.writer, done, keep=keep)
             log.speed.pause()
             if reason:
                 raise TrainingStopped(reason, progress_text(done, config, folder))
-    objective.load_state_dict(whole(state.average))
+    weights, best = whole(state.average), read_best(folder) if config.keep_best else None
+    if best is not None:
+        weights = best["weights"]
+        tqdm.write(best_text(best, config, folder), file=sys.stderr)
+    objective.load_state_dict(weights)
     return objective
+
+
+def best_text(best: Mapping[str, Any], config: LoopConfig, folder: Path) -> str:
+    """Describe which weights a stage ends with."""
+    text = f"Stage {folder.name!r} ends with its weights of step {best['step']} of {config.steps}"
+    error = f"on held-out clips, its error is {best['score']:.2f} times that of repeating a frame"
+    return f"{text}: {error}."
 
 
 def prepare(
@@ -219,14 +243,25 @@ def move_weights(state: TrainingState, config: LoopConfig, step: int) -> dict[st
 
 
 def run_validation(
-    objective: nn.Module, state: TrainingState, validate: Validate, writer: Any, step: int
+    objective: nn.Module,
+    state: TrainingState,
+    validate: Validate,
+    writer: Any,
+    step: int,
+    *,
+    keep: Path | None = None,
 ) -> None:
-    """Run `validate` with the averaged weights on the main process; the others wait."""
+    """Run `validate` with the averaged weights on the main process; the others wait.
+
+    The best weights so far are stored in the folder `keep`; None: nowhere.
+    """
     processes = all_processes()
     weights = whole(state.average, keep=processes.is_main_process)
     if processes.is_main_process:
         objective.load_state_dict(weights)
-        validate(writer, step)
+        score = validate(writer, step)
+        if score is not None and keep is not None:
+            keep_if_best(keep, weights, score=score, step=step)
     processes.wait_for_everyone()
 
 

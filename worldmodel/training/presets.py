@@ -222,7 +222,11 @@ LAPTOP = replace(
     dynamics=RecurrentConfig(features=96, memory=32),
     tokenizer_loop=replace(FAST.tokenizer_loop, steps=2000),
     dynamics_loop=replace(
-        FAST.dynamics_loop, steps=4000, curriculum=((0.0, 5), (0.2, 8), (0.5, 13))
+        FAST.dynamics_loop,
+        steps=4000,
+        curriculum=((0.0, 5), (0.2, 8), (0.5, 13)),
+        validate_every=25,
+        keep_best=True,
     ),
     confidence_loop=LoopConfig(steps=400, batch_size=8, curriculum=((0.0, 2), (0.15, 20))),
     clip_frames=13,

@@ -222,7 +222,7 @@ def make_validator(
     run: Run,
     model: WorldModel,
     names: Sequence[str],
-    show: Callable[[WorldModel, HeldOut, Any, int], None],
+    show: Callable[[WorldModel, HeldOut, Any, int], float | None],
 ) -> Validate | None:
     """Validation on the first episodes that are long enough; None if all are too short."""
     preset = run.preset

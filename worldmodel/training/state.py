@@ -19,6 +19,8 @@ from worldmodel.checkpoint import sync_files
 from worldmodel.training.parallel import all_processes, own_share, whole
 
 STATE = "state.pt"
+BEST = "best.pt"
+"""Averaged weights with the least error on held-out clips, so far."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,24 @@ def resume(state: TrainingState, folder: Path) -> int:
     for stepper, values in zip(state.steppers, stored["optimizers"], strict=True):
         stepper.load_state_dict(sharded_like(stepper, values))
     return int(checkpoint.name.removeprefix("step-"))
+
+
+def read_best(folder: Path) -> dict[str, Any] | None:
+    """Entries "score", "step" and "weights" of the best validation of a stage; None: no file."""
+    if not (folder / BEST).is_file():
+        return None
+    stored: dict[str, Any] = torch.load(folder / BEST, map_location="cpu", weights_only=True)
+    return stored
+
+
+def keep_if_best(folder: Path, weights: dict[str, Tensor], *, score: float, step: int) -> None:
+    """Store whole weights unless an earlier validation was as good; written atomically."""
+    best = read_best(folder)
+    if best is not None and best["score"] <= score:
+        return
+    partial = folder / f"{BEST}.partial"
+    torch.save({"score": score, "step": step, "weights": weights}, partial)
+    os.replace(partial, folder / BEST)
 
 
 @torch.no_grad()

@@ -29,6 +29,8 @@ NUM_SHOWN = 4
 """Clips logged as images."""
 HORIZONS = (1, 2, 4, 8, 16, 32)
 """Horizons of the logged metrics, in frames."""
+SCORED = 8
+"""Longest horizon of the error by which weights are chosen, in frames."""
 EPSILONS = (0.25, 0.5, 1.0)
 """Error thresholds of the reliability diagram, in latent standard deviations."""
 
@@ -53,30 +55,47 @@ class HeldOut:
 
 
 def held_out(episodes: Sequence[LatentBatch], *, start: int, horizon: int) -> HeldOut | None:
-    """First frames of the first episodes that are long enough; None if all are too short."""
-    long = [e.cut(start + horizon) for e in episodes if e.latents.shape[1] >= start + horizon]
-    if not long:
+    """First frames of the first episodes that are long enough; None if all are too short.
+
+    Fewer than `NUM_CLIPS` episodes also give later clips, which do not overlap.
+    """
+    length = start + horizon
+    longest = max((e.latents.shape[1] for e in episodes), default=0)
+    starts = range(0, longest - length + 1, length)
+    windows = [
+        e.cut(length, start=first)
+        for first in starts
+        for e in episodes
+        if e.latents.shape[1] >= first + length
+    ]
+    if not windows:
         return None
-    clips = collate_latents(long[:NUM_CLIPS])
+    clips = collate_latents(windows[:NUM_CLIPS])
     return HeldOut(replace(clips, latents=clips.latents.float()), start)
 
 
 @torch.inference_mode()
-def show_rollouts(model: WorldModel, seen: HeldOut, writer: Any, step: int) -> None:
+def show_rollouts(model: WorldModel, seen: HeldOut, writer: Any, step: int) -> float:
     """Log the PSNR of imagined latents by horizon, and images of rollouts next to the truth.
 
     The PSNR in dB has a peak of one latent standard deviation: 10 lg(1 / mean squared error).
-    Baseline: copying the last real frame.
+    Baseline: copying the last real frame. Returns the mean squared error over that of the baseline,
+    averaged over the horizons up to `SCORED`.
     """
     imagined = roll_out(model, seen, epsilon=()).latents
-    last = seen.clips.latents[:, seen.start - 1]
+    last, ratios = seen.clips.latents[:, seen.start - 1], []
     for horizon in seen.horizons:
         truth, view_mask = seen.at(horizon)
+        errors = {}
         for name, guess in {"imagined": imagined[:, horizon - 1].cpu(), "copied": last}.items():
+            errors[name] = (guess[view_mask] - truth[view_mask]).square().mean().item()
             figure = psnr_db(guess[view_mask], truth[view_mask], peak=1.0, floor=1e-12).item()
             writer.add_scalar(f"validation/psnr_db/{name}/horizon_{horizon:02d}", figure, step)
+        if horizon <= SCORED:
+            ratios.append(errors["imagined"] / max(errors["copied"], 1e-12))
     picture = side_by_side(model, seen, imagined)
     writer.add_image("validation/rollouts", picture, step, dataformats="HWC")
+    return sum(ratios) / len(ratios)
 
 
 @torch.inference_mode()
